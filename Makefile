@@ -1,0 +1,48 @@
+# Everything runs in .venv; `make` alone lists the targets.
+PYTHON ?= python3
+TORCH := torch==2.13.0
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test lint bench clean params lock
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(INSTALLED) ## Make .venv and install the locked requirements
+
+# torch comes first and by itself: pip takes the build that fits the machine, and the lock serves all builds.
+$(INSTALLED): requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(TORCH)
+	.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@touch $@
+
+repro: setup ## Run what has changed of the pipeline, then show the metrics of each variant
+	dvc repro
+	@python -m stages.report --show
+
+test: setup ## Run the tests
+	python -m pytest
+
+lint: setup ## Check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: setup ## Measure speed against peers (benchmarks/)
+	python -m benchmarks.scores
+
+clean: ## Remove caches and unfinished work; results and .venv stay
+	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+params: setup ## Write params.yaml, the default composition of conf/
+	python -m stages.params
+
+lock: setup ## Resolve requirements.in into requirements.lock (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --override requirements.override \
+		--no-emit-package torch --no-emit-package setuptools --no-emit-index-url --no-emit-find-links \
+		requirements.in -o requirements.lock

@@ -1,0 +1,42 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Write `text` to `path` as UTF-8 with `\n` line ends, making its folder where it is missing.
+
+    A reader sees the old file or the new one, never a part: the text goes to a temporary file in the same folder,
+    which then takes the name. A symbolic link at `path` is replaced, what it points to (a cache, say) is left alone.
+
+    Raises:
+        OSError: the folder cannot be made or written to; the temporary file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Opened as an ordinary file, so that the umask decides its mode (tempfile would make it private).
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write `values` to `path` as indented JSON in their own order, with a newline at the end, by `write_text`.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON does not have; names `path`, which is left as it was.
+        TypeError: a value is none that JSON knows; `path` is left as it was.
+        OSError: as `write_text`.
+    """
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    write_text(path, text + "\n")

@@ -1,0 +1,269 @@
+"""The typed schema of `params.yaml`: what every section holds, and its ranges.
+
+`conf/` composes the values (each key is commented there with unit, range and source), DVC writes them to
+`params.yaml`, and a stage reads it whole and hands its function the sections that it needs::
+
+    params = load()
+    train(adapter, dialogues, params.sft, params.lora, params.hardware, params.seed)
+
+A key that is unknown, missing or out of range is a `ParamsError` that names the key, the value and the file.
+`python -m stages.params recipe=empo model=tiny` composes `params.yaml` without running anything.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from stages.errors import UserError, reported
+
+PARAMS_FILE = Path("params.yaml")
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Scheduler = Literal["cosine", "linear", "constant"]
+Name = Annotated[str, Field(min_length=1)]
+
+section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+
+
+class ParamsError(UserError):
+    """`params.yaml` (or a composed configuration) does not fit the schema."""
+
+
+@section
+class Corpus:
+    """The dialogue corpus: which files, which reader."""
+
+    name: Name
+    reader: Literal["empathetic_dialogues"]
+    local_dir: str | None
+
+
+@section
+class Model:
+    """The base model: a hub model, or (without `hub_id`) the one that stage `base` makes."""
+
+    name: Name
+    hub_id: str | None
+    revision: str | None
+
+
+@section
+class Tiny:
+    """Architecture and pretraining of the model that stage `base` makes; unused with a hub model."""
+
+    vocab_size: Annotated[int, Field(ge=300, le=65536)]
+    hidden_size: Positive
+    intermediate_size: Positive
+    layers: Positive
+    heads: Positive
+    max_positions: Positive
+    corpus: Name
+    epochs: Positive
+    learning_rate: Rate
+    batch_size: Positive
+    max_length: Positive
+
+
+@section
+class Lora:
+    """LoRA adapter on all linear layers (Hu et al. 2021)."""
+
+    r: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class Sft:
+    """Supervised fine-tuning of the adapter."""
+
+    epochs: Positive
+    learning_rate: Rate
+    batch_size: Positive
+    lr_scheduler: Scheduler
+    warmup_steps: NotNegative
+    max_length: Positive
+    loss_on: Literal["assistant", "user"]
+
+
+@section
+class Pairs:
+    """Preference pairs from the opposite emotion (EmPO section 3 and Table 2)."""
+
+    opposites: Name
+    limit: Positive | None
+
+
+@section
+class Round:
+    """One epoch of DPO: the adapter that it starts from, and what its pairs hang on beside the dialogues."""
+
+    init: Name
+    candidates: Name
+
+
+@section
+class Dpo:
+    """Direct preference optimisation (Rafailov et al. 2023), one round an epoch."""
+
+    beta: Annotated[float, Field(gt=0)]
+    epochs: Positive
+    learning_rate: Rate
+    batch_size: Positive
+    lr_scheduler: Scheduler
+    warmup_steps: NotNegative
+    max_length: Positive
+    rounds: Annotated[dict[str, Round], Field(min_length=1)]
+
+
+@section
+class Generate:
+    """Decoding of the replies to the held-out contexts."""
+
+    limit: Positive | None
+    max_new_tokens: Positive
+    max_length: Positive
+    batch_size: Positive
+    do_sample: bool
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+
+@section
+class Variant:
+    """A model to evaluate: the base model, or the folder of an adapter on it."""
+
+    model: Name
+
+
+@section
+class Hardware:
+    """What the machine offers; nothing here changes what is computed, beyond rounding."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bf16", "fp32"]
+    threads: Positive
+    micro_batch_size: Positive
+    gradient_checkpointing: bool
+    save_every: Positive
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Params:
+    """The whole of `params.yaml`."""
+
+    seed: NotNegative
+    corpus: Corpus
+    model: Model
+    tiny: Tiny
+    lora: Lora
+    sft: Sft
+    pairs: Pairs
+    dpo: Dpo
+    generate: Generate
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    hardware: Hardware
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        ParamsError: the file is missing or is no YAML mapping, or a key is unknown, missing or out of range.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run from the project's root, or write it with `make params`") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is no valid YAML: {error}") from None
+    return check(values, str(path))
+
+
+def check(values: Any, source: str) -> Params:
+    """Check a composed configuration; `source` names where it came from in the errors.
+
+    Raises:
+        ParamsError: naming each offending key, its value and `source`.
+    """
+    try:
+        # Through JSON, since in strict mode pydantic takes a dataclass from an object of JSON but not from a dict.
+        params = TypeAdapter(Params).validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ParamsError("\n".join(_sentence(problem, source) for problem in error.errors())) from None
+    _check_across_keys(params, source)
+    return params
+
+
+def _sentence(problem: Any, source: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(the whole file)"
+    match problem["type"]:
+        case "missing":
+            return f"{source}: key {key} is missing"
+        case "unexpected_keyword_argument":
+            return f"{source}: key {key} is unknown (value {problem['input']!r})"
+        case _:
+            return f"{source}: {key} = {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _check_across_keys(params: Params, source: str) -> None:
+    """Conditions that join two keys."""
+    if len(params.dpo.rounds) > params.dpo.epochs:
+        raise ParamsError(
+            f"{source}: dpo.rounds has {len(params.dpo.rounds)} rounds, but the learning-rate schedule ends after "
+            f"dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
+        )
+    for stage in ("sft", "dpo"):
+        batch = getattr(params, stage).batch_size
+        if batch % min(batch, params.hardware.micro_batch_size):
+            raise ParamsError(
+                f"{source}: {stage}.batch_size = {batch} is no multiple of hardware.micro_batch_size = "
+                f"{params.hardware.micro_batch_size}"
+            )
+    if params.tiny.hidden_size % params.tiny.heads:
+        raise ParamsError(
+            f"{source}: tiny.hidden_size = {params.tiny.hidden_size} is no multiple of tiny.heads = {params.tiny.heads}"
+        )
+    if params.generate.max_new_tokens >= params.generate.max_length:
+        raise ParamsError(
+            f"{source}: generate.max_new_tokens = {params.generate.max_new_tokens} leaves no room for a prompt "
+            f"within generate.max_length = {params.generate.max_length}"
+        )
+    if params.model.hub_id is not None and not params.model.revision:
+        raise ParamsError(f"{source}: model.revision is missing for model.hub_id = {params.model.hub_id!r}")
+
+
+def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:
+    """Compose `conf/` with Hydra `overrides` as `dvc exp run -S` does, check the result and write it to `target`.
+
+    Raises:
+        ParamsError: a group, option or key does not exist, or a value does not fit.
+    """
+    from dvc.utils.hydra import compose_and_dump
+    from hydra.errors import HydraException
+
+    trial = target.with_name(f".{target.name}")
+    try:
+        compose_and_dump(trial, str(Path("conf").resolve()), None, "config", str(Path(".dvc").resolve()), overrides)
+        load(trial)
+        trial.replace(target)
+    except HydraException as error:
+        raise ParamsError(f"conf/ does not compose with {' '.join(overrides) or 'its defaults'}: {error}") from None
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    with reported():
+        compose(sys.argv[1:])

@@ -23,6 +23,8 @@ from pydantic.dataclasses import dataclass
 from stages.errors import UserError, reported
 
 PARAMS_FILE = Path("params.yaml")
+# Optimizer steps between two points of a training curve.
+LOGGING_STEPS = 5
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -231,6 +233,12 @@ def _check_across_keys(params: Params, source: str) -> None:
                 f"{source}: {stage}.batch_size = {batch} is no multiple of hardware.micro_batch_size = "
                 f"{params.hardware.micro_batch_size}"
             )
+    if params.hardware.save_every % LOGGING_STEPS:
+        # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
+        raise ParamsError(
+            f"{source}: hardware.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the steps "
+            "between two points of a training curve"
+        )
     if params.tiny.hidden_size % params.tiny.heads:
         raise ParamsError(
             f"{source}: tiny.hidden_size = {params.tiny.hidden_size} is no multiple of tiny.heads = {params.tiny.heads}"

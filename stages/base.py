@@ -1,0 +1,130 @@
+"""Stage `base`: the model that everything starts from.
+
+A hub model is recorded, not copied: `models/base/base.json` names the id and the resolved commit, and every later stage
+loads that commit. Without `model.hub_id` a tiny one is made: tokenizer, weights, pretraining.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.checkpoints import checkpoints
+from stages.corpora import empathetic_dialogues
+from stages.dialogues import CorpusError, Turn, join_turns
+from stages.errors import reported
+from stages.files import write_json
+from stages.modeling.loading import RECORD, ModelError, set_up_process
+from stages.params import Hardware, Model, Params, Tiny, load
+
+RAW = Path("data/raw")
+SAMPLE = Path("data/sample/empatheticdialogues")
+TARGET = Path("models/base")
+CURVES = Path("reports/curves/base")
+
+
+def resolve(model: Model) -> dict[str, Any]:
+    """The record of a hub model: id, revision as asked for, and the commit that it stands for now.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such model or revision.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert model.hub_id is not None
+    try:
+        info = HfApi().model_info(model.hub_id, revision=model.revision)
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"model.hub_id = {model.hub_id!r} at revision {model.revision!r} cannot be resolved: {error}. "
+            "Check the id, the network and HF_TOKEN, or compose with model=tiny"
+        ) from None
+    return {"name": model.name, "hub_id": model.hub_id, "revision": model.revision, "commit": info.sha}
+
+
+def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
+    """What the tiny model is pretrained on: the train split of the embedded sample, or a folder's `dialogues.jsonl`.
+
+    A line of the latter is `{"source": …, "turns": [text, …]}`; the first turn is the user's.
+    """
+    if corpus == "sample":
+        dialogues, _ = empathetic_dialogues.read(SAMPLE)
+        yield from (d.turns for d in dialogues if d.split == "train")
+        return
+    path = RAW / corpus / "dialogues.jsonl"
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            yield _jsonl_turns(line, f"{path}:{number}")
+
+
+def _jsonl_turns(line: str, where: str) -> tuple[Turn, ...]:
+    try:
+        texts = json.loads(line)["turns"]
+        return join_turns(Turn("assistant" if i % 2 else "user", str(text)) for i, text in enumerate(texts))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorpusError(f'{where}: expected {{"turns": [text, …]}}: {error!r}') from None
+
+
+def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed: int, folder: Path) -> tuple[Any, Any]:
+    """Make and pretrain a tiny model.
+
+    Args:
+        dialogues: what it learns from.
+        tiny: architecture and pretraining.
+        hardware: device and precision.
+        seed: of weights and order.
+        folder: for checkpoints.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: the dialogues do not fill one sequence.
+    """
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    from stages.modeling.tiny import make_model, packed_blocks, train_tokenizer
+    from stages.modeling.training import run, run_arguments
+
+    set_up_process(hardware)
+    tokenizer = train_tokenizer((t.text for turns in dialogues for t in turns), tiny.vocab_size, tiny.max_positions)
+    blocks = packed_blocks(tokenizer, dialogues, tiny.max_length)
+    if not blocks:
+        raise ModelError(
+            f"the corpus tiny.corpus = {tiny.corpus!r} is shorter than tiny.max_length = {tiny.max_length}"
+        )
+    arguments = TrainingArguments(
+        num_train_epochs=tiny.epochs,
+        learning_rate=tiny.learning_rate,
+        per_device_train_batch_size=tiny.batch_size,
+        lr_scheduler_type="cosine",
+        weight_decay=0.1,
+        warmup_steps=20,
+        **run_arguments(hardware, seed, folder),
+    )
+    model = make_model(tokenizer, tiny, seed)
+    run(Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
+    return model, tokenizer
+
+
+def main(params: Params) -> None:
+    """Write `models/base`."""
+    if params.model.hub_id is not None:
+        CURVES.mkdir(parents=True, exist_ok=True)
+        write_json(TARGET / RECORD, resolve(params.model))
+        return
+    dialogues = list(pretraining_dialogues(params.tiny.corpus))
+    deps = [Path("stages"), RAW / params.tiny.corpus if params.tiny.corpus != "sample" else SAMPLE]
+    with checkpoints("base", (params.tiny, params.hardware, params.seed), deps) as folder:
+        model, tokenizer = make(dialogues, params.tiny, params.hardware, params.seed, folder)
+        model.save_pretrained(TARGET)
+        tokenizer.save_pretrained(TARGET)
+        write_json(TARGET / RECORD, {"name": params.model.name, "hub_id": None, "revision": None, "commit": None})
+
+
+if __name__ == "__main__":
+    with reported():
+        main(load())

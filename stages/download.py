@@ -1,0 +1,151 @@
+"""Stage `download`: the raw files of the corpora in force, from a local folder or from their public sources.
+
+Files land in `data/raw/<corpus>/<file>`; `data/manifest.json` (kept in Git) says where each came from, how big it is,
+its sha256 and its licence. A hash that `data/sources.yaml` pins is compared. A file without one is trusted on first
+use: its hash is recorded in `data/first_use.json` and compared ever after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stages.corpora.fetch import Web, from_local, from_web, require_public, sha256_of
+from stages.corpora.sources import DownloadError, Source, is_inside
+from stages.corpora.sources import load as load_sources
+from stages.errors import reported
+from stages.files import write_text
+from stages.params import Params
+from stages.params import load as load_params
+
+SOURCES = Path("data/sources.yaml")
+FIRST_USE = Path("data/first_use.json")
+RAW_DIR = Path("data/raw")
+MANIFEST = Path("data/manifest.json")
+CACHE_DIR = Path(".cache/downloads")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the manifest; `origin` is "local" or the address of the file or of its archive."""
+
+    corpus: str
+    file: str
+    origin: str
+    bytes: int
+    sha256: str
+    licence: str
+
+
+def download(
+    corpora: Sequence[str],
+    raw_dir: Path,
+    local_dir: Path | None,
+    sources: Mapping[str, Source],
+    first_use: Path,
+    cache_dir: Path,
+) -> tuple[Entry, ...]:
+    """Put the files of `corpora` into `raw_dir/<corpus>/<file>`, in place of whatever was there.
+
+    With `local_dir` every file is copied from `local_dir/<corpus>/<file>`; without it files are fetched from the
+    addresses in `sources`, through `cache_dir`. `raw_dir` changes only after everything was had and checked.
+
+    Raises:
+        DownloadError: a file is missing, cannot be reached or written, or has another hash than pinned or recorded.
+    """
+    if local_dir is None:
+        require_public(corpora, sources)
+    elif not local_dir.is_dir():
+        raise DownloadError(f"the local folder {local_dir} (corpus.local_dir or CORPORA_DIR) does not exist")
+    with _writing(raw_dir):
+        raw_dir.parent.mkdir(parents=True, exist_ok=True)
+        web = Web(cache_dir, first_use)
+        # A neighbour of raw_dir, so that moving in is a rename.
+        with TemporaryDirectory(prefix=".raw-", dir=raw_dir.parent) as scratch:
+            new = Path(scratch, "raw")
+            new.mkdir()
+            taken = [_take(corpus, new, local_dir, sources.get(corpus), web) for corpus in sorted(set(corpora))]
+            web.save()
+            _move_in(new, raw_dir, Path(scratch, "old"))
+    return tuple(entry for entries in taken for entry in entries)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DownloadError(f"{path} cannot be written: {error}") from None
+
+
+def _take(corpus: str, new: Path, local_dir: Path | None, source: Source | None, web: Web) -> list[Entry]:
+    if not is_inside(corpus):
+        raise DownloadError(f"corpus {corpus!r} is no name of a folder")
+    target = new / corpus
+    target.mkdir(parents=True)
+    licence = source.licence if source else "not stated"
+    if local_dir is not None:
+        licence = _stated_licence(local_dir / corpus) or licence
+        origins = from_local(local_dir / corpus, source, target)
+    else:
+        assert source is not None  # require_public
+        origins = from_web(corpus, source, target, web)
+    paths = [(target / file, file, origin) for file, origin in sorted(origins.items())]
+    return [Entry(corpus, file, origin, path.stat().st_size, sha256_of(path), licence) for path, file, origin in paths]
+
+
+def _stated_licence(folder: Path) -> str:
+    """The first line of the folder's own `LICENCE`, empty where there is none."""
+    stated = folder / "LICENCE"
+    return stated.read_text(encoding="utf-8", errors="replace").split("\n")[0].strip() if stated.is_file() else ""
+
+
+def _move_in(new: Path, raw_dir: Path, old: Path) -> None:
+    """Swap the folders by two renames; the old one goes back if the second fails."""
+    if raw_dir.exists():
+        raw_dir.rename(old)
+    try:
+        new.rename(raw_dir)
+    except OSError:
+        if old.exists():
+            old.rename(raw_dir)
+        raise
+
+
+def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
+    """Write the manifest as JSON, by the same files to the same bytes; where it cannot, a `DownloadError`."""
+    text = json.dumps([asdict(entry) for entry in manifest], indent=2, sort_keys=True, ensure_ascii=False)
+    with _writing(path):
+        write_text(path, text + "\n")
+
+
+def needed(params: Params) -> tuple[str, ...]:
+    """The corpora that the run reads: the dialogues, and what a tiny model is pretrained on."""
+    pretrained = params.model.hub_id is None and params.tiny.corpus != "sample"
+    return (params.corpus.name, *([params.tiny.corpus] if pretrained else []))
+
+
+def local_folder(from_params: str | None, environment: Mapping[str, str]) -> tuple[Path | None, str]:
+    """The local folder in force, and who named it: the parameter wins over the environment."""
+    if folder := from_params or environment.get("CORPORA_DIR"):
+        return Path(folder).expanduser(), "corpus.local_dir" if from_params else "CORPORA_DIR"
+    return None, "data/sources.yaml"
+
+
+def main() -> None:
+    """Take the corpora in force and write the manifest."""
+    params = load_params()
+    folder, named_by = local_folder(params.corpus.local_dir, os.environ)
+    print(f"corpora {', '.join(needed(params))} from {folder or 'their public sources'} ({named_by})")
+    manifest = download(needed(params), RAW_DIR, folder, load_sources(SOURCES), FIRST_USE, CACHE_DIR)
+    write_manifest(manifest, MANIFEST)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

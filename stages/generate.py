@@ -1,0 +1,117 @@
+"""Stage `generate@<variant>`: the variant's replies to the test contexts, and how it ranks replies of people.
+
+    python -m stages.generate sft-dpo
+
+writes `data/replies/sft-dpo.parquet`. It is the only stage of evaluation that loads the model: everything that later
+scores need from it is in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.dialogues import Example, example, read_dialogues, turn_list_type
+from stages.errors import reported
+from stages.params import Generate, Hardware, Params, load
+from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
+
+BASE = Path("models/base")
+TEST = Path("data/dialogues/test.parquet")
+REPLIES = Path("data/replies")
+HELD_OUT_EPOCH = 0
+
+
+def held_out(
+    examples: Sequence[Example], opposites: dict[str, str], limit: int | None, seed: int
+) -> list[tuple[Example, Pair | None]]:
+    """The examples to answer, each with a fresh opposite-emotion reply of the test split to rank its target against."""
+    part = sorted(random_part(examples, limit, seed), key=lambda e: e.id)
+    pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=HELD_OUT_EPOCH)
+    by_id = {pair.id: pair for pair in pairs}
+    return [(one, by_id.get(one.id)) for one in part]
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[tuple[Example, Pair | None]],
+    settings: Generate,
+    hardware: Hardware,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Answer each context and rank its two replies.
+
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        rows: of `held_out`.
+        settings: length, batch and decoding.
+        hardware: device and precision.
+        seed: of the sampling.
+
+    Returns:
+        A record an example: id, label, context, reference, reply, rejected, and the mean log-probability per token
+        (nats) of the reference and of the rejected reply; the last three are None where no reply could be drawn.
+    """
+    from stages.modeling.chat import encode_completion, encode_prompt, fit_context
+    from stages.modeling.generation import generate_replies, mean_logps
+
+    room = settings.max_length - settings.max_new_tokens
+    prompts = [encode_prompt(tokenizer, one.context, room) for one, _ in rows]
+    replies = generate_replies(model, tokenizer, prompts, settings, hardware, seed)
+    paired = [pair for _, pair in rows if pair]
+    contexts = [fit_context(tokenizer, pair.prompt, room) for pair in paired]
+    scores = {}
+    for name, texts in (
+        ("reference_logp", [p.chosen for p in paired]),
+        ("rejected_logp", [p.rejected for p in paired]),
+    ):
+        completions = [encode_completion(tokenizer, c, text) for c, text in zip(contexts, texts, strict=True)]
+        logps = mean_logps(model, tokenizer, completions, settings.batch_size, hardware, progress=name)
+        scores[name] = dict(zip((p.id for p in paired), logps, strict=True))
+    return [
+        {
+            "id": one.id,
+            "label": one.label,
+            "context": [asdict(turn) for turn in one.context],
+            "reference": one.target,
+            "reply": reply,
+            "rejected": pair.rejected if pair else None,
+            **{name: logps.get(one.id) for name, logps in scores.items()},
+        }
+        for (one, pair), reply in zip(rows, replies, strict=True)
+    ]
+
+
+def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Parquet with the fields of `answer`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number = pa.string(), pa.float64()
+    fields = [("id", text), ("label", text), ("context", turn_list_type()), ("reference", text), ("reply", text)]
+    fields += [("rejected", text), ("reference_logp", number), ("rejected_logp", number)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(records), schema=pa.schema(fields)), path)
+
+
+def main(variant: str, params: Params) -> None:
+    """Write `data/replies/<variant>.parquet`."""
+    from stages.modeling.loading import load_tokenizer, load_variant
+
+    examples = [example(d) for d in read_dialogues(TEST)]
+    rows = held_out(examples, read_opposites(Path(params.pairs.opposites)), params.generate.limit, params.seed)
+    model = load_variant(BASE, Path(params.variants[variant].model), params.hardware)
+    records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed)
+    write_replies(records, REPLIES / f"{variant}.parquet")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", help="a key of variants")
+    with reported():
+        main(parser.parse_args().variant, load())

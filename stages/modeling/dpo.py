@@ -1,0 +1,95 @@
+"""Direct preference optimisation (Rafailov et al. 2023, equation 7) of an adapter, with TRL's trainer.
+
+    L = -log sigmoid(beta * [(log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x))])
+
+x is the context, y_w the chosen and y_l the rejected reply. The reference is the adapter that the first round starts
+from, frozen; with policy and reference equal, every margin is 0 and the loss ln 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.dialogues import Turn
+from stages.modeling.chat import Completion, encode_completion, fit_context
+from stages.modeling.training import assert_first_loss, common_arguments, stop_after_epoch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    from stages.params import Dpo, Hardware
+
+# Policy and reference run the same arithmetic on the same weights, so even in bf16 the margins of step 0 are 0.
+LN2_TOLERANCE = 1e-3
+
+
+def encode_pair(
+    tokenizer: Tokenizer, context: Sequence[Turn], chosen: str, rejected: str, max_length: int
+) -> dict[str, list[int]]:
+    """Token ids of a pair: `prompt_ids`, `chosen_ids`, `rejected_ids`, prompt and either reply within `max_length`.
+
+    The context loses its oldest exchanges until the longer reply fits behind it; a reply never takes more than half the
+    window, so that it is the reply that is cut where it is longer than that.
+    """
+    replies = [encode_completion(tokenizer, context, text).reply for text in (chosen, rejected)]
+    room = max_length - min(max(map(len, replies)), max_length // 2)
+    fitted = fit_context(tokenizer, context, room)
+    with_chosen, with_rejected = (encode_completion(tokenizer, fitted, text) for text in (chosen, rejected))
+    return {
+        "prompt_ids": with_chosen.prompt,
+        "chosen_ids": _cut(with_chosen, max_length),
+        "rejected_ids": _cut(with_rejected, max_length),
+    }
+
+
+def _cut(completion: Completion, max_length: int) -> list[int]:
+    return completion.reply[: max_length - len(completion.prompt)]
+
+
+def make_trainer(
+    policy: Any,
+    tokenizer: Tokenizer,
+    pairs: Sequence[dict[str, list[int]]],
+    dpo: Dpo,
+    hardware: Hardware,
+    seed: int,
+    folder: Path,
+) -> DPOTrainer:
+    """A trainer for one round.
+
+    Args:
+        policy: a PeftModel with the adapter that the first round starts from, trainable; TRL freezes a copy of that
+            adapter as the reference, so a later round must begin with it too and take its own weights from the
+            checkpoint that it resumes from.
+        tokenizer: the base model's.
+        pairs: of `encode_pair`, as many in every round.
+        dpo: hyperparameters; `epochs` is the length of the schedule.
+        hardware: device, precision, micro-batch.
+        seed: of order and dropout.
+        folder: for checkpoints.
+    """
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class EncodedPairsTrainer(DPOTrainer):
+        """TRL's trainer on pairs that are token ids already, so that every stage tokenises in one way."""
+
+        # TRL 1.16 has no switch for this in DPOConfig (SFTConfig has dataset_kwargs["skip_prepare_dataset"]); the
+        # override goes once it has.
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    arguments = common_arguments(dpo, hardware, seed, folder)
+    config = DPOConfig(beta=dpo.beta, max_length=dpo.max_length, disable_dropout=True, **arguments)
+    return EncodedPairsTrainer(
+        model=policy,
+        args=config,
+        train_dataset=Dataset.from_list(list(pairs)),
+        processing_class=tokenizer,
+        callbacks=[stop_after_epoch(), assert_first_loss(math.log(2), LN2_TOLERANCE)],
+    )

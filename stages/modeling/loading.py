@@ -1,0 +1,119 @@
+"""Load the base model, its tokenizer, and adapters on it. Weights are safetensors, and no remote code is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from stages.params import Hardware
+
+RECORD = "base.json"
+
+
+class ModelError(UserError):
+    """A model cannot be had as the params name it."""
+
+
+def origin(base: Path) -> tuple[str, str | None]:
+    """Where the weights of the base model lie: (folder or hub id, commit), from the record that stage `base` writes."""
+    record = json.loads((base / RECORD).read_text(encoding="utf-8"))
+    return (record["hub_id"], record["commit"]) if record["hub_id"] else (str(base), None)
+
+
+def set_up_process(hardware: Hardware) -> None:
+    """Pin the number of threads, and on a CPU let the allocator keep what it has freed.
+
+    glibc returns every large tensor to the kernel and has each of its pages zeroed again at the next step: on two cores
+    that was half of the time of a DPO step (sys beside user time). Values are not touched by it.
+    """
+    import ctypes
+    import sys
+
+    import torch
+
+    torch.set_num_threads(hardware.threads)
+    if hardware.device == "cpu" and sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            libc.mallopt(top_pad, 2**28)
+
+
+def load_tokenizer(base: Path) -> Tokenizer:
+    """The base model's tokenizer, with a pad token.
+
+    Raises:
+        ModelError: it has no chat template, or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    source, commit = origin(base)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
+    if tokenizer.chat_template is None or tokenizer.eos_token is None:
+        raise ModelError(f"{source} has no chat template or no EOS token: take an instruction-tuned model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
+    """The base model on the CPU or GPU: fp32 weights on a CPU (bf16 comes from autocast), `hardware.dtype` on a GPU.
+
+    Raises:
+        ModelError: `hardware.device` is cuda and there is none.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    set_up_process(hardware)
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+    source, commit = origin(base)
+    in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=commit,
+        dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.to(hardware.device)  # type: ignore[arg-type]  # the wrapper hides the method's own signature
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter rather than a base model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
+    """`model` with the adapter of `folder` on it, as a PeftModel."""
+    from peft import PeftModel
+
+    if not is_adapter(folder):
+        raise ModelError(f"{folder} holds no adapter (adapter_config.json is missing)")
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:
+    """The model of a variant, ready to answer: the base model, with `folder`'s adapter merged in where it is one."""
+    model = load_base(base, hardware)
+    if is_adapter(folder):
+        model = load_adapter(model, folder, trainable=False).merge_and_unload()
+    return model.eval()
+
+
+def autocast(hardware: Hardware) -> torch.autocast:
+    """The context in which the model is run: bf16 autocast, or a context without effect."""
+    import torch
+
+    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

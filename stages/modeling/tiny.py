@@ -1,0 +1,82 @@
+"""The tiny base model: a byte-level BPE tokenizer and a Llama-architecture model, made and pretrained here.
+
+It exists so that the whole pipeline runs in minutes without a GPU and without a hub. It learns to form sentences from
+the corpus that it is given, and knows nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.dialogues import Turn
+from stages.modeling.chat import TINY_TEMPLATE, render
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from stages.params import Tiny
+
+PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `vocab_size` tokens, with the tiny chat template; equal texts give equal tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=[USER, ASSISTANT],
+        model_max_length=max_positions,
+        padding_side="right",
+    )
+    tokenizer.chat_template = TINY_TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> LlamaForCausalLM:
+    """A Llama model with seeded random weights and tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.layers,
+        num_attention_heads=tiny.heads,
+        num_key_value_heads=tiny.heads,
+        max_position_embeddings=tiny.max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def packed_blocks(
+    tokenizer: PreTrainedTokenizerFast, dialogues: Iterable[Sequence[Turn]], length: int
+) -> list[dict[str, Any]]:
+    """All dialogues rendered one behind the other and cut into blocks of `length` tokens; the rest is left out.
+
+    Pretraining alone packs without isolating the dialogues from each other, as language models usually are pretrained.
+    """
+    texts = [render(tokenizer, turns) for turns in dialogues]
+    ids = [token for one in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in one]
+    starts = range(0, len(ids) - length + 1, length)
+    return [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in starts]

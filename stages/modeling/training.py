@@ -1,0 +1,192 @@
+"""What every training stage shares: the trainer's arguments, progress, DVCLive curves, resume and a clean result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import UserError
+from stages.params import LOGGING_STEPS
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from stages.params import Dpo, Hardware, Sft
+
+# transformers 5 renamed gradient_checkpointing; TRL 1.16 and transformers itself still set or read the old name.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
+
+# What a finished run needs no more: logs of the library, and a pickle that nothing here ever loads.
+LEFTOVERS = ("training_args.bin", "README.md")
+CURVES = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+
+
+def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
+    """Keyword arguments of `TrainingArguments` and its subclasses, from the params."""
+    micro = min(section.batch_size, hardware.micro_batch_size)
+    return {
+        "num_train_epochs": section.epochs,
+        "learning_rate": section.learning_rate,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": section.batch_size // micro,
+        "lr_scheduler_type": section.lr_scheduler,
+        "warmup_steps": section.warmup_steps,
+        **run_arguments(hardware, seed, folder),
+    }
+
+
+def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
+    """Those that do not change what is computed: device, precision, checkpoints, logging."""
+    return {
+        "output_dir": str(folder),
+        "seed": seed,
+        "use_cpu": hardware.device == "cpu",
+        "bf16": hardware.dtype == "bf16",
+        # The old name, since TRL 1.16's default for it, True, would win over the new one.
+        "gradient_checkpointing": hardware.gradient_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": hardware.save_every,
+        "save_total_limit": 2,
+        "logging_first_step": True,
+        "logging_steps": LOGGING_STEPS,
+        "report_to": "none",
+        "dataloader_pin_memory": hardware.device == "cuda",
+        "remove_unused_columns": False,
+    }
+
+
+def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
+    """Train, from the newest whole checkpoint of an interrupted run, else from `start`, else from the beginning.
+
+    Args:
+        trainer: its `output_dir` is the stage's checkpoint folder.
+        curves: folder for the DVCLive curves (`plots/metrics/<metric>.tsv`, a row a logged step).
+        start: checkpoint of an earlier round, with optimizer, schedule and random state.
+    """
+    from transformers import PrinterCallback, ProgressCallback
+
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_progress_callback())
+    trainer.add_callback(_curves_callback(curves))
+    checkpoint = last_checkpoint(Path(str(trainer.args.output_dir))) or start
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of `folder` that was written to its end (its `trainer_state.json` is there)."""
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def keep(checkpoint: Path, target: Path) -> None:
+    """Copy a checkpoint to a stage's out, without what nobody needs, appearing whole or not at all."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(target)
+
+
+def save_adapter(model: Any, target: Path) -> None:
+    """Write an adapter (safetensors and its configuration) to a stage's out, whole or not at all."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(str(partial))
+    (partial / "README.md").unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+
+
+def stop_after_epoch() -> Any:
+    """A callback that ends training, with a checkpoint, at the end of the epoch: a round of DPO is one epoch.
+
+    The arguments name all epochs, so that the schedule runs over all rounds; the next resumes from the checkpoint.
+    """
+    from transformers import TrainerCallback
+
+    class StopAfterEpoch(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            control.should_save = True
+            control.should_training_stop = True
+            return control
+
+    return StopAfterEpoch()
+
+
+def assert_first_loss(expected: float, tolerance: float) -> Any:
+    """A callback that ends a run whose loss at the first step is not `expected`.
+
+    At step 0 the policy is the reference, every margin is 0 and the DPO loss is ln 2. Anything else means that the
+    reference is another model than the one that training starts from.
+    """
+    from transformers import TrainerCallback
+
+    class AssertFirstLoss(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 1 and not math.isclose(logs["loss"], expected, abs_tol=tolerance):
+                raise UserError(
+                    f"the loss at the first step is {logs['loss']:.4f}, not {expected:.4f}: the reference model is not "
+                    "the model that the first round starts from"
+                )
+
+    return AssertFirstLoss()
+
+
+def _progress_callback() -> Any:
+    from transformers import ProgressCallback
+
+    class Progress(ProgressCallback):
+        """The progress bar, with the loss beside it instead of a line for every log call."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if self.training_bar is not None and logs and "loss" in logs:
+                self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+    return Progress()
+
+
+def _curves_callback(folder: Path) -> Any:
+    from dvclive.live import Live
+    from transformers import TrainerCallback
+
+    class Curves(TrainerCallback):
+        """DVCLive with the optimizer step as x.
+
+        transformers' own DVCLiveCallback counts log calls instead, and after a resume it has lost what came before;
+        this one first replays the history that a checkpoint carries, so the files are the same as without a kill.
+        """
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
+            for entry in state.log_history:
+                self._write(entry["step"], entry)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            self._write(state.global_step, logs)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.live.end()
+
+        def _write(self, step: int, logs: dict[str, float]) -> None:
+            self.live.step = step
+            for name in CURVES:
+                if name in logs:
+                    self.live.log_metric(name, float(logs[name]))
+
+    return Curves()

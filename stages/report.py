@@ -1,0 +1,355 @@
+"""Stage `report`: what came out of a run, on three pages.
+
+    python -m stages.report
+
+writes `reports/summary.md` (the numbers), `reports/samples.md` (the replies side by side) and `reports/plots.html` (the
+curves, one file that needs no network). `python -m stages.report --show` prints the summary that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stages import drawing
+from stages.drawing import DASH, Curve, Rounds
+from stages.errors import UserError, reported
+from stages.files import write_text
+from stages.params import Params, Round, load
+from stages.preferences.opposite_emotion import uniform
+
+METRICS = Path("metrics")
+REPLIES = Path("data/replies")
+CURVES = Path("reports/curves")
+DPO = Path("models/dpo")
+SUMMARY = Path("reports/summary.md")
+SAMPLES = Path("reports/samples.md")
+PLOTS = Path("reports/plots.html")
+
+COLUMNS = {
+    "bleu_1": ("BLEU-1 ↑", 2),
+    "bleu_4": ("BLEU-4 ↑", 2),
+    "rouge_l": ("ROUGE-L ↑", 2),
+    "dist_1": ("Dist-1 ↑", 2),
+    "dist_2": ("Dist-2 ↑", 2),
+    "reply_words": ("words", 1),
+    "empty_share": ("empty % ↓", 1),
+    "repeated_share": ("repeated % ↓", 1),
+    "preference_accuracy": ("pref. acc. % ↑", 1),
+}
+PAIR_COLUMNS = {
+    "pairs": ("pairs", 0),
+    "dropped": ("dropped %", 1),
+    "label_coverage": ("labels %", 1),
+    "chosen_words": ("chosen words", 1),
+    "rejected_words": ("rejected words", 1),
+    "longer_rejected": ("longer rejected %", 1),
+    "repeated_rejected": ("repeated rejected %", 1),
+}
+FIELDS = ["id", "label", "context", "reference", "reply"]
+DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+SHOWN = 10
+JOINERS = "\u200c\u200d"
+"""Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
+
+Metrics = dict[str, float]
+
+
+class ReportError(UserError):
+    """A file that the report needs is missing or cannot be read; the message names it and the stage that makes it."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the pages are made of; variants and rounds in the order of the parameters."""
+
+    data: Metrics
+    variants: dict[str, Metrics]
+    pairs: dict[str, Metrics]
+    replies: dict[str, list[dict[str, Any]]]
+    losses: dict[str, Curve]
+    rounds: Rounds
+
+
+def read(params: Params) -> Results:
+    """Read what the stages wrote.
+
+    Raises:
+        ReportError: a file is missing or does not fit; names the file and the stage that makes it.
+    """
+    losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
+    if params.model.hub_id is None:
+        # A model of the hub comes trained, without a curve.
+        losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
+    return Results(
+        data=read_metrics(METRICS / "data.json", "prepare"),
+        variants={key: read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") for key in params.variants},
+        pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
+        replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
+        losses=losses,
+        rounds=read_rounds(params.dpo.rounds),
+    )
+
+
+def read_metrics(path: Path, stage: str) -> Metrics:
+    """Read a flat JSON file of numbers.
+
+    Raises:
+        ReportError: it is missing or is no such file.
+    """
+    try:
+        values = json.loads(_text(path, stage))
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, stage, str(error)) from None
+    if not isinstance(values, dict) or not all(isinstance(value, int | float) for value in values.values()):
+        raise _unreadable(path, stage, "expected an object of numbers")
+    return values
+
+
+def read_replies(path: Path, stage: str) -> list[dict[str, Any]]:
+    """Read the texts of a variant's replies.
+
+    Raises:
+        ReportError: the file is missing, is no parquet, lacks a column or has no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=FIELDS).to_pylist()
+    except FileNotFoundError:
+        raise _missing(path, stage) from None
+    except pa.ArrowInvalid as error:
+        raise _unreadable(path, stage, str(error)) from None
+    if not rows:
+        raise _unreadable(path, stage, "there are no rows")
+    return rows
+
+
+def read_curve(folder: Path, name: str, stage: str) -> list[tuple[int, float]]:
+    """Read a DVCLive curve, `<folder>/plots/metrics/<name>.tsv`: one row a logged step; of a repeated step the last.
+
+    Raises:
+        ReportError: the file is missing, empty, or a row is no step with a number.
+    """
+    path = folder / "plots" / "metrics" / f"{name}.tsv"
+    points: dict[int, float] = {}
+    for line, row in enumerate(_text(path, stage).splitlines()[1:], start=2):
+        try:
+            step, value = row.split("\t")
+            points[int(step)] = float(value)
+        except ValueError:
+            raise _unreadable(path, stage, f"line {line}: expected a step and a number, found {row!r}") from None
+    if not points:
+        raise _unreadable(path, stage, "there are no steps")
+    return sorted(points.items())
+
+
+def read_rounds(rounds: Mapping[str, Round]) -> Rounds:
+    """Read the curves of all rounds of DPO and put them on one step axis.
+
+    A round's curves begin with those of the round that it started from; that part is drawn once. A round that starts
+    anew counts its steps from 1 and is put behind the one before it.
+    """
+    joined = Rounds(curves={name: [] for name in DPO_CURVES})
+    last: dict[Path, int] = {}
+    position = 0
+    for key, one in rounds.items():
+        own = {name: read_curve(CURVES / "dpo" / key, name, f"dpo@{key}") for name in DPO_CURVES}
+        start, end = last.get(Path(one.init), 0), max(curve[-1][0] for curve in own.values())
+        for name, curve in own.items():
+            joined.curves[name] += [(step - start + position, value) for step, value in curve if step > start]
+        position += end - start
+        joined.ends[key], last[DPO / key] = position, end
+    return joined
+
+
+def _text(path: Path, stage: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _missing(path, stage) from None
+
+
+def _missing(path: Path, stage: str) -> ReportError:
+    return ReportError(f"{path} is missing: run `dvc repro {stage}`")
+
+
+def _unreadable(path: Path, stage: str, why: str) -> ReportError:
+    return ReportError(f"{path} cannot be read ({why}): run `dvc repro --force --single-item {stage}`")
+
+
+def summary(results: Results, params: Params) -> str:
+    """The numbers of the run as Markdown that reads well as plain text."""
+    references = [row["reference"] for row in next(iter(results.replies.values()))]
+    beta = 0.1 if params.dpo.beta == 0.025 else 0.025
+    return f"""# Attune: what came out
+
+{lead(results, params)}
+
+## Variants
+
+{table("variant", results.variants, COLUMNS)}
+
+↑ higher is better, ↓ lower is better. words: tokens a reply; the human references have {_mean_tokens(references):.1f}.
+pref. acc.: preference accuracy on held-out pairs, 50 is chance. `docs/metrics.md` defines every number.
+The numbers carry no interval: a small difference may be chance.
+
+## Preference pairs
+
+{table("round", results.pairs, PAIR_COLUMNS)}
+
+longer rejected: far from 50 %, length alone tells the two sides apart. repeated rejected: drawn before, too.
+
+## Where to look
+
+- `{SAMPLES}`: replies of all variants side by side
+- `{PLOTS}`: the training curves, with what a healthy one looks like
+- `{REPLIES}/`: every reply
+
+## What to try next
+
+```sh
+dvc exp run -S dpo.beta={beta:<6} # now {params.dpo.beta:g}; runs DPO again and what hangs on it, nothing else
+dvc metrics diff               # the numbers against those of the last commit
+dvc plots diff                 # the curves against those of the last commit
+```
+"""
+
+
+def lead(results: Results, params: Params) -> str:
+    """The line that says what was run: corpus, model, seed and sizes."""
+    folder = params.corpus.local_dir
+    # The embedded sample has the format and so the name of the real corpus: the folder tells them apart.
+    source = f" from {folder}" if folder and not Path(folder).is_absolute() else ""
+    rounds = ", ".join(f"{one.get('pairs', 0):,.0f} ({key})" for key, one in results.pairs.items())
+    train, test = (results.data.get(f"{split}_dialogues", 0) for split in ("train", "test"))
+    answered = len(next(iter(results.replies.values())))
+    return (
+        f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
+        f"{train:,.0f} train and {test:,.0f} test dialogues, {answered:,} of them answered; pairs a round: {rounds}."
+    )
+
+
+def table(corner: str, rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> str:
+    """A Markdown table with padded columns.
+
+    Args:
+        corner: heading of the first column.
+        rows: name of the row to its metrics; a missing one becomes a dash.
+        columns: metric to its heading and number of decimals.
+    """
+    cells = [[corner, *(heading for heading, _ in columns.values())]]
+    for name, values in rows.items():
+        numbers = (f"{values[key]:,.{digits}f}" if key in values else DASH for key, (_, digits) in columns.items())
+        cells.append([escape(name), *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
+    head, *body = (_row(row, widths) for row in cells)
+    return "\n".join([head, rule, *body])
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = zip(cells, widths, strict=True)
+    return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in rest) + " |"
+
+
+def _mean_tokens(texts: Sequence[str]) -> float:
+    from stages.scoring.overlap import lengths
+
+    return fmean(lengths(texts))
+
+
+def samples(results: Results, seed: int) -> str:
+    """Test contexts with the human reference and the replies of all variants, as Markdown."""
+    by_id = {key: {row["id"]: row for row in rows} for key, rows in results.replies.items()}
+    first = next(iter(by_id.values()))
+    chosen = choose({name: row["label"] for name, row in first.items() if all(name in o for o in by_id.values())}, seed)
+    parts = [
+        "# Replies side by side\n\nThe replies under the names of models are written by machines and unchecked: some "
+        "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of the test split, spread over "
+        "the labels."
+    ]
+    for number, name in enumerate(chosen, start=1):
+        row = first[name]
+        replies = {f"Model: {key}": rows[name]["reply"] for key, rows in by_id.items()}
+        turns = "\n>\n".join(quote(turn["text"], f"**{turn['role']}:** ") for turn in row["context"])
+        texts = {"Human reference": row["reference"], **replies}
+        parts.append(f"## {number}. {escape(row['label'])} ({escape(name)})\n\n{turns}")
+        parts += [f"**{escape(title)}**\n\n{quote(text)}" for title, text in texts.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def choose(labels: Mapping[str, str], seed: int) -> list[str]:
+    """Up to ten ids: one of every label before a second of any, else by a hash of seed and id; in order of the labels.
+
+    Args:
+        labels: id to label.
+        seed: of the run.
+    """
+    taken: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    for name in _shuffled(labels, seed):
+        ranks[name] = taken[labels[name]] = taken.get(labels[name], 0) + 1
+    chosen = sorted(_shuffled(labels, seed), key=lambda name: ranks[name])[:SHOWN]
+    return sorted(chosen, key=lambda name: (labels[name], name))
+
+
+def _shuffled(names: Iterable[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: (uniform(2**64, seed, "sample", name), name))
+
+
+def quote(text: str, before: str = "") -> str:
+    """Any text as a Markdown block quote, with its line breaks; `before` is Markdown that leads it."""
+    lines = [escape(line.strip()) for line in text.splitlines() if line.strip()]
+    return f"> {before}" + "\\\n> ".join(lines or ["*(empty)*"])
+
+
+def escape(text: str) -> str:
+    """Text of one line as Markdown that shows it as it is, whatever it contains."""
+    text = "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
+    text = re.sub(r"[\\`*_{}\[\]<>#|~$&]", r"\\\g<0>", text)
+    # Bare addresses, which GitHub links.
+    text = re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", text, flags=re.IGNORECASE)
+    # What makes a list, a rule or a heading at the start of a line only.
+    return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", text)
+
+
+def plots(results: Results, params: Params) -> str:
+    """The page of the figures."""
+    pictures = [
+        drawing.losses(results.losses, results.rounds),
+        drawing.rewards(results.rounds),
+        drawing.margins(results.rounds),
+        drawing.accuracies(results.rounds),
+        drawing.metric_bars(results.variants, COLUMNS),
+        drawing.pair_words(results.pairs),
+    ]
+    return drawing.page("Attune: curves and metrics", lead(results, params), pictures)
+
+
+def main(params: Params) -> None:
+    """Write the three pages."""
+    results = read(params)
+    pages = {SUMMARY: summary(results, params), SAMPLES: samples(results, params.seed), PLOTS: plots(results, params)}
+    # Only once all of them are made, so that they belong together.
+    for path, text in pages.items():
+        write_text(path, text)
+
+
+def show() -> None:
+    """Print the summary."""
+    print(_text(SUMMARY, "report"), end="")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", action="store_true", help="print the summary instead of writing the pages")
+    with reported():
+        show() if parser.parse_args().show else main(load())

@@ -1,0 +1,220 @@
+"""Overlap with the reference, diversity and statistics of replies, each over one and the same tokeniser.
+
+All functions take texts as they are; `tokens` lower-cases and splits them. `docs/metrics.md` has a card for each
+metric. Shares and scores are x 100. What happens in the corners:
+
+- A reply is *empty* when it has no tokens: "", white space, or "<skipped>", which 13a deletes. It scores 0 in ROUGE
+  (against an empty reference too), counts in BLEU through the brevity penalty alone, and has no n-grams.
+- No n-grams of an order at all (only empty replies; Dist-2 of one-word replies): Dist is 0. Per reply likewise, so
+  that a model cannot raise its mean by saying less.
+- BLEU-n of a corpus without any n-gram is 0, for identical texts as well: BLEU-2 of "yes" against "yes".
+- The tokeniser splits Western punctuation only: "great😀" and "😀😀" are one token each, curly quotes stay on the word.
+- A line break ends a word like a space, unless a hyphen stands before it: "well-" + newline + "being" is "wellbeing".
+- `&quot;` `&amp;` `&lt;` `&gt;` are unescaped; any other entity (`&#39;`) falls into `&`, `#`, `39`, `;`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+TOKENISER = "13a"
+BLEU_ORDERS = (1, 2, 3, 4)
+DIST_ORDERS = (1, 2, 3)
+ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+
+
+def tokens(text: str) -> list[str]:
+    """Split `text` just as BLEU does: lower case, no white space at the end, sacrebleu's 13a (mteval-v13a)."""
+    # The end is stripped first, as sacrebleu does: 13a joins a hyphen before a line break to what follows.
+    split: str = _tokeniser()(text.lower().rstrip())
+    return split.split()
+
+
+def lengths(texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, punctuation marks included: (N,) texts to (N,) counts."""
+    return [len(tokens(text)) for text in texts]
+
+
+def overlap(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """All metrics of this module that texts decide.
+
+    Args:
+        predictions: (N,) replies of the model, in any order.
+        references: (N,) human replies, in the same order.
+
+    Returns:
+        `bleu_1`..`bleu_4`, `rouge_1`, `rouge_2`, `rouge_l`, `dist_1`..`dist_3`, `dist_1_per_reply`..,
+        `empty_share`, `repeated_share` in 0..100, and `reply_words` in tokens.
+
+    Raises:
+        ValueError: no examples, or lists of unequal length.
+    """
+    rouge = rouge_per_example(predictions, references)
+    return {
+        **bleu(predictions, references),
+        **{name: fmean(scores) for name, scores in rouge.items()},
+        **distinct(predictions),
+        **reply_statistics(predictions),
+    }
+
+
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU-1..4 of (N,) predictions against one reference each (Papineni et al. 2002), by sacrebleu.
+
+    BLEU-n is the geometric mean of the precisions of orders 1..n, times the brevity penalty. A precision without
+    a match is smoothed ("exp", sacrebleu's default), so BLEU-4 of a corpus with some match is rarely 0.
+
+    Raises:
+        ValueError: no examples, or lists of unequal length.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    _check_pairs(predictions, references)
+    return {
+        f"bleu_{n}": BLEU(max_ngram_order=n, lowercase=True, tokenize=TOKENISER)
+        .corpus_score(list(predictions), [list(references)])
+        .score
+        for n in BLEU_ORDERS
+    }
+
+
+def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 of each example (Lin 2004), by rouge-score without stemming.
+
+    Returns:
+        `rouge_1`, `rouge_2`, `rouge_l`: (N,) scores in 0..100, in the order of the examples.
+
+    Raises:
+        ValueError: no examples, or lists of unequal length.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    _check_pairs(predictions, references)
+    scorer = RougeScorer(list(ROUGE_TYPES.values()), tokenizer=_RougeTokeniser())
+    scores = [
+        scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return {name: [100 * score[kind].fmeasure for score in scores] for name, kind in ROUGE_TYPES.items()}
+
+
+def distinct(predictions: Sequence[str]) -> dict[str, float]:
+    """Dist-1..3 (Li et al. 2016) of (N,) replies: distinct n-grams over all n-grams, in 0..100.
+
+    Returns:
+        `dist_n`, counted over all replies together, and `dist_n_per_reply`, the mean of each reply's own.
+
+    Raises:
+        ValueError: no replies.
+    """
+    _check_some(predictions)
+    replies = [tokens(text) for text in predictions]
+    corpus = {
+        f"dist_{n}": _distinct_share([gram for reply in replies for gram in _ngrams(reply, n)]) for n in DIST_ORDERS
+    }
+    each = {f"dist_{n}_per_reply": fmean(_distinct_share(_ngrams(reply, n)) for reply in replies) for n in DIST_ORDERS}
+    return corpus | each
+
+
+def reply_statistics(predictions: Sequence[str]) -> dict[str, float]:
+    """Length, emptiness and repetition of (N,) replies, over all of them.
+
+    Returns:
+        `reply_words`: mean number of tokens; `empty_share`: replies without a token, in 0..100; `repeated_share`:
+        replies whose tokens are also those of another reply, in 0..100. Empty replies do not count as repeated.
+
+    Raises:
+        ValueError: no replies.
+    """
+    _check_some(predictions)
+    replies = [tuple(tokens(text)) for text in predictions]
+    times = Counter(replies)
+    repeated = sum(count for reply, count in times.items() if reply and count > 1)
+    return {
+        "reply_words": fmean(map(len, replies)),
+        "empty_share": 100 * times[()] / len(replies),
+        "repeated_share": 100 * repeated / len(replies),
+    }
+
+
+def preference_accuracy(reference_logps: Sequence[float], rejected_logps: Sequence[float]) -> float:
+    """Share of pairs whose reference the model finds likelier than the rejected reply, in 0..100; a tie counts half.
+
+    Args:
+        reference_logps: (P,) mean log-probability per token of the reference in its context, in nats.
+        rejected_logps: (P,) the same of the rejected reply in that context.
+
+    Raises:
+        ValueError: no pairs, lists of unequal length, or a value that is NaN or infinite.
+    """
+    _check_pairs(reference_logps, rejected_logps)
+    if not all(isfinite(logp) for logp in (*reference_logps, *rejected_logps)):
+        raise ValueError("a log-probability is NaN or infinite")
+    pairs = zip(reference_logps, rejected_logps, strict=True)
+    return 100 * fmean(float(reference > rejected) + 0.5 * (reference == rejected) for reference, rejected in pairs)
+
+
+def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str, str]:
+    """What the numbers of `overlap` hang on beside the texts: libraries, versions, tokeniser, counts, definitions.
+
+    Raises:
+        ValueError: no examples, or lists of unequal length.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    _check_pairs(predictions, references)
+    # sacrebleu counts the references only once it has seen them, hence they are given here.
+    bleu_4 = BLEU(lowercase=True, tokenize=TOKENISER, references=[list(references)])
+    return {
+        "bleu": str(bleu_4.get_signature()),
+        "sacrebleu": version("sacrebleu"),
+        "rouge": "mean F1 of the examples, no stemming",
+        "rouge_score": version("rouge_score"),
+        "tokeniser": f"sacrebleu {TOKENISER}, for every metric",
+        "case": "lower",
+        "examples": str(len(predictions)),
+        "dist": "distinct n-grams / all n-grams over all replies; 0 without n-grams",
+        "dist_per_reply": "mean over all replies of distinct n-grams / n-grams; 0 for a reply without n-grams",
+        "reply_words": "mean tokens per reply, punctuation marks included",
+        "empty": "replies without a token / all replies",
+        "repeated": "replies whose tokens another reply has too, empty ones aside / all replies",
+    }
+
+
+class _RougeTokeniser:
+    """`tokens` under the name that rouge-score calls."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokens(text)
+
+
+@cache
+def _tokeniser() -> Any:
+    """One instance for the process: its own cache of lines hangs on the instance."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()
+
+
+def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+
+def _distinct_share(grams: list[tuple[str, ...]]) -> float:
+    return 100 * len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _check_some(examples: Sequence[object]) -> None:
+    if not examples:
+        raise ValueError("no examples to score")
+
+
+def _check_pairs(first: Sequence[object], second: Sequence[object]) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} examples on one side, {len(second)} on the other")
+    _check_some(first)

@@ -1,0 +1,35 @@
+"""Shared fixtures. Nothing in the tests reaches a hub."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+ROOT = Path(__file__).resolve().parents[1]
+SENTENCES = [
+    "I lost my dog.",
+    "I am sorry!",
+    "I am so happy for you.",
+    "Thank you.",
+    "How old was she?",
+    "She was ten years old and she was my best friend.",
+]
+
+
+@pytest.fixture(scope="session")
+def corpora_dir():
+    """The folder of real corpora, laid out as <corpus>/<file>."""
+    folder = Path(os.environ.get("CORPORA_DIR") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real corpora in {folder}: set CORPORA_DIR to a folder laid out as <corpus>/<file>")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """The tiny model's tokenizer, trained on a few sentences."""
+    from stages.modeling.tiny import train_tokenizer
+
+    return train_tokenizer(SENTENCES * 3, vocab_size=400, max_positions=512)

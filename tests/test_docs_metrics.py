@@ -1,0 +1,39 @@
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from stages.scoring.overlap import overlap
+
+PAGE = Path(__file__).parent.parent / "docs/metrics.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+CARDS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, flags=re.MULTILINE | re.DOTALL))
+
+
+def test_the_examples_are_true():
+    # The fences are blanked, or doctest would take the closing one for output; the lines keep their numbers.
+    text = re.sub(r"^```.*$", "", TEXT, flags=re.MULTILINE)
+    page = doctest.DocTestParser().get_doctest(text, {}, "metrics.md", str(PAGE), 0)
+    report = []
+    results = doctest.DocTestRunner().run(page, out=report.append)
+    assert results.attempted == TEXT.count(">>> ")
+    assert not results.failed, "".join(report)
+
+
+def test_every_metric_has_a_card():
+    metrics = set(overlap(["a"], ["a"])) | {"preference_accuracy"}
+    assert {name for title in CARDS for name in title.split(", ")} == metrics
+
+
+@pytest.mark.parametrize("title", CARDS)
+def test_a_card_is_complete(title):
+    for part in (
+        "**Formula.**",
+        "**Range, direction.**",
+        "**Aggregation.**",
+        "**Source.**",
+        ">>> ",
+        "**Known failure.**",
+    ):
+        assert part in CARDS[title]

@@ -1,0 +1,219 @@
+"""Training on a model of a few thousand weights: what is trained, what is not, and that a rerun gives the same bits."""
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages import dpo as dpo_stage
+from stages import sft as sft_stage
+from stages.dialogues import Dialogue, Turn
+from stages.errors import UserError
+from stages.modeling.loading import load_adapter, load_base, load_tokenizer
+from stages.modeling.tiny import make_model, train_tokenizer
+from stages.modeling.training import keep, last_checkpoint, save_adapter
+from stages.pairs import write_pairs
+from stages.params import Dpo, Hardware, Lora, Round, Sft, Tiny
+from stages.preferences.opposite_emotion import Pair
+
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+LORA = Lora(r=4, alpha=8, dropout=0.1)
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
+DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": Round("models/sft", "data/dialogues")})
+WORDS = (
+    "i feel so happy sad today my dog ran away and came home that is great sorry to hear it what happened then".split()
+)
+
+
+def text(seed: int, length: int) -> str:
+    picks = hashlib.sha256(str(seed).encode()).digest()
+    return " ".join(WORDS[b % len(WORDS)] for b in picks[:length])
+
+
+def dialogue(i: int) -> Dialogue:
+    turns = [Turn("user" if t % 2 == 0 else "assistant", text(10 * i + t, 5 + (i + t) % 6)) for t in range(4)]
+    return Dialogue(f"train/{i:03}", "sample", "train", "sad", tuple(turns))
+
+
+def pair(i: int) -> Pair:
+    one = dialogue(i)
+    return Pair(one.id, 1, one.turns[:3], one.turns[3].text, text(7000 + i, 4 + i % 7), "sad", "joyful", "train/x")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64)
+    tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
+    make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "base.json").write_text(json.dumps({"name": "micro", "hub_id": None, "revision": None, "commit": None}))
+    return folder
+
+
+def fine_tune(base: Path, folder: Path, target: Path, monkeypatch, **changes) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(sft_stage, "CURVES", folder / "curves")
+    settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
+    model = load_base(base, settings["hardware"])
+    policy = sft_stage.fine_tune(
+        model, load_tokenizer(base), [dialogue(i) for i in range(32)], *settings.values(), folder / "checkpoints"
+    )
+    save_adapter(policy, target)
+    return load_file(target / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sft(base, tmp_path_factory) -> Path:
+    target = base.parent / "sft"
+    with pytest.MonkeyPatch.context() as patch:
+        fine_tune(base, tmp_path_factory.mktemp("sft"), target, patch)
+    return target
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "e1.parquet"
+    write_pairs([pair(i) for i in range(24)], path)
+    return path
+
+
+class Rounds:
+    """Only what `train_round` reads of the params."""
+
+    def __init__(self, dpo: Dpo, hardware: Hardware = HARDWARE, seed: int = 5) -> None:
+        self.dpo, self.hardware, self.seed = dpo, hardware, seed
+
+
+def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
+    params = Rounds(replace(dpo, rounds={"e": Round(str(init), "data/dialogues")}), **changes)
+    return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_sft_moves_every_adapter_weight_and_nothing_else(base, tmp_path, monkeypatch):
+    before = load_file(base / "model.safetensors")
+    trained = fine_tune(base, tmp_path, tmp_path / "sft", monkeypatch)
+    assert load_file(base / "model.safetensors").keys() == before.keys()
+    # B begins at zero (LoRA section 4.1), so a B that is not zero anywhere in a row has been trained.
+    assert all(bool((w != 0).any(dim=1).all()) for name, w in trained.items() if "lora_B" in name)
+    modules = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained}
+    assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_same_seed_gives_the_same_adapter_and_another_seed_another(base, tmp_path, monkeypatch):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        fine_tune(base, tmp_path / name, tmp_path / f"sft-{name}", monkeypatch, seed=seed)
+    assert digest(tmp_path / "sft-a") == digest(tmp_path / "sft-b") != digest(tmp_path / "sft-c")
+
+
+def test_micro_batches_do_not_change_the_gradient(base, tmp_path, monkeypatch):
+    """8 dialogues a step as 1 x 8 and as 4 x 2: the loss is a mean over tokens, not over micro-batches."""
+    no_dropout = replace(LORA, dropout=0.0)
+    sft = replace(SFT, batch_size=8)
+    whole = fine_tune(base, tmp_path / "1", tmp_path / "a", monkeypatch, sft=sft, lora=no_dropout,
+                      hardware=replace(HARDWARE, micro_batch_size=8))  # fmt: skip
+    split = fine_tune(base, tmp_path / "2", tmp_path / "b", monkeypatch, sft=sft, lora=no_dropout,
+                      hardware=replace(HARDWARE, micro_batch_size=2))  # fmt: skip
+    for name, weight in whole.items():
+        torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)
+
+
+def test_dpo_starts_at_ln_2_with_zero_margins(base, sft, pairs, tmp_path):
+    end = train_round(base, pairs, sft, tmp_path)
+    first = json.loads((end / "trainer_state.json").read_text())["log_history"][0]
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/margins"] == 0
+
+
+def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sft, pairs, tmp_path):
+    end = train_round(base, pairs, sft, tmp_path)
+    start = adapter(sft)
+    assert all(not torch.equal(weight, start[name]) for name, weight in adapter(end).items())
+    reference = adapter(end / "ref")
+    assert reference.keys() == start.keys()
+    assert all(torch.equal(weight, start[name]) for name, weight in reference.items())
+
+
+def test_dpo_raises_the_margin_of_its_own_pairs(base, sft, pairs, tmp_path):
+    end = three_rounds(base, sft, pairs, tmp_path, dpo=replace(DPO, learning_rate=2e-2))
+    last = json.loads((end / "trainer_state.json").read_text())["log_history"][-1]
+    assert last["rewards/margins"] > 0
+
+
+def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
+    from stages.modeling.dpo import make_trainer
+    from stages.modeling.training import run
+
+    tokenizer = load_tokenizer(base)
+    policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
+    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, tmp_path / "2")
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B.default" in name:
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(UserError, match=r"loss at the first step is .*, not 0\.6931"):
+        run(trainer, tmp_path / "curves")
+
+
+def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DPO) -> Path:
+    init = sft
+    for key in ("e1", "e2", "e3"):
+        keep(train_round(base, pairs, init, folder / key, dpo=dpo), folder / f"out-{key}")
+        init = folder / f"out-{key}"
+    return init
+
+
+def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
+    """Three epochs in one process: the same trainer without the callback that ends a round."""
+    from stages.modeling.dpo import make_trainer
+    from stages.modeling.training import run
+
+    tokenizer = load_tokenizer(base)
+    policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
+    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, folder / "checkpoints")
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "StopAfterEpoch":
+            trainer.remove_callback(callback)
+    run(trainer, folder / "curves")
+    save_adapter(trainer.model, folder / "out")
+    return folder / "out"
+
+
+def test_three_rounds_are_one_run_of_three_epochs_to_the_bit(base, sft, pairs, tmp_path):
+    rounds, whole = three_rounds(base, sft, pairs, tmp_path / "r"), one_run(base, sft, pairs, tmp_path / "w")
+    assert digest(rounds) == digest(whole)
+
+
+def test_round_killed_in_its_middle_resumes_to_the_bit(base, sft, pairs, tmp_path):
+    """24 pairs in batches of 4 are 6 steps; a checkpoint is written after the fifth. What follows it is lost."""
+    undisturbed = train_round(base, pairs, sft, tmp_path / "whole")
+    train_round(base, pairs, sft, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed/checkpoints/checkpoint-6")
+    assert last_checkpoint(tmp_path / "killed/checkpoints").name == "checkpoint-5"
+    resumed = train_round(base, pairs, sft, tmp_path / "killed")
+    assert digest(resumed) == digest(undisturbed)
+    for curve in (tmp_path / "whole/curves").rglob("*.tsv"):
+        twin = tmp_path / "killed/curves" / curve.relative_to(tmp_path / "whole/curves")
+        assert twin.read_text() == curve.read_text(), curve.name
+
+
+def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
+    keep(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ref"} <= names
+    assert "training_args.bin" not in names

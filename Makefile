@@ -33,7 +33,7 @@ lint: setup ## Check style and types
 	mypy
 
 bench: setup ## Measure speed against peers (benchmarks/)
-	python -m benchmarks.scores
+	python -m benchmarks.generate
 
 clean: ## Remove caches and unfinished work; results and .venv stay
 	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache

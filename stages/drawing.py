@@ -260,7 +260,7 @@ def _bare(name: str) -> str:
 
 def _renamed(key: str, value: str, name: str) -> str:
     if key == "id":
-        return value
+        return f"{name}-{value}"
     return f"#{name}-{value[1:]}" if key == "href" else re.sub(r"url\(#", f"url(#{name}-", value)
 
 

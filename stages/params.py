@@ -236,8 +236,8 @@ def _check_across_keys(params: Params, source: str) -> None:
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
         raise ParamsError(
-            f"{source}: hardware.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the steps "
-            "between two points of a training curve"
+            f"{source}: hardware.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the "
+            "steps between two points of a training curve"
         )
     if params.tiny.hidden_size % params.tiny.heads:
         raise ParamsError(

@@ -3,8 +3,8 @@
     python -m stages.record empo-tiny recipe=empo model=tiny
 
 composes `params.yaml`, reproduces stage by stage, writes `docs/results/empo-tiny.json`, and from all files there
-`docs/results.md`; without a name nothing is run and the page alone is written again. A record that was interrupted
-goes on with the stages that are left.
+`docs/results.md` and the README's table; without a name nothing is run. An interrupted record goes on with the stages
+that are left.
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ from stages.params import compose, load
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 METRICS = Path("metrics")
+README = Path("README.md")
+BEGIN, END = "<!-- results: written by python -m stages.record -->", "<!-- end of results -->"
 SHOWN = {
-    "bleu_1": "BLEU-1 ↑", "bleu_4": "BLEU-4 ↑", "rouge_l": "ROUGE-L ↑", "dist_1": "Dist-1 ↑", "dist_2": "Dist-2 ↑",
-    "reply_words": "words", "empty_share": "empty %", "repeated_share": "repeated %", "preference_accuracy": "pref. acc. % ↑",
-}  # fmt: skip
+    "bleu_1": "BLEU-1 ↑",
+    "bleu_4": "BLEU-4 ↑",
+    "rouge_l": "ROUGE-L ↑",
+    "dist_1": "Dist-1 ↑",
+    "dist_2": "Dist-2 ↑",
+    "reply_words": "words",
+    "empty_share": "empty %",
+    "repeated_share": "repeated %",
+    "preference_accuracy": "preference accuracy % ↑",
+}
 
 
 def run(name: str, overrides: list[str], results: Path) -> None:
@@ -77,31 +86,45 @@ def machine() -> dict[str, Any]:
 def page(records: list[dict[str, Any]]) -> str:
     """`docs/results.md` from the records: for each the command, what it ran on, the variants, the pairs, the times."""
     opening = (
-        "# Results\n\nWritten by `python -m stages.record` from the files in `docs/results/`. Replies are decoded as the "
-        "recipe says; `docs/metrics.md` defines every number. One seed, no intervals: small differences say nothing.\n"
+        "# Results\n\nWritten by `python -m stages.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
+        "number. One seed and no intervals: small differences say nothing.\n"
     )
     return "\n".join([opening, *(_section(record) for record in records)])
 
 
-def _section(record: dict[str, Any]) -> str:
-    on, rounds = record["machine"], record["pairs"]
-    variants = [[name, *(_figure(m.get(key)) for key in SHOWN)] for name, m in record["metrics"].items()]
-    shares = ["pairs", "chosen_words", "rejected_words", "longer_rejected", "repeated_rejected"]
-    pairs = [[key, *(_figure(m[share]) for share in shares)] for key, m in rounds.items()]
-    times = [[stage, f"{seconds:.0f}"] for stage, seconds in record["wall_seconds"].items()]
+def headline(record: dict[str, Any]) -> str:
+    """A record's table of variants with the sentence that says where it comes from: what the README shows."""
+    on, data = record["machine"], record["data"]
     hardware = f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}"
+    rows = [[name, *(_figure(m.get(key)) for key in SHOWN)] for name, m in record["metrics"].items()]
+    origin = (
+        f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}: "
+        f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
+        f"{next(iter(record['pairs'].values()))['pairs']} pairs a round."
+    )
+    return "\n".join([*_table(["variant", *SHOWN.values()], rows), "", origin, ""])
+
+
+def insert(readme: str, block: str) -> str:
+    """`readme` with `block` between its two marks."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+
+
+def _section(record: dict[str, Any]) -> str:
+    on, seconds = record["machine"], record["wall_seconds"]
+    shares = ["pairs", "chosen_words", "rejected_words", "longer_rejected", "repeated_rejected"]
+    pairs = [[key, *(_figure(m[share]) for share in shares)] for key, m in record["pairs"].items()]
+    times = [[stage, f"{spent:.0f}"] for stage, spent in (seconds | {"all": sum(seconds.values())}).items()]
+    versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
     return "\n".join(
         [
             f"## {record['name']}\n",
-            f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, on {hardware}; torch {on['torch']}, "
-            f"transformers {on['transformers']}, TRL {on['trl']}. "
-            f"{record['data']['train_dialogues']} train and {record['data']['test_dialogues']} test dialogues, "
-            f"{next(iter(rounds.values()))['pairs']} pairs a round.\n",
-            *_table(["variant", *SHOWN.values()], variants),
-            "",
+            headline(record),
+            versions + "\n",
             *_table(["round", "pairs", "chosen words", "rejected words", "longer rejected %", "repeated %"], pairs),
             "",
-            *_table(["stage", "wall time, s"], [*times, ["all", f"{sum(record['wall_seconds'].values()):.0f}"]]),
+            *_table(["stage", "wall time, s"], times),
             "",
         ]
     )
@@ -114,7 +137,7 @@ def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".removesuffix(".00")
+    return "-" if value is None else f"{value:.2f}".removesuffix(".00")
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -150,14 +173,16 @@ def _output(*command: str) -> str:
 
 
 def main() -> None:
-    """Run the recipe, if one is given, and write the page."""
+    """Run the recipe, if one is given, and write the page and the README's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=tiny")
     arguments = parser.parse_args()
     if arguments.name:
         run(arguments.name, arguments.overrides, RESULTS)
-    write_text(PAGE, page([_read(path) for path in sorted(RESULTS.glob("*.json"))]))
+    records = [_read(path) for path in sorted(RESULTS.glob("*.json"))]
+    write_text(PAGE, page(records))
+    write_text(README, insert(README.read_text(encoding="utf-8"), "\n".join(map(headline, records))))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def sentencepiece(template, special, bos, eos, *, prepend, merges=()):
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?\w+|▁?[^▁\w]"), "isolated")
-    texts = [f"{space}{text}" for text in [*TEXTS, "[ ] / < | >"] if text.strip() for space in ("", " ")]
+    texts = [f"{space}{text}" for text in [*TEXTS, "[ ] ( / < | >"] if text.strip() for space in ("", " ")]
     trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=800, show_progress=False))
     model = json.loads(trained.to_str())["model"]
 
@@ -81,9 +81,7 @@ def sentencepiece(template, special, bos, eos, *, prepend, merges=()):
         [*([normalizers.Prepend("▁")] if prepend else []), normalizers.Replace(" ", "▁")]
     )
     strip = [decoders.Strip(" ", 1, 0)] if prepend else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     backend.add_special_tokens(special)
     with_bos(backend, bos)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>")
@@ -135,26 +133,311 @@ def tokenizer(family, tiny_tokenizer):
     return tiny_tokenizer if family == "tiny" else FAMILIES[family]()
 
 
-def picture(tokenizer, encoded, openings):
-    """Each token with ^ below it where it carries the loss."""
-    lines = [("", "")]
-    for token, learn in zip(tokenizer.convert_ids_to_tokens(encoded.ids), encoded.mask, strict=True):
-        if token in openings:
-            lines.append(("", ""))
-        tokens, marks = lines[-1]
-        lines[-1] = (f"{tokens}{token} ", marks + ("^" if learn else " ") * len(token) + " ")
-    return "\n".join(row.rstrip() for line in lines if line[0] for row in line if row.strip()) + "\n"
-
-
 def turns(*texts):
     return tuple(Turn("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts))
 
 
+def picture(tokenizer, dialogue, openings, max_length=256):
+    """A line for each turn; below a token stands a where loss_on=assistant learns it, u where loss_on=user does."""
+    by_role = {
+        role: encode_dialogue(tokenizer, dialogue, loss_on=role, max_length=max_length)
+        for role in ("assistant", "user")
+    }
+    assert by_role["assistant"].ids == by_role["user"].ids
+    lines = [("", "")]
+    tokens = tokenizer.convert_ids_to_tokens(by_role["assistant"].ids)
+    for token, *learnt in zip(tokens, by_role["assistant"].mask, by_role["user"].mask, strict=True):
+        if token in openings:
+            lines.append(("", ""))
+        mark = {(True, False): "a", (False, True): "u", (False, False): " "}[tuple(learnt)]
+        lines[-1] = (f"{lines[-1][0]}{token} ", f"{lines[-1][1]}{mark * len(token)} ")
+    return "\n" + "".join(f"{row.rstrip()}\n" for line in lines for row in line if row.strip())
+
+
 DIALOGUE = turns("I lost my dog.", "I am sorry!", "Thank you.", "How old was she?")
-if __name__ == "__main__":
-    from stages.modeling.tiny import train_tokenizer
-    FAMILIES["tiny"]=lambda: train_tokenizer(SENTENCES * 3, vocab_size=400, max_positions=512)
-    for on in ("assistant","user"):
-        for n,f in FAMILIES.items():
-            t=f()
-            print(n); print(picture(t,encode_dialogue(t,DIALOGUE,loss_on=on,max_length=256),OPENINGS[n]))
+PICTURES = {
+    "llama3": """
+<|begin_of_text|>
+<|start_header_id|> user <|end_header_id|> ĊĊ I Ġlost Ġmy Ġdog . <|eot_id|>
+                                              u uuuuu uuu uuuu u
+<|start_header_id|> assistant <|end_header_id|> ĊĊ I Ġam Ġsorry ! <|eot_id|>
+                                                   a aaa aaaaaa a aaaaaaaaaa
+<|start_header_id|> user <|end_header_id|> ĊĊ Thank Ġyou . <|eot_id|>
+                                              uuuuu uuuu u
+<|start_header_id|> assistant <|end_header_id|> ĊĊ How Ġold Ġwas Ġshe ? <|eot_id|>
+                                                   aaa aaaa aaaa aaaa a aaaaaaaaaa
+""",
+    "mistral": """
+<s>
+▁[ INST ] ▁I ▁lost ▁my ▁dog .
+          uu uuuuu uuu uuuu u
+▁[ / INST ] I ▁am ▁sorry ! </s> ▁
+            a aaa aaaaaa a aaaa
+▁[ INST ] ▁Thank ▁you .
+          uuuuuu uuuu u
+▁[ / INST ] How ▁old ▁was ▁she ? </s>
+            aaa aaaa aaaa aaaa a aaaa
+""",
+    "zephyr": """
+<s>
+▁< | user | > <0x0A> I ▁lost ▁my ▁dog . </s> ▁ <0x0A>
+                     u uuuuu uuu uuuu u
+< | assistant | > <0x0A> I ▁am ▁sorry ! </s> ▁ <0x0A>
+                         a aaa aaaaaa a aaaa
+< | user | > <0x0A> Thank ▁you . </s> ▁ <0x0A>
+                    uuuuu uuuu u
+< | assistant | > <0x0A> How ▁old ▁was ▁she ? </s>
+                         aaa aaaa aaaa aaaa a aaaa
+""",
+    "gemma": """
+<bos>
+<start_of_turn> user <0x0A> I ▁lost ▁my ▁dog . <end_of_turn> <0x0A>
+                            u uuuuu uuu uuuu u
+<start_of_turn> model <0x0A> I ▁am ▁sorry ! <end_of_turn> <0x0A>
+                             a aaa aaaaaa a aaaaaaaaaaaaa
+<start_of_turn> user <0x0A> Thank ▁you . <end_of_turn> <0x0A>
+                            uuuuu uuuu u
+<start_of_turn> model <0x0A> How ▁old ▁was ▁she ? <end_of_turn>
+                             aaa aaaa aaaa aaaa a aaaaaaaaaaaaa
+""",
+    "tiny": """
+<s>
+<|user|> I Ġlost Ġmy Ġdog .
+         u uuuuu uuu uuuu u
+<|assistant|> I Ġam Ġsorry ! </s>
+              a aaa aaaaaa a aaaa
+<|user|> Thank Ġyou .
+         uuuuu uuuu u
+<|assistant|> How Ġold Ġwas Ġshe ? </s>
+              aaa aaaa aaaa aaaa a aaaa
+""",
+}
+
+
+def test_the_mask_as_a_picture(family, tokenizer):
+    assert picture(tokenizer, DIALOGUE, OPENINGS[family]) == PICTURES[family]
+
+
+def test_one_bos_and_one_end_for_each_reply(family, tokenizer):
+    encoded = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
+    end = tokenizer.convert_tokens_to_ids(ENDS[family])
+    assert encoded.ids[0] == tokenizer.bos_token_id
+    assert encoded.ids.count(tokenizer.bos_token_id) == 1
+    assert [token for token, learn in zip(encoded.ids, encoded.mask, strict=True) if learn].count(end) == 2
+    assert encoded.ids[-1] == end
+
+
+REPLIES = ["Yes", "No. ¿Por qué?", "I am so sorry 🤗!", "אני מצטער", '10 years? "Wow" [sic]', "One\nTwo", "a  b"]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_completion_is_the_prompt_and_the_reply(family, tokenizer, reply):
+    context = DIALOGUE[:3]
+    completion = encode_completion(tokenizer, context, reply)
+    assert completion.prompt == encode_prompt(tokenizer, context, max_length=256)
+    assert tokenizer.decode(completion.reply) == reply + ENDS[family]
+    # Training and scoring read the same tokens.
+    encoded = encode_dialogue(tokenizer, (*context, Turn("assistant", reply)), loss_on="assistant", max_length=256)
+    assert completion.prompt + completion.reply == encoded.ids
+    assert encoded.mask[len(completion.prompt) - 1 :] == [False] + [True] * len(completion.reply)
+
+
+# Words that stand in the templates as well.
+@pytest.mark.parametrize("words", ["I", "s", "user", "INST", "eot_id", "end_of_turn", "I am 🤗 so sad"])
+def test_loss_on_user_learns_the_words_alone(tokenizer, words):
+    for dialogue in (turns(words), turns("Hello.", "Hi.", words), turns("Hello.", "Hi.", words, words)):
+        encoded = encode_dialogue(tokenizer, dialogue, loss_on="user", max_length=256)
+        learnt = [token for token, learn in zip(encoded.ids, encoded.mask, strict=True) if learn]
+        said = [turn.text for turn in dialogue if turn.role == "user"]
+        assert tokenizer.decode(learnt).replace(" ", "") == "".join(said).replace(" ", "")
+
+
+def test_stop_tokens(family, tokenizer):
+    stops = tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer))
+    assert sorted(stops) == sorted({ENDS[family], tokenizer.eos_token})
+
+
+def length(tokenizer, context):
+    return len(encode_prompt(tokenizer, context, max_length=10_000))
+
+
+def test_a_context_loses_its_oldest_exchanges_then_its_first_words(tokenizer):
+    context = turns("I lost my dog.", "I am sorry!", "Thank you.", "How old was she?", "She was ten years old.")
+    last_turn, seen = context[-1].text, set()
+    # With one word, a prompt cannot be shorter.
+    shortest = length(tokenizer, turns("old."))
+    for room in range(shortest, length(tokenizer, context) + 1):
+        fitted = fit_context(tokenizer, context, room)
+        assert length(tokenizer, fitted) <= room
+        assert fitted[0].role == "user"
+        # Nothing that would have fitted was cut.
+        if len(fitted) > 1 or fitted[0].text == last_turn:
+            longer = context[-len(fitted) - 2 :]
+            assert fitted == context[-len(fitted) :]
+        else:
+            words = fitted[0].text.split()
+            longer = turns(" ".join(last_turn.split()[-len(words) - 1 :]))
+            assert last_turn.endswith(fitted[0].text)
+        assert fitted == context or length(tokenizer, longer) > room
+        seen.add((len(fitted), fitted[0].text))
+    assert {(5, "I lost my dog."), (3, "Thank you."), (1, last_turn), (1, "old.")} < seen
+
+
+def test_a_word_without_end_is_cut_from_its_front(tokenizer):
+    word = "".join(map(str, range(500)))
+    (fitted,) = fit_context(tokenizer, turns(word), 60)
+    assert length(tokenizer, [fitted]) <= 60
+    assert fitted.text and word.endswith(fitted.text)
+
+
+def test_a_window_without_room_for_a_word(tokenizer):
+    with pytest.raises(TemplateError, match=r"^no prompt fits into 2 tokens under this chat template$"):
+        fit_context(tokenizer, DIALOGUE[:3], 2)
+    with pytest.raises(TemplateError, match="no prompt fits into 1 tokens"):
+        encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=2)
+
+
+LONG = turns("I lost my dog.", "I am sorry!", "She was my best friend. Thank you.", "How old was she?")
+CUT = {
+    # All of it, to the token.
+    31: """
+<s>
+<|user|> I Ġlost Ġmy Ġdog .
+         u uuuuu uuu uuuu u
+<|assistant|> I Ġam Ġsorry ! </s>
+              a aaa aaaaaa a aaaa
+<|user|> She Ġwas Ġmy Ġbest Ġfriend . Ġ Thank Ġyou .
+         uuu uuuu uuu uuuuu uuuuuuu u u uuuuu uuuu u
+<|assistant|> How Ġold Ġwas Ġshe ? </s>
+              aaa aaaa aaaa aaaa a aaaa
+""",
+    # The oldest exchange goes whole.
+    30: """
+<s>
+<|user|> She Ġwas Ġmy Ġbest Ġfriend . Ġ Thank Ġyou .
+         uuu uuuu uuu uuuuu uuuuuuu u u uuuuu uuuu u
+<|assistant|> How Ġold Ġwas Ġshe ? </s>
+              aaa aaaa aaaa aaaa a aaaa
+""",
+    # Then the user's first words, so that the reply stays whole.
+    18: """
+<s>
+<|user|> was Ġmy Ġbest Ġfriend . Ġ Thank Ġyou .
+         uuu uuu uuuuu uuuuuuu u u uuuuu uuuu u
+<|assistant|> How Ġold Ġwas Ġshe ? </s>
+              aaa aaaa aaaa aaaa a aaaa
+""",
+    # A reply of more than half the window is cut at its end.
+    11: """
+<s>
+<|user|> Thank Ġyou .
+         uuuuu uuuu u
+<|assistant|> How Ġold Ġwas Ġshe ?
+              aaa aaaa aaaa aaaa a
+""",
+}
+
+
+@pytest.mark.parametrize("max_length", CUT)
+def test_a_long_dialogue_as_a_picture(tiny_tokenizer, max_length):
+    assert picture(tiny_tokenizer, LONG, OPENINGS["tiny"], max_length) == CUT[max_length]
+
+
+def test_a_dialogue_never_exceeds_the_window(family, tokenizer):
+    whole = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
+    end = tokenizer.convert_tokens_to_ids(ENDS[family])
+    shortest = 2 * len(encode_completion(tokenizer, turns("a"), DIALOGUE[-1].text).prompt) + 4
+    for max_length in range(shortest, len(whole.ids) + 2):
+        encoded = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=max_length)
+        assert len(encoded.ids) == len(encoded.mask) <= max_length
+        assert encoded.ids[0] == tokenizer.bos_token_id
+        assert encoded.ids[-1] == end and encoded.mask[-1]
+        assert (encoded == whole) == (max_length >= len(whole.ids))
+
+
+def test_a_template_that_renders_the_prompt_differently(tiny_tokenizer):
+    tokenizer = FAMILIES["llama3"]()
+    tokenizer.chat_template = "{{ bos_token }}{{ messages | length }}" + tiny_tokenizer.chat_template
+    with pytest.raises(
+        TemplateError, match=r"'<\|begin_of_text\|>' goes on with '1.*' without the reply, '2.*' with it"
+    ):
+        encode_completion(tokenizer, DIALOGUE[:1], "Oh!")
+    with pytest.raises(TemplateError, match="renders turn 1 differently when others follow"):
+        encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
+    with pytest.raises(TemplateError, match="renders turn 0 differently when others follow"):
+        encode_dialogue(tokenizer, DIALOGUE, loss_on="user", max_length=256)
+
+
+def test_a_token_across_the_prompt_and_the_reply():
+    tokenizer = mistral(merges=[("]", "(")])
+    assert encode_completion(tokenizer, DIALOGUE[:1], "Oh (no)!").reply
+    with pytest.raises(
+        TemplateError,
+        match=r"<s> \[INST\] I lost my dog\. \[/INST' goes on with '\]' without the reply, '\]\(no\)!</s>' with it",
+    ):
+        encode_completion(tokenizer, DIALOGUE[:1], "(no)!")
+
+
+PAIRS = {
+    "equal lengths": ("I am sorry!", "I am happy!"),
+    "unequal lengths": ("No.", "She was ten years old and she was my best friend."),
+    "one token": ("I", "She"),
+    "the same first tokens": ("She was my best friend.", "She was ten years old."),
+    "one begins with the other": ("I am", "I am sorry!"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_pair_in_any_window(family, tokenizer, case):
+    texts = PAIRS[case]
+    context = turns("I lost my dog.", "How old was she?", "She was ten years old.")
+    end = tokenizer.convert_tokens_to_ids(ENDS[family])
+    replies = [encode_completion(tokenizer, context, text).reply for text in texts]
+    longest = max(map(len, replies))
+    whole = length(tokenizer, context) + longest
+    shortest = 2 * length(tokenizer, turns("old."))
+    for max_length in range(shortest, whole + 2):
+        pair = encode_pair(tokenizer, context, *texts, max_length)
+        prompt, sides = pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]
+        assert len(prompt) + max(map(len, sides)) <= max_length
+        # Both sides follow one prompt, which is rendered from the fitted context.
+        room = max_length - min(longest, max_length // 2)
+        assert prompt == encode_prompt(tokenizer, context, room)
+        for side, reply in zip(sides, replies, strict=True):
+            assert side == reply[: max_length - len(prompt)]
+            assert side[-1] == end or len(prompt) + len(side) == max_length
+        if longest <= max_length // 2:
+            assert sides == replies
+        if max_length >= whole:
+            assert prompt == encode_prompt(tokenizer, context, 10_000)
+        # Neither side is special.
+        swapped = encode_pair(tokenizer, context, *reversed(texts), max_length)
+        assert swapped == {"prompt_ids": prompt, "chosen_ids": sides[1], "rejected_ids": sides[0]}
+
+
+def test_a_reply_of_more_than_half_the_window_is_cut(tiny_tokenizer):
+    pair = encode_pair(
+        tiny_tokenizer, turns("I lost my dog."), "She was ten years old and she was my best friend.", "I", 12
+    )
+    assert tiny_tokenizer.convert_ids_to_tokens(pair["prompt_ids"]) == [
+        "<s>",
+        "<|user|>",
+        "my",
+        "Ġdog",
+        ".",
+        "<|assistant|>",
+    ]
+    assert tiny_tokenizer.decode(pair["chosen_ids"]) == "She was ten years old and"
+    assert tiny_tokenizer.decode(pair["rejected_ids"]) == "I</s>"
+
+
+def test_the_bos_of_a_template_is_not_doubled_by_the_tokenizer(family, tokenizer):
+    rendered = render(tokenizer, DIALOGUE)
+    assert rendered.count(tokenizer.bos_token) == 1
+    assert rendered.startswith(tokenizer.bos_token)
+
+
+def test_a_tokenizer_without_a_bos_gets_none():
+    tokenizer = mistral(ZEPHYR_TEMPLATE)
+    tokenizer.backend_tokenizer.post_processor = None
+    assert render(tokenizer, DIALOGUE[:1]) == "<|user|>\nI lost my dog.</s>\n"

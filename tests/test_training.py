@@ -26,9 +26,31 @@ HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 LORA = Lora(r=4, alpha=8, dropout=0.1)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
 DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": Round("models/sft", "data/dialogues")})
-WORDS = (
-    "i feel so happy sad today my dog ran away and came home that is great sorry to hear it what happened then".split()
-)
+WORDS = [
+    "i",
+    "feel",
+    "so",
+    "happy",
+    "sad",
+    "today",
+    "my",
+    "dog",
+    "ran",
+    "away",
+    "and",
+    "came",
+    "home",
+    "that",
+    "is",
+    "great",
+    "sorry",
+    "to",
+    "hear",
+    "it",
+    "what",
+    "happened",
+    "then",
+]
 
 
 def text(seed: int, length: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Role, Turn
@@ -93,9 +94,11 @@ def encode_completion(tokenizer: Tokenizer, context: Sequence[Turn], reply: str)
     whole_text = render(tokenizer, [*context, Turn("assistant", reply)]).rstrip()
     prompt, whole = _tokenize(tokenizer, prompt_text), _tokenize(tokenizer, whole_text)
     if whole[: len(prompt)] != prompt:
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+        before, alone, replied = map(tokenizer.decode, (prompt[:same], prompt[same:], whole[same:]))
         raise TemplateError(
-            f"the chat template renders the prompt {prompt_text[-40:]!r} differently with a reply behind it: "
-            f"{whole_text[: len(prompt_text)][-40:]!r}"
+            f"a prompt's tokens are no prefix of those with a reply behind it: {before[-40:]!r} goes on with "
+            f"{alone[:40]!r} without the reply, {replied[:40]!r} with it"
         )
     return Completion(prompt, whole[len(prompt) :])
 

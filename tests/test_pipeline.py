@@ -1,0 +1,147 @@
+"""The pipeline as its users run it: `dvc repro` and `dvc exp run` in a fresh clone, with a very small model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ("base", "sft", "sft-dpo")
+MICRO = [
+    "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2",
+    "tiny.epochs=1", "tiny.max_length=128", "sft.epochs=1", "sft.batch_size=32", "lora.r=4", "pairs.limit=64",
+    "dpo.rounds.e3=null", "generate.limit=32", "generate.max_new_tokens=8", "hardware.threads=1", "hardware.dtype=fp32",
+]  # fmt: skip
+# A composition cannot drop a key of a dictionary, so the third round is taken away by Hydra's deletion.
+MICRO[MICRO.index("dpo.rounds.e3=null")] = "~dpo.rounds.e3"
+MICRO += ["variants.sft-dpo.model=models/dpo/e2"]
+
+
+class Clone:
+    """A clone of the working tree in a folder of its own, with git and DVC as a user has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout.splitlines()  # fmt: skip
+        for name in listed:
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.run("git", "init", "-q")
+        self.commit("start")
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        scripts = str(Path(sys.executable).parent)
+        environment = os.environ | {
+            "PATH": scripts + os.pathsep + os.environ["PATH"],
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "OMP_NUM_THREADS": "1",
+            "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.org",
+            "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.org",
+        }  # fmt: skip
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert (done.returncode == 0) is ok, (
+            f"{command}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+        return done.stdout + done.stderr
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", message)
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    """A clone in which the pipeline has run once, committed."""
+    made = Clone(tmp_path_factory.mktemp("clone"))
+    made.run(sys.executable, "-m", "stages.params", *MICRO)
+    made.run("dvc", "repro")
+    made.commit("run")
+    return made
+
+
+def test_repro_makes_every_metric_and_page(clone):
+    for variant in VARIANTS:
+        metrics = json.loads(clone.read(f"metrics/{variant}.json"))
+        assert {"bleu_4", "rouge_l", "dist_2", "preference_accuracy"} <= metrics.keys()
+        assert variant in clone.read("reports/summary.md")
+    assert json.loads(clone.read("metrics/pairs/e2.json"))["pairs"] == 64
+
+
+def test_results_are_in_git_and_models_are_not(clone):
+    tracked = clone.run("git", "ls-files").splitlines()
+    assert {"dvc.lock", "metrics/sft-dpo.json", "metrics/data.json", "data/manifest.json", "reports/summary.md"} <= set(
+        tracked
+    )
+    untracked = ("models/", "data/raw/", "data/dialogues/", "data/pairs/", "data/replies/", "reports/curves/")
+    assert {Path(name).name for name in tracked if name.startswith(untracked)} <= {".gitignore"}
+
+
+def test_second_repro_runs_nothing_and_leaves_no_trace(clone):
+    assert stages_run(clone.run("dvc", "repro")) == []
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):
+    before = clone.read("metrics/sft-dpo.json")
+    changed = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "dpo.beta=5")
+    # `evaluate@sft-dpo` follows only where a reply or a log-probability changed, which beta = 5 makes sure of.
+    assert stages_run(changed) == ["dpo@e1", "dpo@e2", "generate@sft-dpo", "evaluate@sft-dpo", "report"]
+    assert "preference_accuracy" in clone.run("dvc", "metrics", "diff", "--all", "--md", "HEAD")
+    back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
+    assert stages_run(back) == []
+    assert clone.read("metrics/sft-dpo.json") == before
+
+
+def test_dag_and_plots_can_be_shown(clone):
+    dag = clone.run("dvc", "dag", "--mermaid")
+    assert "dpo@e1" in dag and "generate@sft-dpo" in dag
+    clone.run("dvc", "plots", "show", "-o", "shown")
+    assert "DPO reward margin" in clone.read("shown/index.html")
+    shutil.rmtree(clone.folder / "shown")
+
+
+def test_stage_without_its_input_says_what_is_missing(clone, tmp_path):
+    clone.run("git", "stash", "-q", "--include-untracked", ok=True)
+    (clone.folder / "params.yaml").rename(tmp_path / "params.yaml")
+    output = clone.run(sys.executable, "-m", "stages.prepare", ok=False)
+    (tmp_path / "params.yaml").rename(clone.folder / "params.yaml")
+    assert output.startswith("error: params.yaml is missing") and "Traceback" not in output
+
+
+def test_diagram_of_the_readme_is_the_pipeline(clone):
+    """Mend it with the output of `dvc dag --mermaid`."""
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```mermaid\n")[1].split("```")[0]
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "dag", "--mermaid"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert block.split() == listed.split()
+
+
+def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
+    """A key that no stage lists could be changed without anything running again."""
+    yaml = YAML(typ="safe")
+    stages = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    listed = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
+    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
+    interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
+    only_speed = {"hardware.save_every"}
+    assert leaves - interpolated - only_speed <= listed
+    assert listed - interpolated <= leaves

@@ -1,0 +1,51 @@
+"""The rules that the layout stands on."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
+MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
+SHARED = {"dialogues", "errors", "files", "params"}
+STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """The second part of every `stages.…` import of a file, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stages":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_one_way(package):
+    for path in (ROOT / "stages" / package).glob("*.py"):
+        allowed = SHARED | {package} | MAY_IMPORT[package]
+        assert imports(path) <= allowed, f"{path.name} imports {imports(path) - allowed}"
+
+
+def test_shared_modules_import_no_package_and_no_stage():
+    for name in SHARED:
+        assert imports(ROOT / f"stages/{name}.py") <= SHARED, name
+
+
+def test_heavy_libraries_are_imported_inside_functions():
+    """A stage that needs no model must not wait for torch, and no stage for TRL at its start."""
+    heavy = {"torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow", "matplotlib", "dvclive"}
+    for path in (ROOT / "stages").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
+
+
+def test_no_pickle_and_no_remote_code():
+    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        assert "pickle.load" not in source and "torch.load(" not in source, path
+        assert "trust_remote_code=True" not in source, path

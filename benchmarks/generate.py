@@ -18,12 +18,12 @@ from typing import Any
 from stages.corpora import empathetic_dialogues
 from stages.dialogues import example
 from stages.files import write_json
+from stages.machine import machine
 from stages.modeling.chat import encode_prompt
 from stages.modeling.generation import generate_replies
 from stages.modeling.loading import autocast, set_up_process
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import load
-from stages.record import machine
 
 RESULT = Path("benchmarks/results/generate.json")
 PROMPTS = 64

@@ -16,14 +16,13 @@ from math import log
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from stages.tables import DASH
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[int, float]]
-
-DASH = "\u2013"
-"""What stands for a missing number."""
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#555555"
 STYLE: dict[Any, Any] = {

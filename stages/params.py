@@ -32,7 +32,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
 
-section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
 class ParamsError(UserError):
@@ -175,8 +175,8 @@ class Params:
     hardware: Hardware
 
 
-def load(path: Path = PARAMS_FILE) -> Params:
-    """Read and check `path`.
+def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
+    """Read and check `path`; errors call it `source`, where that says more than its name.
 
     Raises:
         ParamsError: the file is missing or is no YAML mapping, or a key is unknown, missing or out of range.
@@ -188,9 +188,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run from the project's root, or write it with `make params`") from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is no valid YAML: {error}") from None
-    return check(values, str(path))
+    return check(values, source or str(path))
 
 
 def check(values: Any, source: str) -> Params:
@@ -200,8 +200,9 @@ def check(values: Any, source: str) -> Params:
         ParamsError: naming each offending key, its value and `source`.
     """
     try:
-        # Through JSON, since in strict mode pydantic takes a dataclass from an object of JSON but not from a dict.
-        params = TypeAdapter(Params).validate_json(json.dumps(values))
+        # Through JSON, since in strict mode pydantic takes a dataclass from an object of JSON but not from a dict. What
+        # JSON does not have, a date that YAML read out of `2024-01-31`, becomes the string that it was.
+        params = TypeAdapter(Params).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ParamsError("\n".join(_sentence(problem, source) for problem in error.errors())) from None
     _check_across_keys(params, source)
@@ -262,12 +263,13 @@ def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:
     from hydra.errors import HydraException
 
     trial = target.with_name(f".{target.name}")
+    named = " ".join(overrides) or "its defaults"
     try:
         compose_and_dump(trial, str(Path("conf").resolve()), None, "config", str(Path(".dvc").resolve()), overrides)
-        load(trial)
+        load(trial, f"conf/ composed with {named}")
         trial.replace(target)
     except HydraException as error:
-        raise ParamsError(f"conf/ does not compose with {' '.join(overrides) or 'its defaults'}: {error}") from None
+        raise ParamsError(f"conf/ does not compose with {named}: {error}") from None
     finally:
         trial.unlink(missing_ok=True)
 

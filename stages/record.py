@@ -11,35 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
+from stages.machine import machine
 from stages.params import compose, load
+from stages.tables import COLUMNS, PAIR_COLUMNS, table
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 METRICS = Path("metrics")
 README = Path("README.md")
 BEGIN, END = "<!-- results: written by python -m stages.record -->", "<!-- end of results -->"
-SHOWN = {
-    "bleu_1": "BLEU-1 ↑",
-    "bleu_4": "BLEU-4 ↑",
-    "rouge_l": "ROUGE-L ↑",
-    "dist_1": "Dist-1 ↑",
-    "dist_2": "Dist-2 ↑",
-    "reply_words": "words",
-    "empty_share": "empty %",
-    "repeated_share": "repeated %",
-    "preference_accuracy": "preference accuracy % ↑",
-}
 
 
 def run(name: str, overrides: list[str], results: Path) -> None:
@@ -65,24 +53,6 @@ def run(name: str, overrides: list[str], results: Path) -> None:
     write_json(path, record)
 
 
-def machine() -> dict[str, Any]:
-    """What the run ran on: processor, cores, memory in GiB, GPU, and the versions that move numbers."""
-    import torch
-    import transformers
-    import trl
-
-    return {
-        "processor": next(_processors(), platform.machine()),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-
-
 def page(records: list[dict[str, Any]]) -> str:
     """`docs/results.md` from the records: for each the command, what it ran on, the variants, the pairs, the times."""
     opening = (
@@ -96,13 +66,12 @@ def headline(record: dict[str, Any]) -> str:
     """A record's table of variants with the sentence that says where it comes from: what the README shows."""
     on, data = record["machine"], record["data"]
     hardware = f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}"
-    rows = [[name, *(_figure(m.get(key)) for key in SHOWN)] for name, m in record["metrics"].items()]
     origin = (
         f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}: "
         f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
         f"{next(iter(record['pairs'].values()))['pairs']} pairs a round."
     )
-    return "\n".join([*_table(["variant", *SHOWN.values()], rows), "", origin, ""])
+    return f"{table('variant', record['metrics'], COLUMNS)}\n\n{origin}\n"
 
 
 def insert(readme: str, block: str) -> str:
@@ -113,31 +82,10 @@ def insert(readme: str, block: str) -> str:
 
 def _section(record: dict[str, Any]) -> str:
     on, seconds = record["machine"], record["wall_seconds"]
-    shares = ["pairs", "chosen_words", "rejected_words", "longer_rejected", "repeated_rejected"]
-    pairs = [[key, *(_figure(m[share]) for share in shares)] for key, m in record["pairs"].items()]
-    times = [[stage, f"{spent:.0f}"] for stage, spent in (seconds | {"all": sum(seconds.values())}).items()]
+    times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
     versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
-    return "\n".join(
-        [
-            f"## {record['name']}\n",
-            headline(record),
-            versions + "\n",
-            *_table(["round", "pairs", "chosen words", "rejected words", "longer rejected %", "repeated %"], pairs),
-            "",
-            *_table(["stage", "wall time, s"], times),
-            "",
-        ]
-    )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|---" + "|---:" * (len(header) - 1) + "|"
-    yield from ("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}".removesuffix(".00")
+    tables = (table("round", record["pairs"], PAIR_COLUMNS), table("stage", times, {"seconds": ("wall time, s", 0)}))
+    return "\n".join([f"## {record['name']}\n", headline(record), versions, "", tables[0], "", tables[1], ""])
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -156,12 +104,6 @@ def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
         if begun.items() <= old.items() and "metrics" not in old:
             return old
     return begun | {"date": date.today().isoformat(), "machine": machine(), "wall_seconds": {}}
-
-
-def _processors() -> Iterator[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    yield from (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from statistics import fmean
 from typing import Any
 
 from stages import drawing
-from stages.drawing import DASH, Curve, Rounds
+from stages.drawing import Curve, Rounds
 from stages.errors import UserError, reported
 from stages.files import write_text
 from stages.params import Params, Round, load
 from stages.preferences.opposite_emotion import uniform
+from stages.tables import COLUMNS, PAIR_COLUMNS, Metrics, escape, table
 
 METRICS = Path("metrics")
 REPLIES = Path("data/replies")
@@ -32,33 +32,9 @@ SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.md")
 PLOTS = Path("reports/plots.html")
 
-COLUMNS = {
-    "bleu_1": ("BLEU-1 ↑", 2),
-    "bleu_4": ("BLEU-4 ↑", 2),
-    "rouge_l": ("ROUGE-L ↑", 2),
-    "dist_1": ("Dist-1 ↑", 2),
-    "dist_2": ("Dist-2 ↑", 2),
-    "reply_words": ("words", 1),
-    "empty_share": ("empty % ↓", 1),
-    "repeated_share": ("repeated % ↓", 1),
-    "preference_accuracy": ("pref. acc. % ↑", 1),
-}
-PAIR_COLUMNS = {
-    "pairs": ("pairs", 0),
-    "dropped": ("dropped %", 1),
-    "label_coverage": ("labels %", 1),
-    "chosen_words": ("chosen words", 1),
-    "rejected_words": ("rejected words", 1),
-    "longer_rejected": ("longer rejected %", 1),
-    "repeated_rejected": ("repeated rejected %", 1),
-}
 FIELDS = ["id", "label", "context", "reference", "reply"]
 DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 SHOWN = 10
-JOINERS = "\u200c\u200d"
-"""Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
-
-Metrics = dict[str, float]
 
 
 class ReportError(UserError):
@@ -71,6 +47,7 @@ class Results:
 
     data: Metrics
     variants: dict[str, Metrics]
+    signature: dict[str, str]
     pairs: dict[str, Metrics]
     replies: dict[str, list[dict[str, Any]]]
     losses: dict[str, Curve]
@@ -83,6 +60,7 @@ def read(params: Params) -> Results:
     Raises:
         ReportError: a file is missing or does not fit; names the file and the stage that makes it.
     """
+    first = next(iter(params.variants))
     losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
     if params.model.hub_id is None:
         # A model of the hub comes trained, without a curve.
@@ -90,6 +68,7 @@ def read(params: Params) -> Results:
     return Results(
         data=read_metrics(METRICS / "data.json", "prepare"),
         variants={key: read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") for key in params.variants},
+        signature=_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
         replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
         losses=losses,
@@ -103,11 +82,8 @@ def read_metrics(path: Path, stage: str) -> Metrics:
     Raises:
         ReportError: it is missing or is no such file.
     """
-    try:
-        values = json.loads(_text(path, stage))
-    except json.JSONDecodeError as error:
-        raise _unreadable(path, stage, str(error)) from None
-    if not isinstance(values, dict) or not all(isinstance(value, int | float) for value in values.values()):
+    values = _object(path, stage)
+    if not all(isinstance(value, int | float) for value in values.values()):
         raise _unreadable(path, stage, "expected an object of numbers")
     return values
 
@@ -177,6 +153,16 @@ def _text(path: Path, stage: str) -> str:
         raise _missing(path, stage) from None
 
 
+def _object(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        values = json.loads(_text(path, stage))
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, stage, str(error)) from None
+    if not isinstance(values, dict):
+        raise _unreadable(path, stage, "expected an object")
+    return values
+
+
 def _missing(path: Path, stage: str) -> ReportError:
     return ReportError(f"{path} is missing: run `dvc repro {stage}`")
 
@@ -201,6 +187,8 @@ def summary(results: Results, params: Params) -> str:
 pref. acc.: preference accuracy on held-out pairs, 50 is chance. `docs/metrics.md` defines every number.
 The numbers carry no interval: a small difference may be chance.
 
+Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.items())}
+
 ## Preference pairs
 
 {table("round", results.pairs, PAIR_COLUMNS)}
@@ -216,7 +204,9 @@ longer rejected: far from 50 %, length alone tells the two sides apart. repeated
 ## What to try next
 
 ```sh
-dvc exp run -S dpo.beta={beta:<6} # now {params.dpo.beta:g}; runs DPO again and what hangs on it, nothing else
+# DPO again with another beta (now {params.dpo.beta:g}) and what hangs on it, nothing else. A recipe other than the
+# default is named with it: -S recipe=empo -S model=tiny -S dpo.beta={beta:g}
+dvc exp run -S dpo.beta={beta:g}
 dvc metrics diff               # the numbers against those of the last commit
 dvc plots diff                 # the curves against those of the last commit
 ```
@@ -235,29 +225,6 @@ def lead(results: Results, params: Params) -> str:
         f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
         f"{train:,.0f} train and {test:,.0f} test dialogues, {answered:,} of them answered; pairs a round: {rounds}."
     )
-
-
-def table(corner: str, rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> str:
-    """A Markdown table with padded columns.
-
-    Args:
-        corner: heading of the first column.
-        rows: name of the row to its metrics; a missing one becomes a dash.
-        columns: metric to its heading and number of decimals.
-    """
-    cells = [[corner, *(heading for heading, _ in columns.values())]]
-    for name, values in rows.items():
-        numbers = (f"{values[key]:,.{digits}f}" if key in values else DASH for key, (_, digits) in columns.items())
-        cells.append([escape(name), *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
-    head, *body = (_row(row, widths) for row in cells)
-    return "\n".join([head, rule, *body])
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in rest) + " |"
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:
@@ -309,16 +276,6 @@ def quote(text: str, before: str = "") -> str:
     """Any text as a Markdown block quote, with its line breaks; `before` is Markdown that leads it."""
     lines = [escape(line.strip()) for line in text.splitlines() if line.strip()]
     return f"> {before}" + "\\\n> ".join(lines or ["*(empty)*"])
-
-
-def escape(text: str) -> str:
-    """Text of one line as Markdown that shows it as it is, whatever it contains."""
-    text = "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
-    text = re.sub(r"[\\`*_{}\[\]<>#|~$&]", r"\\\g<0>", text)
-    # Bare addresses, which GitHub links.
-    text = re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", text, flags=re.IGNORECASE)
-    # What makes a list, a rule or a heading at the start of a line only.
-    return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", text)
 
 
 def plots(results: Results, params: Params) -> str:

@@ -122,6 +122,12 @@ def test_the_target_is_the_last_assistant_turn(tmp_path):
     assert (example(one).id, example(one).label) == ("train/c", "sad")
 
 
+def test_an_opening_of_the_assistant_is_no_target():
+    opening = (Turn("assistant", "Hello."), Turn("user", "Hi."))
+    assert last_assistant_turn(Dialogue("train/1", "test", "train", "sad", opening)) is None
+    assert last_assistant_turn(Dialogue("train/1", "test", "train", "sad", (*opening, Turn("assistant", "So?")))) == 2
+
+
 def test_a_dialogue_without_a_reply_is_dropped_and_counted(tmp_path):
     rows = [*talk("c1", "My dog died."), *OTHERS["train"], row("c2", 1, "My cat", 1), row("c2", 2, "died.", 1)]
     kept, dropped = prepare(corpus(tmp_path, train=rows, valid=talk("c1", "Hm.")), "empathetic_dialogues")

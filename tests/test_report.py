@@ -89,6 +89,7 @@ def run(tmp_path, monkeypatch):
     write_json(Path("metrics/base.json"), metrics())
     write_json(Path("metrics/sft.json"), metrics(bleu_1=20.0, preference_accuracy=71.25))
     write_json(Path("metrics/sft-dpo.json"), metrics(bleu_1=19.0, preference_accuracy=80.0))
+    write_json(Path("metrics/base.signature.json"), {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
     for name in ("base", "sft", "sft-dpo"):
         write_replies(replies(f"Reply of {name}"), Path(f"data/replies/{name}.parquet"))
     curve("base", "loss", [(1, 9.0), (5, 7.5)])
@@ -137,7 +138,8 @@ def test_a_folder_outside_of_the_project_is_not_named(tmp_path):
 @pytest.mark.parametrize(("present", "suggested"), [(0.1, "0.025"), (0.025, "0.1")])
 def test_the_suggested_beta_is_another_one(present, suggested):
     main(params(f"dpo.beta={present}"))
-    assert re.search(rf"-S dpo\.beta={suggested} +# now {present};", PAGES[0].read_text())
+    assert f"another beta (now {present})" in PAGES[0].read_text()
+    assert f"\ndvc exp run -S dpo.beta={suggested}\n" in PAGES[0].read_text()
 
 
 def test_the_columns_of_the_tables_are_padded():
@@ -194,7 +196,7 @@ def test_a_file_that_is_missing_or_broken_is_named_with_its_stage(path, stage, c
 @pytest.mark.parametrize("content", ["[1]", '{"bleu_1": "high"}'])
 def test_metrics_that_are_no_numbers(content):
     Path("metrics/sft.json").write_text(content)
-    with pytest.raises(ReportError, match=r"metrics/sft\.json cannot be read \(expected an object of numbers\)"):
+    with pytest.raises(ReportError, match=r"metrics/sft\.json cannot be read \(expected an object"):
         main(params())
 
 
@@ -276,6 +278,7 @@ def test_an_example_that_a_variant_lacks_is_not_shown():
 def test_hostile_replies_stay_texts():
     main(params())
     tame = PAGES[2].read_bytes()
+    write_json(Path("metrics/base.signature.json"), {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
     for name in ("base", "sft", "sft-dpo"):
         write_replies(replies(HOSTILE), Path(f"data/replies/{name}.parquet"))
     main(params())
@@ -380,6 +383,7 @@ def test_hostile_names_stay_texts():
     name = '<b id="f1-title">&amp;$x$_{'
     given = params()
     shutil.copy("metrics/sft.json", f"metrics/{name}.json")
+    shutil.copy("metrics/base.signature.json", f"metrics/{name}.signature.json")
     shutil.copy("data/replies/sft.parquet", f"data/replies/{name}.parquet")
     main(type(given)(**{**vars(given), "variants": {name: given.variants["sft"]}}))
     page = ElementTree.fromstring(PAGES[2].read_text())

@@ -1,0 +1,92 @@
+"""Replies and log-probabilities do not depend on what else is in the batch."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.dialogues import Example, Turn
+from stages.generate import answer, held_out
+from stages.modeling.chat import Completion, encode_completion, encode_prompt
+from stages.modeling.generation import generate_replies, mean_logps
+from stages.modeling.tiny import make_model, train_tokenizer
+from stages.params import Generate, Hardware, Tiny
+
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+GREEDY = Generate(None, 12, 96, 5, False, 1.0, 1.0)
+OPPOSITES = {"sad": "joyful", "joyful": "sad"}
+TEXTS = [
+    "i lost my keys",
+    "so happy today",
+    "a",
+    "my dog ran away and i looked for him all night long",
+    "why 😀?\nno",
+    "ok then",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS * 3, 320, 128)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64), seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> list[list[int]]:
+    return [encode_prompt(tokenizer, [Turn("user", text)], 84) for text in TEXTS]
+
+
+def completions(tokenizer) -> list[Completion]:
+    pairs = zip(TEXTS, [*TEXTS[1:], "x"], strict=True)
+    return [encode_completion(tokenizer, [Turn("user", text)], reply) for text, reply in pairs]
+
+
+def test_replies_in_batches_are_the_replies_one_by_one(model, tokenizer, prompts):
+    batched = generate_replies(model, tokenizer, prompts, GREEDY, HARDWARE, seed=1)
+    single = [generate_replies(model, tokenizer, [p], GREEDY, HARDWARE, seed=1)[0] for p in prompts]
+    assert batched == single
+    assert len(set(batched)) > 1
+
+
+def test_sampling_is_seeded(model, tokenizer, prompts):
+    sampling = replace(GREEDY, do_sample=True)
+    one, again, other = (generate_replies(model, tokenizer, prompts, sampling, HARDWARE, seed=s) for s in (1, 1, 2))
+    assert one == again != other
+
+
+def test_reply_has_no_special_token_and_at_most_the_asked_length(model, tokenizer, prompts):
+    for reply in generate_replies(model, tokenizer, prompts, GREEDY, HARDWARE, seed=1):
+        assert not set(tokenizer.all_special_tokens) & set(tokenizer.tokenize(reply))
+        assert len(tokenizer(reply, add_special_tokens=False)["input_ids"]) <= GREEDY.max_new_tokens
+
+
+def test_mean_logps_are_those_of_a_plain_forward_pass(model, tokenizer):
+    """Unequal prompts and replies, padded on the left in batches of four, against one unpadded pass for each."""
+    ours = mean_logps(model, tokenizer, completions(tokenizer), 4, HARDWARE, "test")
+    for score, one in zip(ours, completions(tokenizer), strict=True):
+        ids = torch.tensor([one.prompt + one.reply])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0].log_softmax(-1)
+        taken = [logps[len(one.prompt) + i - 1, token].item() for i, token in enumerate(one.reply)]
+        assert score == pytest.approx(sum(taken) / len(taken), rel=1e-5)
+
+
+def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
+    examples = [
+        Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), f"{text} {i}")
+        for i, text in enumerate(TEXTS * 2)
+    ]
+    rows = held_out(examples, OPPOSITES, limit=8, seed=2)
+    records = answer(model, tokenizer, rows, GREEDY, HARDWARE, seed=2)
+    assert [r["id"] for r in records] == [one.id for one, _ in rows] == sorted(one.id for one, _ in rows)
+    assert len(records) == 8
+    for record, (one, pair) in zip(records, rows, strict=True):
+        assert (record["reference"], record["rejected"]) == (one.target, pair.rejected)
+        assert pair.rejected_label == OPPOSITES[one.label]
+        assert record["reference_logp"] < 0 and record["rejected_logp"] < 0
+    json.dumps(records)

@@ -1,0 +1,309 @@
+"""The cookbook in conf/ and the schema of params.yaml: what composes, what it holds, and what is refused."""
+
+import copy
+import itertools
+import re
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from ruamel.yaml import YAML
+
+from stages.params import ParamsError, check, compose, load
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+GROUPS = {
+    group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for group in ("recipe", "model", "hardware", "corpus")
+}
+COMBINATIONS = list(itertools.product(*GROUPS.values()))
+
+
+@cache
+def _composed(overrides):
+    with initialize_config_dir(str(CONF), version_base=None):
+        return OmegaConf.to_container(hydra_compose("config", list(overrides)), resolve=True)
+
+
+def composed(*overrides):
+    return copy.deepcopy(_composed(overrides))
+
+
+def test_every_group_has_options():
+    assert set(GROUPS) == {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert {"empo", "sample"} <= set(GROUPS["recipe"])
+    assert {"tiny", "zephyr-7b"} <= set(GROUPS["model"])
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids="-".join)
+def test_every_combination_composes(options):
+    overrides = [f"{group}={option}" for group, option in zip(GROUPS, options, strict=True)]
+    params = check(composed(*overrides), " ".join(overrides))
+    _, model, hardware, _ = options
+    assert params.model.name == model
+    assert params.hardware.device == ("cpu" if hardware == "cpu" else "cuda")
+
+
+def test_params_yaml_is_the_default_composition(tmp_path, monkeypatch):
+    tracked = ROOT / "params.yaml"
+    values = YAML(typ="safe").load(tracked.read_text(encoding="utf-8"))
+    assert values == composed(), "params.yaml is not the default composition of conf/: run `make params`"
+    monkeypatch.chdir(ROOT)
+    compose([], tmp_path / "params.yaml")
+    assert (tmp_path / "params.yaml").read_bytes() == tracked.read_bytes(), "params.yaml: run `make params`"
+
+
+def test_the_papers_values():
+    params = check(composed("recipe=empo"), "recipe=empo")
+    assert (params.model.name, params.model.hub_id) == ("zephyr-7b", "alignment-handbook/zephyr-7b-sft-full")
+    assert params.corpus.name == "empatheticdialogues"
+    assert asdict(params.lora) == {"r": 1024, "alpha": 256, "dropout": 0.1}
+    assert asdict(params.sft) == {
+        "epochs": 1,
+        "learning_rate": 1e-5,
+        "batch_size": 64,
+        "lr_scheduler": "cosine",
+        "warmup_steps": 0,
+        "max_length": 256,
+        "loss_on": "assistant",
+    }
+    assert asdict(params.pairs) == {"opposites": "data/opposite_emotions.csv", "limit": None}
+    dpo = asdict(params.dpo)
+    assert [one["init"] for one in dpo.pop("rounds").values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
+    assert dpo == {
+        "beta": 0.025,
+        "epochs": 3,
+        "learning_rate": 1e-5,
+        "batch_size": 64,
+        "lr_scheduler": "cosine",
+        "warmup_steps": 0,
+        "max_length": 256,
+    }
+
+
+def test_a_model_overrides_a_recipe():
+    paper = composed("recipe=empo")
+    tiny = composed("recipe=empo", "model=tiny")
+    assert tiny["model"] == {"name": "tiny", "hub_id": None, "revision": None}
+    assert tiny["lora"]["r"] == 32
+    assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
+    assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")
+    # What does not depend on size stays the recipe's.
+    same = ("sft", "dpo", "pairs", "tiny", "corpus", "hardware", "variants", "seed")
+    assert {key: tiny[key] for key in same} == {key: paper[key] for key in same}
+
+
+def test_a_key_overrides_all():
+    values = composed("recipe=empo", "model=tiny", "dpo.beta=0.5", "sft.learning_rate=0.01", "seed=7")
+    params = check(values, "conf")
+    assert (params.dpo.beta, params.sft.learning_rate, params.seed) == (0.5, 0.01, 7)
+
+
+def leaves(values, prefix=""):
+    """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants"):
+            yield from leaves(value, f"{dotted}.")
+        else:
+            yield dotted
+
+
+def commented(path):
+    """The dotted keys of a YAML file that have a comment on the line above."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+
+    def below(mapping, prefix=""):
+        for key, value in mapping.items():
+            line, _ = mapping.lc.key(key)
+            if line > 0 and lines[line - 1].lstrip().startswith("# "):
+                yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from below(value, f"{prefix}{key}.")
+
+    return set(below(YAML().load("\n".join(lines))))
+
+
+CONF_FILES = sorted(CONF.rglob("*.yaml"))
+
+
+def test_every_key_is_documented():
+    """Once at least: where its default stands, or in an option of its group."""
+    documented = set().union(*map(commented, CONF_FILES))
+    assert sorted(set(leaves(composed())) - documented) == []
+
+
+@pytest.mark.parametrize("path", CONF_FILES, ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_value_of_a_file_is_explained(path):
+    """By a comment on its key, on its section, or on the same key elsewhere in conf/."""
+    values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    values.pop("defaults", None)
+    own, documented = commented(path), set().union(*map(commented, CONF_FILES))
+    unexplained = {key for key in leaves(values) if key not in documented and key.split(".")[0] not in own}
+    assert unexplained == set()
+    assert path.read_text(encoding="utf-8").startswith("# "), "a file begins with what it is"
+
+
+@pytest.mark.parametrize("recipe", GROUPS["recipe"])
+def test_a_recipe_says_why(recipe):
+    """In a recipe a value has its reason: on the key itself or on its section."""
+    path = CONF / "recipe" / f"{recipe}.yaml"
+    values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    del values["defaults"]
+    own = commented(path)
+    # One comment may stand above several keys of a section.
+    sections = {key.rpartition(".")[0] for key in own}
+    assert {key for key in leaves(values) if key.split(".")[0] not in own | sections} == set()
+
+
+def put(values, dotted, value):
+    *sections, key = dotted.split(".")
+    for section in sections:
+        values = values[section]
+    values[key] = value
+
+
+REFUSED = {
+    # Out of range.
+    "dpo.beta": [
+        (0, "dpo.beta = 0: input should be greater than 0"),
+        (-1, "dpo.beta = -1: "),
+        (float("inf"), "finite"),
+    ],
+    "sft.learning_rate": [(2, "sft.learning_rate = 2: input should be less than or equal to 1"), (0, "= 0: ")],
+    "lora.dropout": [(1, "lora.dropout = 1: input should be less than 1"), (-0.1, "lora.dropout = -0.1: ")],
+    "lora.r": [(0, "lora.r = 0: input should be greater than 0")],
+    "seed": [(-1, "seed = -1: input should be greater than or equal to 0")],
+    "pairs.limit": [(0, "pairs.limit = 0: input should be greater than 0")],
+    "generate.top_p": [(1.5, "generate.top_p = 1.5: input should be less than or equal to 1")],
+    "tiny.vocab_size": [(299, "tiny.vocab_size = 299: input should be greater than or equal to 300")],
+    # Of another type.
+    "dpo.epochs": [("3", "dpo.epochs = '3': input should be a valid integer"), (1.5, "= 1.5: "), (True, "= True: ")],
+    "generate.temperature": [("1.0", "generate.temperature = '1.0': input should be a valid number")],
+    "generate.do_sample": [(1, "generate.do_sample = 1: input should be a valid boolean")],
+    "model.revision": [(7, "model.revision = 7: input should be a valid string")],
+    "sft": [(None, "sft = None: "), ([1], "sft = [1]: ")],
+    "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
+    # None of the choices.
+    "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
+    "hardware.device": [("tpu", "hardware.device = 'tpu': input should be 'cpu' or 'cuda'")],
+    "corpus.name": [("", "corpus.name = '': string should have at least 1 character")],
+    # Unknown, in a section, in a name's section and at the top.
+    "dpo.betta": [(0.1, "key dpo.betta is unknown (value 0.1)")],
+    "dpo.rounds.e1.epoch": [(1, "key dpo.rounds.e1.epoch is unknown (value 1)")],
+    "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
+    # Two keys that do not go together.
+    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of hardware.micro_batch_size = 16")],
+    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of hardware.micro_batch_size = 16")],
+    "tiny.heads": [(3, "tiny.hidden_size = 256 is no multiple of tiny.heads = 3")],
+    "generate.max_new_tokens": [
+        (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
+    ],
+    "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
+    "hardware.save_every": [(7, "hardware.save_every = 7 is no multiple of 5")],
+}
+CASES = [(key, value, message) for key, cases in REFUSED.items() for value, message in cases]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), CASES, ids=[f"{key}={value!r}" for key, value, _ in CASES])
+def test_a_value_that_does_not_fit(key, value, message):
+    values = composed()
+    put(values, key, value)
+    with pytest.raises(ParamsError, match=re.escape(message)) as raised:
+        check(values, "some/params.yaml")
+    assert str(raised.value).startswith("some/params.yaml: ")
+    assert key.split(".")[0] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sft.batch_size", 8), ("dpo.batch_size", 48), ("generate.max_new_tokens", 255), ("pairs.limit", None)],
+)
+def test_a_value_at_the_edge_fits(key, value):
+    values = composed()
+    put(values, key, value)
+    assert check(values, "conf")
+
+
+def test_more_rounds_than_the_schedule_has_epochs():
+    values = composed()
+    values["dpo"]["rounds"]["e4"] = {"init": "models/dpo/e3", "candidates": "data/dialogues"}
+    with pytest.raises(ParamsError, match=r"^conf: dpo\.rounds has 4 rounds, but .* ends after dpo\.epochs = 3: raise"):
+        check(values, "conf")
+    values["dpo"]["epochs"] = 4
+    assert len(check(values, "conf").dpo.rounds) == 4
+
+
+@pytest.mark.parametrize("key", sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model"}))
+def test_a_missing_key(key):
+    values = composed()
+    section = values
+    *sections, last = key.split(".")
+    for one in sections:
+        section = section[one]
+    del section[last]
+    with pytest.raises(ParamsError, match=f"^{re.escape(f'some/params.yaml: key {key} is missing')}$"):
+        check(values, "some/params.yaml")
+
+
+def test_every_mistake_is_named():
+    values = composed()
+    put(values, "dpo.beta", 0)
+    put(values, "sft.lr", 1)
+    del values["seed"]
+    with pytest.raises(ParamsError) as raised:
+        check(values, "conf")
+    assert sorted(str(raised.value).splitlines()) == [
+        "conf: dpo.beta = 0: input should be greater than 0",
+        "conf: key seed is missing",
+        "conf: key sft.lr is unknown (value 1)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r" \(the whole file\) = None: "),
+        (b"- 1\n", r" \(the whole file\) = \[1\]: "),
+        (b"seed: 1\nseed: 2\n", " is no valid YAML: .*duplicate key"),
+        (b"seed: [1\n", " is no valid YAML: "),
+        (b"seed: \xe9\n", " is no valid YAML: "),
+        (b"seed: 2024-01-31\n", "seed = '2024-01-31': input should be a valid integer"),
+    ],
+    ids=["empty", "a list", "a key twice", "cut", "not UTF-8", "a date"],
+)
+def test_a_broken_file(tmp_path, content, message):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ParamsError, match=re.compile(message, re.DOTALL)) as raised:
+        load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ParamsError, match=r"params\.yaml is missing: run from the project's root, or write it with"):
+        load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe=none", r"^conf/ does not compose with recipe=none: .*recipe/none"),
+        ("dpo.betta=1", r"^conf/ does not compose with dpo\.betta=1: .*betta"),
+        ("dpo.beta=0", r"dpo\.beta = 0: input should be greater than 0"),
+    ],
+)
+def test_a_composition_that_does_not_fit_leaves_the_file(tmp_path, monkeypatch, override, message):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 1\n", encoding="utf-8")
+    with pytest.raises(ParamsError, match=re.compile(message, re.DOTALL)):
+        compose([override], path)
+    assert path.read_text(encoding="utf-8") == "seed: 1\n"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint bench clean params lock
+.PHONY: help setup repro diff test lint bench clean params lock
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ repro: setup ## Run what has changed of the pipeline, then show the metrics of e
 	dvc repro
 	@python -m stages.report --show
 
+diff: setup ## What changed against REV (make diff REV=main; the last commit), without what lies within noise
+	@python -m stages.diff $(REV)
+
 test: setup ## Run the tests
 	python -m pytest
 
@@ -34,6 +37,8 @@ lint: setup ## Check style and types
 
 bench: setup ## Measure speed against peers (benchmarks/)
 	python -m benchmarks.generate
+	python -m benchmarks.scoring
+	python -m benchmarks.mmlu
 
 clean: ## Remove caches and unfinished work; results and .venv stay
 	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache

@@ -125,9 +125,10 @@ def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
 
 
 def needed(params: Params) -> tuple[str, ...]:
-    """The corpora that the run reads: the dialogues, and what a tiny model is pretrained on."""
-    pretrained = params.model.hub_id is None and params.tiny.corpus != "sample"
-    return (params.corpus.name, *([params.tiny.corpus] if pretrained else []))
+    """The corpora that the run reads: the dialogues, what a tiny model is pretrained on, and what scorers read."""
+    pretrained = [params.tiny.corpus] if params.model.hub_id is None else []
+    others = (*pretrained, params.epitome.corpus, params.mmlu.corpus)
+    return (params.corpus.name, *(name for name in others if name != "sample"))
 
 
 def local_folder(from_params: str | None, environment: Mapping[str, str]) -> tuple[Path | None, str]:

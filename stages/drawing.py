@@ -168,7 +168,7 @@ def metric_bars(variants: Mapping[str, Mapping[str, float]], columns: Mapping[st
         "Metrics of the variants",
         "Each panel has its own scale. Healthy: sft is above base in overlap with the human replies, and DPO keeps "
         "most of it with a higher preference accuracy; empty or repeated replies that grow say that a model "
-        "collapses. The bars carry no interval: a small difference may be chance.",
+        "collapses. The bars carry no interval: the tables of the summary do.",
         "; ".join(values) + ".",
         _svg(draw, -(-len(columns) // 3) * (0.9 + 0.28 * len(variants))),
     )

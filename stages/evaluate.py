@@ -1,62 +1,157 @@
-"""Stage `evaluate@<variant>`: score the replies that stage `generate@<variant>` wrote. Loads no model.
+"""Stage `evaluate@<variant>`: score the replies that stage `generate@<variant>` wrote. Loads no policy.
 
     python -m stages.evaluate <variant>
 
-reads `data/replies/<variant>.parquet` and writes `metrics/<variant>.json` (flat, 4 digits) and
+reads `data/replies/<variant>.parquet`, the levels of the human replies and the classifiers of EPITOME, and writes
+`data/scores/<variant>.parquet` (scores by example), `metrics/<variant>.json` (flat, 4 digits) and
 `metrics/<variant>.signature.json` (what explains the numbers).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json
+from stages.params import Params, bertscore_encoder, load
 from stages.scoring import overlap
+from stages.scoring.epitome import MECHANISMS, seeker_post
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REPLIES = Path("data/replies")
+REFERENCES = Path("data/references.parquet")
+EPITOME = Path("models/epitome")
+SCORES = Path("data/scores")
 METRICS = Path("metrics")
 COLUMNS = ("id", "label", "context", "reference", "reply", "rejected", "reference_logp", "rejected_logp")
+# What `models/epitome/epitome.json` says of the classifiers that explains a number here.
+CLASSIFIERS = ("classifiers", "encoder", "encoder_origin", "encoder_sha256", "max_length")
 DIGITS = 4
 
 
 class RepliesError(UserError):
-    """A file of replies is not what this stage can score."""
+    """A file of replies, or of the levels of the references, is not what this stage can score."""
 
 
-def evaluate(replies: pd.DataFrame) -> tuple[dict[str, float], dict[str, str]]:
-    """Score the replies of one variant.
+def score(
+    replies: pd.DataFrame,
+    bert: Mapping[str, Sequence[float]],
+    levels: Mapping[str, Sequence[int]],
+    references: pd.DataFrame,
+) -> pd.DataFrame:
+    """The scores of each example.
 
     Args:
-        replies: one row per example, as `read` returns it: `id`, `label`, `context`, `reference`, `reply`, `rejected`
-            (null where the corpus has no pair), `reference_logp` and `rejected_logp` (mean nats per token, null
-            without a rejected reply).
+        replies: (N,) rows, as `read` returns them: `id`, `label`, `context`, `reference`, `reply`, `rejected` (null
+            where the corpus has no pair), `reference_logp` and `rejected_logp` (mean nats per token, null without a
+            rejected reply).
+        bert: of `bertscore`, (N,) each.
+        levels: EPITOME's levels of the replies, 0 to 2, mechanism to (N,).
+        references: the levels of the human replies, as `read_references` returns them, in the order of `replies`.
 
     Returns:
-        The metrics (unrounded; `docs/metrics.md` has a card for each) and their signature. `preference_accuracy` is
-        left out when no example has a rejected reply.
+        (N,) rows in the order of `replies`: `id`, `label`, and the metrics that an example has, each under the name of
+        its mean in `metrics/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
+        that BLEU is made of.
+    """
+    import pandas as pd
+
+    predictions, humans = replies["reply"].tolist(), replies["reference"].tolist()
+    words = overlap.lengths(predictions)
+    columns = {
+        **overlap.rouge_per_example(predictions, humans),
+        **overlap.distinct_per_reply(predictions),
+        **bert,
+        **_empathy(levels, references),
+        "reply_words": words,
+        "empty_share": [100.0 * (count == 0) for count in words],
+        "preference_accuracy": _preferences(replies),
+        **overlap.bleu_counts(predictions, humans),
+    }
+    return pd.DataFrame({"id": replies["id"].tolist(), "label": replies["label"].tolist(), **columns})
+
+
+def _preferences(replies: pd.DataFrame) -> list[float]:
+    logps = zip(*(replies[name].tolist() for name in ("rejected", "reference_logp", "rejected_logp")), strict=True)
+    return [overlap.preferred(own, other) if _is_text(text) else float("nan") for text, own, other in logps]
+
+
+def _empathy(levels: Mapping[str, Sequence[int]], references: pd.DataFrame) -> dict[str, list[int]]:
+    """`level_*`, `reference_level_*` and `diff_*`, the squared difference of the two (Lee et al. 2022)."""
+    short = {MECHANISMS[name]: [int(level) for level in column] for name, column in levels.items()}
+    human = {key: references[f"level_{key}"].tolist() for key in short}
+    pairs = {key: list(zip(short[key], human[key], strict=True)) for key in short}
+    return {
+        **{f"diff_{key}": [(own - other) ** 2 for own, other in pairs[key]] for key in pairs},
+        **{f"level_{key}": column for key, column in short.items()},
+        **{f"reference_level_{key}": column for key, column in human.items()},
+    }
+
+
+def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
+    """The metrics of one variant, unrounded; `docs/metrics.md` has a card for each.
+
+    Args:
+        replies: one row per example, as `read` returns it.
+        scores: of `score`.
+
+    Returns:
+        Corpus metrics over the texts and the means of the examples' scores. `preference_accuracy` is left out when no
+        example has a rejected reply.
 
     Raises:
-        ValueError: no rows, or a log-probability is NaN or infinite beside a rejected reply.
+        ValueError: no rows.
     """
-    predictions, references = replies["reply"].tolist(), replies["reference"].tolist()
-    metrics = overlap.overlap(predictions, references)
-    pairs = replies[replies["rejected"].notna()]
-    if len(pairs):
-        logps = pairs["reference_logp"].tolist(), pairs["rejected_logp"].tolist()
-        metrics["preference_accuracy"] = overlap.preference_accuracy(*logps)
-    signature = overlap.signature(predictions, references) | {
-        "preference_accuracy": "mean log-probability per token of reference > rejected; ties count half",
-        "preference_examples": str(len(pairs)),
+    counts = [name for name in scores if str(name).startswith("bleu_")]
+    means = scores.drop(columns=["id", "label", *counts]).mean().dropna()
+    return overlap.overlap(replies["reply"].tolist(), replies["reference"].tolist()) | {
+        str(name): float(mean) for name, mean in means.items()
     }
-    return metrics, signature
+
+
+def signature(
+    replies: pd.DataFrame, encoder: Mapping[str, str], layer: int, classifiers: Mapping[str, object]
+) -> dict[str, str]:
+    """What explains the metrics: libraries, tokeniser, counts, the encoder of BERTScore, the classifiers of EPITOME."""
+    return {
+        **overlap.signature(replies["reply"].tolist(), replies["reference"].tolist()),
+        "preference_accuracy": "mean log-probability per token of reference > rejected; ties count half",
+        "preference_examples": str(int(replies["rejected"].notna().sum())),
+        "bertscore": "greedy matching, no IDF weights, no rescaling; 0 for an empty text",
+        "bertscore_layer": str(layer),
+        **{f"bertscore_{name}": value for name, value in encoder.items()},
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "diff": "mean squared difference of the EPITOME levels, 0 to 2, of reply and reference",
+        **{f"epitome_{name}": str(classifiers[name]) for name in CLASSIFIERS if name in classifiers},
+    }
+
+
+def read_references(path: Path, replies: pd.DataFrame) -> pd.DataFrame:
+    """Read the levels of the human replies, in the order of `replies`.
+
+    Raises:
+        RepliesError: the file is missing, or an example of `replies` is not in it.
+    """
+    import pandas as pd
+
+    try:
+        levels = pd.read_parquet(path).set_index("id")
+    except FileNotFoundError:
+        raise RepliesError(f"{path} is missing: run `dvc repro references`") from None
+    missing = [name for name in replies["id"] if name not in levels.index]
+    if missing:
+        raise RepliesError(f"{path} has no levels of {len(missing)} examples, first {missing[0]}: run `dvc repro`")
+    return levels.loc[replies["id"].tolist()]
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -111,16 +206,37 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and isfinite(value)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Evaluate the variant that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description="Score the replies of a variant.")
-    parser.add_argument("variant", help=f"its replies are in {REPLIES}/<variant>.parquet")
-    variant = parser.parse_args(arguments).variant
-    metrics, signature = evaluate(read(REPLIES / f"{variant}.parquet"))
+def main(variant: str, params: Params) -> None:
+    """Evaluate a variant."""
+    from stages.modeling.encoder import encoder_signature, load_encoder
+    from stages.scoring import epitome
+    from stages.scoring.bertscore import bertscore
+
+    replies = read(REPLIES / f"{variant}.parquet")
+    references = read_references(REFERENCES, replies)
+    texts, humans = replies["reply"].tolist(), replies["reference"].tolist()
+    seekers = [seeker_post(to_turns(context)) for context in replies["context"]]
+    encoder = bertscore_encoder(params)
+    model, tokenizer = load_encoder(encoder, params.hardware)
+    bert = bertscore(texts, humans, model, tokenizer, params.bertscore.layer, params.bertscore.batch_size)
+    levels = epitome.score(EPITOME, seekers, texts, params.hardware)
+    scores = score(replies, bert, levels, references)
+    write_scores(scores, SCORES / f"{variant}.parquet")
+    metrics = evaluate(replies, scores)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
-    write_json(METRICS / f"{variant}.signature.json", signature)
+    classifiers = json.loads((EPITOME / "epitome.json").read_text(encoding="utf-8"))
+    named = signature(replies, encoder_signature(encoder), params.bertscore.layer, classifiers)
+    write_json(METRICS / f"{variant}.signature.json", named)
+
+
+def write_scores(scores: pd.DataFrame, path: Path) -> None:
+    """Write the scores of the examples as parquet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores.to_parquet(path, index=False)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", help=f"its replies are in {REPLIES}/<variant>.parquet")
     with reported():
-        main()
+        main(parser.parse_args().variant, load())

@@ -140,6 +140,62 @@ class Generate:
 
 
 @section
+class Encoder:
+    """The bidirectional encoder behind the scorers: inside an installed package, or of the hub."""
+
+    name: Name
+    package: Name | None
+    hub_id: str | None
+    revision: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+
+@section
+class Epitome:
+    """The EPITOME classifiers (Sharma et al. 2020): what they learn from, and how."""
+
+    corpus: Literal["sample", "epitome"]
+    checkpoints: Name | None
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=8)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    lambda_level: Annotated[float, Field(ge=0)]
+    lambda_rationale: Annotated[float, Field(ge=0)]
+
+
+@section
+class Bertscore:
+    """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
+
+    hub_id: str | None
+    revision: str | None
+    layer: NotNegative
+    batch_size: Positive
+
+
+@section
+class Evaluate:
+    """What the variants are compared to, and how their intervals are made."""
+
+    reference: Name
+    resamples: Annotated[int, Field(ge=100)]
+
+
+@section
+class Mmlu:
+    """Five-shot MMLU (Hendrycks et al. 2020), the harness's task on local rows."""
+
+    corpus: Name
+    shots: NotNegative
+    # A standard error needs two questions.
+    limit: Annotated[int, Field(ge=2)] | None
+    batch_size: Positive
+
+
+@section
 class Variant:
     """A model to evaluate: the base model, or the folder of an adapter on it."""
 
@@ -171,8 +227,22 @@ class Params:
     pairs: Pairs
     dpo: Dpo
     generate: Generate
+    encoder: Encoder
+    epitome: Epitome
+    bertscore: Bertscore
+    evaluate: Evaluate
+    mmlu: Mmlu
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     hardware: Hardware
+
+
+def bertscore_encoder(params: Params) -> Encoder:
+    """The encoder of BERTScore: its own, where `bertscore.hub_id` names one, else that of the other scorers."""
+    own = params.bertscore
+    if own.hub_id is None:
+        return params.encoder
+    named = {"name": own.hub_id, "package": None, "hub_id": own.hub_id, "revision": own.revision, "sha256": None}
+    return Encoder(**named)
 
 
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
@@ -249,8 +319,26 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: generate.max_new_tokens = {params.generate.max_new_tokens} leaves no room for a prompt "
             f"within generate.max_length = {params.generate.max_length}"
         )
-    if params.model.hub_id is not None and not params.model.revision:
-        raise ParamsError(f"{source}: model.revision is missing for model.hub_id = {params.model.hub_id!r}")
+    if params.evaluate.reference not in params.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
+            f"{', '.join(params.variants)}"
+        )
+    for name in ("model", "bertscore"):
+        one = getattr(params, name)
+        if one.hub_id is not None and not one.revision:
+            raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
+    _check_encoder(params.encoder, source)
+
+
+def _check_encoder(encoder: Encoder, source: str) -> None:
+    if (encoder.package is None) == (encoder.hub_id is None):
+        raise ParamsError(
+            f"{source}: one of encoder.package = {encoder.package!r} and encoder.hub_id = {encoder.hub_id!r} must be "
+            "null, and only one"
+        )
+    if encoder.hub_id is not None and not encoder.revision:
+        raise ParamsError(f"{source}: encoder.revision is missing for encoder.hub_id = {encoder.hub_id!r}")
 
 
 def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:

@@ -21,12 +21,19 @@ from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import compose, load
-from stages.tables import COLUMNS, PAIR_COLUMNS, table
+from stages.tables import COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, margins, mmlu_columns, table
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 METRICS = Path("metrics")
 README = Path("README.md")
+# EmPO's table 1 (Sotolar 2024): means of four seeds; shares x 100 as everywhere here.
+EMPO = "empo-tiny"
+TABLE_1 = {
+    "Zephyr-7B, no SFT": {"mmlu": 58.8, "diff_er": 0.861, "diff_ex": 1.113, "diff_ip": 1.431, "bertscore_f1": 80.4},
+    "Zephyr-7B, SFT": {"mmlu": 58.0, "diff_er": 0.888, "diff_ex": 0.657, "diff_ip": 0.750, "bertscore_f1": 86.7},
+    "Zephyr-7B, SFT + DPO": {"mmlu": 57.2, "diff_er": 0.660, "diff_ex": 0.627, "diff_ip": 0.648, "bertscore_f1": 72.8},
+}
 BEGIN, END = "<!-- results: written by python -m stages.record -->", "<!-- end of results -->"
 
 
@@ -49,6 +56,9 @@ def run(name: str, overrides: list[str], results: Path) -> None:
     record["data"] = _read(METRICS / "data.json")
     record["pairs"] = {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds}
     record["metrics"] = {key: _read(METRICS / f"{key}.json") for key in params.variants}
+    record["intervals"] = {key: _read(METRICS / f"intervals/{key}.json") for key in params.variants}
+    record["classifiers"] = _read(METRICS / "scorers/epitome.json")
+    record["mmlu"] = {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants}
     record["signature"] = {key: _read(METRICS / f"{key}.signature.json") for key in params.variants}
     write_json(path, record)
 
@@ -57,7 +67,8 @@ def page(records: list[dict[str, Any]]) -> str:
     """`docs/results.md` from the records: for each the command, what it ran on, the variants, the pairs, the times."""
     opening = (
         "# Results\n\nWritten by `python -m stages.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
-        "number. One seed and no intervals: small differences say nothing.\n"
+        "number. ±: half of the 95 % interval over the test examples (MMLU: over its questions); star: the interval of "
+        "the difference to the reference variant does not hold 0. One seed each, and no interval covers another.\n"
     )
     return "\n".join([opening, *(_section(record) for record in records)])
 
@@ -71,7 +82,34 @@ def headline(record: dict[str, Any]) -> str:
         f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
         f"{next(iter(record['pairs'].values()))['pairs']} pairs a round."
     )
-    return f"{table('variant', record['metrics'], COLUMNS)}\n\n{origin}\n"
+    rows, notes = _variants(record)
+    tables = (table("variant", rows, columns, notes) for columns in (EMPATHY_COLUMNS, COLUMNS))
+    return "\n\n".join([*tables, origin]) + "\n"
+
+
+def beside_empo(record: dict[str, Any]) -> str:
+    """EmPO's table 1 with the record's variants under it, and what stands between the two."""
+    rows, notes = _variants(record)
+    encoder = next(iter(record["signature"].values())).get("bertscore_encoder", "another encoder")
+    return (
+        f"### Beside EmPO's table 1\n\n{table('model', TABLE_1 | rows, EMPATHY_COLUMNS, notes)}\n\n"
+        "The first rows are the paper's, means over four seeds of a model of 7 billion parameters; the others are this "
+        "record's, one seed of a model a thousand times smaller. No number of one compares to one of the other: MMLU "
+        f"of a model of this size is chance, F-BERT is over {encoder} where the paper names no encoder, and the "
+        "classifiers behind diff-ER, -EX and -IP stand on another encoder than the published ones. What can be "
+        "compared is which way a step moves a column within its own rows. The paper's ± over seeds is left out.\n"
+    )
+
+
+def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dict[str, str]]]:
+    """The record's variants with MMLU among their metrics, and the margins behind them."""
+    rows, notes = {}, {}
+    for key, metrics in record["metrics"].items():
+        # Records from before these stages existed have neither.
+        mmlu, bounds = mmlu_columns(record.get("mmlu", {}).get(key, {}))
+        rows[key] = metrics | mmlu
+        notes[key] = margins(record.get("intervals", {}).get(key, {}) | bounds, EMPATHY_COLUMNS | COLUMNS)
+    return rows, notes
 
 
 def insert(readme: str, block: str) -> str:
@@ -85,7 +123,9 @@ def _section(record: dict[str, Any]) -> str:
     times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
     versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
     tables = (table("round", record["pairs"], PAIR_COLUMNS), table("stage", times, {"seconds": ("wall time, s", 0)}))
-    return "\n".join([f"## {record['name']}\n", headline(record), versions, "", tables[0], "", tables[1], ""])
+    compared = [beside_empo(record)] if record["name"] == EMPO else []
+    parts = [f"## {record['name']}\n", headline(record), *compared, versions, "", tables[0], "", tables[1], ""]
+    return "\n".join(parts)
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stages.errors import UserError, reported
 from stages.files import write_text
 from stages.params import Params, Round, load
 from stages.preferences.opposite_emotion import uniform
-from stages.tables import COLUMNS, PAIR_COLUMNS, Metrics, escape, table
+from stages.tables import COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, escape, margins, mmlu_columns, table
 
 METRICS = Path("metrics")
 REPLIES = Path("data/replies")
@@ -47,6 +47,8 @@ class Results:
 
     data: Metrics
     variants: dict[str, Metrics]
+    intervals: dict[str, Metrics]
+    classifiers: Metrics
     signature: dict[str, str]
     pairs: dict[str, Metrics]
     replies: dict[str, list[dict[str, Any]]]
@@ -65,15 +67,32 @@ def read(params: Params) -> Results:
     if params.model.hub_id is None:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
+    variants, intervals = read_variants(params.variants)
     return Results(
         data=read_metrics(METRICS / "data.json", "prepare"),
-        variants={key: read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") for key in params.variants},
+        variants=variants,
+        intervals=intervals,
+        classifiers=read_metrics(METRICS / "scorers" / "epitome.json", "epitome"),
         signature=_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
         replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
         losses=losses,
         rounds=read_rounds(params.dpo.rounds),
     )
+
+
+def read_variants(names: Iterable[str]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+    """The metrics of the variants with MMLU among them, and the intervals of both.
+
+    Raises:
+        ReportError: as `read_metrics`.
+    """
+    metrics, intervals = {}, {}
+    for key in names:
+        mmlu, bounds = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
+        metrics[key] = read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") | mmlu
+        intervals[key] = read_metrics(METRICS / "intervals" / f"{key}.json", f"intervals@{key}") | bounds
+    return metrics, intervals
 
 
 def read_metrics(path: Path, stage: str) -> Metrics:
@@ -175,17 +194,28 @@ def summary(results: Results, params: Params) -> str:
     """The numbers of the run as Markdown that reads well as plain text."""
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = 0.1 if params.dpo.beta == 0.025 else 0.025
+    shown = EMPATHY_COLUMNS | COLUMNS
+    notes = {name: margins(bounds, shown) for name, bounds in results.intervals.items()}
     return f"""# Attune: what came out
 
 {lead(results, params)}
 
-## Variants
+## Empathy and understanding
 
-{table("variant", results.variants, COLUMNS)}
+{table("variant", results.variants, EMPATHY_COLUMNS, notes)}
+
+diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human reply's. Mean levels:
+{levels(results)}.
+The classifiers behind them are right on {right(results.classifiers)} of held-out posts.
+
+## Overlap and diversity
+
+{table("variant", results.variants, COLUMNS, notes)}
 
 ↑ higher is better, ↓ lower is better. words: tokens a reply; the human references have {_mean_tokens(references):.1f}.
 pref. acc.: preference accuracy on held-out pairs, 50 is chance. `docs/metrics.md` defines every number.
-The numbers carry no interval: a small difference may be chance.
+±: half of the 95 % interval over the test examples (MMLU: over its questions). Star: the interval of the difference
+to {escape(params.evaluate.reference)} does not hold 0. No interval here covers another seed of training.
 
 Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.items())}
 
@@ -207,7 +237,7 @@ longer rejected: far from 50 %, length alone tells the two sides apart. repeated
 # DPO again with another beta (now {params.dpo.beta:g}) and what hangs on it, nothing else. A recipe other than the
 # default is named with it: -S recipe=empo -S model=tiny -S dpo.beta={beta:g}
 dvc exp run -S dpo.beta={beta:g}
-dvc metrics diff               # the numbers against those of the last commit
+make diff                      # the numbers against those of the last commit, without what lies within noise
 dvc plots diff                 # the curves against those of the last commit
 ```
 """
@@ -224,6 +254,27 @@ def lead(results: Results, params: Params) -> str:
     return (
         f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
         f"{train:,.0f} train and {test:,.0f} test dialogues, {answered:,} of them answered; pairs a round: {rounds}."
+    )
+
+
+def levels(results: Results) -> str:
+    """The mean EPITOME levels of the human replies and of each variant's, in words."""
+    first = next(iter(results.variants.values()))
+    human = {key.removeprefix("reference_"): value for key, value in first.items() if key.startswith("reference_")}
+    rows = {"people": human, **{escape(name): values for name, values in results.variants.items()}}
+    names = {"level_er": "ER", "level_ex": "EX", "level_ip": "IP"}
+    return "; ".join(
+        f"{row} " + ", ".join(f"{short} {values[key]:.2f}" for key, short in names.items() if key in values)
+        for row, values in rows.items()
+    )
+
+
+def right(classifiers: Metrics) -> str:
+    """The accuracy of each EPITOME classifier, beside that of always guessing the most frequent level, in words."""
+    return ", ".join(
+        f"{short.upper()} {classifiers.get(f'{short}_accuracy', 0):.0f} % (guessing: "
+        f"{classifiers.get(f'{short}_majority_accuracy', 0):.0f} %)"
+        for short in ("er", "ex", "ip")
     )
 
 
@@ -285,7 +336,7 @@ def plots(results: Results, params: Params) -> str:
         drawing.rewards(results.rounds),
         drawing.margins(results.rounds),
         drawing.accuracies(results.rounds),
-        drawing.metric_bars(results.variants, COLUMNS),
+        drawing.metric_bars(results.variants, EMPATHY_COLUMNS | COLUMNS),
         drawing.pair_words(results.pairs),
     ]
     return drawing.page("Attune: curves and metrics", lead(results, params), pictures)

@@ -12,6 +12,14 @@ DASH = "\u2013"
 JOINERS = "\u200c\u200d"
 """Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
 
+EMPATHY_COLUMNS = {
+    "mmlu": ("MMLU ↑", 1),
+    "diff_er": ("diff-ER ↓", 3),
+    "diff_ex": ("diff-EX ↓", 3),
+    "diff_ip": ("diff-IP ↓", 3),
+    "bertscore_f1": ("F-BERT ↑", 1),
+}
+"""In the order of EmPO's table 1; shares x 100."""
 COLUMNS = {
     "bleu_1": ("BLEU-1 ↑", 2),
     "bleu_4": ("BLEU-4 ↑", 2),
@@ -34,22 +42,64 @@ PAIR_COLUMNS = {
 }
 
 
-def table(corner: str, rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> str:
+def table(
+    corner: str,
+    rows: Mapping[str, Metrics],
+    columns: Mapping[str, tuple[str, int]],
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """A Markdown table with padded columns.
 
     Args:
         corner: heading of the first column.
         rows: name of the row to its metrics; a missing one becomes a dash.
         columns: metric to its heading and number of decimals.
+        notes: of `margins`, name of the row to what stands behind its numbers, by metric.
     """
+    behind = notes or {}
     cells = [[corner, *(heading for heading, _ in columns.values())]]
     for name, values in rows.items():
-        numbers = (f"{values[key]:,.{digits}f}" if key in values else DASH for key, (_, digits) in columns.items())
+        own = behind.get(name, {})
+        numbers = (
+            f"{values[key]:,.{digits}f}{own.get(key, '')}" if key in values else DASH
+            for key, (_, digits) in columns.items()
+        )
         cells.append([escape(name), *numbers])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
     head, *body = (_row(row, widths) for row in cells)
     return "\n".join([head, rule, *body])
+
+
+def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """What stands behind the numbers of a variant: ± half of the 95 % interval's width, and a star where it differs.
+
+    Args:
+        intervals: of `metrics/intervals/<variant>.json`; a metric without an interval gets nothing.
+        columns: metric to its heading and number of decimals.
+
+    Returns:
+        Metric to text; the star says that the interval of its difference to the reference variant does not hold 0.
+    """
+    found = {}
+    for key, (_, digits) in columns.items():
+        if f"{key}.low" in intervals:
+            half = (intervals[f"{key}.high"] - intervals[f"{key}.low"]) / 2
+            low, high = (intervals.get(f"{key}.diff_{side}", 0.0) for side in ("low", "high"))
+            found[key] = f" ± {half:,.{digits}f}{'*' if low > 0 or high < 0 else ''}"
+    return found
+
+
+def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
+    """MMLU's metrics and its interval under the names of the tables, from `metrics/mmlu/<variant>.json`.
+
+    The interval is the normal one of the standard error over questions, where the file has one.
+    """
+    if "acc" not in values:
+        return {}, {}
+    error = 1.96 * values.get("acc_stderr", 0.0)
+    bounds = {"mmlu.low": values["acc"] - error, "mmlu.high": values["acc"] + error}
+    return {"mmlu": values["acc"]}, bounds if error else {}
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:

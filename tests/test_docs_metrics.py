@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from stages.scoring.bertscore import NAMES
+from stages.scoring.epitome_model import MECHANISMS
+from stages.scoring.mmlu import GROUPS
 from stages.scoring.overlap import overlap
 
+MEASURES = ("accuracy", "macro_f1", "rationale_f1", "majority_accuracy", "majority_macro_f1", "valid_accuracy")
 PAGE = Path(__file__).parent.parent / "docs/metrics.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 CARDS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, flags=re.MULTILINE | re.DOTALL))
@@ -22,7 +26,11 @@ def test_the_examples_are_true():
 
 
 def test_every_metric_has_a_card():
-    metrics = set(overlap(["a"], ["a"])) | {"preference_accuracy"}
+    mmlu = {f"acc{group}{end}" for group in ("", *(f"_{name}" for name in GROUPS)) for end in ("", "_stderr")}
+    bounds = {f"*.{end}" for end in ("low", "high", "diff", "diff_low", "diff_high")}
+    empathy = {f"{kind}_{short}" for kind in ("diff", "level", "reference_level") for short in MECHANISMS.values()}
+    classifiers = {f"*_{name}" for name in MEASURES}
+    metrics = set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy | classifiers | mmlu | set(NAMES) | bounds
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 
 

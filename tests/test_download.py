@@ -428,7 +428,8 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     put(tmp_path / "mine", {f"empatheticdialogues/{name}": name.encode() for name in names})
     put(tmp_path / "mine", {"pretrain/dialogues.jsonl": b"{}\n"})
     put(tmp_path, {"data/sources.yaml": (ROOT / "data/sources.yaml").read_bytes()})
-    compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine")
+    scorers = ("epitome.corpus=sample", "mmlu.corpus=sample")
+    compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine", *scorers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CORPORA_DIR", "elsewhere")
     stage.main()
@@ -441,7 +442,15 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
 def test_main_with_a_hub_model_needs_no_pretraining_corpus(tmp_path, monkeypatch):
     compose(tmp_path, "recipe=empo")
     monkeypatch.chdir(tmp_path)
+    assert stage.needed(stage.load_params()) == ("empatheticdialogues", "epitome", "mmlu")
+
+
+def test_main_takes_what_the_scorers_read_but_not_the_embedded_samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compose(tmp_path)
     assert stage.needed(stage.load_params()) == ("empatheticdialogues",)
+    compose(tmp_path, "epitome.corpus=epitome")
+    assert stage.needed(stage.load_params()) == ("empatheticdialogues", "epitome")
 
 
 def test_main_says_one_sentence_and_exits_with_1(tmp_path):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 GROUPS = {
     group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    for group in ("recipe", "model", "hardware", "corpus")
+    for group in ("recipe", "model", "hardware", "corpus", "encoder")
 }
 COMBINATIONS = list(itertools.product(*GROUPS.values()))
 
@@ -44,8 +44,9 @@ def test_every_group_has_options():
 def test_every_combination_composes(options):
     overrides = [f"{group}={option}" for group, option in zip(GROUPS, options, strict=True)]
     params = check(composed(*overrides), " ".join(overrides))
-    _, model, hardware, _ = options
+    _, model, hardware, _, encoder = options
     assert params.model.name == model
+    assert encoder in params.encoder.name.lower()
     assert params.hardware.device == ("cpu" if hardware == "cpu" else "cuda")
 
 
@@ -181,6 +182,8 @@ REFUSED = {
     "seed": [(-1, "seed = -1: input should be greater than or equal to 0")],
     "pairs.limit": [(0, "pairs.limit = 0: input should be greater than 0")],
     "generate.top_p": [(1.5, "generate.top_p = 1.5: input should be less than or equal to 1")],
+    "mmlu.limit": [(1, "mmlu.limit = 1: input should be greater than or equal to 2")],
+    "mmlu.shots": [(-1, "mmlu.shots = -1: input should be greater than or equal to 0")],
     "tiny.vocab_size": [(299, "tiny.vocab_size = 299: input should be greater than or equal to 300")],
     # Of another type.
     "dpo.epochs": [("3", "dpo.epochs = '3': input should be a valid integer"), (1.5, "= 1.5: "), (True, "= True: ")],
@@ -205,6 +208,13 @@ REFUSED = {
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
     ],
     "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
+    "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
+    "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
+    "epitome.corpus": [("reddit", "epitome.corpus = 'reddit': input should be 'sample' or 'epitome'")],
+    "bertscore.hub_id": [("some/model", "bertscore.revision is missing for bertscore.hub_id = 'some/model'")],
+    "bertscore.layer": [(-1, "bertscore.layer = -1: input should be greater than or equal to 0")],
+    "evaluate.resamples": [(99, "evaluate.resamples = 99: input should be greater than or equal to 100")],
+    "evaluate.reference": [("dpo", "evaluate.reference = 'dpo' is none of the variants: base, sft, sft-dpo")],
     "hardware.save_every": [(7, "hardware.save_every = 7 is no multiple of 5")],
 }
 CASES = [(key, value, message) for key, cases in REFUSED.items() for value, message in cases]

@@ -17,6 +17,9 @@ MICRO = [
     "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2",
     "tiny.epochs=1", "tiny.max_length=128", "sft.epochs=1", "sft.batch_size=32", "lora.r=4", "pairs.limit=64",
     "~dpo.rounds.e3", "variants.sft-dpo.model=models/dpo/e2", "generate.limit=32", "generate.max_new_tokens=8",
+    # Greedy, so small a model says nothing at all.
+    "generate.do_sample=true",
+    "epitome.epochs=1", "epitome.max_length=16", "mmlu.limit=2", "mmlu.shots=1", "evaluate.resamples=100",
     "hardware.threads=1", "hardware.dtype=fp32",
 ]  # fmt: skip
 
@@ -78,18 +81,24 @@ def clone(tmp_path_factory) -> Clone:
 def test_repro_makes_every_metric_and_page(clone):
     for variant in VARIANTS:
         metrics = json.loads(clone.read(f"metrics/{variant}.json"))
-        assert {"bleu_4", "rouge_l", "dist_2", "preference_accuracy"} <= metrics.keys()
+        assert {"bleu_4", "rouge_l", "dist_2", "preference_accuracy", "bertscore_f1", "diff_er"} <= metrics.keys()
+        assert 0 <= json.loads(clone.read(f"metrics/mmlu/{variant}.json"))["acc"] <= 100
+        bounds = json.loads(clone.read(f"metrics/intervals/{variant}.json"))
+        for name in ("rouge_l", "diff_er", "bertscore_f1", "preference_accuracy"):
+            assert bounds[f"{name}.low"] <= metrics[name] <= bounds[f"{name}.high"]
+        assert ("rouge_l.diff" in bounds) is (variant != "base")
+        assert metrics["bertscore_f1"] > 0 and bounds["bleu_1.low"] < bounds["bleu_1.high"]
         assert variant in clone.read("reports/summary.md")
     assert json.loads(clone.read("metrics/pairs/e2.json"))["pairs"] == 64
 
 
 def test_results_are_in_git_and_models_are_not(clone):
     tracked = clone.run("git", "ls-files").splitlines()
-    assert {"dvc.lock", "metrics/sft-dpo.json", "metrics/data.json", "data/manifest.json", "reports/summary.md"} <= set(
-        tracked
-    )
-    untracked = ("models/", "data/raw/", "data/dialogues/", "data/pairs/", "data/replies/", "reports/curves/")
-    assert {Path(name).name for name in tracked if name.startswith(untracked)} <= {".gitignore"}
+    pages = {"dvc.lock", "metrics/data.json", "data/manifest.json", "reports/summary.md"}
+    metrics = {f"metrics/{folder}sft-dpo.json" for folder in ("", "mmlu/", "intervals/")}
+    assert pages | metrics | {"metrics/scorers/epitome.json"} <= set(tracked)
+    untracked = ("models/", "data/raw/", "data/dialogues/", "data/pairs/", "data/replies/", "data/scores/")
+    assert {Path(name).name for name in tracked if name.startswith((*untracked, "reports/curves/"))} <= {".gitignore"}
 
 
 def test_second_repro_runs_nothing_and_leaves_no_trace(clone):
@@ -100,9 +109,12 @@ def test_second_repro_runs_nothing_and_leaves_no_trace(clone):
 def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):
     before = clone.read("metrics/sft-dpo.json")
     changed = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "dpo.beta=5")
-    # `evaluate@sft-dpo` follows only where a reply or a log-probability changed, which beta = 5 makes sure of.
-    assert stages_run(changed) == ["dpo@e1", "dpo@e2", "generate@sft-dpo", "evaluate@sft-dpo", "report"]
+    # `evaluate@sft-dpo` follows only where a reply or a log-probability changed, which beta = 5 makes sure of;
+    # `intervals@sft-dpo` only where a score did, too.
+    run = [stage for stage in stages_run(changed) if stage != "intervals@sft-dpo"]
+    assert sorted(run) == ["dpo@e1", "dpo@e2", "evaluate@sft-dpo", "generate@sft-dpo", "mmlu@sft-dpo", "report"]
     assert "preference_accuracy" in clone.run("dvc", "metrics", "diff", "--all", "--md", "HEAD")
+    assert "changes against HEAD" in clone.run(sys.executable, "-m", "stages.diff", "--all", "--md")
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     # Pages in Git are written again (DVC has no run cache of them); every model, reply and metric is restored.
     assert stages_run(back) == ["report"]
@@ -115,6 +127,14 @@ def test_further_round_runs_only_itself(clone):
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in three))
     assert stages_run(output) == ["pairs@e3", "dpo@e3", "report"]
     clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
+
+
+def test_another_reference_runs_only_the_intervals(clone):
+    output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft")
+    assert sorted(stages_run(output)) == ["intervals@base", "intervals@sft", "intervals@sft-dpo", "report"]
+    assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/base.json"))
+    back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
+    assert stages_run(back) == ["report"]
 
 
 def test_dag_and_plots_can_be_shown(clone):

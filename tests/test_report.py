@@ -24,6 +24,7 @@ HOSTILE = (
     "</svg><script>alert(1)</script>\n# heading | pipe\n\n```\n    code\n---\n<!-- \n[a](http://b.example) ![i](x) *b*"
 )
 PAGES = [Path("reports") / name for name in ("summary.md", "samples.md", "plots.html")]
+CLASSIFIERS = {"accuracy": 81.4, "majority_accuracy": 66.0}
 LABELS = ("sad", "joyful", "angry")
 
 
@@ -48,8 +49,15 @@ def metrics(**values):
         "reply_words": 9.04,
         "empty_share": 0.0,
         "repeated_share": 12.5,
+        **{f"{side}_{key}": 0.5 for side in ("diff", "level", "reference_level") for key in ("er", "ip", "ex")},
+        "bertscore_f1": 61.25,
         **values,
     }
+
+
+def intervals(**others):
+    """rouge_l and diff_er without differences to the reference, unless given."""
+    return {"rouge_l.low": 9.0, "rouge_l.high": 11.0, "diff_er.low": 0.4, "diff_er.high": 0.58, **others}
 
 
 def replies(text, count=12):
@@ -91,6 +99,14 @@ def run(tmp_path, monkeypatch):
     write_json(Path("metrics/sft-dpo.json"), metrics(bleu_1=19.0, preference_accuracy=80.0))
     write_json(Path("metrics/base.signature.json"), {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
     for name in ("base", "sft", "sft-dpo"):
+        write_json(Path(f"metrics/mmlu/{name}.json"), {"acc": 25.5, "acc_stderr": 1.0, "acc_stem": 20.0})
+        differences = {} if name == "base" else {"rouge_l.diff_low": -1.0, "rouge_l.diff_high": 1.0}
+        write_json(Path(f"metrics/intervals/{name}.json"), intervals(**differences))
+    shares = {f"{short}_{name}": value for short in ("er", "ip", "ex") for name, value in CLASSIFIERS.items()}
+    write_json(Path("metrics/scorers/epitome.json"), shares)
+    better = {"diff_er.diff_low": -0.2, "diff_er.diff_high": -0.1, "rouge_l.diff_low": 0.0, "rouge_l.diff_high": 2.0}
+    write_json(Path("metrics/intervals/sft-dpo.json"), intervals(**better))
+    for name in ("base", "sft", "sft-dpo"):
         write_replies(replies(f"Reply of {name}"), Path(f"data/replies/{name}.parquet"))
     curve("base", "loss", [(1, 9.0), (5, 7.5)])
     curve("sft", "loss", [(1, 6.5)])
@@ -102,20 +118,50 @@ def run(tmp_path, monkeypatch):
         dpo_curves(key, 8 * i)
 
 
-def rows(text, corner):
-    """The cells of the table whose first column is headed `corner`, by row name."""
-    block = next(b for b in text.split("\n\n") if b.startswith(f"| {corner}"))
+def rows(text, corner, number=0):
+    """The cells of the table whose first column is headed `corner`, by row name; of several the one of that number."""
+    block = [b for b in text.split("\n\n") if b.startswith(f"| {corner}")][number]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
     return {row[0]: row[1:] for row in cells}
 
 
 def test_the_table_has_a_row_for_each_variant_in_their_order():
     main(params())
-    found = rows(PAGES[0].read_text(), "variant")
+    found = rows(PAGES[0].read_text(), "variant", 1)
     assert list(found)[2:] == ["base", "sft", "sft-dpo"]
     assert found["variant"][0] == "BLEU-1 ↑" and found["variant"][-1] == "pref. acc. % ↑"
-    assert found["base"] == ["12.35", "1.50", "10.00", "30.00", "60.00", "9.0", "0.0", "12.5", "\u2013"]
+    assert found["base"] == ["12.35", "1.50", "10.00 ± 1.00", "30.00", "60.00", "9.0", "0.0", "12.5", "\u2013"]
     assert found["sft"][0] == "20.00" and found["sft"][-1] == "71.2"
+
+
+def test_the_first_table_has_the_shape_of_empos():
+    main(params())
+    found = rows(PAGES[0].read_text(), "variant")
+    assert found["variant"] == ["MMLU ↑", "diff-ER ↓", "diff-EX ↓", "diff-IP ↓", "F-BERT ↑"]
+    # 1.96 standard errors of MMLU; half of 0.58 - 0.4.
+    assert found["base"] == ["25.5 ± 2.0", "0.500 ± 0.090", "0.500", "0.500", "61.2"]
+
+
+def test_a_star_says_that_a_difference_is_none_of_chance():
+    main(params())
+    first, second = (rows(PAGES[0].read_text(), "variant", number) for number in (0, 1))
+    assert [first[name][1][-1] for name in ("base", "sft", "sft-dpo")] == ["0", "0", "*"]
+    # An interval that begins at 0 holds it.
+    assert [second[name][2][-1] for name in ("base", "sft", "sft-dpo")] == ["0", "0", "0"]
+    assert "difference\nto base does not hold 0" in PAGES[0].read_text()
+
+
+def test_the_summary_says_how_good_the_classifiers_are():
+    main(params())
+    assert "right on ER 81 % (guessing: 66 %), EX 81 %" in PAGES[0].read_text()
+
+
+def test_mean_levels_are_told_for_people_and_models():
+    write_json(Path("metrics/sft.json"), metrics(level_er=1.25, level_ip=0.0))
+    main(params())
+    assert "people ER 0.50, EX 0.50, IP 0.50; base ER 0.50, EX 0.50, IP 0.50; sft ER 1.25, EX 0.50, IP 0.00;" in (
+        PAGES[0].read_text()
+    )
 
 
 def test_the_summary_says_what_was_run():
@@ -177,6 +223,9 @@ def test_show_prints_the_summary_and_writes_nothing():
         ("metrics/data.json", "prepare"),
         ("metrics/sft.json", "evaluate@sft"),
         ("metrics/pairs/e2.json", "pairs@e2"),
+        ("metrics/intervals/sft.json", "intervals@sft"),
+        ("metrics/mmlu/sft.json", "mmlu@sft"),
+        ("metrics/scorers/epitome.json", "epitome"),
         ("data/replies/sft-dpo.parquet", "generate@sft-dpo"),
         ("reports/curves/base/plots/metrics/loss.tsv", "base"),
         ("reports/curves/sft/plots/metrics/loss.tsv", "sft"),
@@ -382,7 +431,8 @@ def test_every_figure_has_a_heading_a_caption_and_its_content_in_words():
 def test_hostile_names_stay_texts():
     name = '<b id="f1-title">&amp;$x$_{'
     given = params()
-    shutil.copy("metrics/sft.json", f"metrics/{name}.json")
+    for folder in (".", "mmlu", "intervals"):
+        shutil.copy(f"metrics/{folder}/sft.json", f"metrics/{folder}/{name}.json")
     shutil.copy("metrics/base.signature.json", f"metrics/{name}.signature.json")
     shutil.copy("data/replies/sft.parquet", f"data/replies/{name}.parquet")
     main(type(given)(**{**vars(given), "variants": {name: given.variants["sft"]}}))

@@ -47,5 +47,35 @@ def test_heavy_libraries_are_imported_inside_functions():
 def test_no_pickle_and_no_remote_code():
     for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         source = path.read_text(encoding="utf-8")
-        assert "pickle.load" not in source and "torch.load(" not in source, path
-        assert "trust_remote_code=True" not in source, path
+        assert "pickle.load" not in source and "trust_remote_code=True" not in source, path
+        assert unsafe_loads(source) == [], path
+
+
+def unsafe_loads(source: str) -> list[int]:
+    """Lines that take `load` from torch, or call `torch.load` without a literal `weights_only=True`."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "torch.serialization"):
+            lines += [node.lineno for alias in node.names if alias.name in ("load", "serialization")]
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.serialization.load"):
+            lines.append(node.lineno)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            safe = [k for k in node.keywords if k.arg == "weights_only" and ast.unparse(k.value) == "True"]
+            lines += [-node.func.lineno] if safe else []
+    return sorted(line for line in lines if line > 0 and -line not in lines)
+
+
+@pytest.mark.parametrize(
+    ("source", "unsafe"),
+    [
+        ("torch.load(path, weights_only=True)", False),
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=safe)", True),
+        ("read = torch.load", True),
+        ("from torch import load", True),
+        ("torch.serialization.load(path)", True),
+    ],
+)
+def test_the_rule_on_loads_sees_what_is_unsafe(source, unsafe):
+    assert bool(unsafe_loads(source)) is unsafe

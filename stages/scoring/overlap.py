@@ -84,6 +84,31 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, flo
     }
 
 
+def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[int]]:
+    """What corpus BLEU is made of, by example: BLEU of any part of the corpus hangs on the sums of these alone.
+
+    Returns:
+        `bleu_match_n` and `bleu_total_n`: n-grams of the reply that occur in its reference, and all of them, n = 1..4;
+        `bleu_reply_words` and `bleu_reference_words`: tokens. Each (N,), in the order of the examples.
+
+    Raises:
+        ValueError: no examples, or lists of unequal length.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    _check_pairs(predictions, references)
+    # Effective order touches the sentence's score, which is not used, not the counts; sacrebleu warns without it.
+    scorer = BLEU(lowercase=True, tokenize=TOKENISER, effective_order=True)
+    pairs = zip(predictions, references, strict=True)
+    scores = [scorer.sentence_score(prediction, [reference]) for prediction, reference in pairs]
+    return {
+        **{f"bleu_match_{n}": [score.counts[n - 1] for score in scores] for n in BLEU_ORDERS},
+        **{f"bleu_total_{n}": [score.totals[n - 1] for score in scores] for n in BLEU_ORDERS},
+        "bleu_reply_words": [score.sys_len for score in scores],
+        "bleu_reference_words": [score.ref_len for score in scores],
+    }
+
+
 def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """ROUGE-1, ROUGE-2 and ROUGE-L F1 of each example (Lin 2004), by rouge-score without stemming.
 
@@ -117,8 +142,14 @@ def distinct(predictions: Sequence[str]) -> dict[str, float]:
     corpus = {
         f"dist_{n}": _distinct_share([gram for reply in replies for gram in _ngrams(reply, n)]) for n in DIST_ORDERS
     }
-    each = {f"dist_{n}_per_reply": fmean(_distinct_share(_ngrams(reply, n)) for reply in replies) for n in DIST_ORDERS}
+    each = {name: fmean(scores) for name, scores in distinct_per_reply(predictions).items()}
     return corpus | each
+
+
+def distinct_per_reply(predictions: Sequence[str]) -> dict[str, list[float]]:
+    """`dist_n_per_reply` of each of (N,) replies, in 0..100 and in their order; 0 for a reply without n-grams."""
+    replies = [tokens(text) for text in predictions]
+    return {f"dist_{n}_per_reply": [_distinct_share(_ngrams(reply, n)) for reply in replies] for n in DIST_ORDERS}
 
 
 def reply_statistics(predictions: Sequence[str]) -> dict[str, float]:
@@ -156,7 +187,12 @@ def preference_accuracy(reference_logps: Sequence[float], rejected_logps: Sequen
     if not all(isfinite(logp) for logp in (*reference_logps, *rejected_logps)):
         raise ValueError("a log-probability is NaN or infinite")
     pairs = zip(reference_logps, rejected_logps, strict=True)
-    return 100 * fmean(float(reference > rejected) + 0.5 * (reference == rejected) for reference, rejected in pairs)
+    return fmean(preferred(reference, rejected) for reference, rejected in pairs)
+
+
+def preferred(reference_logp: float, rejected_logp: float) -> float:
+    """100 where the reference is likelier than the rejected reply, 50 for a tie, else 0."""
+    return 100 * (float(reference_logp > rejected_logp) + 0.5 * (reference_logp == rejected_logp))
 
 
 def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str, str]:

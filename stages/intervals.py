@@ -1,0 +1,83 @@
+"""Stage `intervals@<variant>`: how much of a number is the choice of the test examples.
+
+    python -m stages.intervals sft-dpo
+
+reads the scores by example of the variant and of `evaluate.reference` and writes `metrics/intervals/<variant>.json`:
+for every metric of examples, and for BLEU, `<metric>.low` and `<metric>.high`; of a variant other than the reference
+also `<metric>.diff` (variant less reference), `<metric>.diff_low` and `<metric>.diff_high`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import UserError, reported
+from stages.files import write_json
+from stages.params import Params, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stages.scoring.intervals import Columns
+
+SCORES = Path("data/scores")
+INTERVALS = Path("metrics/intervals")
+HUMAN = "reference_"
+"""What the columns of the human replies begin with."""
+DIGITS = 4
+
+
+class ScoresError(UserError):
+    """A file of scores is missing, or two of them are of different examples."""
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read the scores that stage `evaluate` wrote, in the order of their ids.
+
+    Raises:
+        ScoresError: the file is missing.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path).sort_values("id", ignore_index=True)
+    except FileNotFoundError:
+        raise ScoresError(f"{path} is missing: run `dvc repro evaluate@{path.stem}`") from None
+
+
+def columns(scores: pd.DataFrame) -> Columns:
+    """The numbers of the examples by metric; what no example has is left out, and what is no number of the variant."""
+    numbers = scores.select_dtypes("number").dropna(axis="columns", how="all")
+    names = (str(name) for name in numbers)
+    return {name: numbers[name].to_numpy(dtype=float) for name in names if not name.startswith(HUMAN)}
+
+
+def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed: int) -> dict[str, float]:
+    """The intervals of a variant's metrics, and of their differences to another variant's where one is given.
+
+    Raises:
+        ScoresError: the two were scored on different examples.
+    """
+    from stages.scoring.intervals import intervals
+
+    if other is not None and own["id"].tolist() != other["id"].tolist():
+        differ = len(set(own["id"]) ^ set(other["id"]))
+        raise ScoresError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
+    return intervals(columns(own), None if other is None else columns(other), resamples, seed)
+
+
+def main(variant: str, params: Params) -> None:
+    """Write `metrics/intervals/<variant>.json`."""
+    settings = params.evaluate
+    other = None if variant == settings.reference else read(SCORES / f"{settings.reference}.parquet")
+    found = compare(read(SCORES / f"{variant}.parquet"), other, settings.resamples, params.seed)
+    write_json(INTERVALS / f"{variant}.json", {name: round(value, DIGITS) for name, value in found.items()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", help="a key of variants")
+    with reported():
+        main(parser.parse_args().variant, load())

@@ -1,0 +1,103 @@
+"""Stage `mmlu@<variant>`: what alignment leaves of the model's general knowledge, by five-shot MMLU.
+
+    python -m stages.mmlu <variant>
+
+writes `metrics/mmlu/<variant>.json` (times 100, 4 digits) and `metrics/mmlu/<variant>.signature.json`. Prompts,
+versions and groups are those of lm-evaluation-harness; the rows are local files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UserError, reported
+from stages.files import write_json
+from stages.params import Params, load
+from stages.scoring import mmlu
+
+BASE = Path("models/base")
+RAW = Path("data/raw")
+SAMPLE = Path("data/sample/mmlu")
+METRICS = Path("metrics/mmlu")
+DIGITS = 4
+
+
+def load_model(folder: Path, params: Params) -> Any:
+    """The base model, or a PeftModel with the adapter of `folder` on it, which is left unmerged."""
+    from stages.modeling.loading import is_adapter, load_adapter, load_base
+
+    model = load_base(BASE, params.hardware)
+    return (load_adapter(model, folder, trainable=False) if is_adapter(folder) else model).eval()
+
+
+def measure(
+    model: Any, tokenizer: Any, subjects: dict[str, mmlu.Subject], params: Params
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Run MMLU.
+
+    Args:
+        model: in eval mode, on `hardware.device`.
+        tokenizer: the model's.
+        subjects: of `mmlu.read`.
+        params: the sections mmlu and hardware are read.
+
+    Returns:
+        The metrics (times 100, unrounded) and what explains them, without the model.
+    """
+    from stages.modeling.shared_prefix import shared_prefix_lm
+
+    # It warns of each source of rows and of each prompt that is cut; the signature counts the latter.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    settings = params.mmlu
+    lm = shared_prefix_lm(model, tokenizer, settings.batch_size, params.hardware)
+    results = mmlu.evaluate(lm, subjects, settings.shots)
+    asked = mmlu.questions(subjects)
+    return mmlu.metrics(results), {
+        "lm_eval": version("lm_eval"),
+        "mmlu": mmlu.versions(results),
+        "shots": str(settings.shots),
+        "batch_size": str(settings.batch_size),
+        "dtype": params.hardware.dtype,
+        "subjects": str(len(subjects)),
+        "questions": str(asked),
+        # Every question is asked with each of its choices.
+        "prompts_cut": f"{lm.cut // len(mmlu.LETTERS)} of {asked}, from the left to {lm.max_length} tokens",
+        "rows": f"{settings.corpus}, sha256 {mmlu.digest(subjects)}",
+    }
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """The base model and its commit on the hub, and the adapter on it."""
+    from stages.modeling.loading import is_adapter, origin
+
+    source, commit = origin(BASE)
+    adapter = f"{folder}, not merged" if is_adapter(folder) else "none"
+    return {"model": source, "commit": commit or "none: made by stage base", "adapter": adapter}
+
+
+def main(variant: str, params: Params) -> None:
+    """Write the metrics and the signature of a variant.
+
+    Raises:
+        UserError: there is no such variant, or the rows are not what the task needs.
+    """
+    from stages.modeling.loading import load_tokenizer
+
+    if variant not in params.variants:
+        raise UserError(f"{variant!r} is none of the variants in params.yaml: {', '.join(params.variants)}")
+    corpus, folder = params.mmlu.corpus, Path(params.variants[variant].model)
+    rows = mmlu.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
+    metrics, signature = measure(load_model(folder, params), load_tokenizer(BASE), rows, params)
+    write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
+    write_json(METRICS / f"{variant}.signature.json", describe(folder) | signature)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", help="a key of variants")
+    with reported():
+        main(parser.parse_args().variant, load())

@@ -1,0 +1,92 @@
+"""The bidirectional encoder behind the scorers: from an installed package, or from the hub at a fixed revision."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.modeling.loading import ModelError, set_up_process
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from stages.params import Encoder, Hardware
+
+WEIGHTS = "model.safetensors"
+
+
+def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel, Tokenizer]:
+    """The encoder with fp32 weights on `hardware.device`, in eval mode, and its tokenizer (a fast one, with offsets).
+
+    Raises:
+        ModelError: the package is not installed or holds no weights, the hub has no such model or cannot be reached,
+            the weights have another hash than pinned, or `hardware.device` is cuda and there is none.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    set_up_process(hardware)
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+    folder = str(_checked_weights(encoder).parent)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    return model.to(hardware.device).eval(), tokenizer
+
+
+def encoder_signature(encoder: Encoder) -> dict[str, str]:
+    """What explains a number that the encoder gave: its name, where it is from, and the hash of its weights.
+
+    Raises:
+        ModelError: as `load_encoder`.
+    """
+    weights = _checked_weights(encoder)
+    origin = f"{encoder.package} {version(encoder.package)}" if encoder.package else encoder.revision
+    return {"encoder": encoder.name, "encoder_origin": str(origin), "encoder_sha256": _sha256(weights)}
+
+
+def _checked_weights(encoder: Encoder) -> Path:
+    path = _package_weights(encoder.package) if encoder.package else _hub_weights(encoder)
+    if encoder.sha256 not in (None, actual := _sha256(path)):
+        raise ModelError(f"{path}: sha256 is {actual}, but encoder.sha256 pins {encoder.sha256}: install it again")
+    return path
+
+
+def _package_weights(package: str) -> Path:
+    """The weights inside an installed package, which is looked up and not imported."""
+    spec = find_spec(package)
+    if spec is None:
+        raise ModelError(f"encoder.package = {package!r} is not installed: run `make setup`")
+    found = [path for root in spec.submodule_search_locations or [] for path in sorted(Path(root).rglob(WEIGHTS))]
+    if not found:
+        raise ModelError(f"encoder.package = {package!r} holds no {WEIGHTS}")
+    return found[0]
+
+
+def _hub_weights(encoder: Encoder) -> Path:
+    """The weights in the hub's cache, fetched with configuration and tokenizer where they are not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert encoder.hub_id is not None  # the params are checked
+    try:
+        folder = snapshot_download(
+            encoder.hub_id, revision=encoder.revision, allow_patterns=["*.json", "*.txt", WEIGHTS]
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"encoder.hub_id = {encoder.hub_id!r} at revision {encoder.revision!r} cannot be had: {error}. "
+            "Check the id and the network, or compose with encoder=minilm"
+        ) from None
+    return Path(folder, WEIGHTS)
+
+
+@cache
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

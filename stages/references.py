@@ -1,0 +1,49 @@
+"""Stage `references`: levels of empathy in the human replies of the test split, once for all variants.
+
+Writes `data/references.parquet`: a row a test dialogue with `id`, `level_er`, `level_ip` and `level_ex` (0 to 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.dialogues import Example, example, read_dialogues
+from stages.errors import reported
+from stages.params import Hardware, Params, load
+from stages.scoring.epitome import MECHANISMS, score, seeker_post
+
+TEST = Path("data/dialogues/test.parquet")
+CLASSIFIERS = Path("models/epitome")
+TARGET = Path("data/references.parquet")
+
+
+def reference_levels(examples: Sequence[Example], classifiers: Path, hardware: Hardware) -> dict[str, list[object]]:
+    """Columns `id`, `level_er`, `level_ip`, `level_ex` of the examples' targets, in their order.
+
+    Raises:
+        EpitomeError: `classifiers` is not what stage `epitome` writes.
+    """
+    posts = [seeker_post(one.context) for one in examples]
+    levels = score(classifiers, posts, [one.target for one in examples], hardware)
+    columns: dict[str, list[object]] = {"id": [one.id for one in examples]}
+    return columns | {f"level_{short}": list(levels[mechanism]) for mechanism, short in MECHANISMS.items()}
+
+
+def main(params: Params) -> None:
+    """Write `data/references.parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.modeling.loading import set_up_process
+
+    set_up_process(params.hardware)
+    examples = [example(dialogue) for dialogue in read_dialogues(TEST)]
+    columns = reference_levels(examples, CLASSIFIERS, params.hardware)
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), TARGET)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(load())

@@ -1,0 +1,152 @@
+"""The classifiers on disk: the folder that stage `epitome` writes, and the checkpoints that others published.
+
+The folder holds the encoder's configuration and tokenizer, `seeker_encoder.safetensors` where the classifiers share it,
+`<mechanism>.safetensors` with everything else under the names of the published layout, and `epitome.json` (the cut-off,
+and what explains the numbers).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING
+
+from stages.files import write_json
+from stages.scoring.epitome_model import MECHANISMS, Classifiers, EpitomeError, encoder_of, make_classifier
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from stages.params import Hardware
+
+    State = dict[str, torch.Tensor]
+
+CONFIG = "epitome.json"
+SHARED = "seeker_encoder.safetensors"
+PUBLISHED = {
+    "emotional_reactions": "finetuned_ER.pth",
+    "interpretations": "finetuned_IP.pth",
+    "explorations": "finetuned_EX.pth",
+}
+
+
+def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path) -> None:
+    """Write `folder`, whole or not at all; `signature` is what explains the numbers, kept in `epitome.json`."""
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    models = list(classifiers.models.values())
+    seekers = {id(encoder_of(model, "seeker_encoder")) for model in models}
+    if len(seekers) == 1:
+        save_file(_part(models[0], seeker=True), partial / SHARED)
+    for mechanism, model in classifiers.models.items():
+        own = _part(model, seeker=False) | (_part(model, seeker=True) if len(seekers) > 1 else {})
+        save_file(own, partial / f"{mechanism}.safetensors")
+    encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
+    classifiers.tokenizer.save_pretrained(str(partial))
+    write_json(partial / CONFIG, {"max_length": classifiers.max_length, **signature})
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def load(folder: Path, hardware: Hardware) -> Classifiers:
+    """Read what `save` wrote, onto `hardware.device`.
+
+    Raises:
+        EpitomeError: a file is missing, or a file's parameters are not those of the classifier.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    names = [CONFIG, *(f"{mechanism}.safetensors" for mechanism in MECHANISMS)]
+    for name in names:
+        if not (folder / name).is_file():
+            raise EpitomeError(f"{folder / name} is missing: run `dvc repro epitome`")
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(folder)
+    shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
+    seeker = AutoModel.from_config(config)
+    models = {}
+    for mechanism in MECHANISMS:
+        path = folder / f"{mechanism}.safetensors"
+        own = seeker if shared else AutoModel.from_config(config)
+        models[mechanism] = make_classifier(own, AutoModel.from_config(config))
+        fill(models[mechanism], shared | load_file(path), path)
+        models[mechanism].to(hardware.device).eval()
+    return Classifiers(models, AutoTokenizer.from_pretrained(folder), settings["max_length"])
+
+
+def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.ModuleDict]:
+    """The three published checkpoints, as state dicts of the original layout (Sharma et al. 2020; Lee et al. 2022).
+
+    Args:
+        folder: holds `finetuned_ER.pth`, `finetuned_IP.pth` and `finetuned_EX.pth`.
+        encoder: of the architecture that they were trained with (roberta-base); its weights are not used.
+
+    Returns:
+        The classifier of each mechanism; they share the seeker encoder where its weights are the same in all.
+
+    Raises:
+        EpitomeError: a file is missing, holds anything but tensors, or its parameters are not those of the classifier.
+    """
+    models = {}
+    for mechanism, name in PUBLISHED.items():
+        models[mechanism] = make_classifier(copy.deepcopy(encoder), copy.deepcopy(encoder))
+        fill(models[mechanism], _read_published(folder / name), folder / name)
+        models[mechanism].eval()
+    first, *others = models.values()
+    if all(_same(_part(first, seeker=True), _part(other, seeker=True)) for other in others):
+        for other in others:
+            other["seeker_encoder"] = first["seeker_encoder"]
+    return models
+
+
+def fill(model: nn.ModuleDict, state: State, path: Path) -> None:
+    """Put `state` into `model`: every parameter, in its shape, and nothing else.
+
+    Raises:
+        EpitomeError: naming `path` and the first parameters that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
+    for problem, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if found:
+            raise EpitomeError(
+                f"{path}: {len(found)} parameters are {problem}, such as {', '.join(found[:3])}: the section `encoder` "
+                "must name the architecture that they were trained with"
+            )
+    model.load_state_dict(state)
+
+
+def _read_published(path: Path) -> State:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise EpitomeError(f"{path} is missing: epitome.checkpoints names the folder that holds it") from None
+    except (UnpicklingError, RuntimeError) as error:
+        raise EpitomeError(f"{path} is no file of tensors alone, and nothing else is loaded: {error}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise EpitomeError(f"{path} is no state dict: it must map names to tensors")
+    # A count from 0 that old versions of transformers stored with the weights.
+    return {name: value for name, value in state.items() if not name.endswith(".embeddings.position_ids")}
+
+
+def _part(model: nn.ModuleDict, seeker: bool) -> State:
+    """The parameters of the seeker encoder, or all others."""
+    state = model.state_dict()
+    return {k: v.cpu().contiguous() for k, v in state.items() if k.startswith("seeker_encoder.") is seeker}
+
+
+def _same(one: State, other: State) -> bool:
+    return all(value.equal(other[name]) for name, value in one.items())

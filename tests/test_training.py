@@ -15,7 +15,7 @@ from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 from stages.dialogues import Dialogue, Turn
 from stages.errors import UserError
-from stages.modeling.loading import load_adapter, load_base, load_tokenizer
+from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, last_checkpoint, save_adapter
 from stages.pairs import write_pairs
@@ -239,3 +239,14 @@ def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ref"} <= names
     assert "training_args.bin" not in names
+
+
+def test_merged_variant_answers_as_the_adapter_does(base, sft):
+    model = load_base(base, HARDWARE)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        adapted = load_adapter(model, sft, trainable=False).eval()(input_ids=ids).logits
+        merged = load_variant(base, sft, HARDWARE)(input_ids=ids).logits
+        plain = load_variant(base, base, HARDWARE)(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, adapted, atol=1e-3)

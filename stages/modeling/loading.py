@@ -87,7 +87,7 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to(hardware.device)  # type: ignore[arg-type]  # the wrapper hides the method's own signature
+    return model.to(hardware.device)  # type: ignore[arg-type]  # a wrapper hides the signature
 
 
 def is_adapter(folder: Path) -> bool:
@@ -105,10 +105,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:
-    """The model of a variant, ready to answer: the base model, with `folder`'s adapter merged in where it is one."""
+    """The model of a variant, ready to answer: the base model, with `folder`'s adapter on it where it is one.
+
+    In fp32 the adapter is merged into the weights, which is faster. In bf16 it is not: a low learning rate moves
+    weights by less than bf16 resolves, and merging would round what was learned away.
+    """
+    import torch
+
     model = load_base(base, hardware)
     if is_adapter(folder):
-        model = load_adapter(model, folder, trainable=False).merge_and_unload()
+        adapted = load_adapter(model, folder, trainable=False)
+        model = adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
     return model.eval()
 
 

@@ -83,7 +83,11 @@ def headline(record: dict[str, Any]) -> str:
         f"{next(iter(record['pairs'].values()))['pairs']} pairs a round."
     )
     rows, notes = _variants(record)
-    tables = (table("variant", rows, columns, notes) for columns in (EMPATHY_COLUMNS, COLUMNS))
+    # A record from before a table's metrics existed goes without that table.
+    shown = [
+        columns for columns in (EMPATHY_COLUMNS, COLUMNS) if any(columns.keys() & row.keys() for row in rows.values())
+    ]
+    tables = (table("variant", rows, columns, notes) for columns in shown)
     return "\n\n".join([*tables, origin]) + "\n"
 
 
@@ -123,7 +127,8 @@ def _section(record: dict[str, Any]) -> str:
     times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
     versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
     tables = (table("round", record["pairs"], PAIR_COLUMNS), table("stage", times, {"seconds": ("wall time, s", 0)}))
-    compared = [beside_empo(record)] if record["name"] == EMPO else []
+    measured = any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in record["metrics"].values())
+    compared = [beside_empo(record)] if record["name"] == EMPO and measured else []
     parts = [f"## {record['name']}\n", headline(record), *compared, versions, "", tables[0], "", tables[1], ""]
     return "\n".join(parts)
 

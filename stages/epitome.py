@@ -30,7 +30,8 @@ Annotations = Mapping[str, Sequence[Annotation]]
 def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
     """A classifier for each mechanism: the published one where `settings.checkpoints` is given, else one to train.
 
-    The latter begin with the same random heads, and share `encoder`, frozen, as their seeker encoder.
+    The latter begin with the same random heads, and share `encoder`, frozen, as their seeker encoder and as the frozen
+    layers of their responder encoders.
     """
     import torch
 
@@ -42,7 +43,7 @@ def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
     models = {}
     for mechanism in MECHANISMS:
         torch.manual_seed(seed)
-        models[mechanism] = make_classifier(encoder, copy.deepcopy(encoder))
+        models[mechanism] = make_classifier(encoder, copy.deepcopy(encoder), settings.frozen_layers)
     return models
 
 

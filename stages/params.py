@@ -162,6 +162,7 @@ class Epitome:
     batch_size: Positive
     max_length: Annotated[int, Field(ge=8)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    frozen_layers: NotNegative
     lambda_level: Annotated[float, Field(ge=0)]
     lambda_rationale: Annotated[float, Field(ge=0)]
 

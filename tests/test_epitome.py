@@ -17,7 +17,7 @@ from stages import references
 from stages.dialogues import Example, Turn
 from stages.modeling.encoder import load_encoder
 from stages.params import Encoder, Epitome, Hardware, load
-from stages.scoring.epitome import level_logits, lowered, pad, score, seeker_post, states_of, tokens_of
+from stages.scoring.epitome import level_logits, lowered, pad, score, seeker_post, tokens_of
 from stages.scoring.epitome_annotations import (
     FILES,
     IGNORED,
@@ -29,13 +29,22 @@ from stages.scoring.epitome_annotations import (
 )
 from stages.scoring.epitome_files import PUBLISHED, load_published, save
 from stages.scoring.epitome_files import load as load_classifiers
-from stages.scoring.epitome_model import MECHANISMS, Classifiers, EpitomeError, encoder_of, heads, make_classifier
+from stages.scoring.epitome_model import (
+    MECHANISMS,
+    Classifiers,
+    EpitomeError,
+    encoder_of,
+    frozen_layers,
+    heads,
+    layers_of,
+    make_classifier,
+)
 from stages.scoring.epitome_training import _loss, accuracy, f1, macro_f1, measure, mixed_batches, post_states, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
-SETTINGS = Epitome("sample", None, 2, 1e-3, 1e-3, 8, 64, 0.2, 1.0, 0.5)
+SETTINGS = Epitome("sample", None, 2, 1e-3, 1e-3, 8, 64, 0.2, 0, 1.0, 0.5)
 POSTS = ["I lost my job.", "My dog died yesterday and I miss him so much.", "I lost my job.", "", "Why? 😀", "x " * 200]
 REPLIES = ["I'm sorry.", "What happened?", "Stay strong.", "I'm sorry.", "", "That must be so hard for you. " * 30]
 
@@ -62,15 +71,25 @@ def encoder():
     return roberta()
 
 
-@pytest.fixture
-def classifiers(encoder, minilm):
-    """Random classifiers, wide enough for padding or order to show in the logits."""
+def random_classifiers(encoder, tokenizer, frozen_layers):
+    """Wide enough for padding or order to show in the logits."""
     torch.manual_seed(4)
-    models = {name: make_classifier(encoder, copy.deepcopy(encoder)).eval() for name in MECHANISMS}
+    models = {name: make_classifier(encoder, copy.deepcopy(encoder), frozen_layers).eval() for name in MECHANISMS}
     for model in models.values():
         for parameter in model["empathy_classifier"].parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return Classifiers(models, minilm[1], 64)
+    return Classifiers(models, tokenizer, 64)
+
+
+@pytest.fixture
+def classifiers(encoder, minilm):
+    return random_classifiers(encoder, minilm[1], 0)
+
+
+@pytest.fixture(params=[0, 1], ids=["all trained", "one layer frozen"])
+def either(request, encoder, minilm):
+    """Classifiers that train their whole responder encoder, and those that have a layer of it in common."""
+    return random_classifiers(encoder, minilm[1], request.param)
 
 
 def digest(model):
@@ -92,6 +111,11 @@ def test_parameters_are_named_as_in_the_published_layout():
     linear += ["empathy_classifier.dense", "empathy_classifier.out_proj", "rationale_classifier"]
     own = {f"{name}.{kind}" for name in linear for kind in ("weight", "bias")} | {"norm.alpha", "norm.bias"}
     assert names == below | own
+
+
+def test_a_layer_is_left_to_train(encoder):
+    with pytest.raises(EpitomeError, match=r"epitome\.frozen_layers = 2 leaves nothing to train: the encoder has 2"):
+        make_classifier(encoder, copy.deepcopy(encoder), 2)
 
 
 def test_heads_compute_the_formula(classifiers):
@@ -274,7 +298,9 @@ def test_the_loss_is_the_mean_over_levels_and_over_tokens(classifiers):
     model = classifiers.models["explorations"].eval()
 
     def loss(examples, level, rationale):
-        return _loss(model, examples, posts, replace(SETTINGS, lambda_level=level, lambda_rationale=rationale)).item()
+        return _loss(
+            model, examples, [], posts, replace(SETTINGS, lambda_level=level, lambda_rationale=rationale)
+        ).item()
 
     alone = [[loss([one], *weights) for one in pair] for weights in ((1.0, 0.0), (0.0, 1.0))]
     assert loss(pair, 1.0, 0.0) == pytest.approx(sum(alone[0]) / 2, rel=1e-5)
@@ -301,7 +327,7 @@ def test_the_learning_rates_fall_to_zero_in_a_line(classifiers, tmp_path):
 def test_it_learns_the_sample(minilm, tmp_path):
     encoder, tokenizer = minilm
     torch.manual_seed(1)
-    model = make_classifier(encoder, copy.deepcopy(encoder))
+    model = make_classifier(encoder, copy.deepcopy(encoder), 3)
     classifiers = Classifiers({"explorations": model}, tokenizer, 64)
     parts, posts = prepared(classifiers, "explorations")
     settings = replace(SETTINGS, epochs=3, learning_rate=2e-4)
@@ -321,16 +347,18 @@ def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c.pt"):
     return digest(model)
 
 
-def test_all_but_the_seeker_encoder_is_trained(classifiers, tmp_path):
-    before, after = digest(classifiers.models["explorations"]), trained(classifiers, tmp_path)
+def test_all_but_the_seeker_encoder_is_trained(either, tmp_path):
+    before, after = digest(either.models["explorations"]), trained(either, tmp_path)
     unchanged = {name for name in before if before[name].equal(after[name])}
+    kind = "responder_encoder.roberta."
+    frozen = [f"{kind}embeddings.", f"{kind}encoder.layer.0."] if frozen_layers(either.models["explorations"]) else []
+    kept = {name for name in before if name.startswith(("seeker_encoder.", *frozen))}
     # Nothing reads the norm and the pooler. A key's bias moves all scores of a query alike, which softmax takes out.
     unread = {"norm.alpha", "norm.bias", "attn.k_linear.bias"} | {name for name in before if ".pooler." in name}
-    idle = {name for name in unchanged if not name.startswith("seeker_encoder.")}
-    assert {name for name in before if name.startswith("seeker_encoder.")} <= unchanged
-    assert idle <= unread
-    frozen = {name for name, p in classifiers.models["explorations"].named_parameters() if not p.requires_grad}
-    assert frozen == {name for name in before if name.startswith("seeker_encoder.")}
+    assert kept <= unchanged
+    assert unchanged - kept <= unread
+    still = either.models["explorations"].named_parameters(remove_duplicate=False)
+    assert {name for name, parameter in still if not parameter.requires_grad} == kept
 
 
 def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
@@ -340,10 +368,10 @@ def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
     assert same(one, again) and not same(one, other)
 
 
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(classifiers, tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(either, tmp_path, monkeypatch):
     from stages.scoring import epitome_training
 
-    whole = trained(classifiers, tmp_path, epochs=3, name="whole.pt")
+    whole = trained(either, tmp_path, epochs=3, name="whole.pt")
     keep = epitome_training._keep
 
     def killed(model, optimizer, epoch, checkpoint):
@@ -353,9 +381,9 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(classifiers, tmp
 
     monkeypatch.setattr(epitome_training, "_keep", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained(classifiers, tmp_path, epochs=3, name="cut.pt")
+        trained(either, tmp_path, epochs=3, name="cut.pt")
     monkeypatch.setattr(epitome_training, "_keep", keep)
-    assert same(whole, trained(classifiers, tmp_path, epochs=3, name="cut.pt"))
+    assert same(whole, trained(either, tmp_path, epochs=3, name="cut.pt"))
 
 
 def test_metrics_by_hand():
@@ -388,39 +416,43 @@ def test_the_measure_of_a_constant_answer_is_the_baseline(classifiers):
 # Scoring
 
 
-def test_a_batch_gives_what_one_at_a_time_gives(classifiers):
-    together = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
+def test_a_batch_gives_what_one_at_a_time_gives(either):
+    together = level_logits(either, POSTS, REPLIES, HARDWARE)
     for mechanism, logits in together.items():
         alone = [
-            level_logits(classifiers, [post], [reply], HARDWARE)[mechanism][0]
+            level_logits(either, [post], [reply], HARDWARE)[mechanism][0]
             for post, reply in zip(POSTS, REPLIES, strict=True)
         ]
         torch.testing.assert_close(logits, torch.stack(alone), atol=1e-5, rtol=0)
         assert logits.std(0).max() > 0.1, "logits that hardly differ would hide a wrong order"
-        by_two = level_logits(classifiers, POSTS, REPLIES, HARDWARE, batch_size=2)[mechanism]
+        by_two = level_logits(either, POSTS, REPLIES, HARDWARE, batch_size=2)[mechanism]
         torch.testing.assert_close(logits, by_two, atol=1e-5, rtol=0)
 
 
-def test_scoring_runs_the_same_computation_as_training(classifiers):
+def test_scoring_runs_the_same_computation_as_training(either):
     """`heads` over all tokens and padded batches, as in training, against the short way over the first token."""
-    logits = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
-    for mechanism, model in classifiers.models.items():
-        posts = post_states(classifiers, encoder_of(model, "seeker_encoder"), POSTS, HARDWARE)
-        states = states_of(encoder_of(model, "responder_encoder"), tokens_of(classifiers, REPLIES))
-        whole = heads(model, pad(states)[0], *pad([posts[post] for post in POSTS]))[0]
+    logits = level_logits(either, POSTS, REPLIES, HARDWARE)
+    for mechanism, model in either.models.items():
+        posts = post_states(either, encoder_of(model, "seeker_encoder"), POSTS, HARDWARE)
+        tokens = tokens_of(either, REPLIES)
+        ids, mask = pad([torch.tensor(one) for one in tokens])
+        encoder = encoder_of(model, "responder_encoder")
+        states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        whole = heads(model, states, *pad([posts[post] for post in POSTS]))[0]
         torch.testing.assert_close(logits[mechanism], whole.detach(), atol=1e-5, rtol=0)
 
 
-def test_each_distinct_text_is_encoded_once(classifiers):
+def test_each_distinct_text_is_encoded_once(either):
     seen = Counter()
-    model = classifiers.models["explorations"]
+    model = either.models["explorations"]
     shared, own = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
-    for name, encoder in (("seeker", shared), ("responder", own)):
-        encoder.register_forward_pre_hook(
-            lambda _, args, kwargs, name=name: seen.update({name: len(kwargs["input_ids"])}), with_kwargs=True
-        )
-    level_logits(classifiers, POSTS, REPLIES, HARDWARE)
-    assert seen == {"seeker": len(set(POSTS)), "responder": len(set(REPLIES))}
+    for name, layer in (("common", layers_of(shared)[0]), ("own", layers_of(own)[0])):
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: len(args[0])}))
+    level_logits(either, POSTS, REPLIES, HARDWARE)
+    posts, replies = len(set(POSTS)), len(set(REPLIES))
+    # A frozen layer sees posts and replies, and the replies of all three classifiers once.
+    both = {"common": posts + replies, "own": posts + replies}
+    assert seen == (both if frozen_layers(model) else {"common": posts, "own": replies})
 
 
 def test_as_many_posts_as_replies(classifiers):
@@ -429,16 +461,20 @@ def test_as_many_posts_as_replies(classifiers):
     assert [len(one) for one in level_logits(classifiers, [], [], HARDWARE).values()] == [0, 0, 0]
 
 
-def test_levels_of_saved_classifiers_are_those_of_the_live_ones(classifiers, tmp_path):
-    save(classifiers, {"note": "a"}, tmp_path / "epitome")
+def test_levels_of_saved_classifiers_are_those_of_the_live_ones(either, tmp_path):
+    save(either, {"note": "a"}, tmp_path / "epitome")
     levels = score(tmp_path / "epitome", POSTS, REPLIES, HARDWARE)
-    live = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
+    live = level_logits(either, POSTS, REPLIES, HARDWARE)
     assert levels == {mechanism: logits.argmax(-1).tolist() for mechanism, logits in live.items()}
     assert list(levels) == ["emotional_reactions", "interpretations", "explorations"]
     files = {path.name for path in (tmp_path / "epitome").iterdir()}
     assert {"seeker_encoder.safetensors", "explorations.safetensors", "epitome.json"} <= files
     assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".txt"}
-    assert json.loads((tmp_path / "epitome/epitome.json").read_text()) == {"max_length": 64, "note": "a"}
+    assert json.loads((tmp_path / "epitome/epitome.json").read_text()) == {
+        "max_length": 64,
+        "frozen_layers": frozen_layers(either.models["explorations"]),
+        "note": "a",
+    }
 
 
 def test_a_folder_that_is_not_the_stages_is_named(classifiers, tmp_path):

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
 from stages.scoring.epitome_files import load
-from stages.scoring.epitome_model import LEVELS, MECHANISMS, Classifiers, EpitomeError, encoder_of, heads
+from stages.scoring.epitome_model import (
+    LEVELS,
+    MECHANISMS,
+    Classifiers,
+    EpitomeError,
+    encoder_of,
+    first_through,
+    frozen_layers,
+    heads,
+    layers_of,
+    through,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +85,8 @@ def level_logits(
     """For each mechanism the logits of the levels, (N, 3), fp32 on the CPU.
 
     Each distinct seeker post goes through each distinct seeker encoder once, each distinct response through a responder
-    encoder once; batches are of similar length, and padding is never attended to.
+    encoder once, and through the layers that the responder encoders have in common once; batches are of similar length,
+    and padding is never attended to.
 
     Raises:
         ValueError: the texts are not as many on both sides.
@@ -86,17 +98,31 @@ def level_logits(
     at = {text: i for i, text in enumerate(posts)}, {text: i for i, text in enumerate(replies)}
     rows = [(at[0][post], at[1][reply]) for post, reply in pairs]
     post_tokens, reply_tokens = (tokens_of(classifiers, texts) for texts in (posts, replies))
-    seeker_states: dict[int, list[torch.Tensor]] = {}
+    # By the modules that compute them: classifiers have a seeker encoder, or frozen layers, in common.
+    post_states: dict[int, list[torch.Tensor]] = {}
+    below: dict[int, list[torch.Tensor]] = {}
     logits = {}
     with torch.inference_mode(), autocast(hardware):
         for mechanism, model in classifiers.models.items():
-            seeker = encoder_of(model, "seeker_encoder")
-            if id(seeker) not in seeker_states:
-                seeker_states[id(seeker)] = states_of(seeker, post_tokens, batch_size)
-            # The level is read off the first token: the states of the others are not kept.
-            firsts = states_of(encoder_of(model, "responder_encoder"), reply_tokens, batch_size, keep=1)
-            logits[mechanism] = _levels(model, seeker_states[id(seeker)], firsts, rows, batch_size)
+            seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
+            frozen, last = frozen_layers(model), len(layers_of(responder))
+            if id(seeker) not in post_states:
+                post_states[id(seeker)] = states_of(seeker, post_tokens, batch_size, last)
+            if id(responder.embeddings) not in below:
+                below[id(responder.embeddings)] = states_of(responder, reply_tokens, batch_size, frozen)
+            firsts = _firsts(layers_of(responder)[frozen:], below[id(responder.embeddings)], batch_size)
+            logits[mechanism] = _levels(model, post_states[id(seeker)], firsts, rows, batch_size)
     return logits
+
+
+def _firsts(layers: Sequence[Any], below: Sequence[torch.Tensor], batch_size: int) -> list[Any]:
+    """The first token's state (1, D) of each text behind `layers`: the level is read off it alone."""
+    firsts: list[Any] = [None] * len(below)
+    for batch in batches([len(states) for states in below], batch_size):
+        states, mask = pad([below[i] for i in batch])
+        for i, row in zip(batch, first_through(layers[-1], through(layers[:-1], states, mask), mask), strict=True):
+            firsts[i] = row
+    return firsts
 
 
 def _levels(
@@ -125,17 +151,16 @@ def tokens_of(classifiers: Classifiers, texts: Sequence[str]) -> list[list[int]]
     return list(classifiers.tokenizer([lowered(text) for text in texts], **cut)["input_ids"])
 
 
-def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int = BATCH, keep: int | None = None) -> list[Any]:
-    """Last hidden states of each text without padding, (T, D) each, or only of its first `keep` tokens."""
+def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int, layers: int) -> list[Any]:
+    """States (T, D) of each text behind the encoder's embeddings and first `layers` layers, without padding."""
     import torch
 
     states: list[Any] = [None] * len(tokens)
     for batch in batches([len(ids) for ids in tokens], batch_size):
         ids, mask = pad([torch.tensor(tokens[i], device=encoder.device) for i in batch])
-        output = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        output = through(layers_of(encoder)[:layers], encoder.embeddings(input_ids=ids), mask)
         for i, row in zip(batch, output, strict=True):
-            # A copy, or a slice of a few tokens would keep the whole batch in memory.
-            states[i] = row[: min(len(tokens[i]), keep or len(tokens[i]))].clone()
+            states[i] = row[: len(tokens[i])]
     return states
 
 

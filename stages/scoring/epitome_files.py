@@ -1,8 +1,8 @@
 """The classifiers on disk: the folder that stage `epitome` writes, and the checkpoints that others published.
 
 The folder holds the encoder's configuration and tokenizer, `seeker_encoder.safetensors` where the classifiers share it,
-`<mechanism>.safetensors` with everything else under the names of the published layout, and `epitome.json` (the cut-off,
-and what explains the numbers).
+`<mechanism>.safetensors` with everything else under the names of the published layout (frozen layers are the seeker
+encoder's, and in its file alone), and `epitome.json` (cut-off, frozen layers, and what explains the numbers).
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from stages.files import write_json
-from stages.scoring.epitome_model import MECHANISMS, Classifiers, EpitomeError, encoder_of, make_classifier
+from stages.scoring.epitome_model import (
+    MECHANISMS,
+    Classifiers,
+    EpitomeError,
+    encoder_of,
+    frozen_layers,
+    make_classifier,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +59,8 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
         save_file(own, partial / f"{mechanism}.safetensors")
     encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
     classifiers.tokenizer.save_pretrained(str(partial))
-    write_json(partial / CONFIG, {"max_length": classifiers.max_length, **signature})
+    settings = {"max_length": classifiers.max_length, "frozen_layers": frozen_layers(models[0])}
+    write_json(partial / CONFIG, settings | dict(signature))
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
@@ -78,10 +86,21 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     for mechanism in MECHANISMS:
         path = folder / f"{mechanism}.safetensors"
         own = seeker if shared else AutoModel.from_config(config)
-        models[mechanism] = make_classifier(own, AutoModel.from_config(config))
+        models[mechanism] = make_classifier(own, AutoModel.from_config(config), settings["frozen_layers"])
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
+        if hardware.dtype == "bf16":
+            _cast_linear(models[mechanism])
     return Classifiers(models, AutoTokenizer.from_pretrained(folder), settings["max_length"])
+
+
+def _cast_linear(model: nn.ModuleDict) -> None:
+    """Keep in bf16 what autocast would turn into it anew for every batch: it remembers only weights that are trained."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(torch.bfloat16)
 
 
 def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.ModuleDict]:
@@ -115,7 +134,7 @@ def fill(model: nn.ModuleDict, state: State, path: Path) -> None:
     Raises:
         EpitomeError: naming `path` and the first parameters that are missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    own = _part(model, seeker=True) | _part(model, seeker=False)
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
     for problem, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
@@ -124,7 +143,7 @@ def fill(model: nn.ModuleDict, state: State, path: Path) -> None:
                 f"{path}: {len(found)} parameters are {problem}, such as {', '.join(found[:3])}: the section `encoder` "
                 "must name the architecture that they were trained with"
             )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # the names of the frozen layers are not in it
 
 
 def _read_published(path: Path) -> State:
@@ -143,9 +162,12 @@ def _read_published(path: Path) -> State:
 
 
 def _part(model: nn.ModuleDict, seeker: bool) -> State:
-    """The parameters of the seeker encoder, or all others."""
+    """The parameters of the seeker encoder, or all others, without those that are the seeker encoder's own."""
     state = model.state_dict()
-    return {k: v.cpu().contiguous() for k, v in state.items() if k.startswith("seeker_encoder.") is seeker}
+    seekers = {k: v for k, v in state.items() if k.startswith("seeker_encoder.")}
+    taken = {value.data_ptr() for value in seekers.values()}
+    part = seekers if seeker else {k: v for k, v in state.items() if v.data_ptr() not in taken}
+    return {k: v.cpu().contiguous() for k, v in part.items()}
 
 
 def _same(one: State, other: State) -> bool:

@@ -12,8 +12,9 @@ Parameters are named as in the published checkpoints, so that both kinds of weig
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
@@ -45,17 +46,33 @@ class Classifiers:
     max_length: int
 
 
-def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel) -> nn.ModuleDict:
+def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_layers: int = 0) -> nn.ModuleDict:
     """A classifier whose attention and heads are random (torch's seed).
 
     Args:
         seeker: its encoder of seeker posts, frozen from here on.
-        responder: its encoder of responses, to be trained; of the same width, another object than `seeker`.
+        responder: its encoder of responses, to be trained; of the same architecture, another object than `seeker`.
+        frozen_layers: of the responder encoder, from the embeddings up; where there are any, they are the seeker's, as
+            the same objects, so that what they compute is computed once for all mechanisms.
+
+    Raises:
+        EpitomeError: no layer would be left to train.
     """
     import torch
     from torch import nn
 
     width, kind = responder.config.hidden_size, responder.base_model_prefix
+    if frozen_layers >= responder.config.num_hidden_layers:
+        raise EpitomeError(
+            f"epitome.frozen_layers = {frozen_layers} leaves nothing to train: the encoder has "
+            f"{responder.config.num_hidden_layers} layers"
+        )
+    responder.requires_grad_(True)
+    if frozen_layers:
+        own, frozen = layers_of(responder), layers_of(seeker)
+        responder.embeddings = seeker.embeddings
+        for i in range(frozen_layers):
+            own[i] = frozen[i]
 
     def linear(*names: str, to: int = width) -> dict[str, nn.Linear]:
         return {name: nn.Linear(width, to) for name in names}
@@ -63,7 +80,7 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel) -> nn.M
     model = nn.ModuleDict(
         {
             "seeker_encoder": nn.ModuleDict({kind: seeker.requires_grad_(False)}),
-            "responder_encoder": nn.ModuleDict({kind: responder.requires_grad_(True)}),
+            "responder_encoder": nn.ModuleDict({kind: responder}),
             "attn": nn.ModuleDict(linear("q_linear", "k_linear", "v_linear", "out")),
             "empathy_classifier": nn.ModuleDict(linear("dense") | linear("out_proj", to=LEVELS)),
             **linear("rationale_classifier", to=2),
@@ -83,6 +100,41 @@ def encoder_of(model: nn.ModuleDict, side: str) -> Any:
     """The transformers model below `seeker_encoder` or `responder_encoder`."""
     (encoder,) = model[side].children()
     return encoder
+
+
+def layers_of(encoder: PreTrainedModel) -> Any:
+    """The transformer blocks of an encoder of BERT's family, as a ModuleList."""
+    stack: Any = encoder.encoder
+    return stack.layer
+
+
+def frozen_layers(model: nn.ModuleDict) -> int:
+    """How many of the responder encoder's first layers are the seeker encoder's own, the same objects."""
+    seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
+    if responder.embeddings is not seeker.embeddings:
+        return 0
+    pairs = zip(layers_of(seeker), layers_of(responder), strict=True)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
+
+
+def through(layers: Sequence[Any], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """States (B, T, D) behind some layers of an encoder; `mask` (B, T) is true where a token is."""
+    for layer in layers:
+        states = layer(states, mask[:, None, None, :])
+    return states
+
+
+def first_through(layer: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What one more layer makes of the first tokens, (B, 1, D): its queries and its feed-forward for them alone."""
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    attention, first = layer.attention.self, states[:, :1]
+    query, key, value = (
+        project(some).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for project, some in ((attention.query, first), (attention.key, states), (attention.value, states))
+    )
+    mixed = attend(query, key, value, attn_mask=mask[:, None, None, :]).transpose(1, 2).flatten(2)
+    return layer.feed_forward_chunk(layer.attention.output(mixed, first))
 
 
 def heads(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.scoring.epitome import BATCH, autocast, batches, pad, states_of, tokens_of
 from stages.scoring.epitome_annotations import IGNORED, Encoded
-from stages.scoring.epitome_model import LEVELS, Classifiers, encoder_of, heads
+from stages.scoring.epitome_model import LEVELS, Classifiers, encoder_of, frozen_layers, heads, layers_of, through
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,19 @@ def post_states(
 
     distinct = list(dict.fromkeys(posts))
     with torch.no_grad(), autocast(hardware):
-        return dict(zip(distinct, states_of(seeker.eval(), tokens_of(classifiers, distinct)), strict=True))
+        states = states_of(seeker.eval(), tokens_of(classifiers, distinct), BATCH, len(layers_of(seeker)))
+    return dict(zip(distinct, states, strict=True))
+
+
+def _below(model: nn.ModuleDict, examples: Sequence[Encoded], hardware: Hardware) -> list[torch.Tensor]:
+    """States (T, D) of the responses behind the frozen layers, once for all epochs; none where nothing is frozen."""
+    import torch
+
+    if not (frozen := frozen_layers(model)):
+        return []
+    with torch.no_grad(), autocast(hardware):
+        responder = encoder_of(model, "responder_encoder").eval()
+        return states_of(responder, [one.ids for one in examples], BATCH, frozen)
 
 
 def train(
@@ -62,6 +74,7 @@ def train(
 
     optimizer = _optimizer(model, settings)
     begin = _resume(model, optimizer, checkpoint)
+    below = _below(model, examples, hardware)
     steps = -(-len(examples) // settings.batch_size)
     for epoch in range(begin, settings.epochs):
         rng = random.Random(f"{seed}:{epoch}")
@@ -72,7 +85,7 @@ def train(
         for step, batch in enumerate(bar, start=epoch * steps):
             _set_rates(optimizer, 1 - step / (steps * settings.epochs))
             with autocast(hardware):
-                loss = _loss(model, [examples[i] for i in batch], posts, settings)
+                loss = _loss(model, [examples[i] for i in batch], [below[i] for i in batch if below], posts, settings)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(_trained(model), MAX_NORM)
             optimizer.step()
@@ -105,9 +118,11 @@ def measure(
     import torch
 
     levels, tokens = [0] * len(examples), [[0]] * len(examples)
+    below = _below(model, examples, hardware)
     with torch.inference_mode(), autocast(hardware):
         for batch in batches([len(one.ids) for one in examples], BATCH):
-            level, rationale, _ = _run(model, [examples[i] for i in batch], posts, 0.0)
+            some, states = [examples[i] for i in batch], [below[i] for i in batch if below]
+            level, rationale, _ = _run(model, some, states, posts, 0.0)
             for i, one, row in zip(batch, level.argmax(-1).tolist(), rationale.argmax(-1).tolist(), strict=True):
                 levels[i], tokens[i] = one, row
     truth = [one.level for one in examples]
@@ -145,7 +160,11 @@ def macro_f1(truth: list[int], guessed: list[int]) -> float:
 
 
 def _run(
-    model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor], dropout: float
+    model: nn.ModuleDict,
+    examples: Sequence[Encoded],
+    below: Sequence[torch.Tensor],
+    posts: Mapping[str, torch.Tensor],
+    dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of level (B, 3) and rationale (B, T, 2), and the attention mask (B, T)."""
     import torch
@@ -153,17 +172,22 @@ def _run(
     encoder = encoder_of(model, "responder_encoder")
     ids, mask = pad([torch.tensor(one.ids, device=encoder.device) for one in examples])
     seeker, seeker_mask = pad([posts[one.seeker_post] for one in examples])
-    states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    states = pad(below)[0] if below else encoder.embeddings(input_ids=ids)
+    states = through(layers_of(encoder)[frozen_layers(model) :], states, mask)
     return *heads(model, states, seeker, seeker_mask, dropout), mask
 
 
 def _loss(
-    model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor], settings: Epitome
+    model: nn.ModuleDict,
+    examples: Sequence[Encoded],
+    below: Sequence[torch.Tensor],
+    posts: Mapping[str, torch.Tensor],
+    settings: Epitome,
 ) -> torch.Tensor:
     import torch
     from torch.nn.functional import cross_entropy
 
-    level, rationale, mask = _run(model, examples, posts, settings.dropout)
+    level, rationale, mask = _run(model, examples, below, posts, settings.dropout)
     labels, _ = pad([torch.tensor(one.rationale, device=level.device) for one in examples])
     labels = labels.masked_fill(~mask, IGNORED)
     levels = torch.tensor([one.level for one in examples], device=level.device)

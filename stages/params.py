@@ -170,6 +170,24 @@ class Epitome:
 
 
 @section
+class Dbt:
+    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+
+    stages: Name
+    corpus: Name | None
+    reader: Reader
+    context_turns: Positive
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=16)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    classifiers: dict[str, Name]
+    variants: dict[str, Name]
+
+
+@section
 class Bertscore:
     """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
 
@@ -232,6 +250,7 @@ class Params:
     generate: Generate
     encoder: Encoder
     epitome: Epitome
+    dbt: Dbt
     bertscore: Bertscore
     evaluate: Evaluate
     mmlu: Mmlu
@@ -326,6 +345,13 @@ def _check_across_keys(params: Params, source: str) -> None:
         raise ParamsError(
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
+        )
+    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
+        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
+    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
+            f"{', '.join(params.dbt.variants)}"
         )
     for name in ("model", "bertscore"):
         one = getattr(params, name)

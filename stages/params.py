@@ -183,8 +183,9 @@ class Dbt:
     batch_size: Positive
     max_length: Annotated[int, Field(ge=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    classifiers: dict[str, Name]
-    variants: dict[str, Name]
+    # Their names are those of the stage's files in dvc.yaml.
+    classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
+    variants: dict[str, Literal["models/dbt"]]
 
 
 @section
@@ -346,18 +347,24 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
-    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
-        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
-    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
-        raise ParamsError(
-            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
-            f"{', '.join(params.dbt.variants)}"
-        )
+    _check_dbt(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
         if one.hub_id is not None and not one.revision:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
+
+
+def _check_dbt(params: Params, source: str) -> None:
+    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
+        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
+    if params.dbt.variants and not params.dbt.classifiers:
+        raise ParamsError(f"{source}: dbt.variants are scored by a classifier, but dbt.classifiers is empty")
+    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
+            f"{', '.join(params.dbt.variants)}"
+        )
 
 
 def _check_encoder(encoder: Encoder, source: str) -> None:

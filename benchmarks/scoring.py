@@ -14,12 +14,13 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.generate import alternate
-from stages.dialogues import example, read_dialogues
+from stages.dialogues import read_examples
 from stages.files import write_json
 from stages.machine import machine
 from stages.modeling.loading import set_up_process
 from stages.params import Hardware, load
-from stages.scoring.epitome import autocast, level_logits, seeker_post, tokens_of
+from stages.scoring.classifier import autocast
+from stages.scoring.epitome import level_logits, seeker_post, tokens_of
 from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import Classifiers, encoder_of, heads
 
@@ -34,7 +35,7 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
-    examples = [example(dialogue) for dialogue in read_dialogues(TEST)][:PAIRS]
+    examples = read_examples(TEST, params.corpus)[:PAIRS]
     posts, replies = [seeker_post(one.context) for one in examples], [one.target for one in examples]
     found: dict[str, list[list[int]]] = {}
 

@@ -31,6 +31,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
+Reader = Literal["empathetic_dialogues", "esconv"]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
@@ -41,11 +42,13 @@ class ParamsError(UserError):
 
 @section
 class Corpus:
-    """The dialogue corpus: which files, which reader."""
+    """The dialogue corpus: which files, which reader, and what of a dialogue is answered."""
 
     name: Name
-    reader: Literal["empathetic_dialogues"]
+    reader: Reader
     local_dir: str | None
+    targets: Literal["last", "every"]
+    max_context_turns: Positive | None
 
 
 @section
@@ -168,6 +171,25 @@ class Epitome:
 
 
 @section
+class Dbt:
+    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+
+    stages: Name
+    corpus: Name | None
+    reader: Reader
+    context_turns: Positive
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=16)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    # Their names are those of the stage's files in dvc.yaml.
+    classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
+    variants: dict[str, Literal["models/dbt"]]
+
+
+@section
 class Bertscore:
     """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
 
@@ -230,6 +252,7 @@ class Params:
     generate: Generate
     encoder: Encoder
     epitome: Epitome
+    dbt: Dbt
     bertscore: Bertscore
     evaluate: Evaluate
     mmlu: Mmlu
@@ -325,11 +348,24 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
+    _check_dbt(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
         if one.hub_id is not None and not one.revision:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
+
+
+def _check_dbt(params: Params, source: str) -> None:
+    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
+        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
+    if params.dbt.variants and not params.dbt.classifiers:
+        raise ParamsError(f"{source}: dbt.variants are scored by a classifier, but dbt.classifiers is empty")
+    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
+            f"{', '.join(params.dbt.variants)}"
+        )
 
 
 def _check_encoder(encoder: Encoder, source: str) -> None:

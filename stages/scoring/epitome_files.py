@@ -95,7 +95,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
 
 
 def _cast_linear(model: nn.ModuleDict) -> None:
-    """Keep in bf16 what autocast would turn into it anew for every batch: it remembers only weights that are trained."""
+    """Keep in bf16 what autocast would turn into it anew for every batch, since it remembers trained weights alone."""
     import torch
 
     for module in model.modules():

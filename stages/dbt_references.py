@@ -1,6 +1,6 @@
 """Stage `dbt_references@<classifier>`: the stages of DBT in the human replies of the test split, once for all variants.
 
-    python -m stages.dbt_references dbt
+    python -m stages.dbt_references models/dbt
 
 writes `data/references_dbt.parquet`: a row an example with `id` and the five probabilities `listening`, `reflecting`,
 `acknowledging`, `genuine` and `none`.
@@ -31,8 +31,8 @@ def reference_stages(some: Sequence[Example], classifier: Path, hardware: Hardwa
     return {"id": [one.id for one in some], **{label: [row[i] for row in rows] for i, label in enumerate(LABELS)}}
 
 
-def main(name: str, params: Params) -> None:
-    """Write `data/references_dbt.parquet`."""
+def main(classifier: Path, params: Params) -> None:
+    """Write `data/references_dbt.parquet` by the classifier in a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -40,12 +40,12 @@ def main(name: str, params: Params) -> None:
 
     set_up_process(params.hardware)
     some = read_examples(TEST, params.corpus)
-    columns = reference_stages(some, Path(params.dbt.classifiers[name]), params.hardware)
+    columns = reference_stages(some, classifier, params.hardware)
     pq.write_table(pa.table(columns), TARGET)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a key of dbt.classifiers")
+    parser.add_argument("classifier", type=Path, help="what stage `dbt` wrote")
     with reported():
         main(parser.parse_args().classifier, load())

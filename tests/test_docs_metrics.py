@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.scoring import dbt_metrics
 from stages.scoring.bertscore import NAMES
+from stages.scoring.dbt import LABELS
 from stages.scoring.epitome_model import MECHANISMS
 from stages.scoring.mmlu import GROUPS
 from stages.scoring.overlap import overlap
@@ -30,7 +32,9 @@ def test_every_metric_has_a_card():
     bounds = {f"*.{end}" for end in ("low", "high", "diff", "diff_low", "diff_high")}
     empathy = {f"{kind}_{short}" for kind in ("diff", "level", "reference_level") for short in MECHANISMS.values()}
     classifiers = {f"*_{name}" for name in MEASURES}
-    metrics = set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy | classifiers | mmlu | set(NAMES) | bounds
+    dbt = set(dbt_metrics.metrics(dbt_metrics.per_example([[0.2] * 5], [[0.2] * 5])))
+    dbt |= {f"f1_{label}" for label in LABELS} | {"calibration_error"}
+    metrics = dbt | set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy | classifiers | mmlu | set(NAMES) | bounds
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 
 

@@ -109,7 +109,7 @@ def leaves(values, prefix=""):
     """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants"):
+        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants", "dbt.classifiers", "dbt.variants"):
             yield from leaves(value, f"{dotted}.")
         else:
             yield dotted

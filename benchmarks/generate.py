@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from stages.corpora import empathetic_dialogues
-from stages.dialogues import example
+from stages.dialogues import examples
 from stages.files import write_json
 from stages.machine import machine
 from stages.modeling.chat import encode_prompt
@@ -38,7 +38,8 @@ def main() -> None:
     texts = (turn.text for d in dialogues if d.split == "train" for turn in d.turns)
     tokenizer = train_tokenizer(texts, params.tiny.vocab_size, params.tiny.max_positions)
     model = make_model(tokenizer, params.tiny, params.seed).eval()
-    contexts = [example(d).context for d in dialogues if d.split == "test"][:PROMPTS]
+    test = [one for d in dialogues if d.split == "test" for one in examples(d, "last", None)]
+    contexts = [one.context for one in test[:PROMPTS]]
     prompts = [encode_prompt(tokenizer, context, params.generate.max_length) for context in contexts]
 
     def ours() -> None:

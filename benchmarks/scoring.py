@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.generate import alternate
-from stages.dialogues import example, read_dialogues
+from stages.dialogues import read_examples
 from stages.files import write_json
 from stages.machine import machine
 from stages.modeling.loading import set_up_process
@@ -34,7 +34,7 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
-    examples = [example(dialogue) for dialogue in read_dialogues(TEST)][:PAIRS]
+    examples = read_examples(TEST, params.corpus)[:PAIRS]
     posts, replies = [seeker_post(one.context) for one in examples], [one.target for one in examples]
     found: dict[str, list[list[int]]] = {}
 

@@ -13,7 +13,10 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from stages.params import Corpus
+
 Role = Literal["user", "assistant"]
+Targets = Literal["last", "every"]
 SPLITS = ("train", "valid", "test")
 
 
@@ -48,12 +51,16 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Example:
-    """A target and its context: the last assistant turn and all turns before it (EmPO section 3)."""
+    """A target, which is an assistant turn, its act where the corpus has one, and the turns before it.
+
+    The context alternates, begins and ends with a user turn: chat templates refuse an assistant who speaks first.
+    """
 
     id: str
     label: str
     context: tuple[Turn, ...]
     target: str
+    act: str | None = None
 
 
 def normalise(text: str) -> str:
@@ -62,32 +69,52 @@ def normalise(text: str) -> str:
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """Join consecutive turns of one role with a space; the act of the first is kept."""
+    """Join consecutive turns of one role with a space; of their acts the last stands, which the turn ends on."""
     joined: list[Turn] = []
     for turn in turns:
         if joined and joined[-1].role == turn.role:
-            joined[-1] = Turn(turn.role, f"{joined[-1].text} {turn.text}", joined[-1].act)
+            last = joined[-1]
+            joined[-1] = Turn(turn.role, f"{last.text} {turn.text}", turn.act or last.act)
         else:
             joined.append(turn)
     return tuple(joined)
 
 
-def last_assistant_turn(dialogue: Dialogue) -> int | None:
-    """Index of the last assistant turn that has a context before it; None where there is none."""
-    answers = [i for i, turn in enumerate(dialogue.turns) if turn.role == "assistant" and i > 0]
-    return answers[-1] if answers else None
+def from_first_user(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns without those before the first user turn."""
+    start = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return tuple(turns[start:])
 
 
-def example(dialogue: Dialogue) -> Example:
-    """The dialogue's target with its context.
+def examples(dialogue: Dialogue, targets: Targets, max_context_turns: int | None) -> list[Example]:
+    """The dialogue's targets, each with its context.
 
-    Raises:
-        ValueError: the dialogue has no assistant turn with a context; stage `prepare` drops and counts those.
+    Args:
+        dialogue: turns alternate; an assistant turn without a user turn before it is no target.
+        targets: last: the last assistant turn alone, whose example has the dialogue's id (EmPO section 3); every: each
+            assistant turn, with the id `<dialogue id>:<index of the turn>`.
+        max_context_turns: the last turns before the target that are kept; null: all. A context begins with a user
+            turn, so an even number keeps one less.
+
+    Returns:
+        In the order of the turns; empty where there is no target (stage `prepare` drops and counts such dialogues).
     """
-    index = last_assistant_turn(dialogue)
-    if index is None:
-        raise ValueError(f"dialogue {dialogue.id!r} has no assistant turn after a user's")
-    return Example(dialogue.id, dialogue.label, dialogue.turns[:index], dialogue.turns[index].text)
+    turns = dialogue.turns
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and i > 0]
+    found = []
+    for i in answers if targets == "every" else answers[-1:]:
+        start = 0 if max_context_turns is None else max(0, i - max_context_turns)
+        name = f"{dialogue.id}:{i}" if targets == "every" else dialogue.id
+        context = from_first_user(turns[start:i])
+        found.append(Example(name, dialogue.label, context, turns[i].text, turns[i].act))
+    return found
+
+
+def read_examples(path: Path, corpus: Corpus) -> list[Example]:
+    """The examples of the dialogues in `path`, as the params of the corpus in force say."""
+    return [
+        one for dialogue in read_dialogues(path) for one in examples(dialogue, corpus.targets, corpus.max_context_turns)
+    ]
 
 
 def write_dialogues(dialogues: Sequence[Dialogue], path: Path) -> None:

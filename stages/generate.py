@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.dialogues import Example, example, read_dialogues, turn_list_type
+from stages.dialogues import Example, read_examples, turn_list_type
 from stages.errors import reported
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
@@ -103,7 +103,7 @@ def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
     from stages.modeling.loading import load_tokenizer, load_variant
 
-    examples = [example(d) for d in read_dialogues(TEST)]
+    examples = read_examples(TEST, params.corpus)
     rows = held_out(examples, read_opposites(Path(params.pairs.opposites)), params.generate.limit, params.seed)
     model = load_variant(BASE, Path(params.variants[variant].model), params.hardware)
     records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.dialogues import Dialogue, Example, example, normalise, read_dialogues, turn_list_type
+from stages.dialogues import Example, normalise, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Params, load
@@ -31,12 +31,12 @@ METRICS = Path("metrics/pairs")
 
 
 def epoch_pairs(
-    dialogues: Sequence[Dialogue], opposites: dict[str, str], limit: int | None, seed: int, epoch: int
+    examples: Sequence[Example], opposites: dict[str, str], limit: int | None, seed: int, epoch: int
 ) -> tuple[list[Example], list[Pair]]:
     """The examples that an epoch trains on and their pairs.
 
     Args:
-        dialogues: of the train split; their targets are what is drawn from.
+        examples: of the train split; their targets are what is drawn from.
         opposites: label to opposite label.
         limit: as `pairs.limit`; the part is the same in every epoch.
         seed: of the run.
@@ -45,7 +45,6 @@ def epoch_pairs(
     Raises:
         PairError: a label has no opposite, an opposite no replies, or no pair is left.
     """
-    examples = [example(d) for d in dialogues]
     part = random_part(examples, limit, seed)
     pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=epoch)
     if not pairs:
@@ -95,11 +94,11 @@ def epoch_of(key: str, params: Params) -> int:
 
 def main(key: str, params: Params) -> None:
     """Write the pairs of round `key` and their metrics."""
-    dialogues, opposites = read_dialogues(TRAIN), read_opposites(Path(params.pairs.opposites))
+    train, opposites = read_examples(TRAIN, params.corpus), read_opposites(Path(params.pairs.opposites))
     epoch = epoch_of(key, params)
-    examples, pairs = epoch_pairs(dialogues, opposites, params.pairs.limit, params.seed, epoch)
+    examples, pairs = epoch_pairs(train, opposites, params.pairs.limit, params.seed, epoch)
     # Draws are keyed by epoch, so those of earlier epochs come out again without their files.
-    rounds = (epoch_pairs(dialogues, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
+    rounds = (epoch_pairs(train, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
     earlier = [pair for one in rounds for pair in one]
     write_pairs(pairs, PAIRS / f"{key}.parquet")
     write_json(METRICS / f"{key}.json", describe(examples, pairs, earlier, len(opposites)))

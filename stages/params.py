@@ -36,6 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
+Reader = Literal["empathetic_dialogues", "esconv"]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
@@ -46,11 +47,13 @@ class ParamsError(UserError):
 
 @section
 class Corpus:
-    """The dialogue corpus: which files, which reader."""
+    """The dialogue corpus: which files, which reader, and what of a dialogue is answered."""
 
     name: Name
-    reader: Literal["empathetic_dialogues"]
+    reader: Reader
     local_dir: str | None
+    targets: Literal["last", "every"]
+    max_context_turns: Positive | None
 
 
 @section

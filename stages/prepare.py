@@ -1,17 +1,19 @@
 """Stage `prepare`: the files of a corpus to dialogues in one schema, and `metrics/data.json`.
 
-Dropped and counted: what the reader drops, dialogues without an assistant turn after a user's, and train dialogues
-whose text (normalised) is also in valid or test.
+Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
+assistant who speaks first), dialogues without an assistant turn after a user's, and train dialogues whose text
+(normalised) is also in valid or test.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from stages.dialogues import SPLITS, Dialogue, last_assistant_turn, write_dialogues
+from stages.dialogues import SPLITS, Dialogue, examples, from_first_user, write_dialogues
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Corpus, load
@@ -35,8 +37,10 @@ def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
         CorpusError: a file does not fit its format; the message names file and line.
     """
     dialogues, dropped = import_module(f"stages.corpora.{reader}").read(folder)
-    answered = [d for d in dialogues if last_assistant_turn(d) is not None]
-    dropped.update(f"{d.split}_no_assistant_turn" for d in dialogues if last_assistant_turn(d) is None)
+    opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
+    dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
+    answered = [d for d in opened if examples(d, "last", None)]
+    dropped.update(f"{d.split}_no_assistant_turn" for d in opened if not examples(d, "last", None))
     held_out = {d.text for d in answered if d.split != "train"}
     kept = [d for d in answered if d.split != "train" or d.text not in held_out]
     dropped["train_overlap_with_held_out"] = len(answered) - len(kept)

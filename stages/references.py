@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.dialogues import Example, example, read_dialogues
+from stages.dialogues import Example, read_examples
 from stages.errors import reported
 from stages.params import Hardware, Params, load
 from stages.scoring.epitome import MECHANISMS, score, seeker_post
@@ -38,7 +38,7 @@ def main(params: Params) -> None:
     from stages.modeling.loading import set_up_process
 
     set_up_process(params.hardware)
-    examples = [example(dialogue) for dialogue in read_dialogues(TEST)]
+    examples = read_examples(TEST, params.corpus)
     columns = reference_levels(examples, CLASSIFIERS, params.hardware)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), TARGET)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.dialogues import Dialogue, Example, Turn, example, normalise, write_dialogues
+from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
+from stages.dialogues import examples as examples_of
 from stages.pairs import describe, epoch_pairs, main, write_pairs
 from stages.params import load
 from stages.preferences.opposite_emotion import (
@@ -41,8 +42,13 @@ def dialogues(count, split="train"):
     return [dialogue(i, LABELS[i % len(LABELS)], f"Reply {i} to {split}.", split) for i in range(count)]
 
 
+def asked(some):
+    """The last assistant turn of each dialogue as its target."""
+    return [one for dialogue in some for one in examples_of(dialogue, "last", None)]
+
+
 def examples(count):
-    return [example(one) for one in dialogues(count)]
+    return asked(dialogues(count))
 
 
 def asking(count, label="joyful", target="Oh no!"):
@@ -55,7 +61,7 @@ def candidates(*targets, label="sad"):
 
 
 def test_the_order_of_the_input_does_not_matter(tmp_path):
-    ordered = dialogues(200)
+    ordered = examples(200)
     shuffled = random.Random(0).sample(ordered, len(ordered))
     assert shuffled != ordered
     for name, part in (("ordered", ordered), ("shuffled", shuffled)):
@@ -96,7 +102,7 @@ def test_another_epoch_or_seed_draws_anew(other):
 
 def test_a_pair_holds_what_it_says():
     everything = {one.id: one for one in examples(200)}
-    part, pairs = epoch_pairs(dialogues(200), OPPOSITES, None, seed=13, epoch=3)
+    part, pairs = epoch_pairs(examples(200), OPPOSITES, None, seed=13, epoch=3)
     assert sorted(one.id for one in part) == [pair.id for pair in pairs] == sorted(everything)
     for pair in pairs:
         own, other = everything[pair.id], everything[pair.rejected_id]
@@ -122,7 +128,7 @@ def test_no_other_reply_gives_no_pair():
 
     same = [dialogue(i, label, "Oh no!") for i, label in enumerate(["joyful", "sad"])]
     with pytest.raises(PairError, match=r"^no pair was made of 2 dialogues: every opposite group holds only"):
-        epoch_pairs(same, OPPOSITES, None, seed=13, epoch=1)
+        epoch_pairs(asked(same), OPPOSITES, None, seed=13, epoch=1)
 
 
 def chi_square(drawn, expected_from):
@@ -155,7 +161,7 @@ def test_the_statistic_tells_a_biased_draw():
 
 
 def test_a_limit_takes_the_same_dialogues_in_each_epoch():
-    everything = dialogues(200)
+    everything = examples(200)
     parts = [{one.id for one in epoch_pairs(everything, OPPOSITES, 50, 13, epoch)[0]} for epoch in (1, 2, 3)]
     assert parts[0] == parts[1] == parts[2]
     assert len(parts[0]) == 50
@@ -276,7 +282,7 @@ def test_the_stage_draws_from_train_alone(tmp_path, monkeypatch):
         main(key, params)
 
     first, second = (pq.read_table(f"data/pairs/{key}.parquet").to_pylist() for key in ("e1", "e2"))
-    by_id = {one.id: example(one) for one in train}
+    by_id = {one.id: one for one in asked(train)}
     for epoch, rows in ((1, first), (2, second)):
         assert [row["id"] for row in rows] == sorted(by_id)
         assert {row["epoch"] for row in rows} == {epoch}
@@ -308,9 +314,9 @@ def test_empathetic_dialogues_are_all_there(prepared):
 @pytest.mark.corpora
 def test_an_epoch_of_empathetic_dialogues(prepared):
     train = [one for one in prepared[0] if one.split == "train"]
-    opposites, by_id = read_opposites(TABLE), {one.id: example(one) for one in train}
+    opposites, by_id = read_opposites(TABLE), {one.id: one for one in asked(train)}
     assert {one.label for one in train} == set(opposites)
-    _, pairs = epoch_pairs(train, opposites, None, seed=13, epoch=1)
+    _, pairs = epoch_pairs(asked(train), opposites, None, seed=13, epoch=1)
     assert [pair.id for pair in pairs] == sorted(by_id)
     for pair in pairs:
         assert pair.label == by_id[pair.id].label

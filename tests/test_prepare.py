@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stages.corpora.empathetic_dialogues import read
-from stages.dialogues import CorpusError, Dialogue, Turn, example, last_assistant_turn, read_dialogues, write_dialogues
+from stages.dialogues import CorpusError, Dialogue, Example, Turn, examples, read_dialogues, write_dialogues
 from stages.params import Corpus
 from stages.prepare import describe, main, prepare, write
 
@@ -116,16 +118,50 @@ def test_the_artefact_of_the_collection_is_dropped_and_counted(tmp_path):
 def test_the_target_is_the_last_assistant_turn(tmp_path):
     rows = talk("c", "My dog died.", "Oh no!", "Yes.", "How old was he?", "Ten.")
     (one,) = of(prepare(corpus(tmp_path, train=rows), "empathetic_dialogues")[0], "train")
-    assert last_assistant_turn(one) == 3
-    assert example(one).target == "How old was he?"
-    assert example(one).context == one.turns[:3]
-    assert (example(one).id, example(one).label) == ("train/c", "sad")
+    (target,) = examples(one, "last", None)
+    assert target == Example("train/c", "sad", one.turns[:3], "How old was he?")
 
 
-def test_an_opening_of_the_assistant_is_no_target():
-    opening = (Turn("assistant", "Hello."), Turn("user", "Hi."))
-    assert last_assistant_turn(Dialogue("train/1", "test", "train", "sad", opening)) is None
-    assert last_assistant_turn(Dialogue("train/1", "test", "train", "sad", (*opening, Turn("assistant", "So?")))) == 2
+def many(*texts, first="user", acts=()):
+    """A dialogue whose turns alternate."""
+    roles = ["user", "assistant"] if first == "user" else ["assistant", "user"]
+    turns = (Turn(roles[i % 2], text, dict(acts).get(i)) for i, text in enumerate(texts))
+    return Dialogue("train/1", "test", "train", "sad", tuple(turns))
+
+
+def test_every_assistant_turn_is_a_target_with_the_last_turns_before_it():
+    one = many("a", "b", "c", "d", "e", "f", acts=[(3, "greet")])
+    found = examples(one, "every", None)
+    assert [(each.id, each.target, each.act) for each in found] == [
+        ("train/1:1", "b", None),
+        ("train/1:3", "d", "greet"),
+        ("train/1:5", "f", None),
+    ]
+    assert [each.context for each in found] == [one.turns[:1], one.turns[:3], one.turns[:5]]
+    assert [each.context for each in examples(one, "every", 3)] == [one.turns[:1], one.turns[:3], one.turns[2:5]]
+    # Of an even number the first would be an assistant's turn, which no context begins with.
+    assert examples(one, "every", 4) == examples(one, "every", 3)
+    assert examples(one, "every", 2) == examples(one, "every", 1)
+    (last,) = examples(one, "last", 1)
+    assert (last.id, last.context) == ("train/1", one.turns[4:5])
+
+
+def test_an_opening_of_the_assistant_is_no_target_and_in_no_context():
+    assert examples(many("Hello.", "Hi.", first="assistant"), "last", None) == []
+    one = many("Hello.", "Hi.", "So?", "Well.", "Hm.", first="assistant")
+    (last,) = examples(one, "last", None)
+    assert (last.target, last.context) == ("Hm.", one.turns[1:4])
+    assert [each.context for each in examples(one, "every", None)] == [one.turns[1:2], one.turns[1:4]]
+
+
+def test_an_opening_of_the_assistant_is_dropped_and_counted(tmp_path, monkeypatch):
+    opened = many("Hello.", "Hi.", "So?", first="assistant")
+    alone = many("Hello.", first="assistant")
+    reader = SimpleNamespace(read=lambda folder: ([opened, alone, many("a", "b")], Counter()))
+    monkeypatch.setitem(sys.modules, "stages.corpora.esconv", reader)
+    kept, dropped = prepare(tmp_path, "esconv")
+    assert [one.turns for one in kept] == [opened.turns[1:], many("a", "b").turns]
+    assert +dropped == Counter(train_opening_turn=2, train_no_assistant_turn=1)
 
 
 def test_a_dialogue_without_a_reply_is_dropped_and_counted(tmp_path):
@@ -133,8 +169,7 @@ def test_a_dialogue_without_a_reply_is_dropped_and_counted(tmp_path):
     kept, dropped = prepare(corpus(tmp_path, train=rows, valid=talk("c1", "Hm.")), "empathetic_dialogues")
     assert [one.id for one in kept] == ["train/hit:1_conv:1", "test/hit:3_conv:3"]
     assert +dropped == Counter(train_no_assistant_turn=2, valid_no_assistant_turn=1)
-    with pytest.raises(ValueError, match="'train/c1' has no assistant turn after a user's"):
-        example(of(read(tmp_path)[0], "train")[0])
+    assert examples(of(read(tmp_path)[0], "train")[0], "last", None) == []
 
 
 def test_a_train_dialogue_that_is_held_out_is_removed_and_counted(tmp_path):
@@ -271,7 +306,7 @@ def test_the_stage_reads_its_corpus_and_writes_three_files(tmp_path, monkeypatch
     raw = Path("data/raw/mine")
     raw.mkdir(parents=True)
     corpus(raw, train=[*OTHERS["train"], *talk("c", "I cry."), *talk("b", "Hm.", "What?")])
-    main(Corpus("mine", "empathetic_dialogues", None))
+    main(Corpus("mine", "empathetic_dialogues", None, "last", None))
     written = {path.name: [one.id for one in read_dialogues(path)] for path in Path("data/dialogues").iterdir()}
     assert written == {
         "train.parquet": ["train/b", "train/hit:1_conv:1"],

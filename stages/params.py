@@ -107,7 +107,7 @@ class Sft:
 
 @section
 class Pairs:
-    """Preference pairs: by opposite emotion (EmPO section 3 and Table 2), or by how well a reply follows DBT's stages."""
+    """Preference pairs: by opposite emotion (EmPO section 3 and Table 2), or by the stages of DBT (Son and So)."""
 
     rule: Literal["opposite_emotion", "dbt"]
     opposites: Name
@@ -285,8 +285,11 @@ def chain(rounds: Mapping[str, Round], key: str) -> list[str]:
     Raises:
         ParamsError: the rounds start from each other in a circle.
     """
-    before = {one: path.name for one, path in ((name, Path(r.init)) for name, r in rounds.items())
-              if path.parent == ROUNDS and path.name in rounds}
+    before = {
+        one: path.name
+        for one, path in ((name, Path(r.init)) for name, r in rounds.items())
+        if path.parent == ROUNDS and path.name in rounds
+    }
     found = [key]
     while found[0] in before:
         earlier = before[found[0]]
@@ -394,8 +397,8 @@ def _check_rounds(params: Params, source: str) -> None:
         length = len(chain(rounds, key))
         if length > params.dpo.epochs:
             raise ParamsError(
-                f"{source}: dpo.rounds.{key} is round {length} from its start, but the learning-rate schedule ends after "
-                f"dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
+                f"{source}: dpo.rounds.{key} is round {length} from its start, but the learning-rate schedule ends "
+                f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
             )
         where = f"{source}: dpo.rounds.{key}"
         if (one.source == "opposites") is not (params.pairs.rule == "opposite_emotion"):

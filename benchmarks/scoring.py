@@ -19,7 +19,8 @@ from stages.files import write_json
 from stages.machine import machine
 from stages.modeling.loading import set_up_process
 from stages.params import Hardware, load
-from stages.scoring.epitome import autocast, level_logits, seeker_post, tokens_of
+from stages.scoring.classifier import autocast
+from stages.scoring.epitome import level_logits, seeker_post, tokens_of
 from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import Classifiers, encoder_of, heads
 

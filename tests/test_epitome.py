@@ -17,7 +17,8 @@ from stages import references
 from stages.dialogues import Example, Turn
 from stages.modeling.encoder import load_encoder
 from stages.params import Encoder, Epitome, Hardware, load
-from stages.scoring.epitome import level_logits, lowered, pad, score, seeker_post, states_of, tokens_of
+from stages.scoring.classifier import accuracy, f1, macro_f1, mixed_batches, pad
+from stages.scoring.epitome import level_logits, lowered, score, seeker_post, states_of, tokens_of
 from stages.scoring.epitome_annotations import (
     FILES,
     IGNORED,
@@ -30,7 +31,7 @@ from stages.scoring.epitome_annotations import (
 from stages.scoring.epitome_files import PUBLISHED, load_published, save
 from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import MECHANISMS, Classifiers, EpitomeError, encoder_of, heads, make_classifier
-from stages.scoring.epitome_training import _loss, accuracy, f1, macro_f1, measure, mixed_batches, post_states, train
+from stages.scoring.epitome_training import _loss, measure, post_states, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
@@ -341,20 +342,20 @@ def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
 
 
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(classifiers, tmp_path, monkeypatch):
-    from stages.scoring import epitome_training
+    from stages.scoring import classifier
 
     whole = trained(classifiers, tmp_path, epochs=3, name="whole.pt")
-    keep = epitome_training._keep
+    keep = classifier._keep
 
     def killed(model, optimizer, epoch, checkpoint):
         keep(model, optimizer, epoch, checkpoint)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(epitome_training, "_keep", killed)
+    monkeypatch.setattr(classifier, "_keep", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(classifiers, tmp_path, epochs=3, name="cut.pt")
-    monkeypatch.setattr(epitome_training, "_keep", keep)
+    monkeypatch.setattr(classifier, "_keep", keep)
     assert same(whole, trained(classifiers, tmp_path, epochs=3, name="cut.pt"))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
+from stages.scoring.classifier import BATCH, autocast, batches, pad
 from stages.scoring.epitome_files import load
 from stages.scoring.epitome_model import LEVELS, MECHANISMS, Classifiers, EpitomeError, encoder_of, heads
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from stages.params import Hardware
 
 __all__ = ["MECHANISMS", "EpitomeError", "level_logits", "score", "seeker_post", "squared_differences"]
-
-# Texts encoded at once: on two cores more is no faster.
-BATCH = 64
 
 
 def seeker_post(context: Sequence[Turn]) -> str:
@@ -137,29 +135,3 @@ def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int = BATCH
             # A copy, or a slice of a few tokens would keep the whole batch in memory.
             states[i] = row[: min(len(tokens[i]), keep or len(tokens[i]))].clone()
     return states
-
-
-def pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unequal length as one tensor, and its mask, (B, T): true where a row is.
-
-    Behind a row stand zeros, which is some token's id, too: no mask lets them through.
-    """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-    padded = pad_sequence(list(rows), batch_first=True)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-
-
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    yield from (order[i : i + size] for i in range(0, len(order), size))
-
-
-def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which encoders are run: bf16 autocast, or a context without effect."""
-    import torch
-
-    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

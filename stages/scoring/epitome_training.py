@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.scoring.epitome import BATCH, autocast, batches, pad, states_of, tokens_of
+from stages.scoring.classifier import BATCH, accuracy, autocast, batches, f1, fit, macro_f1, pad
+from stages.scoring.epitome import states_of, tokens_of
 from stages.scoring.epitome_annotations import IGNORED, Encoded
 from stages.scoring.epitome_model import LEVELS, Classifiers, encoder_of, heads
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.optim import AdamW
 
     from stages.params import Epitome, Hardware
-
-MAX_NORM = 1.0
-# Batches whose pairs are sorted by length together: little padding, and still another mixture in every epoch.
-POOL = 8
 
 
 def post_states(
@@ -57,40 +52,20 @@ def train(
         seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
         checkpoint: file to go on from, written after each epoch.
     """
-    import torch
-    from tqdm import tqdm
-
-    optimizer = _optimizer(model, settings)
-    begin = _resume(model, optimizer, checkpoint)
-    steps = -(-len(examples) // settings.batch_size)
-    for epoch in range(begin, settings.epochs):
-        rng = random.Random(f"{seed}:{epoch}")
-        torch.manual_seed(rng.getrandbits(63))
-        model.train()
-        order = mixed_batches([len(one.ids) for one in examples], settings.batch_size, rng)
-        bar = tqdm(order, total=steps, desc=f"{seed.rpartition(':')[2]}, epoch {epoch + 1}", unit="step")
-        for step, batch in enumerate(bar, start=epoch * steps):
-            _set_rates(optimizer, 1 - step / (steps * settings.epochs))
-            with autocast(hardware):
-                loss = _loss(model, [examples[i] for i in batch], posts, settings)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(_trained(model), MAX_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-        _keep(model, optimizer, epoch + 1, checkpoint)
-    model.eval()
-
-
-def mixed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
-    """Indices in random batches of similar length."""
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    found = []
-    for start in range(0, len(order), size * POOL):
-        pool = sorted(order[start : start + size * POOL], key=lambda i: lengths[i])
-        found += [pool[i : i + size] for i in range(0, len(pool), size)]
-    rng.shuffle(found)
-    return found
+    encoder = {id(p) for p in model["responder_encoder"].parameters()}
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]
+    sides = [[p for p in trained if (id(p) in encoder) is side] for side in (True, False)]
+    fit(
+        model,
+        list(zip(sides, (settings.learning_rate, settings.head_learning_rate), strict=True)),
+        [len(one.ids) for one in examples],
+        lambda batch: _loss(model, [examples[i] for i in batch], posts, settings),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        hardware=hardware,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
 
 
 def measure(
@@ -127,23 +102,6 @@ def measure(
     }
 
 
-def accuracy(truth: Sequence[int], guessed: Sequence[int]) -> float:
-    """Share of equal labels in percent, 0 without any."""
-    return 100 * sum(a == b for a, b in zip(truth, guessed, strict=True)) / max(len(truth), 1)
-
-
-def f1(truth: list[int], guessed: list[int], label: int) -> float:
-    """F1 of one label in percent; 0 where it is in neither."""
-    both = sum(a == b == label for a, b in zip(truth, guessed, strict=True))
-    return 200 * both / max(truth.count(label) + guessed.count(label), 1)
-
-
-def macro_f1(truth: list[int], guessed: list[int]) -> float:
-    """Mean F1 in percent over the labels that occur on either side, each with the same weight."""
-    labels = sorted({*truth, *guessed})
-    return sum(f1(truth, guessed, label) for label in labels) / max(len(labels), 1)
-
-
 def _run(
     model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor], dropout: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -170,42 +128,3 @@ def _loss(
     on_level = cross_entropy(level.float(), levels)
     on_rationale = cross_entropy(rationale.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     return settings.lambda_level * on_level + settings.lambda_rationale * on_rationale
-
-
-def _trained(model: nn.ModuleDict) -> Iterator[Any]:
-    return (p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm."))
-
-
-def _optimizer(model: nn.ModuleDict, settings: Epitome) -> AdamW:
-    from torch.optim import AdamW
-
-    encoder = {id(p) for p in model["responder_encoder"].parameters()}
-    groups = [[p for p in _trained(model) if (id(p) in encoder) is side] for side in (True, False)]
-    rates = (settings.learning_rate, settings.head_learning_rate)
-    return AdamW([{"params": g, "peak": rate} for g, rate in zip(groups, rates, strict=True)], fused=True)
-
-
-def _set_rates(optimizer: AdamW, share: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
-
-
-def _keep(model: nn.ModuleDict, optimizer: AdamW, epoch: int, checkpoint: Path) -> None:
-    import torch
-
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("seeker_encoder.")}
-    partial = checkpoint.with_suffix(".partial")
-    torch.save({"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()}, partial)
-    partial.replace(checkpoint)
-
-
-def _resume(model: nn.ModuleDict, optimizer: AdamW, checkpoint: Path) -> int:
-    """Epochs that are done, after putting their weights in place; 0 without a checkpoint."""
-    import torch
-
-    if not checkpoint.is_file():
-        return 0
-    kept = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(kept["model"], strict=False)  # the seeker encoder is not in it
-    optimizer.load_state_dict(kept["optimizer"])
-    return int(kept["epoch"])

@@ -1,0 +1,169 @@
+"""What the classifiers behind the scores share: batches, the training loop, and how good an answer is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.optim import AdamW
+
+    from stages.params import Hardware
+
+# Texts encoded at once: on two cores more is no faster.
+BATCH = 64
+MAX_NORM = 1.0
+# Batches whose examples are sorted by length together: little padding, and still another mixture in every epoch.
+POOL = 8
+BINS = 10
+
+
+def fit(
+    model: nn.Module,
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]],
+    lengths: Sequence[int],
+    loss: Callable[[list[int]], torch.Tensor],
+    *,
+    epochs: int,
+    batch_size: int,
+    hardware: Hardware,
+    seed: str,
+    checkpoint: Path,
+) -> None:
+    """Train a classifier with AdamW and linear decay; `model` is left in eval mode, with the last epoch's weights.
+
+    Args:
+        model: parameters that need no gradient are neither trained nor kept in the checkpoint.
+        groups: parameters and their peak learning rate.
+        lengths: of the N examples, in tokens.
+        loss: from a batch, as indices of examples, to its loss.
+        epochs: passes.
+        batch_size: examples a step.
+        hardware: device and precision.
+        seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
+        checkpoint: file to go on from, written after each epoch.
+    """
+    import torch
+    from torch.optim import AdamW
+    from tqdm import tqdm
+
+    optimizer = AdamW([{"params": list(group), "peak": rate} for group, rate in groups], fused=True)
+    chosen = {id(parameter) for group, _ in groups for parameter in group}
+    trained = [parameter for parameter in model.parameters() if id(parameter) in chosen]
+    begin = _resume(model, optimizer, checkpoint)
+    steps = -(-len(lengths) // batch_size)
+    for epoch in range(begin, epochs):
+        rng = random.Random(f"{seed}:{epoch}")
+        torch.manual_seed(rng.getrandbits(63))
+        model.train()
+        order = mixed_batches(lengths, batch_size, rng)
+        bar = tqdm(order, total=steps, desc=f"{seed.rpartition(':')[2]}, epoch {epoch + 1}", unit="step")
+        for step, batch in enumerate(bar, start=epoch * steps):
+            _set_rates(optimizer, 1 - step / (steps * epochs))
+            with autocast(hardware):
+                value = loss(batch)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+        _keep(model, optimizer, epoch + 1, checkpoint)
+    model.eval()
+
+
+def mixed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
+    """Indices in random batches of similar length."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    found = []
+    for start in range(0, len(order), size * POOL):
+        pool = sorted(order[start : start + size * POOL], key=lambda i: lengths[i])
+        found += [pool[i : i + size] for i in range(0, len(pool), size)]
+    rng.shuffle(found)
+    return found
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    yield from (order[i : i + size] for i in range(0, len(order), size))
+
+
+def pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of unequal length as one tensor, and its mask, (B, T): true where a row is.
+
+    Behind a row stand zeros, which is some token's id, too: no mask lets them through.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    padded = pad_sequence(list(rows), batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
+
+def autocast(hardware: Hardware) -> torch.autocast:
+    """The context in which encoders are run: bf16 autocast, or a context without effect."""
+    import torch
+
+    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")
+
+
+def accuracy(truth: Sequence[int], guessed: Sequence[int]) -> float:
+    """Share of equal labels in percent, 0 without any."""
+    return 100 * sum(a == b for a, b in zip(truth, guessed, strict=True)) / max(len(truth), 1)
+
+
+def f1(truth: Sequence[int], guessed: Sequence[int], label: int) -> float:
+    """F1 of one label in percent; 0 where it is in neither."""
+    both = sum(a == b == label for a, b in zip(truth, guessed, strict=True))
+    return 200 * both / max(truth.count(label) + guessed.count(label), 1)
+
+
+def macro_f1(truth: Sequence[int], guessed: Sequence[int]) -> float:
+    """Mean F1 in percent over the labels that occur on either side, each with the same weight."""
+    labels = sorted({*truth, *guessed})
+    return sum(f1(truth, guessed, label) for label in labels) / max(len(labels), 1)
+
+
+def calibration_error(truth: Sequence[int], probabilities: Sequence[Sequence[float]]) -> float:
+    """Expected calibration error in percent (Guo et al. 2017, equation 3), 0 without examples.
+
+    The likeliest labels' probabilities are put into ten bins of equal width; the error is the mean over examples of
+    the difference between their bin's mean probability and its share of right labels.
+    """
+    sums = [0.0] * BINS
+    for label, row in zip(truth, probabilities, strict=True):
+        top = max(row)
+        sums[min(int(top * BINS), BINS - 1)] += top - (row.index(top) == label)
+    return 100 * sum(map(abs, sums)) / max(len(truth), 1)
+
+
+def _set_rates(optimizer: AdamW, share: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def _keep(model: nn.Module, optimizer: AdamW, epoch: int, checkpoint: Path) -> None:
+    import torch
+
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    state = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    partial = checkpoint.with_suffix(".partial")
+    torch.save({"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()}, partial)
+    partial.replace(checkpoint)
+
+
+def _resume(model: nn.Module, optimizer: AdamW, checkpoint: Path) -> int:
+    """Epochs that are done, after putting their weights in place; 0 without a checkpoint."""
+    import torch
+
+    if not checkpoint.is_file():
+        return 0
+    kept = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(kept["model"], strict=False)  # what is frozen is not in it
+    optimizer.load_state_dict(kept["optimizer"])
+    return int(kept["epoch"])

@@ -82,8 +82,9 @@ def parse_replies(answer: str | None) -> list[str] | None:
 def parse_score(answer: str | None) -> float | None:
     """The `score` of the JSON object in `answer` over 100; None where it is no number from 0 to 100."""
     score = _object(answer).get("score")
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    return score / 100 if is_number and 0 <= score <= 100 else None
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return None
+    return score / 100 if 0 <= score <= 100 else None
 
 
 def _object(answer: str | None) -> dict[str, object]:

@@ -95,7 +95,8 @@ def compare(revision: str) -> list[Change]:
     done = subprocess.run(["dvc", "metrics", "diff", "--json", revision], capture_output=True, text=True, check=False)
     if done.returncode:
         raise DiffError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    intervals = {path.stem: _read(path) for path in sorted(INTERVALS.glob("*.json"))}
+    files = sorted(INTERVALS.rglob("*.json"))
+    intervals = {path.relative_to(INTERVALS).with_suffix("").as_posix(): _read(path) for path in files}
     return changes(json.loads(done.stdout), intervals)
 
 

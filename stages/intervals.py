@@ -3,8 +3,10 @@
     python -m stages.intervals sft-dpo
 
 reads the scores by example of the variant and of `evaluate.reference` and writes `metrics/intervals/<variant>.json`:
-for every metric of examples, and for BLEU, `<metric>.low` and `<metric>.high`; of a variant other than the reference
-also `<metric>.diff` (variant less reference), `<metric>.diff_low` and `<metric>.diff_high`.
+for every metric of examples, for BLEU and for `dbt_gap`, `<metric>.low` and `<metric>.high`; of a variant other than
+the reference also `<metric>.diff` (variant less reference), `<metric>.diff_low` and `<metric>.diff_high`. With a second
+name, `python -m stages.intervals sft-dpo dbt`, it does so in the folders of that name: `data/scores/dbt`,
+`metrics/intervals/dbt`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 SCORES = Path("data/scores")
 INTERVALS = Path("metrics/intervals")
 HUMAN = "reference_"
-"""What the columns of the human replies begin with."""
+"""What the columns of the human replies begin with, where no metric is made of them."""
 DIGITS = 4
 
 
@@ -44,7 +46,8 @@ def read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path).sort_values("id", ignore_index=True)
     except FileNotFoundError:
-        raise ScoresError(f"{path} is missing: run `dvc repro evaluate@{path.stem}`") from None
+        stage = "evaluate" if path.parent == SCORES else f"{path.parent.name}_scores"
+        raise ScoresError(f"{path} is missing: run `dvc repro {stage}@{path.stem}`") from None
 
 
 def columns(scores: pd.DataFrame) -> Columns:
@@ -68,16 +71,18 @@ def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed:
     return intervals(columns(own), None if other is None else columns(other), resamples, seed)
 
 
-def main(variant: str, params: Params) -> None:
-    """Write `metrics/intervals/<variant>.json`."""
-    settings = params.evaluate
-    other = None if variant == settings.reference else read(SCORES / f"{settings.reference}.parquet")
-    found = compare(read(SCORES / f"{variant}.parquet"), other, settings.resamples, params.seed)
-    write_json(INTERVALS / f"{variant}.json", {name: round(value, DIGITS) for name, value in found.items()})
+def main(variant: str, folder: str, params: Params) -> None:
+    """Write `metrics/intervals/<folder>/<variant>.json`."""
+    settings, scores = params.evaluate, SCORES / folder
+    other = None if variant == settings.reference else read(scores / f"{settings.reference}.parquet")
+    found = compare(read(scores / f"{variant}.parquet"), other, settings.resamples, params.seed)
+    write_json(INTERVALS / folder / f"{variant}.json", {name: round(value, DIGITS) for name, value in found.items()})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variant", help="a key of variants")
+    parser.add_argument("folder", nargs="?", default="", help="below data/scores and metrics/intervals")
     with reported():
-        main(parser.parse_args().variant, load())
+        given = parser.parse_args()
+        main(given.variant, given.folder, load())

@@ -209,6 +209,25 @@ class Epitome:
 
 
 @section
+class Dbt:
+    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+
+    stages: Name
+    corpus: Name | None
+    reader: Reader
+    context_turns: Positive
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=16)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    # Their names are those of the stage's files in dvc.yaml.
+    classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
+    variants: dict[str, Literal["models/dbt"]]
+
+
+@section
 class Bertscore:
     """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
 
@@ -272,6 +291,7 @@ class Params:
     generate: Generate
     encoder: Encoder
     epitome: Epitome
+    dbt: Dbt
     bertscore: Bertscore
     evaluate: Evaluate
     mmlu: Mmlu
@@ -383,6 +403,7 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
+    _check_dbt(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
         if one.hub_id is not None and not one.revision:
@@ -415,6 +436,18 @@ def _check_rounds(params: Params, source: str) -> None:
                 f"{where}.scorer = {one.scorer!r}: the folder of a classifier where pairs.rule = 'dbt' has one judge, "
                 f"and {DIALOGUES!r} where none is asked"
             )
+
+
+def _check_dbt(params: Params, source: str) -> None:
+    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
+        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
+    if params.dbt.variants and not params.dbt.classifiers:
+        raise ParamsError(f"{source}: dbt.variants are scored by a classifier, but dbt.classifiers is empty")
+    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
+            f"{', '.join(params.dbt.variants)}"
+        )
 
 
 def _check_encoder(encoder: Encoder, source: str) -> None:

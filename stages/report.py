@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,17 @@ from stages.errors import UserError, reported
 from stages.files import write_text
 from stages.params import Params, Round, load
 from stages.preferences.opposite_emotion import uniform
-from stages.tables import COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, escape, margins, mmlu_columns, table
+from stages.tables import (
+    COLUMNS,
+    DBT_COLUMNS,
+    EMPATHY_COLUMNS,
+    PAIR_COLUMNS,
+    Metrics,
+    escape,
+    margins,
+    mmlu_columns,
+    table,
+)
 
 METRICS = Path("metrics")
 REPLIES = Path("data/replies")
@@ -67,7 +77,7 @@ def read(params: Params) -> Results:
     if params.model.hub_id is None:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
-    variants, intervals = read_variants(params.variants)
+    variants, intervals = read_variants(params.variants, params.dbt.variants)
     return Results(
         data=read_metrics(METRICS / "data.json", "prepare"),
         variants=variants,
@@ -81,8 +91,8 @@ def read(params: Params) -> Results:
     )
 
 
-def read_variants(names: Iterable[str]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-    """The metrics of the variants with MMLU among them, and the intervals of both.
+def read_variants(names: Iterable[str], dbt: Container[str]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+    """The metrics of the variants with MMLU among them, and of those in `dbt` the stages of DBT; and their intervals.
 
     Raises:
         ReportError: as `read_metrics`.
@@ -92,6 +102,10 @@ def read_variants(names: Iterable[str]) -> tuple[dict[str, Metrics], dict[str, M
         mmlu, bounds = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
         metrics[key] = read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") | mmlu
         intervals[key] = read_metrics(METRICS / "intervals" / f"{key}.json", f"intervals@{key}") | bounds
+        if key in dbt:
+            metrics[key] |= read_metrics(METRICS / "dbt" / f"{key}.json", f"dbt_scores@{key}")
+            bounds = read_metrics(METRICS / "intervals" / "dbt" / f"{key}.json", f"dbt_intervals@{key}")
+            intervals[key] |= bounds
     return metrics, intervals
 
 
@@ -194,7 +208,7 @@ def summary(results: Results, params: Params) -> str:
     """The numbers of the run as Markdown that reads well as plain text."""
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = 0.1 if params.dpo.beta == 0.025 else 0.025
-    shown = EMPATHY_COLUMNS | COLUMNS
+    shown = EMPATHY_COLUMNS | COLUMNS | DBT_COLUMNS
     notes = {name: margins(bounds, shown) for name, bounds in results.intervals.items()}
     return f"""# Attune: what came out
 
@@ -207,7 +221,7 @@ def summary(results: Results, params: Params) -> str:
 diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human reply's. Mean levels:
 {levels(results)}.
 The classifiers behind them are right on {right(results.classifiers)} of held-out posts.
-
+{dbt(results, notes)}
 ## Overlap and diversity
 
 {table("variant", results.variants, COLUMNS, notes)}
@@ -255,6 +269,24 @@ def lead(results: Results, params: Params) -> str:
         f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
         f"{train:,.0f} train and {test:,.0f} test dialogues, {answered:,} of them answered; pairs a round: {rounds}."
     )
+
+
+def dbt(results: Results, notes: Mapping[str, Mapping[str, str]]) -> str:
+    """The section on the stages of DBT, empty where no variant has been scored by them."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "dbt_gap" in metrics}
+    if not rows:
+        return ""
+    human = {key.replace("_reference", ""): value for key, value in next(iter(rows.values())).items()}
+    people = {key: human[key] for key in DBT_COLUMNS if key not in ("dbt_gap", "dbt_diff", "dbt_adherence")}
+    people["dbt_adherence"] = sum(people.values())
+    return f"""
+## Stages of dialectical behaviour therapy
+
+{table("variant", rows | {"people": people}, DBT_COLUMNS, notes)}
+
+gap: how far the mean probability of a stage is from that in people's replies, mean over the four stages. diff: the same
+example by example, squared. adherence: probability of any stage.
+"""
 
 
 def levels(results: Results) -> str:

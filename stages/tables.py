@@ -20,6 +20,16 @@ EMPATHY_COLUMNS = {
     "bertscore_f1": ("F-BERT ↑", 1),
 }
 """In the order of EmPO's table 1; shares x 100."""
+DBT_COLUMNS = {
+    "dbt_gap": ("DBT gap ↓", 2),
+    "dbt_diff": ("DBT diff ↓", 2),
+    "dbt_adherence": ("adherence % ↑", 1),
+    "dbt_listening": ("listening %", 1),
+    "dbt_reflecting": ("reflecting %", 1),
+    "dbt_acknowledging": ("acknowledging %", 1),
+    "dbt_genuine": ("genuine %", 1),
+}
+"""Of recipes with a classifier of DBT's stages; x 100."""
 COLUMNS = {
     "bleu_1": ("BLEU-1 ↑", 2),
     "bleu_4": ("BLEU-4 ↑", 2),

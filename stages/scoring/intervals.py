@@ -20,6 +20,7 @@ Columns = Mapping[str, Numbers]
 
 LEVEL = 0.95
 ORDERS = (1, 2, 3, 4)
+DBT, HUMAN = "dbt_", "dbt_reference_"
 CELLS = 4_000_000
 """Weights held at once, so that memory does not grow with the number of draws."""
 
@@ -29,7 +30,8 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
 
     Args:
         own: a variant's scores by example: metric to (N,) values, NaN where an example has none (it is then left out
-            of the mean), and the counts of `overlap.bleu_counts`, from which BLEU-1..4 are made.
+            of the mean), the counts of `overlap.bleu_counts`, from which BLEU-1..4 are made, and the columns of
+            `dbt_metrics.per_example`, from which `dbt_gap` is made, too.
         other: the same of the variant to compare to, row by row of the same examples; None: no differences.
         resamples: draws, R.
         seed: of the draws; the same examples in the same order are drawn for every variant.
@@ -68,9 +70,12 @@ def draws(examples: int, resamples: int, seed: int) -> Iterator[Numbers]:
 def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
     """Metric to its (R,) values under (R, N) weights of the examples; NaN where no weighed example has a value."""
     counts = {name: column for name, column in columns.items() if name.startswith("bleu_")}
-    means = {name: column for name, column in columns.items() if name not in counts}
+    means = {name: _mean(column, weights) for name, column in columns.items() if name not in counts}
     bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
-    return bleu | {name: _mean(column, weights) for name, column in means.items()}
+    # The human replies have no metric of their own, but the gap to them hangs on which examples are drawn.
+    human = {name: means.pop(name) for name in list(means) if name.startswith(HUMAN)}
+    gaps = [np.abs(means[name.replace(HUMAN, DBT)] - mean) for name, mean in human.items()]
+    return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | means
 
 
 def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:

@@ -1,0 +1,80 @@
+"""How a classifier of assistant turns learns from labelled turns, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.scoring.classifier import accuracy, calibration_error, f1, fit, macro_f1
+from stages.scoring.turn_classifier import Encoded, TurnClassifier, logits
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.params import Dbt, Hardware
+
+
+def train(
+    classifier: TurnClassifier,
+    some: Sequence[Encoded],
+    labels: Sequence[int],
+    settings: Dbt,
+    hardware: Hardware,
+    seed: str,
+    checkpoint: Path,
+) -> None:
+    """Train encoder and head by cross-entropy; the model is left in eval mode, with the weights of the last epoch.
+
+    Every example weighs the same, so that the probabilities follow the shares of the labels in the training part.
+
+    Args:
+        classifier: whose model is trained in place.
+        some: N inputs, of `encode`.
+        labels: their N labels, as indices of `classifier.labels`.
+        settings: hyperparameters.
+        hardware: device and precision.
+        seed: keys order and dropout of each epoch.
+        checkpoint: file to go on from, written after each epoch.
+    """
+    model = classifier.model
+    encoder = list(model["encoder"].parameters())
+    heads = [*model["dense"].parameters(), *model["out_proj"].parameters()]
+
+    def loss(batch: list[int]) -> torch.Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        values = logits(model, [some[i] for i in batch], settings.dropout)
+        return cross_entropy(values.float(), torch.tensor([labels[i] for i in batch], device=values.device))
+
+    fit(
+        model,
+        [(encoder, settings.learning_rate), (heads, settings.head_learning_rate)],
+        [len(one.ids) for one in some],
+        loss,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        hardware=hardware,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+
+
+def quality(labels: Sequence[str], truth: Sequence[int], probabilities: Sequence[Sequence[float]]) -> dict[str, float]:
+    """How good N answers are, in percent; all 0 without any.
+
+    Returns:
+        accuracy, macro-F1, the F1 of each label, the expected calibration error, and for comparison accuracy and
+        macro-F1 of an answer that is always the most frequent label.
+    """
+    guessed = [max(range(len(row)), key=row.__getitem__) for row in probabilities]
+    majority = [max(range(len(labels)), key=truth.count)] * len(truth)
+    return {
+        "accuracy": accuracy(truth, guessed),
+        "macro_f1": macro_f1(truth, guessed),
+        **{f"f1_{label}": f1(truth, guessed, i) for i, label in enumerate(labels)},
+        "calibration_error": calibration_error(truth, probabilities),
+        "majority_accuracy": accuracy(truth, majority),
+        "majority_macro_f1": macro_f1(truth, majority),
+    }

@@ -3,7 +3,8 @@
     python -m stages.dpo e2
 
 starts from the adapter, optimizer, schedule and random state of `dpo.rounds.e2.init` and writes the same to
-`models/dpo/e2`. The rounds together give the weights that one run over all epochs would have given.
+`models/dpo/e2`. The rounds of a chain together give the weights that one run over all epochs would have given. A chain
+starts from the adapter of SFT, or from the base model with a fresh adapter.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     from stages.modeling.training import last_checkpoint, run
 
     tokenizer = load_tokenizer(base)
-    start = Path(params.dpo.rounds[key].init)
+    start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
     policy = load_adapter(load_base(base, params.hardware), reference_of(start), trainable=True)
     encoded = encode(tokenizer, pairs, params.dpo.max_length)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
@@ -50,6 +51,22 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     end = last_checkpoint(folder)
     assert end is not None, "the trainer writes a checkpoint at the end of the epoch"
     return end
+
+
+def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Path:
+    """The adapter in `init`; where that is the base model, a fresh one below `folder`, whose B is 0: it is the base.
+
+    So the reference of a chain that starts from the base is the base itself, and every round has an adapter to keep.
+    """
+    from stages.modeling.loading import add_adapter, is_adapter, load_base
+    from stages.modeling.training import save_adapter
+
+    if is_adapter(init):
+        return init
+    fresh = folder / "fresh"
+    if not fresh.is_dir():
+        save_adapter(add_adapter(load_base(base, params.hardware), params.lora, params.seed), fresh)
+    return fresh
 
 
 def is_later_round(init: Path) -> bool:
@@ -79,7 +96,7 @@ def main(key: str, params: Params) -> None:
 
     pairs = PAIRS / f"{key}.parquet"
     deps = [Path("stages"), BASE, pairs, Path(params.dpo.rounds[key].init)]
-    with checkpoints(f"dpo@{key}", (params.dpo, params.hardware, params.seed), deps) as folder:
+    with checkpoints(f"dpo@{key}", (params.dpo, params.lora, params.hardware, params.seed), deps) as folder:
         keep(train_round(key, params, BASE, pairs, folder, CURVES / key), TARGET / key)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from stages.dialogues import Example, read_examples, turn_list_type
 from stages.errors import reported
 from stages.params import Generate, Hardware, Params, load
+from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
 
 BASE = Path("models/base")
@@ -26,11 +27,17 @@ HELD_OUT_EPOCH = 0
 
 
 def held_out(
-    examples: Sequence[Example], opposites: dict[str, str], limit: int | None, seed: int
+    examples: Sequence[Example], opposites: dict[str, str] | None, limit: int | None, seed: int
 ) -> list[tuple[Example, Pair | None]]:
-    """The examples to answer, each with a fresh opposite-emotion reply of the test split to rank its target against."""
+    """The examples to answer, each with a fresh reply of the test split to rank its target against.
+
+    It is a reply to the opposite emotion; without `opposites`, one to the same label that is another act.
+    """
     part = sorted(random_part(examples, limit, seed), key=lambda e: e.id)
-    pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=HELD_OUT_EPOCH)
+    if opposites is None:
+        pairs = other_act_pairs(part, examples, seed=seed, epoch=HELD_OUT_EPOCH)
+    else:
+        pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=HELD_OUT_EPOCH)
     by_id = {pair.id: pair for pair in pairs}
     return [(one, by_id.get(one.id)) for one in part]
 
@@ -104,7 +111,9 @@ def main(variant: str, params: Params) -> None:
     from stages.modeling.loading import load_tokenizer, load_variant
 
     examples = read_examples(TEST, params.corpus)
-    rows = held_out(examples, read_opposites(Path(params.pairs.opposites)), params.generate.limit, params.seed)
+    by_emotion = params.pairs.rule == "opposite_emotion"
+    opposites = read_opposites(Path(params.pairs.opposites)) if by_emotion else None
+    rows = held_out(examples, opposites, params.generate.limit, params.seed)
     model = load_variant(BASE, Path(params.variants[variant].model), params.hardware)
     records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed)
     write_replies(records, REPLIES / f"{variant}.parquet")

@@ -1,4 +1,4 @@
-"""Stage `pairs@eK`: the preference pairs of one epoch, drawn anew from the opposite emotion.
+"""Stage `pairs@eK`: the preference pairs of one epoch, made anew by the rule of `pairs.rule`.
 
     python -m stages.pairs e2
 
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from stages.dialogues import Example, normalise, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_json
-from stages.params import Params, load
+from stages.params import Params, Round, chain, load
+from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
+from stages.preferences.dbt_candidates import corpus_source, policy_source
+from stages.preferences.dbt_llm import llm_judge, llm_source
 from stages.preferences.opposite_emotion import (
     Pair,
     PairError,
@@ -25,6 +28,7 @@ from stages.preferences.opposite_emotion import (
     read_opposites,
 )
 
+BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
 PAIRS = Path("data/pairs")
 METRICS = Path("metrics/pairs")
@@ -52,16 +56,59 @@ def epoch_pairs(
     return part, pairs
 
 
-def describe(
-    examples: Sequence[Example], pairs: Sequence[Pair], earlier: Sequence[Pair], labels: int
-) -> dict[str, float]:
+def opposite_emotion(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
+    """The pairs of an epoch by EmPO's rule, and their metrics."""
+    opposites = read_opposites(Path(params.pairs.opposites))
+    examples, pairs = epoch_pairs(train, opposites, params.pairs.limit, params.seed, epoch)
+    # Draws are keyed by epoch, so those of earlier epochs come out again without their files.
+    rounds = (epoch_pairs(train, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
+    earlier = [pair for one in rounds for pair in one]
+    return pairs, describe(examples, pairs, len(opposites)) | repeated(pairs, earlier)
+
+
+def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tuple[list[ScoredPair], dict[str, float]]:
+    """The pairs of round `one` by how well replies follow the stages of DBT, and their metrics.
+
+    Raises:
+        PairError: no example has candidates that are `pairs.margin` apart.
+    """
+    part = random_part(train, params.pairs.limit, params.seed)
+    source, judge = source_of(one, train, params, epoch), judge_of(one, params)
+    pairs, malformed = scored_pairs(part, source, judge, name=one.source, margin=params.pairs.margin, epoch=epoch)
+    if not pairs:
+        raise PairError(
+            f"no pair was made of {len(part)} examples ({malformed} malformed answers): none has two candidates of "
+            f"source {one.source} that are more than pairs.margin = {params.pairs.margin:g} apart"
+        )
+    return pairs, describe(part, pairs, len({e.label for e in part})) | scores(pairs) | {"malformed": malformed}
+
+
+def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) -> Source:
+    """Where the candidates of round `one` come from."""
+    match one.source:
+        case "llm":
+            return llm_source(params.llm, params.seed, epoch)
+        case "policy":
+            room = params.dpo.max_length
+            model = Path(one.candidates)
+            return policy_source(BASE, model, params.pairs, room, params.hardware, params.seed, epoch)
+        case _:
+            return corpus_source(train, params.pairs.samples, params.seed, epoch)
+
+
+def judge_of(one: Round, params: Params) -> Judge:
+    """Who scores the candidates of round `one`."""
+    if params.pairs.judge == "llm":
+        return llm_judge(params.llm)
+    return classifier_judge(Path(one.scorer), params.hardware)
+
+
+def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
     """Metrics of an epoch's pairs; shares in percent, lengths in words.
 
     `longer_rejected` is the share of pairs whose rejected reply is the longer one: far from 50 it is a bias that a
-    model can learn instead of the preference. `repeated_rejected` is the share whose rejected reply is one that an
-    earlier epoch drew for the same dialogue.
+    model can learn instead of the preference.
     """
-    drawn_before = {(p.id, normalise(p.rejected)) for p in earlier}
     words = [(len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
     n = len(pairs)
     return {
@@ -71,37 +118,46 @@ def describe(
         "chosen_words": round(sum(c for c, _ in words) / n, 4),
         "rejected_words": round(sum(r for _, r in words) / n, 4),
         "longer_rejected": round(100 * sum(r > c for c, r in words) / n, 4),
-        "repeated_rejected": round(100 * sum((p.id, normalise(p.rejected)) in drawn_before for p in pairs) / n, 4),
     }
 
 
-def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
-    """Parquet with the fields of `Pair`; `prompt` is a list of role, text, act."""
+def repeated(pairs: Sequence[Pair], earlier: Sequence[Pair]) -> dict[str, float]:
+    """The share, in percent, whose rejected reply is one that an earlier epoch drew for the same dialogue."""
+    drawn_before = {(p.id, normalise(p.rejected)) for p in earlier}
+    share = sum((p.id, normalise(p.rejected)) in drawn_before for p in pairs) / len(pairs)
+    return {"repeated_rejected": round(100 * share, 4)}
+
+
+def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
+    """The mean scores of both sides, x 100."""
+    sides = {
+        "chosen_score": [p.chosen_score for p in pairs],
+        "rejected_score": [p.rejected_score for p in pairs],
+    }
+    return {name: round(100 * sum(values) / len(values), 4) for name, values in sides.items()}
+
+
+def write_pairs(pairs: Sequence[Pair] | Sequence[ScoredPair], path: Path) -> None:
+    """Parquet with the fields of the pairs; `prompt` is a list of role, text, act."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = ("chosen", "rejected", "label", "rejected_label", "rejected_id")
-    columns = [("id", pa.string()), ("epoch", pa.int32()), ("prompt", turn_list_type())]
-    schema = pa.schema([*columns, *((name, pa.string()) for name in texts)])
+    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type()}
+    schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(pairs[0])])
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema), path)
 
 
-def epoch_of(key: str, params: Params) -> int:
-    """The epoch of a round: its place in `dpo.rounds`, from 1."""
-    return list(params.dpo.rounds).index(key) + 1
-
-
 def main(key: str, params: Params) -> None:
     """Write the pairs of round `key` and their metrics."""
-    train, opposites = read_examples(TRAIN, params.corpus), read_opposites(Path(params.pairs.opposites))
-    epoch = epoch_of(key, params)
-    examples, pairs = epoch_pairs(train, opposites, params.pairs.limit, params.seed, epoch)
-    # Draws are keyed by epoch, so those of earlier epochs come out again without their files.
-    rounds = (epoch_pairs(train, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
-    earlier = [pair for one in rounds for pair in one]
+    train, epoch = read_examples(TRAIN, params.corpus), len(chain(params.dpo.rounds, key))
+    pairs: list[Pair] | list[ScoredPair]
+    if params.pairs.rule == "dbt":
+        pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
+    else:
+        pairs, metrics = opposite_emotion(train, params, epoch)
     write_pairs(pairs, PAIRS / f"{key}.parquet")
-    write_json(METRICS / f"{key}.json", describe(examples, pairs, earlier, len(opposites)))
+    write_json(METRICS / f"{key}.json", metrics)
 
 
 if __name__ == "__main__":

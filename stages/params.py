@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +26,13 @@ from stages.errors import UserError, reported
 PARAMS_FILE = Path("params.yaml")
 # Optimizer steps between two points of a training curve.
 LOGGING_STEPS = 5
+# Where rounds leave their models, and what stands for "nothing more than the dialogues" among a round's keys.
+ROUNDS = Path("models/dpo")
+DIALOGUES = "data/dialogues"
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
@@ -75,6 +80,7 @@ class Tiny:
     learning_rate: Rate
     batch_size: Positive
     max_length: Positive
+    architecture: Literal["llama", "mistral", "gemma"]
 
 
 @section
@@ -101,23 +107,56 @@ class Sft:
 
 @section
 class Pairs:
-    """Preference pairs from the opposite emotion (EmPO section 3 and Table 2)."""
+    """Preference pairs: by opposite emotion (EmPO section 3 and Table 2), or by the stages of DBT (Son and So)."""
 
+    rule: Literal["opposite_emotion", "dbt"]
     opposites: Name
     limit: Positive | None
+    judge: Literal["classifier", "llm"]
+    margin: Share
+    samples: Annotated[int, Field(ge=2)]
+    max_new_tokens: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    batch_size: Positive
+
+
+@section
+class Llm:
+    """An OpenAI-compatible endpoint that writes or judges candidates; asked only where the pairs' rule says so."""
+
+    base_url: Annotated[str, Field(pattern="^https?://")]
+    model: Name
+    key_variable: Name | None
+    prompt: Name
+    judge_prompt: Name
+    temperature: Annotated[float, Field(ge=0)]
+    n: Positive
+    max_tokens: Positive
+    concurrency: Positive
+    retries: NotNegative
+    timeout: Annotated[float, Field(gt=0)]
+    input_price: Annotated[float, Field(ge=0)]
+    output_price: Annotated[float, Field(ge=0)]
 
 
 @section
 class Round:
-    """One epoch of DPO: the adapter that it starts from, and what its pairs hang on beside the dialogues."""
+    """One epoch of DPO: the model that it starts from, and where its pairs come from.
+
+    `candidates` and `scorer` are what the pairs hang on beside the dialogues: the model whose samples they are, and the
+    classifier that ranks them; `data/dialogues`, where there is none.
+    """
 
     init: Name
+    source: Literal["opposites", "corpus", "policy", "llm"]
     candidates: Name
+    scorer: Name
 
 
 @section
 class Dpo:
-    """Direct preference optimisation (Rafailov et al. 2023), one round an epoch."""
+    """Direct preference optimisation (Rafailov et al. 2023), one round an epoch; see `chain`."""
 
     beta: Annotated[float, Field(gt=0)]
     epochs: Positive
@@ -248,6 +287,7 @@ class Params:
     lora: Lora
     sft: Sft
     pairs: Pairs
+    llm: Llm
     dpo: Dpo
     generate: Generate
     encoder: Encoder
@@ -258,6 +298,26 @@ class Params:
     mmlu: Mmlu
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     hardware: Hardware
+
+
+def chain(rounds: Mapping[str, Round], key: str) -> list[str]:
+    """The rounds that end in `key`, from the one that starts from no other round's model, in the order of training.
+
+    Raises:
+        ParamsError: the rounds start from each other in a circle.
+    """
+    before = {
+        one: path.name
+        for one, path in ((name, Path(r.init)) for name, r in rounds.items())
+        if path.parent == ROUNDS and path.name in rounds
+    }
+    found = [key]
+    while found[0] in before:
+        earlier = before[found[0]]
+        if earlier in found:
+            raise ParamsError(f"dpo.rounds.{earlier}.init leads back to itself: {' <- '.join([earlier, *found])}")
+        found.insert(0, earlier)
+    return found
 
 
 def bertscore_encoder(params: Params) -> Encoder:
@@ -316,11 +376,7 @@ def _sentence(problem: Any, source: str) -> str:
 
 def _check_across_keys(params: Params, source: str) -> None:
     """Conditions that join two keys."""
-    if len(params.dpo.rounds) > params.dpo.epochs:
-        raise ParamsError(
-            f"{source}: dpo.rounds has {len(params.dpo.rounds)} rounds, but the learning-rate schedule ends after "
-            f"dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
-        )
+    _check_rounds(params, source)
     for stage in ("sft", "dpo"):
         batch = getattr(params, stage).batch_size
         if batch % min(batch, params.hardware.micro_batch_size):
@@ -354,6 +410,33 @@ def _check_across_keys(params: Params, source: str) -> None:
         if one.hub_id is not None and not one.revision:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
+
+
+def _check_rounds(params: Params, source: str) -> None:
+    """Each chain of rounds fits the schedule, and each round's source the rule and its other keys."""
+    rounds = params.dpo.rounds
+    for key, one in rounds.items():
+        length = len(chain(rounds, key))
+        if length > params.dpo.epochs:
+            raise ParamsError(
+                f"{source}: dpo.rounds.{key} is round {length} from its start, but the learning-rate schedule ends "
+                f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
+            )
+        where = f"{source}: dpo.rounds.{key}"
+        if (one.source == "opposites") is not (params.pairs.rule == "opposite_emotion"):
+            raise ParamsError(f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}")
+        wanted = one.init if one.source == "policy" else DIALOGUES
+        if one.candidates != wanted:
+            raise ParamsError(
+                f"{where}.candidates = {one.candidates!r}, but source = {one.source!r} needs {wanted!r}: "
+                "samples are of the model that the round starts from, all else comes from the dialogues"
+            )
+        classified = params.pairs.rule == "dbt" and params.pairs.judge == "classifier"
+        if classified is (one.scorer == DIALOGUES):
+            raise ParamsError(
+                f"{where}.scorer = {one.scorer!r}: the folder of a classifier where pairs.rule = 'dbt' has one judge, "
+                f"and {DIALOGUES!r} where none is asked"
+            )
 
 
 def _check_dbt(params: Params, source: str) -> None:

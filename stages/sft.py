@@ -44,17 +44,13 @@ def fine_tune(
     """
     from functools import partial
 
-    from peft import LoraConfig, get_peft_model
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, TrainingArguments
 
     from stages.modeling.collate import pad_supervised
+    from stages.modeling.loading import add_adapter
     from stages.modeling.training import common_arguments, run
 
-    set_seed(seed)
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    policy = get_peft_model(model, config)
+    policy = add_adapter(model, lora, seed)
     trainer = Trainer(
         model=policy,
         args=TrainingArguments(**common_arguments(sft, hardware, seed, folder)),

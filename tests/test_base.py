@@ -1,6 +1,8 @@
 """Stage `base`: the tiny model is the same for the same seed, and a hub model is named, not copied."""
 
 import hashlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
-TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16)
+TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
 DIALOGUES = [
     (Turn("user", f"i saw {n} dogs today"), Turn("assistant", f"wow {n} dogs that is a lot")) for n in range(40)
 ]
@@ -36,6 +38,30 @@ def test_same_seed_makes_the_same_weights_and_files_hold_no_pickle(tmp_path, mon
     assert weights(one) == weights(again) != weights(other)
     assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
     assert {path.suffix for path in one.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"), [("llama", "llama"), ("mistral", "mistral"), ("gemma", "gemma")]
+)
+def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, architecture, model_type):
+    import torch
+
+    monkeypatch.setattr(sys.modules[__name__], "TINY", replace(TINY, architecture=architecture))
+    model = load_base(make(tmp_path, 1, monkeypatch), HARDWARE).eval()
+    assert model.config.model_type == model_type
+    ids = torch.arange(5, 5 + 60)[None]
+    moved = ids.clone()
+    moved[0, 0] += 100
+    with torch.no_grad():
+        difference = (model(moved).logits - model(ids).logits).abs().amax(-1)
+        embedded = model.get_input_embeddings()(ids)
+        entered = model(ids, output_hidden_states=True).hidden_states[0]
+    first, last = difference[0, [0, -1]].tolist()
+    assert first > 0
+    # One layer sees half of 64 positions under Mistral's window, and everything without it.
+    assert (last == 0) is (architecture == "mistral")
+    scale = TINY.hidden_size**0.5 if architecture == "gemma" else 1
+    torch.testing.assert_close(entered, embedded * scale)
 
 
 def test_made_model_loads_again_with_its_template(tmp_path, monkeypatch):

@@ -368,14 +368,36 @@ def test_a_template_that_renders_the_prompt_differently(tiny_tokenizer):
         encode_dialogue(tokenizer, DIALOGUE, loss_on="user", max_length=256)
 
 
-def test_a_token_across_the_prompt_and_the_reply():
+def tokens_of(tokenizer, completion):
+    return tokenizer.convert_ids_to_tokens(completion.prompt)[-3:], tokenizer.convert_ids_to_tokens(completion.reply)
+
+
+def test_no_token_lies_across_the_prompt_and_the_reply():
+    """Mistral's tokeniser joins "](": a model that answers has read "]" and goes on with "("."""
     tokenizer = mistral(merges=[("]", "(")])
-    assert encode_completion(tokenizer, DIALOGUE[:1], "Oh (no)!").reply
-    with pytest.raises(
-        TemplateError,
-        match=r"<s> \[INST\] I lost my dog\. \[/INST' goes on with '\]' without the reply, '\]\(no\)!</s>' with it",
-    ):
-        encode_completion(tokenizer, DIALOGUE[:1], "(no)!")
+    joined = tokenizer.convert_ids_to_tokens(tokenizer("[/INST](no)!", add_special_tokens=False)["input_ids"])
+    assert "](" in joined
+    completion = encode_completion(tokenizer, DIALOGUE[:1], "(no)!")
+    before, reply = tokens_of(tokenizer, completion)
+    assert before[-1] == "]" and reply[0] == "(" and reply[-1] == "</s>"
+    assert tokenizer.decode(completion.reply) == "(no)!</s>"
+    # The same reply within a context, in training on the whole dialogue and in the mask.
+    context = (*DIALOGUE[:1], Turn("assistant", "(no)!"), *DIALOGUE[2:3])
+    followed = encode_completion(tokenizer, context, "(oh)")
+    encoded = encode_dialogue(tokenizer, (*context, Turn("assistant", "(oh)")), loss_on="assistant", max_length=256)
+    assert followed.prompt == encode_prompt(tokenizer, context, max_length=256)
+    assert followed.prompt[: len(completion.prompt + completion.reply)] == completion.prompt + completion.reply
+    assert encoded.ids == followed.prompt + followed.reply
+    learnt = [token for token, learn in zip(encoded.ids, encoded.mask, strict=True) if learn]
+    assert learnt == completion.reply + followed.reply
+    pair = encode_pair(tokenizer, DIALOGUE[:1], "(no)!", "Oh!", 256)
+    assert (pair["prompt_ids"], pair["chosen_ids"]) == (completion.prompt, completion.reply)
+
+
+def test_where_no_token_crosses_the_tokens_are_the_plain_ones(tokenizer):
+    text = render(tokenizer, DIALOGUE).rstrip()
+    encoded = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
+    assert encoded.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 PAIRS = {

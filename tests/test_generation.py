@@ -33,7 +33,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64), seed=3).eval()
+    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), seed=3).eval()
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def tokenizer(subjects):
 
 def micro(tokenizer, max_positions: int):
     """A random model whose weights are large enough for each token to matter to the choice."""
-    tiny = Tiny(600, 32, 64, 2, 2, max_positions, "sample", 1, 1e-3, 4, 64)
+    tiny = Tiny(600, 32, 64, 2, 2, max_positions, "sample", 1, 1e-3, 4, 64, "llama")
     model = make_model(tokenizer, tiny, seed=3).eval()
     return enlarge(model)
 

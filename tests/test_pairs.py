@@ -15,7 +15,7 @@ import pytest
 
 from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
 from stages.dialogues import examples as examples_of
-from stages.pairs import describe, epoch_pairs, main, write_pairs
+from stages.pairs import describe, epoch_pairs, main, repeated, write_pairs
 from stages.params import load
 from stages.preferences.opposite_emotion import (
     Pair,
@@ -259,7 +259,7 @@ def test_describe_by_hand():
         replace(pairs[1], epoch=1, rejected="Something else"),
         replace(pairs[0], epoch=1, rejected="Sounds great!"),
     ]
-    assert describe(asking(4), pairs, earlier, labels=4) == {
+    assert describe(asking(4), pairs, labels=4) | repeated(pairs, earlier) == {
         "pairs": 3,
         "dropped": 25,  # 1 of 4
         "label_coverage": 50,  # 2 of 4

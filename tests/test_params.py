@@ -13,7 +13,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
-from stages.params import ParamsError, check, compose, load
+from stages.params import ParamsError, chain, check, compose, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -21,7 +21,19 @@ GROUPS = {
     group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     for group in ("recipe", "model", "hardware", "corpus", "encoder")
 }
-COMBINATIONS = list(itertools.product(*GROUPS.values()))
+DEFAULTS = {"recipe": "sample", "model": "tiny", "hardware": "cpu", "corpus": "sample", "encoder": "minilm"}
+
+
+def combinations():
+    """Every pair of options of any two groups, the other groups at their defaults."""
+    found = set()
+    for pair in itertools.combinations(GROUPS, 2):
+        for options in itertools.product(*(GROUPS[group] for group in pair)):
+            found.add(tuple((DEFAULTS | dict(zip(pair, options, strict=True)))[group] for group in GROUPS))
+    return sorted(found)
+
+
+COMBINATIONS = combinations()
 
 
 @cache
@@ -41,7 +53,7 @@ def test_every_group_has_options():
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids="-".join)
-def test_every_combination_composes(options):
+def test_every_pair_of_options_composes(options):
     overrides = [f"{group}={option}" for group, option in zip(GROUPS, options, strict=True)]
     params = check(composed(*overrides), " ".join(overrides))
     _, model, hardware, _, encoder = options
@@ -73,7 +85,8 @@ def test_the_papers_values():
         "max_length": 256,
         "loss_on": "assistant",
     }
-    assert asdict(params.pairs) == {"opposites": "data/opposite_emotions.csv", "limit": None}
+    assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
+    assert params.pairs.opposites == "data/opposite_emotions.csv"
     dpo = asdict(params.dpo)
     assert [one["init"] for one in dpo.pop("rounds").values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
     assert dpo == {
@@ -85,6 +98,27 @@ def test_the_papers_values():
         "warmup_steps": 0,
         "max_length": 256,
     }
+
+
+@pytest.mark.parametrize("model", ["llama-3-8b", "mistral-7b", "gemma-7b", "tiny", "tiny-mistral", "tiny-gemma"])
+def test_the_study_of_dbt(model):
+    params = check(composed("recipe=dbt", f"model={model}"), model)
+    rounds = params.dpo.rounds
+    starts = {key: rounds[chain(rounds, key)[0]].init for key in ("e3", "base-e3")}
+    assert starts == {"e3": "models/sft", "base-e3": "models/base"}
+    assert {name: one.model for name, one in params.variants.items()} == {
+        "base": "models/base",
+        "sft": "models/sft",
+        "dpo": "models/dpo/base-e3",
+        "sft-dpo": "models/dpo/e3",
+    }
+    assert params.dbt.variants.keys() == params.variants.keys()
+    assert params.tiny.architecture == (model.removeprefix("tiny-") if "tiny-" in model else "llama")
+
+
+def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
+    for one in check(composed("recipe=empo"), "conf").dpo.rounds.values():
+        assert (one.source, one.candidates, one.scorer) == ("opposites", "data/dialogues", "data/dialogues")
 
 
 def test_a_model_overrides_a_recipe():
@@ -241,13 +275,68 @@ def test_a_value_at_the_edge_fits(key, value):
     assert check(values, "conf")
 
 
+def a_round(init, source="opposites", candidates="data/dialogues", scorer="data/dialogues"):
+    return {"init": init, "source": source, "candidates": candidates, "scorer": scorer}
+
+
 def test_more_rounds_than_the_schedule_has_epochs():
     values = composed()
-    values["dpo"]["rounds"]["e4"] = {"init": "models/dpo/e3", "candidates": "data/dialogues"}
-    with pytest.raises(ParamsError, match=r"^conf: dpo\.rounds has 4 rounds, but .* ends after dpo\.epochs = 3: raise"):
+    values["dpo"]["rounds"]["e4"] = a_round("models/dpo/e3")
+    with pytest.raises(
+        ParamsError, match=r"^conf: dpo\.rounds\.e4 is round 4 from its start, but .* ends after dpo\.epochs = 3: raise"
+    ):
         check(values, "conf")
     values["dpo"]["epochs"] = 4
     assert len(check(values, "conf").dpo.rounds) == 4
+
+
+def test_chains_are_counted_apart():
+    values = composed()
+    values["dpo"]["rounds"] |= {"b1": a_round("models/base"), "b2": a_round("models/dpo/b1")}
+    rounds = check(values, "conf").dpo.rounds
+    assert (chain(rounds, "e3"), chain(rounds, "b2")) == (["e1", "e2", "e3"], ["b1", "b2"])
+
+
+def test_rounds_in_a_circle():
+    values = composed()
+    values["dpo"]["rounds"]["e1"] = a_round("models/dpo/e3")
+    with pytest.raises(ParamsError, match=r"dpo\.rounds\.e1\.init leads back to itself: e1 <- e2 <- e3 <- e1"):
+        check(values, "conf")
+
+
+ROUNDS_REFUSED = {
+    "a source of the other rule": (
+        a_round("models/sft", source="corpus", scorer="models/dbt"),
+        {},
+        "source = 'corpus' is none of pairs.rule",
+    ),
+    "samples of another model": (
+        a_round("models/dpo/e1", "policy", "models/sft", "models/dbt"),
+        {"rule": "dbt"},
+        "needs 'models/dpo/e1'",
+    ),
+    "candidates that nobody reads": (
+        a_round("models/sft", "corpus", "models/sft", "models/dbt"),
+        {"rule": "dbt"},
+        "needs 'data/dialogues'",
+    ),
+    "no classifier": (a_round("models/sft", "corpus"), {"rule": "dbt"}, "scorer = 'data/dialogues'"),
+    "a classifier that nobody asks": (
+        a_round("models/sft", "llm", scorer="models/dbt"),
+        {"rule": "dbt", "judge": "llm"},
+        "scorer = 'models/dbt'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDS_REFUSED)
+def test_a_round_that_does_not_fit_its_rule(case):
+    one, pairs, message = ROUNDS_REFUSED[case]
+    values = composed()
+    values["pairs"] |= pairs
+    values["dpo"]["rounds"] = {"e1": one} if one["init"] == "models/sft" else {"e2": one}
+    with pytest.raises(ParamsError, match=rf"^conf: dpo\.rounds\.e[12]\..*{re.escape(message)}"):
+        check(values, "conf")
 
 
 @pytest.mark.parametrize("key", sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model"}))

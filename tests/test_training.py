@@ -25,7 +25,13 @@ from stages.preferences.opposite_emotion import Pair
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 LORA = Lora(r=4, alpha=8, dropout=0.1)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
-DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": Round("models/sft", "data/dialogues")})
+
+
+def a_round(init: str) -> Round:
+    return Round(init, "opposites", "data/dialogues", "data/dialogues")
+
+
+DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": a_round("models/sft")})
 WORDS = [
     "i",
     "feel",
@@ -71,7 +77,7 @@ def pair(i: int) -> Pair:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64)
+    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -109,11 +115,11 @@ class Rounds:
     """Only what `train_round` reads of the params."""
 
     def __init__(self, dpo: Dpo, hardware: Hardware = HARDWARE, seed: int = 5) -> None:
-        self.dpo, self.hardware, self.seed = dpo, hardware, seed
+        self.dpo, self.hardware, self.seed, self.lora = dpo, hardware, seed, LORA
 
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
-    params = Rounds(replace(dpo, rounds={"e": Round(str(init), "data/dialogues")}), **changes)
+    params = Rounds(replace(dpo, rounds={"e": a_round(str(init))}), **changes)
     return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
@@ -189,6 +195,27 @@ def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
     with pytest.raises(UserError, match=r"loss at the first step is .*, not 0\.6931"):
         run(trainer, tmp_path / "curves")
+
+
+def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, pairs, tmp_path):
+    first = train_round(base, pairs, base, tmp_path / "1")
+    log = json.loads((first / "trainer_state.json").read_text())["log_history"][0]
+    assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), 0)
+    reference = adapter(first / "ref")
+    assert all(not weight.any() for name, weight in reference.items() if "lora_B" in name)
+    assert {w.shape[0] for name, w in reference.items() if "lora_A" in name} == {LORA.r}
+    trained = adapter(first)
+    assert all(bool(weight.any()) for name, weight in trained.items() if "lora_B" in name)
+    keep(first, tmp_path / "out")
+    second = train_round(base, pairs, tmp_path / "out", tmp_path / "2")
+    assert digest(second) != digest(first)
+    assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "ref").items())
+
+
+def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path):
+    fresh = dpo_stage.starting_adapter(base, base, Rounds(DPO), tmp_path)
+    rounds = three_rounds(base, base, pairs, tmp_path / "r")
+    assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
 
 
 def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DPO) -> Path:

@@ -1,14 +1,17 @@
 """Dialogues as token ids: one place that renders chat templates, masks the supervised tokens and fits the window.
 
 Everything that a model reads, in training, generation and scoring, passes through here, so that the beginning of a
-sequence, the end of a reply and the cut of a long context are the same everywhere.
+sequence, the end of a reply and the cut of a long context are the same everywhere. So is where a reply begins: no token
+lies across that border, since a model that answers has read the prompt's tokens and goes on from them. Under Mistral's
+template the tokeniser by itself would make one token of "]" and a reply's opening "(".
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Role, Turn
@@ -76,12 +79,11 @@ def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Rol
         TemplateError: the template renders a turn differently once another follows, or not even one word fits.
     """
     turns = _fit_dialogue(tokenizer, tuple(turns), max_length)
-    text = render(tokenizer, turns).rstrip()
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = [_span(tokenizer, turns, i, text) for i, turn in enumerate(turns) if turn.role == loss_on]
+    encoded = _encode(tokenizer, turns)
+    spans = [_span(tokenizer, turns, i, encoded.text) for i, turn in enumerate(turns) if turn.role == loss_on]
     # A token counts where it overlaps: a sentencepiece token begins with the space before its word.
-    mask = [any(a < end and start < b for start, end in spans) for a, b in encoded["offset_mapping"]]
-    return Supervised(encoded["input_ids"][:max_length], mask[:max_length])
+    mask = [any(a < end and start < b for start, end in spans) for a, b in encoded.offsets]
+    return Supervised(encoded.ids[:max_length], mask[:max_length])
 
 
 def encode_completion(tokenizer: Tokenizer, context: Sequence[Turn], reply: str) -> Completion:
@@ -90,9 +92,8 @@ def encode_completion(tokenizer: Tokenizer, context: Sequence[Turn], reply: str)
     Raises:
         TemplateError: the prompt's tokens are no prefix of the tokens of prompt and reply.
     """
-    prompt_text = render(tokenizer, context, prompt=True)
-    whole_text = render(tokenizer, [*context, Turn("assistant", reply)]).rstrip()
-    prompt, whole = _tokenize(tokenizer, prompt_text), _tokenize(tokenizer, whole_text)
+    prompt = _encode(tokenizer, context, prompt=True).ids
+    whole = _encode(tokenizer, [*context, Turn("assistant", reply)]).ids
     if whole[: len(prompt)] != prompt:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
         before, alone, replied = map(tokenizer.decode, (prompt[:same], prompt[same:], whole[same:]))
@@ -105,7 +106,7 @@ def encode_completion(tokenizer: Tokenizer, context: Sequence[Turn], reply: str)
 
 def encode_prompt(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) -> list[int]:
     """The token ids of a prompt for generation, fitted into `max_length` tokens."""
-    return _tokenize(tokenizer, render(tokenizer, fit_context(tokenizer, context, max_length), prompt=True))
+    return _encode(tokenizer, fit_context(tokenizer, context, max_length), prompt=True).ids
 
 
 def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
@@ -118,7 +119,7 @@ def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) 
         TemplateError: not even one word fits.
     """
     turns = tuple(context)
-    while (excess := len(_tokenize(tokenizer, render(tokenizer, turns, prompt=True))) - max_length) > 0:
+    while (excess := len(_encode(tokenizer, turns, prompt=True).ids) - max_length) > 0:
         words = turns[0].text.split()
         if len(turns) > 2:
             turns = turns[2:]
@@ -140,7 +141,7 @@ def stop_tokens(tokenizer: Tokenizer) -> list[int]:
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:
     """Shorten a dialogue; a reply of more than half the window stays whole, and with it the dialogue too long."""
-    while len(_tokenize(tokenizer, render(tokenizer, turns).rstrip())) > max_length:
+    while len(_encode(tokenizer, turns).ids) > max_length:
         if len(turns) > 2:
             turns = turns[2:]
             continue
@@ -164,7 +165,76 @@ def _span(tokenizer: Tokenizer, turns: tuple[Turn, ...], index: int, text: str) 
     return len(before), len(after) - len(behind)
 
 
-def _tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
+@dataclass(frozen=True)
+class _Encoded:
+    """A rendered text, its T token ids, and the characters [start, end) that each stands for."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def _encode(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> _Encoded:
+    """`turns` as tokens, none of which lies across the beginning of a reply; a prompt keeps its last white space."""
+    text = render(tokenizer, turns, prompt)
+    text = text if prompt else text.rstrip()
+    encoded = _tokenize(tokenizer, text)
+    crossed = [
+        border
+        for border in _borders(tokenizer, turns, text)
+        if any(start < border < end for start, end in encoded.offsets)
+    ]
+    return _tokenize_apart(tokenizer, text, crossed) if crossed else encoded
+
+
+def _borders(tokenizer: Tokenizer, turns: Sequence[Turn], text: str) -> list[int]:
+    """Where in `text` each reply begins: the length of the prompt before it."""
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers:
+        return []
+    # One rendering finds them all, unless the template changes a turn's words for the mark before them.
+    marked = render(tokenizer, [replace(t, text=MARK + t.text) if t.role == "assistant" else t for t in turns])
+    opening = _opening(tokenizer, tokenizer.chat_template)
+    if marked.count(MARK) == len(answers) and marked.replace(MARK, "").startswith(text):
+        parts = marked.split(MARK)[:-1]
+        return [sum(map(len, parts[: i + 1])) - opening for i in range(len(parts))]
+    return [len(render(tokenizer, turns[:i], prompt=True)) for i in answers]
+
+
+@lru_cache(maxsize=16)
+def _opening(tokenizer: Tokenizer, template: str) -> int:
+    """How many characters `template` writes between a prompt and the words of the reply behind it."""
+    user = Turn("user", "a")
+    whole = render(tokenizer, [user, Turn("assistant", MARK)])
+    return whole.index(MARK) - len(render(tokenizer, [user], prompt=True))
+
+
+def _tokenize(tokenizer: Tokenizer, text: str) -> _Encoded:
     # The template writes the special tokens itself: adding them again would give two BOS.
-    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(ids)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: Any = encoded["input_ids"]
+    offsets: Any = encoded["offset_mapping"]
+    return _Encoded(text, list(ids), list(offsets))
+
+
+def _tokenize_apart(tokenizer: Tokenizer, text: str, borders: Sequence[int]) -> _Encoded:
+    """`text` with a boundary of tokens at each of `borders`: a mark between the parts keeps them apart, and is dropped.
+
+    Tokenising the parts one by one would not do: sentencepiece opens every text with a space.
+
+    Raises:
+        TemplateError: the mark itself became part of a token.
+    """
+    parts = [text[start:end] for start, end in pairwise([0, *borders, len(text)])]
+    marked = _tokenize(tokenizer, MARK.join(parts))
+    marks = [border + i for i, border in enumerate(borders)]
+    ids, offsets = [], []
+    for token, (start, end) in zip(marked.ids, marked.offsets, strict=True):
+        if (start, end) in ((mark, mark + 1) for mark in marks):
+            continue
+        if any(start <= mark < end for mark in marks):
+            raise TemplateError(f"the tokeniser joins a reply to its prompt: {marked.text[start:end]!r}")
+        before = sum(mark < start for mark in marks)
+        ids.append(token)
+        offsets.append((start - before, end - before))
+    return _Encoded(text, ids, offsets)

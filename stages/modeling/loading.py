@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Hardware
+    from stages.params import Hardware, Lora
 
 RECORD = "base.json"
 
@@ -102,6 +102,18 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
     if not is_adapter(folder):
         raise ModelError(f"{folder} holds no adapter (adapter_config.json is missing)")
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
+    """`model` as a PeftModel with a fresh, seeded adapter on all linear layers; its B is 0, so it still is `model`."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:

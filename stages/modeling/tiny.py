@@ -1,4 +1,4 @@
-"""The tiny base model: a byte-level BPE tokenizer and a Llama-architecture model, made and pretrained here.
+"""The tiny base model: a byte-level BPE tokenizer and a Llama, Mistral or Gemma architecture, made and pretrained here.
 
 It exists so that the whole pipeline runs in minutes without a GPU and without a hub. It learns to form sentences from
 the corpus that it is given, and knows nothing else.
@@ -13,7 +13,7 @@ from stages.dialogues import Turn
 from stages.modeling.chat import TINY_TEMPLATE, render
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from stages.params import Tiny
 
@@ -48,25 +48,36 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -
     return tokenizer
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> LlamaForCausalLM:
-    """A Llama model with seeded random weights and tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> PreTrainedModel:
+    """A model of `tiny.architecture` with seeded random weights and tied embeddings.
+
+    What sets the three apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
+    scales its embeddings by the root of their width and norms by 1 + weight.
+    """
+    from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, set_seed
 
     set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=tiny.hidden_size,
-        intermediate_size=tiny.intermediate_size,
-        num_hidden_layers=tiny.layers,
-        num_attention_heads=tiny.heads,
-        num_key_value_heads=tiny.heads,
-        max_position_embeddings=tiny.max_positions,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return LlamaForCausalLM(config)
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": tiny.hidden_size,
+        "intermediate_size": tiny.intermediate_size,
+        "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "num_key_value_heads": tiny.heads,
+        "head_dim": tiny.hidden_size // tiny.heads,
+        "max_position_embeddings": tiny.max_positions,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    match tiny.architecture:
+        case "mistral":
+            return AutoModelForCausalLM.from_config(MistralConfig(**common, sliding_window=tiny.max_positions // 2))
+        case "gemma":
+            return AutoModelForCausalLM.from_config(GemmaConfig(**common))
+        case "llama":
+            return AutoModelForCausalLM.from_config(LlamaConfig(**common))
 
 
 def packed_blocks(

@@ -45,9 +45,10 @@ def fine_tune(
     from functools import partial
 
     from peft import LoraConfig, get_peft_model
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
 
     from stages.modeling.collate import pad_supervised
+    from stages.modeling.supervised import supervised_trainer
     from stages.modeling.training import common_arguments, run
 
     set_seed(seed)
@@ -55,8 +56,9 @@ def fine_tune(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     policy = get_peft_model(model, config)
-    trainer = Trainer(
-        model=policy,
+    trainer = supervised_trainer(
+        policy,
+        hardware,
         args=TrainingArguments(**common_arguments(sft, hardware, seed, folder)),
         train_dataset=supervised(tokenizer, dialogues, sft),
         data_collator=partial(pad_supervised, pad_id=tokenizer.pad_token_id),

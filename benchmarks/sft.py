@@ -5,8 +5,8 @@
 One optimizer step a round on 64 dialogues of EmpatheticDialogues (EmPO's batch; the embedded sample where CORPORA_DIR
 has none), loss on what the assistant says. All sides have the same random Llama model, LoRA, dialogues, micro-batch,
 precision, dropout, clipping and optimizer, and none recomputes activations; `trl_defaults` is SFTTrainer with TRL's own
-default, which does. The clock runs from the first micro-batch to the optimizer's step: data are tokenised, trainers made
-and set up before. The sides are warmed up and alternate.
+default, which does. The clock runs from the first micro-batch to the optimizer's step: data are tokenised and trainers
+set up before. The sides are warmed up and alternate.
 
 `flops_share` is what the step needs (no padding, head on supervised positions) over the rate of a large product of
 matrices in the same run: the same amount of work for every side.
@@ -39,7 +39,7 @@ SIDES = ("ours", "trl", "plain")
 
 
 class Case:
-    """A model size with its data; `ours`, `trl`, `trl_defaults` and `plain` make a function that runs a step and returns its seconds."""
+    """A model size with its data; each side makes a function that runs a step and returns its seconds."""
 
     def __init__(self, size: str, tokenizer: Any, dialogues: list[Dialogue], params: Params) -> None:
         self.size, self.tokenizer, self.dialogues, self.params = size, tokenizer, dialogues, params

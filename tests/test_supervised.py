@@ -87,8 +87,8 @@ def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, tmp_path
     batch = pad_supervised(rows(), pad_id=0)
     plain(**batch).loss.backward()
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=3, use_cpu=True,
-        learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", report_to="none",
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=3,
+        use_cpu=True, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", report_to="none",
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     before = {key: weight.detach().clone() for key, weight in lean.named_parameters()}

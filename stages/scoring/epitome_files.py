@@ -15,7 +15,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from stages.files import write_json
+from stages.files import settle_model_files, write_json
 from stages.scoring.epitome_model import MECHANISMS, Classifiers, EpitomeError, encoder_of, make_classifier
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
         save_file(own, partial / f"{mechanism}.safetensors")
     encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
     classifiers.tokenizer.save_pretrained(str(partial))
+    settle_model_files(partial)
     write_json(partial / CONFIG, {"max_length": classifiers.max_length, **signature})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)

@@ -36,6 +36,7 @@ lint: setup ## Check style and types
 	mypy
 
 bench: setup ## Measure speed against peers (benchmarks/)
+	python -m benchmarks.sft
 	python -m benchmarks.generate
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu

@@ -16,24 +16,19 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.generate import alternate
-from stages.files import write_json
-from stages.machine import machine
+from benchmarks.measure import HEADLINE, SIZES, alternate, compared, parameters, write_result
 from stages.modeling.loading import set_up_process
 from stages.modeling.shared_prefix import shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Params, Tiny, load
 from stages.scoring import mmlu
 
-RESULT = Path("benchmarks/results/mmlu.json")
 SAMPLE = Path("data/sample/mmlu")
 SUBJECTS = 4
 QUESTIONS = 40
-# With the vocabulary of 8,192: 15.5 M parameters.
-LARGER = {"hidden_size": 384, "intermediate_size": 1024, "layers": 7, "heads": 6, "max_positions": 2048}
+LARGER = {**SIZES[HEADLINE], "max_positions": 2048}
 
 
 def main() -> None:
@@ -55,16 +50,13 @@ def main() -> None:
     result = {
         **whole,
         "peer": "lm-evaluation-harness, HFLM",
-        "unit": "questions/s over questions/s",
         "tiny": tiny,
         "rows": f"{len(subjects)} subjects, {mmlu.questions(subjects)} questions, sha256 {mmlu.digest(subjects)[:16]}",
         "shots": params.mmlu.shots,
         "batch_size": params.mmlu.batch_size,
         "dtype": params.hardware.dtype,
-        "machine": machine(),
     }
-    write_json(RESULT, result)
-    print(f"{whole['ratio']} ({whole['low']} to {whole['high']}) times {result['peer']}", file=sys.stderr)
+    write_result("mmlu", result)
 
 
 def rows_folder() -> Path:
@@ -93,17 +85,12 @@ def compare(subjects: dict[str, mmlu.Subject], tokenizer: Any, size: Tiny, param
         lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True),
         lambda: plain._loglikelihood_tokens(requests, disable_tqdm=True),
     )
-    ratios = sorted(theirs / mine for mine, theirs in rounds)
     return {
-        "ratio": round(median(ratios), 2),
-        "low": round(ratios[0], 2),
-        "high": round(ratios[-1], 2),
-        "ours_per_second": round(asked / median(mine for mine, _ in rounds), 2),
-        "peer_per_second": round(asked / median(theirs for _, theirs in rounds), 2),
+        **compared(rounds, asked, "questions"),
         "prompts_cut": sum(len(context) + len(choice) > size.max_positions + 1 for _, context, choice in requests) // 4,
         "mean_prompt_tokens": round(sum(len(context) for _, context, _ in requests) / len(requests)),
         "window": size.max_positions,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": parameters(model),
     }
 
 

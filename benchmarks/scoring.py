@@ -9,14 +9,10 @@ with its two encoders, without padding. Both sides are warmed up and alternate; 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from statistics import median
 
-from benchmarks.generate import alternate
+from benchmarks.measure import alternate, compared, write_result
 from stages.dialogues import read_examples
-from stages.files import write_json
-from stages.machine import machine
 from stages.modeling.loading import set_up_process
 from stages.params import Hardware, load
 from stages.scoring.classifier import autocast
@@ -24,7 +20,6 @@ from stages.scoring.epitome import level_logits, seeker_post, tokens_of
 from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import Classifiers, encoder_of, heads
 
-RESULT = Path("benchmarks/results/scoring.json")
 TEST = Path("data/dialogues/test.parquet")
 CLASSIFIERS = Path("models/epitome")
 PAIRS = 512
@@ -47,25 +42,17 @@ def main() -> None:
         found["peer"] = peer(classifiers, posts, replies, params.hardware)
 
     rounds = alternate(ours, one_by_one)
-    ratios = sorted(theirs / mine for mine, theirs in rounds)
     pairs = [pair for both in zip(found["ours"], found["peer"], strict=True) for pair in zip(*both, strict=True)]
     result = {
-        "ratio": round(median(ratios), 2),
-        "low": round(ratios[0], 2),
-        "high": round(ratios[-1], 2),
+        **compared(rounds, len(examples), "pairs"),
         "peer": "one pair at a time, both encoders of each of the three classifiers",
-        "unit": "pairs/s over pairs/s",
-        "ours_per_second": round(len(examples) / median(mine for mine, _ in rounds), 2),
-        "peer_per_second": round(len(examples) / median(theirs for _, theirs in rounds), 2),
         "pairs": len(examples),
         "distinct_posts": len(set(posts)),
         "distinct_replies": len(set(replies)),
         "levels_that_differ": sum(one != other for one, other in pairs),
         "dtype": params.hardware.dtype,
-        "machine": machine(),
     }
-    write_json(RESULT, result)
-    print(f"{result['ratio']} ({result['low']} to {result['high']}) times {result['peer']}", file=sys.stderr)
+    write_result("scoring", result)
 
 
 def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> list[list[int]]:

@@ -15,7 +15,7 @@ from stages.checkpoints import checkpoints
 from stages.corpora import empathetic_dialogues
 from stages.dialogues import CorpusError, Turn, join_turns
 from stages.errors import reported
-from stages.files import write_json
+from stages.files import settle_model_files, write_json
 from stages.modeling.loading import RECORD, ModelError, set_up_process
 from stages.params import Hardware, Model, Params, Tiny, load
 
@@ -122,6 +122,7 @@ def main(params: Params) -> None:
         model, tokenizer = make(dialogues, params.tiny, params.hardware, params.seed, folder)
         model.save_pretrained(TARGET)
         tokenizer.save_pretrained(TARGET)
+        settle_model_files(TARGET)
         write_json(TARGET / RECORD, {"name": params.model.name, "hub_id": None, "revision": None, "commit": None})
 
 

@@ -40,3 +40,19 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     write_text(path, text + "\n")
+
+
+def settle_model_files(folder: Path) -> None:
+    """Rewrite what libraries store of a model so that equal runs give equal bytes, in `folder` and the folders in it.
+
+    PEFT 0.21 writes `target_modules`, a set, in an order that changes from process to process: it is sorted.
+    transformers 5.23 stores `local_files_only` with a tokenizer, which is how it was loaded: it is left out.
+    """
+    for path in sorted(folder.rglob("adapter_config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config.get("target_modules"), list):
+            write_json(path, {**config, "target_modules": sorted(config["target_modules"])})
+    for path in sorted(folder.rglob("tokenizer_config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("local_files_only", None) is not None:
+            write_json(path, config)

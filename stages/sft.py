@@ -44,15 +44,17 @@ def fine_tune(
     """
     from functools import partial
 
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     from stages.modeling.collate import pad_supervised
     from stages.modeling.loading import add_adapter
+    from stages.modeling.supervised import supervised_trainer
     from stages.modeling.training import common_arguments, run
 
     policy = add_adapter(model, lora, seed)
-    trainer = Trainer(
-        model=policy,
+    trainer = supervised_trainer(
+        policy,
+        hardware,
         args=TrainingArguments(**common_arguments(sft, hardware, seed, folder)),
         train_dataset=supervised(tokenizer, dialogues, sft),
         data_collator=partial(pad_supervised, pad_id=tokenizer.pad_token_id),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
+from stages.files import settle_model_files
 from stages.params import LOGGING_STEPS
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def keep(checkpoint: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+    settle_model_files(partial)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(target)
@@ -108,6 +110,7 @@ def save_adapter(model: Any, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(str(partial))
     (partial / "README.md").unlink(missing_ok=True)
+    settle_model_files(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from stages.files import write_json
+from stages.files import settle_model_files, write_json
 from stages.scoring.epitome_model import (
     MECHANISMS,
     Classifiers,
@@ -59,6 +59,7 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
         save_file(own, partial / f"{mechanism}.safetensors")
     encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
     classifiers.tokenizer.save_pretrained(str(partial))
+    settle_model_files(partial)
     settings = {"max_length": classifiers.max_length, "frozen_layers": frozen_layers(models[0])}
     write_json(partial / CONFIG, settings | dict(signature))
     shutil.rmtree(folder, ignore_errors=True)

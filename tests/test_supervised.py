@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.modeling.collate import IGNORED, by_length, cuts, pad_supervised
+from stages.modeling.collate import IGNORED, by_length, pad_supervised
 from stages.modeling.cpu import quick_dropout
 from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
 from stages.params import Hardware
@@ -137,12 +137,6 @@ def test_micro_batches_dealt_by_length_hold_every_row_once():
     assert contents(dealt) == contents(batches)
     assert sum(one["input_ids"].numel() for one in dealt) < sum(one["input_ids"].numel() for one in batches)
     assert all(bool((one["labels"][one["attention_mask"] == 0] == IGNORED).all()) for one in dealt)
-
-
-def test_cuts_leave_the_least_padding_that_the_largest_batch_allows():
-    assert cuts([100, 10, 10, 10], 2, 2) == [1, 3]
-    assert cuts([9, 9, 9, 9], 2, 2) == [2, 2]
-    assert cuts([7], 1, 4) == [1]
 
 
 def test_quick_dropout_drops_its_share_and_keeps_the_mean():

@@ -23,51 +23,24 @@ def pad_supervised(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str,
 
 
 def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of some batches dealt anew into as many, each of rows of similar length, with the least padding.
+    """The rows of some batches dealt anew: as many batches of the same sizes, each of rows of similar length.
 
     Args:
         batches: of `pad_supervised`.
 
     Returns:
-        The longest rows first, padded to the longest of their own batch. Short rows share a batch with more of their
-        kind, but none holds more tokens than the largest of `batches` would with the longest rows.
+        The longest rows first, padded to the longest of their own batch.
     """
     import torch
 
     lengths = torch.cat([one["attention_mask"].sum(1) for one in batches])
     order = lengths.argsort(descending=True, stable=True)
-    sizes = cuts(lengths[order].tolist(), len(batches), max(len(one["input_ids"]) for one in batches))
+    sizes = [len(one["input_ids"]) for one in batches]
     # What an input is where the mask hides it does not matter.
     columns = {key: _rows(batches, key, IGNORED if key == "labels" else 0)[order] for key in batches[0]}
     longest = [int(lengths[part].max()) for part in order.split(sizes)]
     parts = {key: rows.split(sizes) for key, rows in columns.items()}
     return [{key: parts[key][i][:, :width] for key in parts} for i, width in enumerate(longest)]
-
-
-def cuts(lengths: Sequence[int], parts: int, rows: int) -> list[int]:
-    """How many of `lengths`, which descend, go into each of `parts` batches, so that padding is least.
-
-    No batch holds more tokens, padding included, than `rows` of the longest do; `parts * rows` are enough for all.
-    """
-    import torch
-
-    count = len(lengths)
-    longest = torch.tensor([*lengths, 0], dtype=torch.float64)
-    size = torch.arange(count + 1) - torch.arange(count + 1)[:, None]
-    # Tokens of a batch from one row (first index) up to another, and the least of all batches up to a row.
-    tokens = (size * longest[:, None]).masked_fill(size <= 0, torch.inf)
-    tokens[tokens > rows * lengths[0]] = torch.inf
-    least = torch.full((count + 1,), torch.inf, dtype=torch.float64)
-    least[0] = 0
-    starts = []
-    for _ in range(parts):
-        least, start = (least[:, None] + tokens).min(0)
-        starts.append(start)
-    found, end = [], count
-    for start in reversed(starts):
-        found.append(end - int(start[end]))
-        end = int(start[end])
-    return found[::-1]
 
 
 def _rows(batches: Sequence[dict[str, Any]], key: str, filler: int) -> Any:

@@ -9,22 +9,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def suit_cpu(model: Any, in_bf16: bool) -> None:
+def suit_cpu(model: Any) -> None:
     """Make a PeftModel or a plain model quicker to train on a CPU.
 
     - Attention by plain products. torch 2.13's fused kernel takes three times as long forward and backward at the
       lengths of dialogues, and still a quarter longer at 512 tokens.
     - Dropout of the adapters from four draws in one random number, see `quick_dropout`.
-    - In bf16, the frozen weights behind adapters are cast once: autocast would do it at every use, to the same bits.
     """
-    import torch
     from torch import nn
 
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     bare.set_attn_implementation("eager")
     for name, module in list(model.named_modules()):
-        if name.endswith("base_layer") and isinstance(module, nn.Linear) and in_bf16:
-            module.to(torch.bfloat16)
         if name.endswith("lora_dropout") and isinstance(module, nn.ModuleDict):
             for key, dropout in module.items():
                 if isinstance(dropout, nn.Dropout):

@@ -34,7 +34,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
 
     Args:
         model: a causal language model or a PeftModel on one, on `hardware.device`.
-        hardware: device and precision.
+        hardware: device.
         arguments: of transformers' `Trainer`; the collator is `pad_supervised`.
     """
     from transformers import Trainer
@@ -51,7 +51,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     if hardware.device == "cpu":
-        suit_cpu(model, in_bf16=hardware.dtype == "bf16")
+        suit_cpu(model)
     head = model.get_output_embeddings() if projects_alone(model) else None
     if head is None:
         warnings.warn(

@@ -5,11 +5,16 @@
 composes `params.yaml`, reproduces stage by stage, writes `docs/results/empo-tiny.json`, and from all files there
 `docs/results.md` and the README's table; without a name nothing is run. An interrupted record goes on with the stages
 that are left.
+
+    python -m stages.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
+
+runs one model after another into one record; the metrics of each are read before the next is composed.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import time
@@ -20,14 +25,15 @@ from typing import Any
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
-from stages.params import compose, load
-from stages.tables import COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, margins, mmlu_columns, table
+from stages.params import Params, compose, load
+from stages.tables import COLUMNS, DBT_COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, margins, mmlu_columns, table
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 METRICS = Path("metrics")
 README = Path("README.md")
 # EmPO's table 1 (Sotolar 2024): means of four seeds; shares x 100 as everywhere here.
+DBT_TABLE = Path(__file__).parents[1] / "docs" / "tables" / "dbt_table_1.csv"
 EMPO = "empo-tiny"
 TABLE_1 = {
     "Zephyr-7B, no SFT": {"mmlu": 58.8, "diff_er": 0.861, "diff_ex": 1.113, "diff_ip": 1.431, "bertscore_f1": 80.4},
@@ -45,22 +51,52 @@ def run(name: str, overrides: list[str], results: Path) -> None:
     """
     path = results / f"{name}.json"
     record = _begin(path, name, overrides)
-    compose(overrides)
+    for model, own in compositions(overrides).items():
+        part = record["models"].setdefault(model, {"wall_seconds": {}}) if "models" in record else record
+        if "metrics" not in part:
+            compose(own)
+            _reproduce(record, part, path)
+            part |= _collected(load())
+            write_json(path, record)
+
+
+def compositions(overrides: list[str]) -> dict[str, list[str]]:
+    """The overrides of each run, by its model: `model=a,b` are two runs, anything else is one."""
+    named = next((one.removeprefix("model=") for one in overrides if one.startswith("model=")), "")
+    rest = [one for one in overrides if not one.startswith("model=")]
+    return {model: [*rest, f"model={model}"] for model in named.split(",")} if "," in named else {named: overrides}
+
+
+def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None:
     for stage in _output("dvc", "stage", "list", "--name-only").split():
         started = time.monotonic()
         if subprocess.run(["dvc", "repro", "--single-item", stage], check=False).returncode:
             raise UserError(f"stage {stage} failed: mend it and run the same command again")
-        record["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
+        part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
         write_json(path, record)
-    params = load()
-    record["data"] = _read(METRICS / "data.json")
-    record["pairs"] = {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds}
-    record["metrics"] = {key: _read(METRICS / f"{key}.json") for key in params.variants}
-    record["intervals"] = {key: _read(METRICS / f"intervals/{key}.json") for key in params.variants}
-    record["classifiers"] = _read(METRICS / "scorers/epitome.json")
-    record["mmlu"] = {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants}
-    record["signature"] = {key: _read(METRICS / f"{key}.signature.json") for key in params.variants}
-    write_json(path, record)
+
+
+def _collected(params: Params) -> dict[str, Any]:
+    """What the stages of the composition in force have measured."""
+    classifiers = _read(METRICS / "scorers/epitome.json")
+    metrics, intervals = {}, {}
+    for key in params.variants:
+        metrics[key] = _read(METRICS / f"{key}.json")
+        intervals[key] = _read(METRICS / f"intervals/{key}.json")
+        if key in params.dbt.variants:
+            metrics[key] |= _read(METRICS / f"dbt/{key}.json")
+            intervals[key] |= _read(METRICS / f"intervals/dbt/{key}.json")
+    if params.dbt.classifiers:
+        classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
+    return {
+        "data": _read(METRICS / "data.json"),
+        "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds},
+        "metrics": metrics,
+        "intervals": intervals,
+        "classifiers": classifiers,
+        "mmlu": {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants},
+        "signature": {key: _read(METRICS / f"{key}.signature.json") for key in params.variants},
+    }
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -75,17 +111,20 @@ def page(records: list[dict[str, Any]]) -> str:
 
 def headline(record: dict[str, Any]) -> str:
     """A record's table of variants with the sentence that says where it comes from: what the README shows."""
-    on, data = record["machine"], record["data"]
+    on, parts = record["machine"], parts_of(record)
+    data, pairs = next((one["data"], one["pairs"]) for one in parts.values())
     hardware = f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}"
     origin = (
         f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}: "
         f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
-        f"{next(iter(record['pairs'].values()))['pairs']} pairs a round."
+        f"{next(iter(pairs.values()))['pairs']} pairs in the first round."
     )
     rows, notes = _variants(record)
     # A record from before a table's metrics existed goes without that table.
     shown = [
-        columns for columns in (EMPATHY_COLUMNS, COLUMNS) if any(columns.keys() & row.keys() for row in rows.values())
+        columns
+        for columns in (EMPATHY_COLUMNS, COLUMNS, DBT_COLUMNS)
+        if any(columns.keys() & row.keys() for row in rows.values())
     ]
     tables = (table("variant", rows, columns, notes) for columns in shown)
     return "\n\n".join([*tables, origin]) + "\n"
@@ -105,14 +144,48 @@ def beside_empo(record: dict[str, Any]) -> str:
     )
 
 
+def beside_dbt(record: dict[str, Any]) -> str:
+    """Table 1 of Son and So with the record's variants under it, and what stands between the two."""
+    ours, notes = _variants(record)
+    # Each of our Dist-n in its own column: the paper does not say which n its Dist has.
+    columns = {"bleu_4": ("B-4 ↑", 2), "rouge_l": ("R-L ↑", 2), "dist": ("Dist ↑", 2), "dist_1": ("Dist-1 ↑", 2),
+               "dist_2": ("Dist-2 ↑", 2), "dbt_gap": ("DBT gap ↓", 2)}  # fmt: skip
+    return (
+        f"### Beside table 1 of Son and So\n\n{table('model', dbt_table() | ours, columns, notes)}\n\n"
+        "The first twelve rows are the paper's, of models of 7 and 8 billion parameters on ESConv; the others are this "
+        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, in the column of `dbt_gap`, as "
+        "this project reads it. No number of one compares to one of the other; what can be compared is "
+        "which way a step moves a column within its own rows.\n"
+    )
+
+
+def dbt_table() -> dict[str, Metrics]:
+    """Table 1 of Son and So, from `docs/tables/dbt_table_1.csv`: shares x 100, as everywhere here."""
+    with DBT_TABLE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for row in rows:
+        numbers = {name: float(row[name]) for name in ("bleu_4", "rouge_l", "dist", "dbt_gap")}
+        found[f"{row['model']}, {row['variant']}"] = numbers | {"dbt_gap": 100 * numbers["dbt_gap"]}
+    return found
+
+
+def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The runs of a record by their models; of a record of one run that run alone, without a name."""
+    return dict(record["models"]) if "models" in record else {"": record}
+
+
 def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dict[str, str]]]:
     """The record's variants with MMLU among their metrics, and the margins behind them."""
     rows, notes = {}, {}
-    for key, metrics in record["metrics"].items():
-        # Records from before these stages existed have neither.
-        mmlu, bounds = mmlu_columns(record.get("mmlu", {}).get(key, {}))
-        rows[key] = metrics | mmlu
-        notes[key] = margins(record.get("intervals", {}).get(key, {}) | bounds, EMPATHY_COLUMNS | COLUMNS)
+    for model, part in parts_of(record).items():
+        for key, metrics in part["metrics"].items():
+            name = f"{model}, {key}" if model else key
+            # Records from before these stages existed have neither.
+            mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}))
+            rows[name] = metrics | mmlu
+            shown = EMPATHY_COLUMNS | COLUMNS | DBT_COLUMNS
+            notes[name] = margins(part.get("intervals", {}).get(key, {}) | bounds, shown)
     return rows, notes
 
 
@@ -123,14 +196,32 @@ def insert(readme: str, block: str) -> str:
 
 
 def _section(record: dict[str, Any]) -> str:
-    on, seconds = record["machine"], record["wall_seconds"]
-    times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
+    on = record["machine"]
     versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
-    tables = (table("round", record["pairs"], PAIR_COLUMNS), table("stage", times, {"seconds": ("wall time, s", 0)}))
-    measured = any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in record["metrics"].values())
-    compared = [beside_empo(record)] if record["name"] == EMPO and measured else []
-    parts = [f"## {record['name']}\n", headline(record), *compared, versions, "", tables[0], "", tables[1], ""]
-    return "\n".join(parts)
+    rows, _ = _variants(record)
+    compared = []
+    if record["name"] == EMPO and any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in rows.values()):
+        compared.append(beside_empo(record))
+    if any("dbt_gap" in metrics for metrics in rows.values()):
+        compared.append(beside_dbt(record))
+    tables = [line for model, part in parts_of(record).items() for line in _tables(model, part)]
+    return "\n".join([f"## {record['name']}\n", headline(record), *compared, versions, "", *tables])
+
+
+def _tables(model: str, part: dict[str, Any]) -> list[str]:
+    """The pairs and the wall times of one run."""
+    seconds = part["wall_seconds"]
+    times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
+    measured = {name for metrics in part["pairs"].values() for name in metrics}
+    columns = {name: column for name, column in PAIR_COLUMNS.items() if name in measured}
+    title = [f"### {model}\n"] if model else []
+    return [
+        *title,
+        table("round", part["pairs"], columns),
+        "",
+        table("stage", times, {"seconds": ("wall time, s", 0)}),
+        "",
+    ]
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -146,9 +237,12 @@ def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     }
     if path.is_file():
         old = _read(path)
-        if begun.items() <= old.items() and "metrics" not in old:
+        models = compositions(overrides)
+        done = all("metrics" in old.get("models", {}).get(one, old) for one in models)
+        if begun.items() <= old.items() and not done:
             return old
-    return begun | {"date": date.today().isoformat(), "machine": machine(), "wall_seconds": {}}
+    times: dict[str, Any] = {"models": {}} if len(compositions(overrides)) > 1 else {"wall_seconds": {}}
+    return begun | {"date": date.today().isoformat(), "machine": machine()} | times
 
 
 def _read(path: Path) -> dict[str, Any]:

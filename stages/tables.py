@@ -49,6 +49,9 @@ PAIR_COLUMNS = {
     "rejected_words": ("rejected words", 1),
     "longer_rejected": ("longer rejected %", 1),
     "repeated_rejected": ("repeated rejected %", 1),
+    "chosen_score": ("chosen score", 1),
+    "rejected_score": ("rejected score", 1),
+    "malformed": ("malformed", 0),
 }
 
 

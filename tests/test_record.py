@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.record import EMPO, TABLE_1, beside_empo, headline, page
+from stages.record import EMPO, TABLE_1, beside_dbt, beside_empo, compositions, dbt_table, headline, page
 
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}
 
@@ -68,3 +68,49 @@ def test_empos_table_stands_beside_ours_for_its_record_alone():
 @pytest.mark.parametrize("metric", ["mmlu", "diff_er", "diff_ex", "diff_ip", "bertscore_f1"])
 def test_every_row_of_the_papers_table_has_every_column(metric):
     assert all(metric in row for row in TABLE_1.values())
+
+
+def study():
+    """A record of three models with four variants each."""
+    part = measured()
+    dbt = {"bleu_4": 0.5, "rouge_l": 10.0, "dist_1": 3.0, "dist_2": 9.0, "dbt_gap": 2.5}
+    metrics = dict.fromkeys(("base", "sft", "dpo", "sft-dpo"), dbt)
+    bounds = {"base": {"dbt_gap.low": 2.0, "dbt_gap.high": 3.0}}
+    pairs = {"e1": {"pairs": 64, "chosen_score": 90.0, "rejected_score": 10.0}}
+    one = {key: part[key] for key in ("data", "signature", "wall_seconds")}
+    one |= {"metrics": metrics, "intervals": bounds, "pairs": pairs}
+    kept = {key: part[key] for key in ("name", "command", "commit", "date", "machine")}
+    return kept | {"models": dict.fromkeys(("tiny", "tiny-mistral", "tiny-gemma"), one)}
+
+
+def test_the_study_of_dbt_has_twelve_rows_beside_the_papers_twelve():
+    found = rows(beside_dbt(study()))
+    assert len(found) == 1 + 12 + 12
+    assert found["model"] == ["B-4 ↑", "R-L ↑", "Dist ↑", "Dist-1 ↑", "Dist-2 ↑", "DBT gap ↓"]
+    assert found["Gemma-7B, sft-dpo"] == ["0.40", "5.85", "12.80", "\u2013", "\u2013", "1.75"]
+    assert found["tiny-gemma, base"] == ["0.50", "10.00", "\u2013", "3.00", "9.00", "2.50 ± 0.50"]
+
+
+def test_the_papers_table_says_what_the_paper_concludes():
+    """ "With DPO providing the most substantial gains": after SFT and DPO each model is nearest to people."""
+    found = dbt_table()
+    assert len(found) == 12
+    for model in ("Llama-3-8B", "Mistral-7B", "Gemma-7B"):
+        gaps = {name.removeprefix(f"{model}, "): row["dbt_gap"] for name, row in found.items() if model in name}
+        assert list(gaps) == ["base", "sft", "dpo", "sft-dpo"]
+        assert min(gaps, key=gaps.get) == "sft-dpo"
+
+
+def test_the_page_of_several_models_has_the_rounds_and_times_of_each():
+    text = page([study()])
+    assert all(f"### {name}\n" in text for name in ("tiny", "tiny-mistral", "tiny-gemma"))
+    assert text.count("| chosen score |") == 3 and "repeated rejected" not in text
+
+
+def test_several_models_are_several_runs():
+    assert compositions(["recipe=dbt", "model=a,b", "seed=1"]) == {
+        "a": ["recipe=dbt", "seed=1", "model=a"],
+        "b": ["recipe=dbt", "seed=1", "model=b"],
+    }
+    assert compositions(["recipe=empo", "model=tiny"]) == {"tiny": ["recipe=empo", "model=tiny"]}
+    assert list(compositions(["pairs.limit=4"]).values()) == [["pairs.limit=4"]]

@@ -1,0 +1,314 @@
+"""The endpoint against real servers on loopback: one that misbehaves in every way, and `transformers serve`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from stages.dialogues import Example, Turn
+from stages.params import Llm
+from stages.preferences.dbt import scored_pairs
+from stages.preferences.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
+from stages.preferences.endpoint import EndpointError, Request, ask
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = {name: str(ROOT / f"data/prompts/dbt_{name}.txt") for name in ("replies", "judge")}
+GOOD = json.dumps({"follow": ["How are you?", "You sound sad."], "ignore": ["Buy a car.", "It rains."]})
+EXAMPLES = [Example(f"train/{i:03}", "job crisis", (Turn("user", f"I lost job {i}."),), "Oh.") for i in range(12)]
+
+
+class Server(ThreadingHTTPServer):
+    """Counts the requests by their body and answers as `plan(number, body)` says: (status, text of the answer)."""
+
+    daemon_threads = True
+
+    def __init__(self, plan):
+        self.asked, self.keys, self.lock = [], set(), threading.Lock()
+        self.under_way, self.most = 0, 0
+        super().__init__(("127.0.0.1", 0), self.handler(plan))
+
+    def handler(server, plan):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                with server.lock:
+                    server.asked.append(body)
+                    server.keys.add(self.headers["Authorization"])
+                    server.under_way += 1
+                    server.most = max(server.most, server.under_way)
+                    number = len(server.asked)
+                status, text = plan(number, body)
+                with server.lock:
+                    server.under_way -= 1
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                # The client would back off for half a second and more.
+                self.send_header("retry-after-ms", "1")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args):
+                pass
+
+        return Handler
+
+
+def completion(text):
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+
+@contextmanager
+def serving(plan):
+    server = Server(plan)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def settings(url, **changes):
+    values = {"base_url": url, "model": "m", "key_variable": None, "prompt": PROMPTS["replies"]}
+    values |= {"judge_prompt": PROMPTS["judge"], "temperature": 1.0, "n": 2, "max_tokens": 64, "concurrency": 3}
+    return Llm(**values | {"retries": 3, "timeout": 20.0, "input_price": 1.0, "output_price": 2.0} | changes)
+
+
+def requests(n):
+    return [Request(f"question {i}", 0.5, i) for i in range(n)]
+
+
+def test_an_answer_is_asked_for_once(tmp_path, capsys):
+    with serving(lambda number, body: (200, completion(json.loads(body)["messages"][0]["content"]))) as (server, url):
+        first = ask(settings(url), [*requests(10), *requests(5)], tmp_path / "a.sqlite")
+        assert first == [f"question {i}" for i in [*range(10), *range(5)]]
+        assert len(server.asked) == 10 and server.most <= 3
+        assert ask(settings(url), requests(14), tmp_path / "a.sqlite")[:10] == first[:10]
+        assert len(server.asked) == len(set(server.asked)) == 14
+        # Another temperature, model or seed is another question.
+        ask(settings(url, model="other"), requests(1), tmp_path / "a.sqlite")
+        assert len(server.asked) == 15
+    lines = capsys.readouterr().out.splitlines()
+    assert "10 requests, 0 of them answered before and 10 to ask" in lines[0]
+    # 10 questions of 10 characters; 64 tokens an answer at 2 USD a million.
+    assert "about 25 tokens in and at most 640 out, at most 0.00 USD" in lines[0]
+    assert "14 requests, 10 of them answered before and 4 to ask" in lines[1]
+
+
+def test_a_busy_server_is_asked_again(tmp_path):
+    failures = {1: 429, 2: 500, 3: 503}
+    with serving(lambda number, body: (failures.get(number, 200), completion("yes"))) as (server, url):
+        assert ask(settings(url), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        assert len(server.asked) == 4 + 3
+
+
+def test_a_slow_server_is_waited_for_with_as_many_requests_as_allowed(tmp_path):
+    together = threading.Barrier(3)
+
+    def plan(number, body):
+        together.wait(timeout=20)  # an answer only once three are under way
+        return 200, completion("late")
+
+    with serving(plan) as (server, url):
+        assert ask(settings(url), requests(6), tmp_path / "a.sqlite") == ["late"] * 6
+        assert (len(server.asked), server.most) == (6, 3)
+
+
+def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
+    alive = [True]
+
+    def plan(number, body):
+        if alive[0] and number > 5:
+            return 500, "{}"
+        return 200, completion("yes")
+
+    with serving(plan) as (server, url):
+        with pytest.raises(EndpointError, match="what it answered is kept: run the same command again"):
+            ask(settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
+        answered = set(server.asked[:5])
+        alive[0] = False
+        del server.asked[:]
+        assert ask(settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
+        assert len(server.asked) == 7 and not answered & set(server.asked)
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(EndpointError, match=r"does not answer \(APIConnectionError"):
+        ask(settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
+
+
+RUBBISH = {
+    "no JSON": "<html>busy</html>",
+    "not an object": "[1]",
+    "no choices": json.dumps({"choices": []}),
+    "no text": completion(None),
+}
+
+
+@pytest.mark.parametrize("case", RUBBISH)
+def test_rubbish_is_passed_over_and_not_kept(tmp_path, case):
+    sick = [True]
+
+    def plan(number, body):
+        return 200, RUBBISH[case] if sick[0] and "question 1" in body else completion("yes")
+
+    with serving(plan) as (_, url):
+        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
+        sick[0] = False
+        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+
+
+def test_a_refusal_is_an_answer(tmp_path):
+    with serving(lambda number, body: (400, json.dumps({"error": {"message": "filtered"}}))) as (server, url):
+        for _ in range(2):
+            assert ask(settings(url), requests(1), tmp_path / "a.sqlite") == [None]
+        assert len(server.asked) == 1
+
+
+def test_the_key_comes_from_its_variable_and_is_written_nowhere(tmp_path, monkeypatch, capsys):
+    with serving(lambda number, body: (200 if number < 3 else 401, completion("yes"))) as (server, url):
+        llm = settings(url, key_variable="SOME_KEY", retries=0)
+        monkeypatch.delenv("SOME_KEY", raising=False)
+        with pytest.raises(EndpointError, match="the environment variable SOME_KEY is not set"):
+            ask(llm, requests(1), tmp_path / "a.sqlite")
+        monkeypatch.setenv("SOME_KEY", "secret-4711")
+        ask(llm, requests(2), tmp_path / "a.sqlite")
+        assert server.keys == {"Bearer secret-4711"}
+        with pytest.raises(EndpointError, match=r"AuthenticationError.*the key in the environment variable SOME_KEY"):
+            ask(llm, requests(3), tmp_path / "a.sqlite")
+    assert all(b"secret-4711" not in path.read_bytes() for path in tmp_path.iterdir())
+    assert "secret-4711" not in capsys.readouterr().out
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.test_endpoint import requests, settings
+from stages.preferences.endpoint import ask
+ask(settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_asks_nothing_twice(tmp_path):
+    """The fifth request is never answered: the process is killed while it waits."""
+    reached, held = threading.Event(), threading.Event()
+
+    def plan(number, body):
+        if number == 5:
+            reached.set()
+            held.wait(timeout=60)
+        return 200, completion("yes")
+
+    with serving(plan) as (server, url):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, url, str(tmp_path / "a.sqlite")], cwd=ROOT, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert reached.wait(timeout=120)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        held.set()
+        answered = set(server.asked[:4])
+        del server.asked[:]
+        assert ask(settings(url), requests(8), tmp_path / "a.sqlite") == ["yes"] * 8
+        assert len(server.asked) == 4 and not answered & set(server.asked)
+
+
+def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
+    def plan(number, body):
+        text = json.loads(body)["messages"][0]["content"]
+        if "The reply:" in text:
+            reply = text.split("The reply:\n\n")[1].split("\n\n")[0]
+            return 200, completion("no idea" if reply == "It rains." else f'{{"score": {90 if "?" in reply else 20}}}')
+        return 200, completion("Sorry, no." if "job 3." in text else f"Here:\n```json\n{GOOD}\n```")
+
+    with serving(plan) as (_, url):
+        llm = settings(url)
+        source, judge = llm_source(llm, 13, 1, tmp_path / "a.sqlite"), llm_judge(llm, tmp_path / "a.sqlite")
+        pairs, malformed = scored_pairs(EXAMPLES, source, judge, name="llm", margin=0.5, epoch=1)
+    assert [pair.id for pair in pairs] == [one.id for one in EXAMPLES if one.id != "train/003"]
+    assert {(p.chosen, p.chosen_score, p.rejected, p.rejected_score) for p in pairs} == {
+        ("How are you?", 0.9, "Buy a car.", 0.2)
+    }
+    # One answer without replies, and eleven replies without a score.
+    assert malformed == 12
+
+
+@pytest.mark.parametrize(
+    "answer", [None, "", "{}", "[]", '{"follow": ["a"]}', '{"follow": [], "ignore": ["b"]}', "{" * 9]
+)
+def test_answers_without_both_kinds_of_replies(answer):
+    assert parse_replies(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [('{"score": 80}', 0.8), ('Well: {"score": 0}.', 0), ('{"score": 101}', None), ('{"score": true}', None),
+     ('{"score": "80"}', None), ("80", None), (None, None), ('{"score": NaN}', None)],
+)  # fmt: skip
+def test_scores(answer, score):
+    assert parse_score(answer) == score
+
+
+def test_a_prompt_without_its_places_is_refused(tmp_path):
+    (tmp_path / "p.txt").write_text("Hello $name")
+    with pytest.raises(EndpointError, match=r"must have \$conversation, \$n and no other"):
+        read_prompt(tmp_path / "p.txt", {"conversation", "n"})
+    with pytest.raises(EndpointError, match="is missing"):
+        read_prompt(tmp_path / "none.txt", {"n"})
+
+
+def test_transformers_serve_answers(tmp_path):
+    """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
+    pytest.importorskip("fastapi")
+    from stages.modeling.tiny import make_model, train_tokenizer
+    from stages.params import Tiny
+
+    tokenizer = train_tokenizer(["i lost my job", "how are you"] * 3, 320, 2048)
+    make_model(tokenizer, Tiny(320, 16, 32, 1, 1, 2048, "sample", 1, 1e-3, 4, 64, "llama"), 1).save_pretrained(
+        tmp_path / "m"
+    )
+    tokenizer.save_pretrained(tmp_path / "m")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(tmp_path / "m"), "--host", "127.0.0.1"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log)
+    try:
+        llm = settings(f"http://127.0.0.1:{port}/v1", model=str(tmp_path / "m"), max_tokens=4, timeout=60.0)
+        wait_for(port, process)
+        answers = ask(llm, requests(2), tmp_path / "a.sqlite")
+        assert all(isinstance(answer, str) for answer in answers), (tmp_path / "log").read_text()[-2000:]
+    finally:
+        process.terminate()
+        process.wait()
+    assert ask(llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
+
+
+def wait_for(port, process):
+    """Until something listens on `port`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as trial:
+            trial.settimeout(1)
+            if trial.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        threading.Event().wait(0.1)
+    raise AssertionError(f"nothing listens on port {port}")

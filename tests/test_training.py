@@ -16,6 +16,7 @@ from stages import sft as sft_stage
 from stages.dialogues import Dialogue, Turn
 from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
+from stages.modeling.reference import complete, identity, with_reference
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, last_checkpoint, save_adapter
 from stages.pairs import write_pairs
@@ -165,7 +166,8 @@ def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sf
     end = train_round(base, pairs, sft, tmp_path)
     start = adapter(sft)
     assert all(not torch.equal(weight, start[name]) for name, weight in adapter(end).items())
-    reference = adapter(end / "ref")
+    assert not (end / "ref").exists()
+    reference = adapter(end / "reference/adapter")
     assert reference.keys() == start.keys()
     assert all(torch.equal(weight, start[name]) for name, weight in reference.items())
 
@@ -182,13 +184,20 @@ def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
-    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded = encoded_pairs(base, sft, policy, tokenizer, pairs, tmp_path)
     trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, tmp_path / "2")
     for name, weight in trainer.model.named_parameters():
         if "lora_B.default" in name:
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
     with pytest.raises(UserError, match=r"loss at the first step is .*, not 0\.6931"):
         run(trainer, tmp_path / "curves")
+
+
+def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
+    """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
+    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
+    return with_reference(encoded, known)
 
 
 def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DPO) -> Path:
@@ -206,7 +215,7 @@ def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
-    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded = encoded_pairs(base, sft, policy, tokenizer, pairs, folder)
     trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, folder / "checkpoints")
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "StopAfterEpoch":
@@ -237,7 +246,7 @@ def test_round_killed_in_its_middle_resumes_to_the_bit(base, sft, pairs, tmp_pat
 def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
     keep(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ref"} <= names
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "reference"} <= names
     assert "training_args.bin" not in names
 
 

@@ -3,7 +3,8 @@
     python -m stages.dpo e2
 
 starts from the adapter, optimizer, schedule and random state of `dpo.rounds.e2.init` and writes the same to
-`models/dpo/e2`, with the reference adapter and its log-probabilities, so that a round computes only those of new replies. The rounds together give the weights that one run over all epochs would have given.
+`models/dpo/e2`, with the reference adapter and its log-probabilities, so that a round computes only those of new
+replies. The rounds together give the weights that one run over all epochs would have given.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BASE = Path("models/base")
 PAIRS = Path("data/pairs")
 TARGET = Path("models/dpo")
 CURVES = Path("reports/curves/dpo")
-# In the checkpoint of a round: the adapter that all rounds are held to, and its log-probabilities of all replies so far.
+# In a round's checkpoint: the adapter that all rounds are held to, and its log-probabilities of all replies so far.
 REFERENCE, ADAPTER, LOGPS = "reference", "adapter", "logps.parquet"
 
 
@@ -45,7 +46,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     """
     from stages.modeling.dpo import make_trainer
     from stages.modeling.loading import load_adapter, load_base, load_tokenizer
-    from stages.modeling.packed import unserved
+    from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
     from stages.modeling.training import last_checkpoint, run
 
@@ -55,12 +56,11 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
     encoded: list[dict[str, Any]] = list(encode(tokenizer, pairs, params.dpo.max_length))
     if unserved(policy) is None:
+        prepare(policy, params.hardware, params.dpo.max_length)
         reference = identity(base, adapter, params.hardware)
         earlier = start / REFERENCE / LOGPS if later else None
         # The policy still is the reference: its own weights come with the checkpoint.
-        logps = complete(
-            policy, encoded, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id
-        )
+        logps = complete(policy, encoded, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
     run(trainer, curves, start=start if later else None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
 from stages.modeling.chat import Completion, encode_completion, fit_context
-from stages.modeling.packed import half_frozen, unserved
+from stages.modeling.packed import prepare, unserved
 from stages.modeling.reference import require_reference
 from stages.modeling.training import assert_first_loss, common_arguments, stop_after_epoch
 
@@ -92,7 +92,7 @@ def make_trainer(
     reason = unserved(policy)
     if reason is None:
         require_reference(pairs)
-        half_frozen(policy, hardware)
+        prepare(policy, hardware, dpo.max_length)
     else:
         warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
     arguments = common_arguments(dpo, hardware, seed, folder)

@@ -6,6 +6,7 @@ a model is called, masked and read off depends on its architecture; `unserved` s
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # each with a plain forward pass.
 SERVED = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "bert")
 FLEX = "flex_attention"
+FLEX_FROM = 1024  # tokens of context and reply
 ROWS = ("row_ids", "row_positions", "row_blocks", "row_parts")
 
 
@@ -44,9 +46,24 @@ def unserved(model: Any) -> str | None:
     return None
 
 
-def half_frozen(model: Any, hardware: Hardware) -> None:
-    """Under bf16 autocast on a CPU, hold frozen linear weights in bf16 and leave casts to autocast. Nothing is rounded
-    otherwise than before.
+def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
+    """Set the model up for rows: frozen weights as autocast wants them, and attention that skips what is masked.
+
+    Idempotent. Not for a model that is `unserved`.
+
+    Args:
+        model: bare or a PeftModel.
+        hardware: device and precision.
+        max_length: of context and reply; FlexAttention pays in long rows only.
+    """
+    if hardware.device == "cuda" and max_length >= FLEX_FROM and _flex_compiles():
+        bare(model).set_attn_implementation(FLEX)
+    if hardware.device == "cpu" and hardware.dtype == "bf16":
+        _half_frozen(model)
+
+
+def _half_frozen(model: Any) -> None:
+    """Hold frozen linear weights in bf16 and leave all casts to autocast, which rounds as before.
 
     Autocast keeps the cast of a trained weight for the length of a forward pass, but makes that of a frozen one anew at
     every use (torch, cached_cast in autocast_mode.cpp); PEFT casts the input of every adapter to fp32, for autocast to
@@ -55,14 +72,26 @@ def half_frozen(model: Any, hardware: Hardware) -> None:
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if hardware.device != "cpu" or hardware.dtype != "bf16":
-        return
     shared = bare(model).get_input_embeddings().weight
     for module in bare(model).modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = False
         elif type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not shared:
             module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
+def _flex_compiles() -> bool:
+    """Whether FlexAttention compiles for this GPU, forward and backward; without it SDPA takes the dense mask."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    states = torch.randn(1, 1, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    try:
+        torch.compile(flex_attention)(states, states, states).sum().backward()
+    except Exception as error:  # a compiler's errors have no common class; SDPA gives the same numbers
+        warnings.warn(f"FlexAttention does not compile here, SDPA runs instead: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
@@ -86,9 +115,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
     # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
     states = hidden.flatten(0, 1)[batch["predictors"][scored]]
     per_token = project(model, states, batch["targets"][scored])
-    spread = {
-        name: values.new_zeros(scored.shape).masked_scatter(scored, values) for name, values in per_token.items()
-    }
+    spread = {name: values.new_zeros(scored.shape).masked_scatter(scored, values) for name, values in per_token.items()}
     return FusedCausalLMOutput(**spread, label_mask=scored)
 
 
@@ -107,8 +134,15 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     head: Any = model.get_output_embeddings()
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
-        states, head.weight, head.bias, targets, 1.0, 32768, getattr(model.config, "final_logit_softcapping", None),
-        1.0, names
+        states,
+        head.weight,
+        head.bias,
+        targets,
+        1.0,
+        32768,
+        getattr(model.config, "final_logit_softcapping", None),
+        1.0,
+        names,
     )
     return {"log_probs": log_probs, "entropy": entropy, "mean_logits": mean_logits, "is_top1": is_top1}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONTEXT = 0  # the part of a block that all others see
 PADDING = -1  # the block of what fills a row
-# Tokens of a row at which masked attention costs as much as everything else: a 15 M model on two cores, by the profiler.
+# Tokens of a row at which masked attention costs as much as all else: by the profiler, a 15 M model on a CPU.
 ATTENTION_COSTS_AS_MUCH_AT = 450
 
 
@@ -168,9 +168,7 @@ def visible(
     return seen[:, None]
 
 
-def mask_function(
-    blocks: torch.Tensor, parts: torch.Tensor, positions: torch.Tensor, window: int | None = None
-) -> Any:
+def mask_function(blocks: torch.Tensor, parts: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> Any:
     """The same as `visible` for FlexAttention, which asks place by place and skips what is empty."""
 
     def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

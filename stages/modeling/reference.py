@@ -1,8 +1,9 @@
 """Log-probabilities of replies under the reference model: computed once, kept in a file, and looked up in training.
 
 The reference does not move, so neither do its log-probabilities. A file passes from round to round: what an earlier
-round computed (every chosen reply) is there already, and only the rest is. An entry is found by the token ids of context
-and reply; the whole file is bound to the base weights, the adapter and the precision that it was computed with.
+round computed (every chosen reply) is there already, and only the rest is computed. An entry is found by the token ids
+of context and reply; the whole file is bound to the base weights, the adapter and the precision that it was computed
+with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.modeling.loading import autocast, origin
-from stages.modeling.packed import bare, half_frozen, pair_output
+from stages.modeling.packed import bare, pair_output
 from stages.modeling.pair_rows import Block, lay_out
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def complete(
     """The log-probabilities of all replies of `pairs`, computing those that neither file has.
 
     Args:
-        model: the reference, with its adapter active.
+        model: the reference, `prepare`d, with its adapter active.
         pairs: of `encode_pair`.
         path: where they are kept, also while this runs: what a killed run computed is not computed again.
         earlier: the file of the round before, where there is one.
@@ -111,7 +112,6 @@ def complete(
     passes = list(_passes(_missing(pairs, known)))
     kept = read(path, reference) if path.is_file() else {}
     known |= kept
-    half_frozen(model, hardware)
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(hardware):

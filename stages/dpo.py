@@ -10,6 +10,7 @@ replies. The rounds together give the weights that one run over all epochs would
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,22 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         logps = complete(policy, encoded, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
-    run(trainer, curves, start=start if later else None)
+    if not is_over(folder, start if later else None):
+        run(trainer, curves, start=start if later else None)
     end = last_checkpoint(folder)
     assert end is not None, "the trainer writes a checkpoint at the end of the epoch"
     hand_on_reference(adapter, folder / LOGPS, end / REFERENCE)
     return end
+
+
+def is_over(folder: Path, start: Path | None) -> bool:
+    """Whether the round has been trained to its end and was killed behind it: going on would train the next epoch."""
+    from stages.modeling.training import last_checkpoint
+
+    def epochs(checkpoint: Path | None) -> float:
+        return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
+
+    return bool(epochs(last_checkpoint(folder)) >= round(epochs(start)) + 1)
 
 
 def is_later_round(init: Path) -> bool:

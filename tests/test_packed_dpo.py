@@ -283,11 +283,47 @@ def test_no_reference_is_kept_in_memory(tokenizer, tmp_path):
     assert not [name for name, _ in trainer.model.named_parameters() if ".ref." in name]
 
 
+def random_pairs(number: int, seed: int) -> list[dict]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def tokens(most):
+        length = int(torch.randint(1, most, (1,), generator=draw))
+        return torch.randint(3, VOCABULARY, (length,), generator=draw).tolist()
+
+    return [{"prompt_ids": tokens(16), "chosen_ids": tokens(8), "rejected_ids": tokens(8)} for _ in range(number)]
+
+
+def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_does(tokenizer, tmp_path):
+    from dataclasses import replace
+
+    from trl.trainer.dpo_config import DPOConfig
+
+    from stages.modeling.training import common_arguments
+
+    train, held_out, margins = random_pairs(16, 1), random_pairs(24, 2), []
+    dpo = replace(DPO, learning_rate=1e-3)
+    ours, theirs = adapted("llama"), adapted("llama")
+    known = complete(ours, train, tmp_path / "logps.parquet", None, "r", HARDWARE, 0)
+    trainers = [make_trainer(ours, tokenizer, with_reference(train, known), dpo, HARDWARE, 5, tmp_path / "a")]
+    config = DPOConfig(beta=dpo.beta, max_length=32, **common_arguments(dpo, HARDWARE, 5, tmp_path / "b"))
+    trainers[0].remove_callback(next(c for c in trainers[0].callback_handler.callbacks if "StopAfter" in repr(c)))
+    trainers.append(trainer_classes()[0](
+        model=theirs, args=config, train_dataset=Dataset.from_list(train), processing_class=tokenizer))  # fmt: skip
+    for trainer in trainers:
+        trainer.train()
+        assert trainer.state.global_step == 12
+        with torch.no_grad():
+            log_probs = [one.sum() for one in plain_log_probs(trainer.model.eval(), held_out)]
+        margins.append(torch.stack(log_probs[:24]) - torch.stack(log_probs[24:]))
+    torch.testing.assert_close(margins[0], margins[1], rtol=1e-3, atol=1e-2)
+    assert torch.equal(margins[0] > 0, margins[1] > 0)
+
+
 def trained(folder: Path, micro: int) -> dict[str, torch.Tensor]:
     """Three steps of two pairs, on `WORLD_SIZE` processes that each take `micro` of them."""
     from dataclasses import replace
 
-    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=micro)
+    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=micro, max_length=64)
     tokenizer = train_tokenizer(["a b c"], 300, 64)
     policy = adapted("llama")
     pairs = with_reference(PAIRS, complete(policy, PAIRS, folder / "logps.parquet", None, "r", hardware, 0))

@@ -243,6 +243,12 @@ def test_round_killed_in_its_middle_resumes_to_the_bit(base, sft, pairs, tmp_pat
         assert twin.read_text() == curve.read_text(), curve.name
 
 
+def test_round_killed_behind_its_last_step_trains_no_further(base, sft, pairs, tmp_path):
+    first = digest(train_round(base, pairs, sft, tmp_path))
+    end = train_round(base, pairs, sft, tmp_path)
+    assert end.name == "checkpoint-6" and digest(end) == first
+
+
 def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
     keep(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}

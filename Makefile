@@ -38,6 +38,7 @@ lint: setup ## Check style and types
 bench: setup ## Measure speed against peers (benchmarks/)
 	python -m benchmarks.sft
 	python -m benchmarks.generate
+	python -m benchmarks.dpo
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
 

@@ -3,13 +3,16 @@
     python -m stages.dpo e2
 
 starts from the adapter, optimizer, schedule and random state of `dpo.rounds.e2.init` and writes the same to
-`models/dpo/e2`. The rounds of a chain together give the weights that one run over all epochs would have given. A chain
-starts from the adapter of SFT, or from the base model with a fresh adapter.
+`models/dpo/e2`, with the reference adapter and its log-probabilities, so that a round computes only those of new
+replies. The rounds of a chain together give the weights that one run over all epochs would have given. A chain starts
+from the adapter of SFT, or from the base model with a fresh adapter.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ BASE = Path("models/base")
 PAIRS = Path("data/pairs")
 TARGET = Path("models/dpo")
 CURVES = Path("reports/curves/dpo")
+# In a round's checkpoint: the adapter that all rounds are held to, and its log-probabilities of all replies so far.
+REFERENCE, ADAPTER, LOGPS = "reference", "adapter", "logps.parquet"
 
 
 def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path, curves: Path) -> Path:
@@ -36,20 +41,35 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         curves: folder for the training curves.
 
     Returns:
-        The checkpoint at the round's end: adapter (safetensors), optimizer, schedule, random state.
+        The checkpoint at the round's end: adapter (safetensors), optimizer, schedule, random state, `reference/`.
+
+    Raises:
+        ReferenceGap: the log-probabilities in `init` are another reference's.
     """
     from stages.modeling.dpo import make_trainer
     from stages.modeling.loading import load_adapter, load_base, load_tokenizer
+    from stages.modeling.packed import prepare, unserved
+    from stages.modeling.reference import complete, identity, with_reference
     from stages.modeling.training import last_checkpoint, run
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
-    policy = load_adapter(load_base(base, params.hardware), reference_of(start), trainable=True)
-    encoded = encode(tokenizer, pairs, params.dpo.max_length)
+    adapter, later = reference_of(start), is_later_round(start)
+    policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
+    encoded: list[dict[str, Any]] = list(encode(tokenizer, pairs, params.dpo.max_length))
+    if unserved(policy) is None:
+        prepare(policy, params.hardware, params.dpo.max_length)
+        reference = identity(base, adapter, params.hardware)
+        earlier = start / REFERENCE / LOGPS if later else None
+        # The policy still is the reference: its own weights come with the checkpoint.
+        logps = complete(policy, encoded, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
+        encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
-    run(trainer, curves, start=start if is_later_round(start) else None)
+    if not is_over(folder, start if later else None):
+        run(trainer, curves, start=start if later else None)
     end = last_checkpoint(folder)
     assert end is not None, "the trainer writes a checkpoint at the end of the epoch"
+    hand_on_reference(adapter, folder / LOGPS, end / REFERENCE)
     return end
 
 
@@ -69,14 +89,38 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
     return fresh
 
 
+def is_over(folder: Path, start: Path | None) -> bool:
+    """Whether the round has been trained to its end and was killed behind it: going on would train the next epoch."""
+    from stages.modeling.training import last_checkpoint
+
+    def epochs(checkpoint: Path | None) -> float:
+        return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
+
+    return bool(epochs(last_checkpoint(folder)) >= round(epochs(start)) + 1)
+
+
 def is_later_round(init: Path) -> bool:
-    """Whether `init` is the checkpoint of a round, which carries the reference adapter, and not the adapter of SFT."""
-    return (init / "ref").is_dir()
+    """Whether `init` is the checkpoint of a round, which carries the reference, and not the adapter of SFT."""
+    return (init / REFERENCE).is_dir()
 
 
 def reference_of(init: Path) -> Path:
     """The adapter that the first round started from."""
-    return init / "ref" if is_later_round(init) else init
+    return init / REFERENCE / ADAPTER if is_later_round(init) else init
+
+
+def hand_on_reference(adapter: Path, logps: Path, target: Path) -> None:
+    """Put the reference into a round's checkpoint: its adapter, and the log-probabilities known so far.
+
+    The adapter lies one folder deeper than transformers looks for adapters to load when training goes on from a
+    checkpoint: the reference is not to come into the memory of the next round.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    (target / ADAPTER).mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(adapter / name, target / ADAPTER / name)
+    if logps.is_file():
+        shutil.copyfile(logps, target / LOGPS)
 
 
 def encode(tokenizer: Any, pairs: Path, max_length: int) -> list[dict[str, list[int]]]:

@@ -153,8 +153,8 @@ def beside_dbt(record: dict[str, Any]) -> str:
     return (
         f"### Beside table 1 of Son and So\n\n{table('model', dbt_table() | ours, columns, notes)}\n\n"
         "The first twelve rows are the paper's, of models of 7 and 8 billion parameters on ESConv; the others are this "
-        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, in the column of `dbt_gap`, as "
-        "this project reads it. No number of one compares to one of the other; what can be compared is "
+        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, in the column of "
+        "`dbt_gap`, as this project reads it. No number of one compares to one of the other; what can be compared is "
         "which way a step moves a column within its own rows.\n"
     )
 

@@ -16,6 +16,7 @@ from stages import sft as sft_stage
 from stages.dialogues import Dialogue, Turn
 from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
+from stages.modeling.reference import complete, identity, with_reference
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, last_checkpoint, save_adapter
 from stages.pairs import write_pairs
@@ -171,7 +172,8 @@ def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sf
     end = train_round(base, pairs, sft, tmp_path)
     start = adapter(sft)
     assert all(not torch.equal(weight, start[name]) for name, weight in adapter(end).items())
-    reference = adapter(end / "ref")
+    assert not (end / "ref").exists()
+    reference = adapter(end / "reference/adapter")
     assert reference.keys() == start.keys()
     assert all(torch.equal(weight, start[name]) for name, weight in reference.items())
 
@@ -188,7 +190,7 @@ def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
-    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded = encoded_pairs(base, sft, policy, tokenizer, pairs, tmp_path)
     trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, tmp_path / "2")
     for name, weight in trainer.model.named_parameters():
         if "lora_B.default" in name:
@@ -201,7 +203,7 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
     first = train_round(base, pairs, base, tmp_path / "1")
     log = json.loads((first / "trainer_state.json").read_text())["log_history"][0]
     assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), 0)
-    reference = adapter(first / "ref")
+    reference = adapter(first / "reference/adapter")
     assert all(not weight.any() for name, weight in reference.items() if "lora_B" in name)
     assert {w.shape[0] for name, w in reference.items() if "lora_A" in name} == {LORA.r}
     trained = adapter(first)
@@ -209,13 +211,20 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
     keep(first, tmp_path / "out")
     second = train_round(base, pairs, tmp_path / "out", tmp_path / "2")
     assert digest(second) != digest(first)
-    assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "ref").items())
+    assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "reference/adapter").items())
 
 
 def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path):
     fresh = dpo_stage.starting_adapter(base, base, Rounds(DPO), tmp_path)
     rounds = three_rounds(base, base, pairs, tmp_path / "r")
     assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
+
+
+def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
+    """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
+    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
+    return with_reference(encoded, known)
 
 
 def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DPO) -> Path:
@@ -233,7 +242,7 @@ def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
-    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded = encoded_pairs(base, sft, policy, tokenizer, pairs, folder)
     trainer = make_trainer(policy, tokenizer, encoded, DPO, HARDWARE, 5, folder / "checkpoints")
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "StopAfterEpoch":
@@ -261,10 +270,16 @@ def test_round_killed_in_its_middle_resumes_to_the_bit(base, sft, pairs, tmp_pat
         assert twin.read_text() == curve.read_text(), curve.name
 
 
+def test_round_killed_behind_its_last_step_trains_no_further(base, sft, pairs, tmp_path):
+    first = digest(train_round(base, pairs, sft, tmp_path))
+    end = train_round(base, pairs, sft, tmp_path)
+    assert end.name == "checkpoint-6" and digest(end) == first
+
+
 def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
     keep(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "ref"} <= names
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "reference"} <= names
     assert "training_args.bin" not in names
 
 

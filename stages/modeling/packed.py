@@ -1,0 +1,175 @@
+"""Log-probabilities of replies laid out in rows (`pair_rows`), from one forward pass of a causal language model.
+
+Hidden states are gathered where a token of a reply is predicted, and only those are projected onto the vocabulary. How
+a model is called, masked and read off depends on its architecture; `unserved` says for which this is known.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from stages.modeling.collate import IGNORED
+from stages.modeling.pair_rows import mask_function, visible
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    from stages.params import Hardware
+
+# Decoders whose positions all come from `position_ids` and whose attention takes a mask made elsewhere; a test compares
+# each with a plain forward pass.
+SERVED = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "bert")
+FLEX = "flex_attention"
+FLEX_FROM = 1024  # tokens of context and reply
+ROWS = ("row_ids", "row_positions", "row_blocks", "row_parts")
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PeftModel, with the adapter's layers in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def unserved(model: Any) -> str | None:
+    """Why the model's pairs cannot be laid out in rows; None where they can."""
+    config = bare(model).config
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "prompt tuning puts virtual tokens before every row"
+    if config.model_type not in SERVED:
+        return f"the architecture {config.model_type} is none of {', '.join(SERVED)}"
+    if config.model_type == "bert" and not config.is_decoder:
+        return "BERT looks both ways without is_decoder=True"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks both ways"
+    return None
+
+
+def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
+    """Set the model up for rows: frozen weights as autocast wants them, and attention that skips what is masked.
+
+    Idempotent. Not for a model that is `unserved`.
+
+    Args:
+        model: bare or a PeftModel.
+        hardware: device and precision.
+        max_length: of context and reply; FlexAttention pays in long rows only.
+    """
+    if hardware.device == "cuda" and max_length >= FLEX_FROM and _flex_compiles():
+        bare(model).set_attn_implementation(FLEX)
+    if hardware.device == "cpu" and hardware.dtype == "bf16":
+        _half_frozen(model)
+
+
+def _half_frozen(model: Any) -> None:
+    """Hold frozen linear weights in bf16 and leave all casts to autocast, which rounds as before.
+
+    Autocast keeps the cast of a trained weight for the length of a forward pass, but makes that of a frozen one anew at
+    every use (torch, cached_cast in autocast_mode.cpp); PEFT casts the input of every adapter to fp32, for autocast to
+    cast it back.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    shared = bare(model).get_input_embeddings().weight
+    for module in bare(model).modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+        elif type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not shared:
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
+def _flex_compiles() -> bool:
+    """Whether FlexAttention compiles for this GPU, forward and backward; without it SDPA takes the dense mask."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    states = torch.randn(1, 1, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    try:
+        torch.compile(flex_attention)(states, states, states).sum().backward()
+    except Exception as error:  # a compiler's errors have no common class; SDPA gives the same numbers
+        warnings.warn(f"FlexAttention does not compile here, SDPA runs instead: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
+    """What TRL reads off a forward pass, for every token of every reply.
+
+    Args:
+        model: bare; with `unserved(model)` None.
+        batch: of `lay_out`.
+
+    Returns:
+        `log_probs`, `entropy`, `mean_logits` and `is_top1`, (N, R) each, 0 where a reply has ended.
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    ids, positions = batch["row_ids"], batch["row_positions"]
+    backbone: Any = getattr(model, model.base_model_prefix)
+    hidden = backbone(
+        input_ids=ids, attention_mask=attention_masks(model, batch), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    scored = batch["targets"] != IGNORED
+    # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
+    states = hidden.flatten(0, 1)[batch["predictors"][scored]]
+    per_token = project(model, states, batch["targets"][scored])
+    spread = {name: values.new_zeros(scored.shape).masked_scatter(scored, values) for name, values in per_token.items()}
+    return FusedCausalLMOutput(**spread, label_mask=scored)
+
+
+def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Log-probability of each target and what is logged beside it.
+
+    Args:
+        model: bare.
+        states: (M, H) hidden states.
+        targets: (M,) token ids.
+    """
+    from trl.kernels import ChunkedLogProbFunction
+
+    if model.config.model_type == "bert":
+        states = model.cls.predictions.transform(states)
+    head: Any = model.get_output_embeddings()
+    names = ("log_probs", "entropy", "mean_logits", "is_top1")
+    log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
+        states,
+        head.weight,
+        head.bias,
+        targets,
+        1.0,
+        32768,
+        getattr(model.config, "final_logit_softcapping", None),
+        1.0,
+        names,
+    )
+    return {"log_probs": log_probs, "entropy": entropy, "mean_logits": mean_logits, "is_top1": is_top1}
+
+
+def attention_masks(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Any:
+    """The rows' mask in the form that the model takes: one, or one for each type of layer."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in kinds:
+        windows = {"full_attention": None, "sliding_attention": window}
+        return {kind: _mask(model, batch, windows[kind]) for kind in sorted(kinds)}
+    return _mask(model, batch, window if config.model_type == "mistral" else None)
+
+
+def _mask(model: PreTrainedModel, batch: dict[str, torch.Tensor], window: int | None) -> Any:
+    import torch
+
+    _, positions, blocks, parts = (batch[name] for name in ROWS)
+    if model.config._attn_implementation == FLEX:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, length = blocks.shape
+        return create_block_mask(
+            mask_function(blocks, parts, positions, window), rows, None, length, length, device=str(blocks.device)
+        )
+    seen = visible(blocks, parts, positions, window)
+    dtype = torch.get_autocast_dtype(seen.device.type) if torch.is_autocast_enabled(seen.device.type) else model.dtype
+    # Additive, since eager attention adds it as it is and SDPA would convert a boolean one anew in every layer.
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))

@@ -1,0 +1,105 @@
+"""TRL's DPO trainer on pairs that are laid out in rows, with the reference's log-probabilities in the data.
+
+Of TRL's trainer only the batches and the forward pass are replaced: its losses, logging, checkpoints and callbacks work
+on the same tensors of log-probabilities, (2 B, R), the chosen replies first.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.modeling.collate import IGNORED
+from stages.modeling.packed import bare, pair_output
+from stages.modeling.pair_rows import PADDING, Block, lay_out
+
+if TYPE_CHECKING:
+    import torch
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+LAYOUT = ("row_ids", "row_positions", "row_blocks", "row_parts", "predictors", "targets")
+
+
+def collate_pairs(pairs: Sequence[Mapping[str, Any]], pad_id: int, max_length: int) -> dict[str, torch.Tensor]:
+    """A batch of B pairs in rows, with what TRL's loss reads beside it.
+
+    Args:
+        pairs: of `with_reference`.
+        pad_id: fills rows.
+        max_length: of context and reply together; a longer reply is cut at its end, as TRL does.
+
+    Returns:
+        The tensors of `lay_out`, replies in the order all chosen, all rejected. `input_ids` and `completion_mask`,
+        (2 B, 1 + R), are the replies behind one place for the context. `attention_mask` (G, L) is 1 where a row holds a
+        token, for TRL to count. `ref_chosen_logps` and `ref_rejected_logps`, (B,), in nats.
+
+    Raises:
+        ValueError: a context leaves no room for a reply within `max_length`.
+    """
+    import torch
+
+    blocks = []
+    for pair in pairs:
+        room = max(max_length - len(pair["prompt_ids"]), 0)
+        blocks.append(Block(pair["prompt_ids"], [pair["chosen_ids"][:room], pair["rejected_ids"][:room]]))
+    batch = lay_out(blocks, pad_id)
+    # Blocks give chosen, rejected, chosen, rejected …; TRL halves a batch into chosen and rejected.
+    for name in ("predictors", "targets"):
+        batch[name] = torch.cat([batch[name][0::2], batch[name][1::2]])
+    replied = torch.nn.functional.pad(batch["targets"] != IGNORED, (1, 0))
+    return batch | {
+        "input_ids": torch.nn.functional.pad(batch["targets"], (1, 0), value=pad_id).masked_fill(~replied, pad_id),
+        "completion_mask": replied.long(),
+        "attention_mask": (batch["row_blocks"] != PADDING).long(),
+        "ref_chosen_logps": torch.tensor([pair["ref_chosen_logps"] for pair in pairs]),
+        "ref_rejected_logps": torch.tensor([pair["ref_rejected_logps"] for pair in pairs]),
+    }
+
+
+def read_rows(model: Any) -> None:
+    """Have `model`, a bare causal language model, answer a batch of `collate_pairs` with what TRL's loss reads.
+
+    Without rows it answers as before.
+    """
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "row_ids" not in kwargs:
+            return plain(*args, **kwargs)
+        return pair_output(self, {name: kwargs[name] for name in LAYOUT})
+
+    model.forward = types.MethodType(forward, model)
+
+
+@functools.cache
+def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
+    """TRL's trainer for pairs that are token ids already, and the one of them that lays out pairs in rows."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class EncodedPairsTrainer(DPOTrainer):
+        """TRL's trainer on pairs that are token ids already, so that every stage tokenises in one way."""
+
+        # TRL 1.16 has no switch for this in DPOConfig (SFTConfig has dataset_kwargs["skip_prepare_dataset"]); the
+        # override goes once it has.
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    class PackedPairsTrainer(EncodedPairsTrainer):
+        """Pairs in rows, and the reference's log-probabilities from the columns of the data set."""
+
+        def __init__(self, **kwargs: Any) -> None:
+            args, tokenizer = kwargs["args"], kwargs["processing_class"]
+            collator = functools.partial(collate_pairs, pad_id=tokenizer.pad_token_id, max_length=args.max_length)
+            super().__init__(**kwargs, data_collator=collator)
+            # TRL copies the adapter of any PeftModel that comes without a reference model. With the columns it is never
+            # run, but would be kept in memory and written with every checkpoint.
+            if "ref" in getattr(self.model, "peft_config", {}):
+                self.model.delete_adapter("ref")
+            # What `precompute_ref_log_probs` sets, without the pass over the data that comes with it.
+            self.precompute_ref_logps = True
+            read_rows(bare(self.model))
+
+    return EncodedPairsTrainer, PackedPairsTrainer

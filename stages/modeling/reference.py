@@ -1,0 +1,185 @@
+"""Log-probabilities of replies under the reference model: computed once, kept in a file, and looked up in training.
+
+The reference does not move, so neither do its log-probabilities. A file passes from round to round: what an earlier
+round computed (every chosen reply) is there already, and only the rest is computed. An entry is found by the token ids
+of context and reply; the whole file is bound to the base weights, the adapter and the precision that it was computed
+with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import UserError
+from stages.modeling.loading import autocast, origin
+from stages.modeling.packed import bare, pair_output
+from stages.modeling.pair_rows import Block, lay_out
+
+if TYPE_CHECKING:
+    from stages.params import Hardware
+
+Pair = Mapping[str, Sequence[int]]
+IDENTITY = b"reference"
+# Positions in one forward pass, padding aside: enough to keep two cores or a GPU busy, little beside training's
+# activations since nothing is kept for a backward pass.
+TOKENS_A_PASS = 4096
+
+
+class ReferenceGap(UserError):
+    """The reference's log-probabilities are missing, or are another reference's."""
+
+
+def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
+    """A hash of what decides the reference's log-probabilities: base weights, adapter, device and precision."""
+    source, commit = origin(base)
+    files = sorted(Path(source).glob("*.safetensors")) if commit is None else []
+    files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
+    digest = hashlib.sha256(f"{commit and (source, commit)} {hardware.device} {hardware.dtype}".encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def key(context: Sequence[int], reply: Sequence[int]) -> str:
+    """The name of a reply behind a context: a hash of both token sequences."""
+    ids = array("q", [len(context), *context, *reply])
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:32]
+
+
+def read(path: Path, reference: str) -> dict[str, float]:
+    """Key to log-probability (nats, summed over the reply's tokens).
+
+    Raises:
+        ReferenceGap: the file was computed with another reference than `reference`.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    found = (table.schema.metadata or {}).get(IDENTITY, b"").decode()
+    if found != reference:
+        raise ReferenceGap(
+            f"{path} holds the log-probabilities of another reference model ({found[:12] or 'unnamed'}, not "
+            f"{reference[:12]}): base model, adapter, device or precision changed; run the rounds again from the first"
+        )
+    return dict(zip(table["key"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def write(path: Path, reference: str, logps: Mapping[str, float]) -> None:
+    """Write `logps` to `path` whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("key", pa.string()), ("logp", pa.float32())], metadata={IDENTITY: reference.encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(pa.table({"key": list(logps), "logp": list(logps.values())}, schema=schema), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def complete(
+    model: Any, pairs: Iterable[Pair], path: Path, earlier: Path | None, reference: str, hardware: Hardware, pad_id: int
+) -> dict[str, float]:
+    """The log-probabilities of all replies of `pairs`, computing those that neither file has.
+
+    Args:
+        model: the reference, `prepare`d, with its adapter active.
+        pairs: of `encode_pair`.
+        path: where they are kept, also while this runs: what a killed run computed is not computed again.
+        earlier: the file of the round before, where there is one.
+        reference: of `identity`.
+        hardware: precision, and `save_every`, the passes between two writes.
+        pad_id: fills rows.
+
+    Returns:
+        Key to log-probability, those of `earlier` among them.
+    """
+    import torch
+    from tqdm import tqdm
+
+    known = read(earlier, reference) if earlier else {}
+    # Passes are made of what the earlier round lacks, not of what is left after a kill: a reply then meets the same
+    # others in its pass, and its value is the same to the bit.
+    passes = list(_passes(_missing(pairs, known)))
+    kept = read(path, reference) if path.is_file() else {}
+    known |= kept
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), autocast(hardware):
+        for number, blocks in enumerate(tqdm(passes, desc="reference", unit="pass"), start=1):
+            keys = [key(block.context, reply) for block in blocks for reply in block.replies]
+            if not known.keys() >= set(keys):
+                batch = lay_out(blocks, pad_id)
+                output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
+                known |= zip(keys, output.log_probs.sum(dim=1).tolist(), strict=True)
+            if number % hardware.save_every == 0:
+                write(path, reference, known)
+    model.train(was_training)
+    write(path, reference, known)
+    return known
+
+
+def _missing(pairs: Iterable[Pair], known: Mapping[str, float]) -> list[Block]:
+    """What is to be computed: a block for each context, with its replies that are not known, each once."""
+    replies: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for pair in pairs:
+        context = tuple(pair["prompt_ids"])
+        for name in ("chosen_ids", "rejected_ids"):
+            if key(context, pair[name]) not in known:
+                replies.setdefault(context, {})[tuple(pair[name])] = None
+    return [Block(context, list(found)) for context, found in replies.items()]
+
+
+def _passes(blocks: Sequence[Block]) -> Iterable[list[Block]]:
+    """Blocks of similar length together, the longest first, up to `TOKENS_A_PASS`."""
+    batch: list[Block] = []
+    for block in sorted(blocks, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > TOKENS_A_PASS:
+            yield batch
+            batch = []
+        batch.append(block)
+    if batch:
+        yield batch
+
+
+def with_reference(pairs: Sequence[Pair], logps: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The pairs with the columns that TRL reads: `ref_chosen_logps` and `ref_rejected_logps`.
+
+    Raises:
+        ReferenceGap: a reply has no entry; names the pair and the reply.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, pair in enumerate(pairs):
+        row: dict[str, Any] = dict(pair)
+        for name in ("chosen", "rejected"):
+            found = logps.get(key(pair["prompt_ids"], pair[f"{name}_ids"]))
+            if found is None:
+                raise ReferenceGap(
+                    f"pair {number}: the reference's log-probability of the {name} reply is missing (token ids "
+                    f"{list(pair[f'{name}_ids'])[:8]} behind a context of {len(pair['prompt_ids'])} tokens): the pairs "
+                    "are not those that it was computed for"
+                )
+            row[f"ref_{name}_logps"] = found
+        rows.append(row)
+    return rows
+
+
+def require_reference(pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that every pair has its columns of `with_reference`.
+
+    Raises:
+        ReferenceGap: one has not; names it.
+    """
+    for number, pair in enumerate(pairs):
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if pair.get(name) is None or not math.isfinite(pair[name]):
+                raise ReferenceGap(f"pair {number} has no {name}: compute the reference's log-probabilities first")

@@ -34,7 +34,9 @@ def test_every_metric_has_a_card():
     classifiers = {f"*_{name}" for name in MEASURES}
     dbt = set(dbt_metrics.metrics(dbt_metrics.per_example([[0.2] * 5], [[0.2] * 5])))
     dbt |= {f"f1_{label}" for label in LABELS} | {"calibration_error"}
-    metrics = dbt | set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy | classifiers | mmlu | set(NAMES) | bounds
+    metrics = (
+        dbt | set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy | classifiers | mmlu | set(NAMES) | bounds
+    )
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 
 

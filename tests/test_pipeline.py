@@ -169,7 +169,12 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     listed = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
-    interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds", "dbt.classifiers", "dbt.variants"}
+    interpolated = {f"variants.{key}" for key in params["variants"]} | {
+        "variants",
+        "dpo.rounds",
+        "dbt.classifiers",
+        "dbt.variants",
+    }
     only_speed = {"hardware.save_every"}
     assert leaves - interpolated - only_speed <= listed
     assert listed - interpolated <= leaves

@@ -71,7 +71,7 @@ def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed:
     return intervals(columns(own), None if other is None else columns(other), resamples, seed)
 
 
-def main(variant: str, folder: str, params: Params) -> None:
+def main(variant: str, params: Params, folder: str = "") -> None:
     """Write `metrics/intervals/<folder>/<variant>.json`."""
     settings, scores = params.evaluate, SCORES / folder
     other = None if variant == settings.reference else read(scores / f"{settings.reference}.parquet")
@@ -85,4 +85,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default="", help="below data/scores and metrics/intervals")
     with reported():
         given = parser.parse_args()
-        main(given.variant, given.folder, load())
+        main(given.variant, load(), given.folder)

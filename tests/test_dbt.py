@@ -66,7 +66,7 @@ def test_an_input_keeps_the_reply_and_the_end_of_the_context(untrained):
     tokens = [untrained.tokenizer.decode(list(one.ids)) for one in inputs]
     assert tokens[0] == "[CLS] i lost my job. [SEP] when did that happen? [SEP]"
     assert untrained.tokenizer.decode(list(inputs[0].ids[inputs[0].reply :])) == "when did that happen? [SEP]"
-    assert [len(one.ids) for one in inputs[:2]] == [14, 48]
+    assert [len(one.ids) for one in inputs[:2]] == [13, 48]
     # A quarter of the room is the context's where both are too long, and of it the end.
     assert inputs[1].reply == 2 + 45 // 4 and tokens[1].split(" [SEP]")[0].endswith("my dog died")
     assert inputs[2].ids[-1] == untrained.tokenizer.sep_token_id
@@ -137,7 +137,7 @@ def trained(tmp_path_factory):
             write_replies(rows, Path(f"data/replies/{variant}.parquet"))
             dbt_scores.main(variant, chosen)
         for variant in ("base", "sft"):
-            intervals.main(variant, "dbt", chosen)
+            intervals.main(variant, chosen, "dbt")
     return folder
 
 
@@ -156,7 +156,7 @@ def test_the_classifier_learns_the_sample(trained):
 
 def test_replies_of_people_have_no_gap_and_advice_has_one(trained):
     people, advice = (read_json(trained / f"metrics/dbt/{variant}.json") for variant in ("sft", "base"))
-    assert people["dbt_gap"] == people["dbt_diff"] == 0
+    assert people["dbt_gap"] == people["dbt_diff"] == 0  # the same inputs in another order
     assert advice["dbt_gap"] > 2 and advice["dbt_diff"] > 2
     assert advice["dbt_adherence"] < people["dbt_adherence"]
     for stage in STAGES:

@@ -4,10 +4,9 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stages.corpora.esconv import read, split_of
 from stages.corpora.sample import load_phrases
@@ -86,26 +85,33 @@ def test_missing_and_undecodable_files(tmp_path):
         read(tmp_path)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["problem_type", "dialog", "text", "speaker", "strategy"]), inner, max_size=5)
-    ),
-    max_leaves=10,
-)
+KEYS = ["problem_type", "dialog", "text", "speaker", "strategy"]
+LEAVES = [None, True, 3, 0.5, "", "usr", "sys", "Hi.", "\x00", "🤗", [], {}]
 
 
-@settings(max_examples=60, deadline=None)
-@given(JSON)
-def test_whatever_stands_in_a_line_is_read_or_refused_with_its_place(tmp_path_factory, value):
-    folder = corpus(tmp_path_factory.mktemp("odd"), train=[TALK, json.dumps(value)])
+def odd(random, depth=4):
+    """Any JSON, often in the shape of a conversation."""
+    kind = random.random() if depth else 1
+    if kind < 0.3:
+        return [odd(random, depth - 1) for _ in range(random.randint(0, 3))]
+    if kind < 0.7:
+        return {key: odd(random, depth - 1) for key in random.sample(KEYS, random.randint(0, 5))}
+    return random.choice(LEAVES)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_stands_in_a_line_is_read_or_refused_with_its_place(tmp_path, seed):
+    random = Random(seed)
+    one = json.loads(json.dumps(TALK))
+    (one if random.random() < 0.3 else random.choice(one["dialog"]))[random.choice(KEYS)] = odd(random)
+    line = json.dumps(one if random.random() < 0.8 else odd(random))
+    line = line[: random.randint(1, len(line))] if random.random() < 0.2 else line
     try:
-        dialogues, _ = read(folder)
+        dialogues, _ = read(corpus(tmp_path, train=[TALK, line]))
     except CorpusError as error:
-        assert str(error).startswith(f"{folder}/train.txt:2")
+        assert str(error).startswith(f"{tmp_path}/train.txt:2")
     else:
-        assert dialogues[1].turns
+        assert dialogues[1].id == "train/2" and all(turn.text.strip() for turn in dialogues[1].turns)
 
 
 def as_list(records):

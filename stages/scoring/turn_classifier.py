@@ -111,7 +111,8 @@ def probabilities(
     """Probabilities of the labels, a row an input; equal inputs are read once, in batches of similar length."""
     import torch
 
-    distinct = list(dict.fromkeys(some))
+    # Sorted, so that no order of the inputs moves the last digits.
+    distinct = sorted(set(some), key=lambda one: (one.ids, one.reply))
     rows: dict[Encoded, list[float]] = {}
     with torch.inference_mode(), autocast(hardware):
         for batch in batches([len(one.ids) for one in distinct], batch_size):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
 from stages.errors import UserError
-from stages.files import write_json
+from stages.files import settle_model_files, write_json
 from stages.scoring.classifier import BATCH, autocast, batches, pad
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def save(classifier: TurnClassifier, signature: Mapping[str, object], folder: Pa
     save_file({k: v.cpu().contiguous() for k, v in parts.state_dict().items()}, partial / WEIGHTS)
     parts["encoder"].config.save_pretrained(partial)
     classifier.tokenizer.save_pretrained(str(partial))
+    settle_model_files(partial)
     read = {"max_length": classifier.max_length, "context_turns": classifier.context_turns}
     write_json(partial / CONFIG, {"labels": list(classifier.labels), **read, **signature})
     shutil.rmtree(folder, ignore_errors=True)

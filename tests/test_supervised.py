@@ -113,7 +113,7 @@ def test_a_model_without_a_head_of_its_own_is_trained_plainly_with_one_warning(t
 
     torch.manual_seed(1)
     model = Mixing(LlamaConfig(**DECODER))
-    assert not projects_alone(model)
+    assert not projects_alone(model, HARDWARE)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.warns(UserWarning, match="Mixing: no head was found") as found:
         trainer = supervised_trainer(model, HARDWARE, args=arguments, train_dataset=rows())

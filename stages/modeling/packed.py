@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED
+from stages.modeling.cpu import suit_cpu
 from stages.modeling.pair_rows import mask_function, visible
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def unserved(model: Any) -> str | None:
 
 
 def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
-    """Set the model up for rows: frozen weights as autocast wants them, and attention that skips what is masked.
+    """Set the model up for rows: what suits a CPU, and on a GPU attention that skips what is masked.
 
     Idempotent. Not for a model that is `unserved`.
 
@@ -58,26 +59,7 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
     """
     if hardware.device == "cuda" and max_length >= FLEX_FROM and _flex_compiles():
         bare(model).set_attn_implementation(FLEX)
-    if hardware.device == "cpu" and hardware.dtype == "bf16":
-        _half_frozen(model)
-
-
-def _half_frozen(model: Any) -> None:
-    """Hold frozen linear weights in bf16 and leave all casts to autocast, which rounds as before.
-
-    Autocast keeps the cast of a trained weight for the length of a forward pass, but makes that of a frozen one anew at
-    every use (torch, cached_cast in autocast_mode.cpp); PEFT casts the input of every adapter to fp32, for autocast to
-    cast it back.
-    """
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    shared = bare(model).get_input_embeddings().weight
-    for module in bare(model).modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
-        elif type(module) is torch.nn.Linear and not module.weight.requires_grad and module.weight is not shared:
-            module.weight.data = module.weight.data.to(torch.bfloat16)
+    suit_cpu(model, hardware)
 
 
 def _flex_compiles() -> bool:
@@ -130,7 +112,8 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     from trl.kernels import ChunkedLogProbFunction
 
     if model.config.model_type == "bert":
-        states = model.cls.predictions.transform(states)
+        decoder: Any = model
+        states = decoder.cls.predictions.transform(states)
     head: Any = model.get_output_embeddings()
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(

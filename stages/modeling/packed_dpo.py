@@ -96,10 +96,11 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
             super().__init__(**kwargs, data_collator=collator)
             # TRL copies the adapter of any PeftModel that comes without a reference model. With the columns it is never
             # run, but would be kept in memory and written with every checkpoint.
-            if "ref" in getattr(self.model, "peft_config", {}):
-                self.model.delete_adapter("ref")
+            policy: Any = self.model
+            if "ref" in getattr(policy, "peft_config", {}):
+                policy.delete_adapter("ref")
             # What `precompute_ref_log_probs` sets, without the pass over the data that comes with it.
             self.precompute_ref_logps = True
-            read_rows(bare(self.model))
+            read_rows(bare(policy))
 
     return EncodedPairsTrainer, PackedPairsTrainer

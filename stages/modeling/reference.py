@@ -120,6 +120,7 @@ def complete(
             if not known.keys() >= set(keys):
                 batch = lay_out(blocks, pad_id)
                 output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
+                assert output.log_probs is not None
                 known |= zip(keys, output.log_probs.sum(dim=1).tolist(), strict=True)
             if number % hardware.save_every == 0:
                 write(path, reference, known)

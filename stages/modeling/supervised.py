@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED, by_length
 from stages.modeling.cpu import suit_cpu
+from stages.modeling.loading import autocast
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +51,8 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
             with projecting(head, predicts(inputs["labels"])) if head is not None else nullcontext():
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
-    if hardware.device == "cpu":
-        suit_cpu(model)
-    head = model.get_output_embeddings() if projects_alone(model) else None
+    suit_cpu(model, hardware)
+    head = model.get_output_embeddings() if projects_alone(model, hardware) else None
     if head is None:
         warnings.warn(
             f"{type(model).__name__}: no head was found that projects each position by itself, so that all positions "
@@ -100,7 +100,7 @@ def projecting(head: nn.Module, kept: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def projects_alone(model: Any) -> bool:
+def projects_alone(model: Any, hardware: Hardware) -> bool:
     """Whether the model's head gives the same logits for some positions alone as for all of them, on a few tokens."""
     import torch
 
@@ -112,7 +112,7 @@ def projects_alone(model: Any) -> bool:
     kept = torch.tensor([[False, True, False], [True, False, True]], device=device)
     was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), autocast(hardware):
             model.eval()
             all_of_them = model(input_ids=ids).logits[kept]
             with projecting(head, kept):

@@ -106,16 +106,22 @@ def matmul_rate(dtype: str, size: int = 2048, repeats: int = 10) -> float:
 def peak_memory(module: str, *arguments: str) -> int:
     """Peak resident memory in MiB of `python -m module arguments`, run to its end in a process of its own.
 
+    Imports, model and data are part of it. The process calls `print_peak` at its end.
+
     Raises:
-        RuntimeError: the process failed.
+        CalledProcessError: the process failed; what it wrote to stderr has been seen.
     """
     command = [sys.executable, "-m", module, *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    return round(used.ru_maxrss / 1024)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def print_peak() -> None:
+    """Print the most MiB that this process has held, on a line of its own."""
+    # Not ru_maxrss, in which Linux leaves what the process that started this one held.
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+    print(int(kib) // 1024)
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

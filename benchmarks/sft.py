@@ -193,6 +193,7 @@ def main(memory: str | None) -> None:
     headline = Case(measure.HEADLINE, tokenizer, chosen, params)
     if memory:
         getattr(headline, memory)()()
+        measure.print_peak()
         return
     cases = {
         size: compare(

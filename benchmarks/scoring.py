@@ -1,18 +1,33 @@
-"""Pairs a second of EPITOME scoring against one pair at a time, as the published scorers work.
+"""What a recipe's evaluation by EPITOME costs, against one pair at a time, as the published scorers work.
 
     python -m benchmarks.scoring
 
-The test contexts of the dialogues in force with their human replies, the classifiers of `models/epitome` (`dvc repro
-epitome prepare`), the precision of the params. The peer calls the three classifiers for one pair after the other, each
-with its two encoders, without padding. Both sides are warmed up and alternate; the ratio is taken round by round.
+The test contexts of the dialogues in force, the classifiers of `models/epitome` (`dvc repro epitome prepare`), the
+precision of the params. The headline is the levels of the replies of V variants to the same contexts and of the human
+references that diff-EPITOME compares them with, in contexts a second:
+
+- The peer scores a variant at a time and one example after the other: of each the reply and the reference, by three
+  classifiers with two encoders each, without padding. So it scores 2 V pairs a context: the references anew for every
+  variant.
+- Ours is what the stages do: the references once (stage `references`), then each variant's replies (stage `evaluate`),
+  so 1 + V pairs a context, batched, with each distinct text encoded once within a stage. The posts are encoded 1 + V
+  times; nothing is kept between stages.
+
+Both sides give every level that the metrics need. Loading the classifiers is not counted, on neither side. The case
+`one set of pairs` is the references alone, scored once on both sides: what batching gives without the sharing.
+
+The variants are those in `data/replies`; where there are none, human targets of other dialogues, shifted by 1, 2 and 3,
+stand in for three variants, and the result says so. Both sides are warmed up and alternate; the ratio is taken round by
+round.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import alternate, compared, write_result
-from stages.dialogues import read_examples
+from stages.dialogues import Example, read_examples
 from stages.modeling.loading import set_up_process
 from stages.params import Hardware, load
 from stages.scoring.classifier import autocast
@@ -21,8 +36,12 @@ from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import Classifiers, encoder_of, heads
 
 TEST = Path("data/dialogues/test.parquet")
+REPLIES = Path("data/replies")
 CLASSIFIERS = Path("models/epitome")
-PAIRS = 512
+CONTEXTS = 160
+STAND_INS = (1, 2, 3)
+EVALUATION = "a recipe's evaluation"
+Levels = list[list[int]]
 
 
 def main() -> None:
@@ -30,36 +49,87 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
-    examples = read_examples(TEST, params.corpus)[:PAIRS]
-    posts, replies = [seeker_post(one.context) for one in examples], [one.target for one in examples]
-    found: dict[str, list[list[int]]] = {}
-
-    def ours() -> None:
-        logits = level_logits(classifiers, posts, replies, params.hardware)
-        found["ours"] = [values.argmax(-1).tolist() for values in logits.values()]
-
-    def one_by_one() -> None:
-        found["peer"] = peer(classifiers, posts, replies, params.hardware)
-
-    rounds = alternate(ours, one_by_one)
-    pairs = [pair for both in zip(found["ours"], found["peer"], strict=True) for pair in zip(*both, strict=True)]
+    examples = read_examples(TEST, params.corpus)[:CONTEXTS]
+    variants, origin = replies_of(examples)
+    posts, references = [seeker_post(one.context) for one in examples], [one.target for one in examples]
+    settings = (classifiers, posts, references, params.hardware)
+    cases = {EVALUATION: compare(*settings, variants), "one set of pairs": compare(*settings, {})}
     result = {
-        **compared(rounds, len(examples), "pairs"),
-        "peer": "one pair at a time, both encoders of each of the three classifiers",
-        "pairs": len(examples),
+        **cases[EVALUATION],
+        "peer": "one pair at a time, the references anew for every variant",
+        "cases": cases,
+        "variants": list(variants),
+        "replies": origin,
         "distinct_posts": len(set(posts)),
-        "distinct_replies": len(set(replies)),
-        "levels_that_differ": sum(one != other for one, other in pairs),
+        "distinct_references": len(set(references)),
         "dtype": params.hardware.dtype,
     }
     write_result("scoring", result)
 
 
-def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> list[list[int]]:
+def replies_of(examples: list[Example]) -> tuple[dict[str, list[str]], str]:
+    """The replies of each variant to `examples`, in their order, and where they are from.
+
+    Raises:
+        KeyError: a file of replies lacks an example.
+    """
+    import pyarrow.parquet as pq
+
+    files = sorted(REPLIES.glob("*.parquet"))
+    if not files:
+        targets = [one.target for one in examples]
+        shifted = {f"shifted by {n}": targets[n:] + targets[:n] for n in STAND_INS}
+        return shifted, "human targets of other dialogues, in place of variants"
+    found = {}
+    for file in files:
+        table = pq.read_table(file, columns=["id", "reply"]).to_pydict()
+        reply = dict(zip(table["id"], table["reply"], strict=True))
+        found[file.stem] = [reply[one.id] for one in examples]
+    return found, REPLIES.as_posix()
+
+
+def compare(
+    classifiers: Classifiers,
+    posts: list[str],
+    references: list[str],
+    hardware: Hardware,
+    variants: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Both sides on the references and the replies of `variants`, or on the references alone."""
+    once = [references, *variants.values()]
+    anew = [texts for replies in variants.values() for texts in (references, replies)] or once
+    levels: dict[str, list[Levels]] = {}
+
+    def ours() -> None:
+        levels["ours"] = [batched(classifiers, posts, some, hardware) for some in once]
+
+    def one_by_one() -> None:
+        levels["peer"] = [peer(classifiers, posts, some, hardware) for some in anew]
+
+    rounds = alternate(ours, one_by_one)
+    return {
+        **compared(rounds, len(posts), "contexts"),
+        "contexts": len(posts),
+        "pairs_scored": {"ours": len(posts) * len(once), "peer": len(posts) * len(anew)},
+        "levels_that_differ": sum(map(different, levels["ours"], [levels["peer"][anew.index(some)] for some in once])),
+    }
+
+
+def different(some: Levels, others: Levels) -> int:
+    """How many levels are not equal, over mechanisms and pairs."""
+    return sum(one != other for both in zip(some, others, strict=True) for one, other in zip(*both, strict=True))
+
+
+def batched(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> Levels:
+    """Levels of each mechanism as the stages compute them."""
+    return [values.argmax(-1).tolist() for values in level_logits(classifiers, posts, replies, hardware).values()]
+
+
+def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> Levels:
     """Levels of each mechanism by a plain loop over the pairs."""
     import torch
 
-    levels: list[list[int]] = [[] for _ in classifiers.models]
+    levels: Levels = [[] for _ in classifiers.models]
     with torch.inference_mode(), autocast(hardware):
         for post, reply in zip(posts, replies, strict=True):
             for found, model in zip(levels, classifiers.models.values(), strict=True):

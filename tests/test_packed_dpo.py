@@ -323,7 +323,7 @@ def trained(folder: Path, micro: int) -> dict[str, torch.Tensor]:
     """Three steps of two pairs, on `WORLD_SIZE` processes that each take `micro` of them."""
     from dataclasses import replace
 
-    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=micro, max_length=64)
+    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=2, max_length=64)
     tokenizer = train_tokenizer(["a b c"], 300, 64)
     policy = adapted("llama")
     pairs = with_reference(PAIRS, complete(policy, PAIRS, folder / "logps.parquet", None, "r", hardware, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -35,13 +36,27 @@ CURVES = (
 
 
 def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
-    """Keyword arguments of `TrainingArguments` and its subclasses, from the params."""
-    micro = min(section.batch_size, hardware.micro_batch_size)
+    """Keyword arguments of `TrainingArguments` and its subclasses, from the params.
+
+    The effective batch is `section.batch_size` however many processes torchrun has started (`WORLD_SIZE`).
+
+    Raises:
+        UserError: the processes cannot share the batch equally, in whole micro-batches.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share = section.batch_size // processes
+    micro = min(share, hardware.micro_batch_size)
+    if not share or section.batch_size % (processes * micro):
+        name = type(section).__name__.lower()
+        raise UserError(
+            f"{name}.batch_size = {section.batch_size} cannot be shared by {processes} processes in micro-batches of "
+            f"{hardware.micro_batch_size} (hardware.micro_batch_size): change one of the three"
+        )
     return {
         "num_train_epochs": section.epochs,
         "learning_rate": section.learning_rate,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": section.batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
         "lr_scheduler_type": section.lr_scheduler,
         "warmup_steps": section.warmup_steps,
         **run_arguments(hardware, seed, folder),

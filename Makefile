@@ -35,12 +35,13 @@ lint: setup ## Check style and types
 	ruff format --check .
 	mypy
 
-bench: setup ## Measure speed against peers (benchmarks/)
+bench: setup ## Measure speed against peers (docs/performance.md)
 	python -m benchmarks.sft
 	python -m benchmarks.generate
 	python -m benchmarks.dpo
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
+	python -m benchmarks.page
 
 clean: ## Remove caches and unfinished work; results and .venv stay
 	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache

@@ -4,9 +4,9 @@
 
 Five-shot prompts of the harness, random Llama models, the same rows, batch and precision on both sides, which
 alternate; the ratio is taken round by round. `ratio` is for a model of 15 M parameters and a window of 2,048 tokens,
-which holds most prompts whole; `tiny` is for the tiny model of params.yaml, to whose window many are cut. Prompts are
-built and tokenised before the clock starts. Without an argument the folder is mmlu in the environment's CORPORA_DIR,
-else the embedded questions, whose prompts are shorter.
+which holds most prompts whole; the case `tiny` is the tiny model of params.yaml, to whose window many are cut. Prompts
+are built and tokenised before the clock starts. Without an argument the folder is mmlu in the environment's
+CORPORA_DIR, else the embedded questions, whose prompts are shorter.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def main() -> None:
     # The letters often enough to be one token each, as in a real vocabulary.
     letters = ["Answer: A Answer: B Answer: C Answer: D"] * 50
     tokenizer = train_tokenizer([*texts, *letters], params.tiny.vocab_size, LARGER["max_positions"])
-    whole = compare(subjects, tokenizer, replace(params.tiny, **LARGER), params)
-    tiny = compare(subjects, tokenizer, params.tiny, params)
+    sizes = {HEADLINE: replace(params.tiny, **LARGER), "tiny": params.tiny}
+    cases = {name: compare(subjects, tokenizer, size, params) for name, size in sizes.items()}
     result = {
-        **whole,
+        **cases[HEADLINE],
         "peer": "lm-evaluation-harness, HFLM",
-        "tiny": tiny,
-        "rows": f"{len(subjects)} subjects, {mmlu.questions(subjects)} questions, sha256 {mmlu.digest(subjects)[:16]}",
+        "cases": cases,
+        "data": f"{len(subjects)} subjects, {mmlu.questions(subjects)} questions, sha256 {mmlu.digest(subjects)[:16]}",
         "shots": params.mmlu.shots,
         "batch_size": params.mmlu.batch_size,
         "dtype": params.hardware.dtype,

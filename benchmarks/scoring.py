@@ -59,7 +59,7 @@ def main() -> None:
         "peer": "one pair at a time, the references anew for every variant",
         "cases": cases,
         "variants": list(variants),
-        "replies": origin,
+        "data": origin,
         "distinct_posts": len(set(posts)),
         "distinct_references": len(set(references)),
         "dtype": params.hardware.dtype,
@@ -85,7 +85,7 @@ def replies_of(examples: list[Example]) -> tuple[dict[str, list[str]], str]:
         table = pq.read_table(file, columns=["id", "reply"]).to_pydict()
         reply = dict(zip(table["id"], table["reply"], strict=True))
         found[file.stem] = [reply[one.id] for one in examples]
-    return found, REPLIES.as_posix()
+    return found, f"replies of the variants {', '.join(found)}"
 
 
 def compare(

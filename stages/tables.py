@@ -78,9 +78,14 @@ def table(
             for key, (_, digits) in columns.items()
         )
         cells.append([escape(name), *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return aligned(cells)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, the first row its headings, with padded columns; all but the first are numbers'."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
-    head, *body = (_row(row, widths) for row in cells)
+    head, *body = (_row(row, widths) for row in rows)
     return "\n".join([head, rule, *body])
 
 

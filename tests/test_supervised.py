@@ -1,7 +1,16 @@
 """The lean trainer gives the loss and gradients of the plain one, on every architecture that it serves."""
 
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -19,12 +28,17 @@ from transformers import (
     TrainingArguments,
 )
 
+from stages.errors import UserError
 from stages.modeling.collate import IGNORED, by_length, pad_supervised
-from stages.modeling.cpu import quick_dropout
+from stages.modeling.cpu import quick_dropout, suit_cpu
+from stages.modeling.loading import autocast
 from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
-from stages.params import Hardware
+from stages.modeling.training import common_arguments, run
+from stages.params import Hardware, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+BF16 = replace(HARDWARE, dtype="bf16")
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0,
@@ -139,18 +153,162 @@ def test_micro_batches_dealt_by_length_hold_every_row_once():
     assert all(bool((one["labels"][one["attention_mask"] == 0] == IGNORED).all()) for one in dealt)
 
 
-def test_quick_dropout_drops_its_share_and_keeps_the_mean():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_dropout_drops_its_share_and_keeps_the_mean(dtype):
     dropout = quick_dropout()(0.1)
     torch.manual_seed(4)
-    x = torch.ones(1003, 997, requires_grad=True)
+    x = torch.ones(1003, 997, dtype=dtype, requires_grad=True)
     y = dropout(x)
+    assert y.dtype == dtype
     assert float((y == 0).float().mean()) == pytest.approx(0.1, abs=1e-3)
-    assert float(y.mean()) == pytest.approx(1, abs=1e-3)
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
+    # 1 / 0.9 is 1.109 in bf16.
+    assert float(y.detach().float().mean()) == pytest.approx(1, abs=1e-3 + (dtype == torch.bfloat16) * 2**-8)
     # Neighbours, which come from one random number, fall out independently.
     dropped = (y == 0).flatten()
     assert float((dropped[1:] & dropped[:-1]).float().mean()) == pytest.approx(0.01, abs=5e-4)
-    torch.manual_seed(4)
-    assert torch.equal(dropout(x), y)
+    gradient = torch.randn(x.shape, dtype=dtype)
+    y.backward(gradient)
+    assert torch.equal(x.grad == 0, (y == 0) | (gradient == 0))
+    assert torch.equal(x.grad, (y != 0) * gradient * (1 / 0.9))
     assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_dropout_is_drawn_by_the_seed(dtype):
+    dropout, x = quick_dropout()(0.1), torch.randn(64, 33, dtype=dtype)
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return dropout(x)
+
+    assert torch.equal(drawn(4), drawn(4))
+    assert not torch.equal(drawn(4) == 0, drawn(5) == 0)
+
+
+def adapted(name: str):
+    model = make(name)
+    torch.manual_seed(4)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+def loss_and_gradients(model, hardware: Hardware) -> tuple[float, torch.Tensor]:
+    with autocast(hardware):
+        loss = model(**pad_supervised(rows(), pad_id=0)).loss
+    loss.backward()
+    return float(loss), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])
+def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
+    suited = adapted(name)
+    suit_cpu(suited, BF16)
+    shared = suited.get_input_embeddings().weight
+    linear = [module.weight for module in suited.modules() if type(module) is torch.nn.Linear]
+    frozen = [weight for weight in linear if not weight.requires_grad and weight is not shared]
+    assert frozen and {weight.dtype for weight in frozen} == {torch.bfloat16}
+    assert {weight.dtype for weight in suited.parameters() if weight.requires_grad} == {torch.float32}
+    exact_loss, exact = loss_and_gradients(adapted(name), HARDWARE)
+    plain_loss, plain = loss_and_gradients(adapted(name), BF16)
+    loss, ours = loss_and_gradients(suited, BF16)
+    rounding = float((plain - exact).norm())
+    assert 0 < rounding < 0.1 * float(exact.norm())
+    assert float((ours - exact).norm()) < 1.5 * rounding
+    assert float((ours - plain).norm()) < 1.5 * rounding
+    # A number of bf16 has 8 bits.
+    assert loss == pytest.approx(plain_loss, rel=2**-8) == pytest.approx(exact_loss, rel=2**-8)
+
+
+def test_suiting_a_model_twice_is_suiting_it_once():
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(make("llama"), config)
+    suit_cpu(model, BF16)
+
+    def state() -> tuple:
+        torch.manual_seed(7)
+        modules = [(id(module), type(module), len(module._forward_pre_hooks)) for module in model.modules()]
+        loss, gradient = loss_and_gradients(model, BF16)
+        model.zero_grad()
+        return modules, loss, gradient.tolist()
+
+    once = state()
+    suit_cpu(model, BF16)
+    assert state() == once
+
+
+def weights_of(model) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
+
+
+def test_the_adapter_trained_in_bf16_is_as_far_from_fp32_as_with_plain_autocast(tmp_path):
+    def trained(hardware: Hardware, kind) -> torch.Tensor:
+        model = adapted("llama")
+        arguments = TrainingArguments(**common_arguments(SFT, hardware, 5, tmp_path) | {"save_strategy": "no"})
+        collator = partial(pad_supervised, pad_id=0)
+        kind(model, args=arguments, train_dataset=rows(), data_collator=collator).train()
+        return weights_of(model)
+
+    start, exact = weights_of(adapted("llama")), trained(HARDWARE, Trainer)
+    plain = trained(BF16, Trainer)
+    ours = trained(BF16, lambda model, **changes: supervised_trainer(model, BF16, **changes))
+    rounding = float((plain - exact).norm())
+    assert 0 < rounding < 0.2 * float((exact - start).norm())
+    assert float((ours - exact).norm()) < 1.5 * rounding
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [(64, 16, 1, (16, 4)), (64, 16, 2, (16, 2)), (64, 16, 8, (8, 1)), (4, 16, 1, (4, 1)), (6, 1, 3, (1, 2))],
+)
+def test_the_effective_batch_is_that_of_the_params_on_any_number_of_processes(
+    batch, micro, processes, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    sft, hardware = replace(SFT, batch_size=batch), replace(HARDWARE, micro_batch_size=micro)
+    found = common_arguments(sft, hardware, 5, tmp_path)
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == expected
+
+
+@pytest.mark.parametrize(("batch", "micro", "processes"), [(4, 4, 3), (2, 4, 4), (12, 4, 2)])
+def test_a_batch_that_processes_cannot_share_is_an_error(batch, micro, processes, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    sft, hardware = replace(SFT, batch_size=batch), replace(HARDWARE, micro_batch_size=micro)
+    with pytest.raises(UserError, match=rf"sft\.batch_size = {batch} cannot be shared by {processes} processes"):
+        common_arguments(sft, hardware, 5, tmp_path)
+
+
+def trained_together(folder: Path) -> dict[str, torch.Tensor]:
+    """Three steps of four examples, on `WORLD_SIZE` processes in micro-batches of two."""
+    hardware = replace(HARDWARE, micro_batch_size=2)
+    model = adapted("llama")
+    trainer = supervised_trainer(
+        model, hardware, args=TrainingArguments(**common_arguments(SFT, hardware, 5, folder)), train_dataset=rows(),
+        data_collator=partial(pad_supervised, pad_id=0),
+    )  # fmt: skip
+    run(trainer, folder / "curves")
+    assert trainer.state.global_step == 3
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_two_processes_train_as_one(tmp_path):
+    one = trained_together(tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
+               __file__, str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    start = dict(adapted("llama").named_parameters())
+    for name, weight in one.items():
+        assert float((weight - start[name]).abs().max()) > 1e-3
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    rank = os.environ["RANK"]
+    weights = trained_together(Path(sys.argv[1]) / f"rank-{rank}")
+    if rank == "0":
+        torch.save(weights, Path(sys.argv[1]) / "two.pt")

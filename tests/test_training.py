@@ -148,6 +148,25 @@ def test_same_seed_gives_the_same_adapter_and_another_seed_another(base, tmp_pat
     assert digest(tmp_path / "sft-a") == digest(tmp_path / "sft-b") != digest(tmp_path / "sft-c")
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tmp_path, monkeypatch):
+    """32 dialogues in batches of 4 are 8 steps, with dropout; what follows the checkpoint of the fifth is lost."""
+    hardware = replace(HARDWARE, dtype=dtype, micro_batch_size=2)
+    fine_tune(base, tmp_path, tmp_path / "whole", monkeypatch, hardware=hardware)
+    shutil.copytree(tmp_path / "curves", tmp_path / "whole-curves")
+    shutil.rmtree(tmp_path / "checkpoints/checkpoint-8")
+    kept = last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json"
+    written = kept.stat().st_mtime_ns
+    fine_tune(base, tmp_path, tmp_path / "resumed", monkeypatch, hardware=hardware)
+    assert digest(tmp_path / "resumed") == digest(tmp_path / "whole")
+    # A run from the beginning would have the same weights, but would have written this checkpoint anew.
+    assert kept.parent.name == "checkpoint-5" and kept.stat().st_mtime_ns == written
+    curves = sorted((tmp_path / "whole-curves").rglob("*.tsv"))
+    assert curves
+    for curve in curves:
+        assert (tmp_path / "curves" / curve.relative_to(tmp_path / "whole-curves")).read_text() == curve.read_text()
+
+
 def test_micro_batches_do_not_change_the_gradient(base, tmp_path, monkeypatch):
     """8 dialogues a step as 1 x 8 and as 4 x 2: the loss is a mean over tokens, not over micro-batches."""
     no_dropout = replace(LORA, dropout=0.0)

@@ -1,6 +1,8 @@
 """The lean trainer gives the loss and gradients of the plain one, on every architecture that it serves."""
 
+import itertools
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from transformers import (
 )
 
 from stages.errors import UserError
-from stages.modeling.collate import IGNORED, by_length, pad_supervised
+from stages.modeling.collate import IGNORED, by_length, cuts, pad_supervised
 from stages.modeling.cpu import quick_dropout, suit_cpu
 from stages.modeling.loading import autocast
 from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
@@ -151,6 +153,26 @@ def test_micro_batches_dealt_by_length_hold_every_row_once():
     assert contents(dealt) == contents(batches)
     assert sum(one["input_ids"].numel() for one in dealt) < sum(one["input_ids"].numel() for one in batches)
     assert all(bool((one["labels"][one["attention_mask"] == 0] == IGNORED).all()) for one in dealt)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cuts_have_the_least_padding_that_fits(seed):
+    draw = random.Random(seed)
+    lengths = sorted((draw.randint(3, 40) for _ in range(11)), reverse=True)
+    most = 4 * lengths[0]
+
+    def padded(sizes) -> list[int]:
+        return [size * lengths[sum(sizes[:i])] for i, size in enumerate(sizes)]
+
+    every = (list(sizes) for sizes in itertools.product(range(1, 12), repeat=3) if sum(sizes) == 11)
+    least = min(sum(padded(sizes)) for sizes in every if max(padded(sizes)) <= most)
+    found = cuts(lengths, 3, most)
+    assert (len(found), sum(found)) == (3, 11)
+    assert sum(padded(found)) == least and max(padded(found)) <= most
+
+
+def test_cuts_of_rows_of_one_length_are_equal():
+    assert cuts([7] * 12, 3, 28) == [4, 4, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -54,7 +54,7 @@ def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, archit
     moved[0, 0] += 100
     with torch.no_grad():
         difference = (model(moved).logits - model(ids).logits).abs().amax(-1)
-        embedded = model.get_input_embeddings()(ids)
+        embedded = model.get_input_embeddings().weight[ids]
         entered = model(ids, output_hidden_states=True).hidden_states[0]
     first, last = difference[0, [0, -1]].tolist()
     assert first > 0

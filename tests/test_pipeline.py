@@ -176,7 +176,7 @@ def composed_pipeline(folder: Path, *overrides: str) -> dict[str, dict[str, list
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f", "--no-scm"], cwd=folder, check=True)
     repo = Repo(str(folder))
     text = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))
-    return DataResolver(repo, "", text).resolve()["stages"]
+    return DataResolver(repo, str(folder), text).resolve()["stages"]
 
 
 def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_path):

@@ -50,7 +50,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     from stages.modeling.loading import load_adapter, load_base, load_tokenizer
     from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
-    from stages.modeling.training import last_checkpoint, run
+    from stages.modeling.training import counted_anew, last_checkpoint, run
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
@@ -66,7 +66,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
     if not is_over(folder, start if later else None):
-        run(trainer, curves, start=start if later else None)
+        run(trainer, curves, start=counted_anew(start, trainer, folder) if later else None)
     end = last_checkpoint(folder)
     assert end is not None, "the trainer writes a checkpoint at the end of the epoch"
     hand_on_reference(adapter, folder / LOGPS, end / REFERENCE)

@@ -26,7 +26,17 @@ from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import Params, compose, load
-from stages.tables import COLUMNS, DBT_COLUMNS, EMPATHY_COLUMNS, PAIR_COLUMNS, Metrics, margins, mmlu_columns, table
+from stages.tables import (
+    COLUMNS,
+    DBT_COLUMNS,
+    EMPATHY_COLUMNS,
+    PAIR_COLUMNS,
+    Metrics,
+    margins,
+    measured,
+    mmlu_columns,
+    table,
+)
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
@@ -153,8 +163,8 @@ def beside_dbt(record: dict[str, Any]) -> str:
     return (
         f"### Beside table 1 of Son and So\n\n{table('model', dbt_table() | ours, columns, notes)}\n\n"
         "The first twelve rows are the paper's, of models of 7 and 8 billion parameters on ESConv; the others are this "
-        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, in the column of "
-        "`dbt_gap`, as this project reads it. No number of one compares to one of the other; what can be compared is "
+        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, under `dbt_gap`, as this "
+        "project reads it. No number of one compares to one of the other; what can be compared is "
         "which way a step moves a column within its own rows.\n"
     )
 
@@ -212,8 +222,7 @@ def _tables(model: str, part: dict[str, Any]) -> list[str]:
     """The pairs and the wall times of one run."""
     seconds = part["wall_seconds"]
     times = {stage: {"seconds": spent} for stage, spent in (seconds | {"all": sum(seconds.values())}).items()}
-    measured = {name for metrics in part["pairs"].values() for name in metrics}
-    columns = {name: column for name, column in PAIR_COLUMNS.items() if name in measured}
+    columns = measured(part["pairs"], PAIR_COLUMNS)
     title = [f"### {model}\n"] if model else []
     return [
         *title,

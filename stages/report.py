@@ -30,6 +30,7 @@ from stages.tables import (
     Metrics,
     escape,
     margins,
+    measured,
     mmlu_columns,
     table,
 )
@@ -235,7 +236,7 @@ Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.it
 
 ## Preference pairs
 
-{table("round", results.pairs, PAIR_COLUMNS)}
+{table("round", results.pairs, measured(results.pairs, PAIR_COLUMNS))}
 
 longer rejected: far from 50 %, length alone tells the two sides apart. repeated rejected: drawn before, too.
 

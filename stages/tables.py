@@ -89,6 +89,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, rule, *body])
 
 
+def measured(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """The columns for which any of `rows` has a number: rules make pairs with metrics of their own."""
+    return {key: column for key, column in columns.items() if any(key in values for values in rows.values())}
+
+
 def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """What stands behind the numbers of a variant: ± half of the 95 % interval's width, and a star where it differs.
 

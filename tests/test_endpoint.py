@@ -127,10 +127,10 @@ def test_a_slow_server_is_waited_for_with_as_many_requests_as_allowed(tmp_path):
 
 
 def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
-    alive = [True]
+    dying = [True]
 
     def plan(number, body):
-        if alive[0] and number > 5:
+        if dying[0] and number > 5:
             return 500, "{}"
         return 200, completion("yes")
 
@@ -138,7 +138,7 @@ def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
         with pytest.raises(EndpointError, match="what it answered is kept: run the same command again"):
             ask(settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
         answered = set(server.asked[:5])
-        alive[0] = False
+        dying[0] = False
         del server.asked[:]
         assert ask(settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
         assert len(server.asked) == 7 and not answered & set(server.asked)

@@ -27,7 +27,7 @@ from stages.params import Dpo, Hardware, Round
 
 VOCABULARY, WINDOW = 96, 6
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
-DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "data/dialogues")})
+DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

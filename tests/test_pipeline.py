@@ -162,6 +162,48 @@ def test_diagram_of_the_readme_is_the_pipeline(clone):
     assert block.split() == listed.split()
 
 
+def composed_pipeline(folder: Path, *overrides: str) -> dict[str, dict[str, list[str]]]:
+    """The stages as DVC resolves them under a composition: their deps, outs and params."""
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / ".dvc").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    compose = [sys.executable, "-m", "stages.params", *overrides]
+    subprocess.run(compose, cwd=folder, check=True, env=environment, capture_output=True)
+    from dvc.parsing import DataResolver
+    from dvc.repo import Repo
+
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f", "--no-scm"], cwd=folder, check=True)
+    repo = Repo(str(folder))
+    text = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))
+    return DataResolver(repo, str(folder), text).resolve()["stages"]
+
+
+def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_path):
+    for name in ("empo", "dbt"):
+        (tmp_path / name).mkdir()
+    empo = composed_pipeline(tmp_path / "empo", "recipe=empo", "model=tiny")
+    study = composed_pipeline(tmp_path / "dbt", "recipe=dbt", "model=tiny")
+    for key in ("e1", "e2", "e3"):
+        deps = empo[f"pairs@{key}"]["deps"]
+        assert not [dep for dep in deps if dep.startswith("models/")]
+        # A change of beta does not reach them by a parameter either.
+        assert "dpo.beta" not in empo[f"pairs@{key}"]["params"]
+    assert not [name for name in empo if name.startswith("dbt")]
+    by_model = {
+        key: {dep for dep in study[f"pairs@{key}"]["deps"] if dep.startswith("models/")}
+        for key in ("e1", "e2", "base-e1", "base-e2")
+    }
+    assert by_model == {
+        "e1": {"models/dbt"},
+        "e2": {"models/dbt", "models/dpo/e1"},
+        "base-e1": {"models/dbt"},
+        "base-e2": {"models/dbt", "models/dpo/base-e1"},
+    }
+    assert {"models/base", "data/pairs/base-e1.parquet"} <= set(study["dpo@base-e1"]["deps"])
+    assert study["dbt@dbt"]["outs"] == ["models/dbt"]
+
+
 def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     """A key that no stage lists could be changed without anything running again."""
     yaml = YAML(typ="safe")
@@ -171,6 +213,10 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
     interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
     interpolated |= {"dbt.classifiers", "dbt.variants"}
-    only_speed = {"hardware.save_every"}
+    only_speed = {"hardware.save_every", "pairs.batch_size"}
+    # How the endpoint is reached, and what its estimate says.
+    only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}
+    only_speed |= {"llm.input_price", "llm.output_price"}
+    interpolated |= {"dpo.rounds.${key}.source"}
     assert leaves - interpolated - only_speed <= listed
     assert listed - interpolated <= leaves

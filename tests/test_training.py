@@ -16,6 +16,7 @@ from stages import sft as sft_stage
 from stages.dialogues import Dialogue, Turn
 from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
+from stages.modeling.packed import prepare
 from stages.modeling.reference import complete, identity, with_reference
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, last_checkpoint, save_adapter
@@ -241,6 +242,7 @@ def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path
 
 def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
     """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
+    prepare(policy, HARDWARE, DPO.max_length)
     encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
     known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
     return with_reference(encoded, known)
@@ -252,6 +254,29 @@ def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DP
         keep(train_round(base, pairs, init, folder / key, dpo=dpo), folder / f"out-{key}")
         init = folder / f"out-{key}"
     return init
+
+
+def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):
+    """Pairs that are filtered are not as many in every round; the schedule runs over the rounds all the same."""
+    init, rates = sft, []
+    for number, size in enumerate((24, 12, 40)):
+        path = tmp_path / f"{size}.parquet"
+        write_pairs([pair(i) for i in range(size)], path)
+        end = train_round(base, path, init, tmp_path / str(size))
+        state = json.loads((end / "trainer_state.json").read_text())
+        steps = size // DPO.batch_size
+        counts = (state["epoch"], state["global_step"], state["max_steps"])
+        assert counts == (number + 1, (number + 1) * steps, 3 * steps)
+        rates += [
+            ((entry["step"] - 1) / (3 * steps), entry["learning_rate"])
+            for entry in state["log_history"]
+            if "learning_rate" in entry and entry["step"] > number * steps
+        ]
+        keep(end, tmp_path / f"out-{size}")
+        init = tmp_path / f"out-{size}"
+    assert len(rates) > 4
+    for share, rate in rates:
+        assert rate == pytest.approx(DPO.learning_rate * (1 + math.cos(math.pi * share)) / 2)
 
 
 def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:

@@ -35,7 +35,7 @@ def _replace_dropout(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if name.endswith("lora_dropout") and isinstance(module, nn.ModuleDict):
             for key, dropout in module.items():
-                if isinstance(dropout, nn.Dropout):
+                if type(dropout) is nn.Dropout:
                     module[key] = quick_dropout()(dropout.p)
 
 
@@ -110,17 +110,9 @@ def quick_dropout() -> type[nn.Module]:
         # All bits of a number that is kept, none of the others: half the time of a product or `torch.where`.
         return (x.contiguous().view(torch.int16) & kept.to(torch.int16).neg_()).view(torch.bfloat16)
 
-    class QuickDropout(nn.Module):
-        def __init__(self, p: float) -> None:
-            super().__init__()
-            self.p = p
-
+    # A subclass, so that what switches dropout off (TRL's `disable_dropout`) finds it.
+    class QuickDropout(nn.Dropout):
         def forward(self, x: torch.Tensor) -> Any:
-            if not self.training or self.p == 0:
-                return x
-            return Dropped.apply(x, self.p)
-
-        def extra_repr(self) -> str:
-            return f"p={self.p}"
+            return Dropped.apply(x, self.p) if self.training and self.p > 0 else x
 
     return QuickDropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.files import settle_model_files
+from stages.files import settle_model_files, write_json
 from stages.params import LOGGING_STEPS
 
 if TYPE_CHECKING:
@@ -106,6 +107,31 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of `folder` that was written to its end (its `trainer_state.json` is there)."""
     found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def counted_anew(start: Path, trainer: Trainer, folder: Path) -> Path:
+    """`start`, the checkpoint of an earlier round, as if its epochs had had as many steps as the trainer's have.
+
+    transformers reads epoch and place in the schedule off the number of steps. Where rounds have unequal numbers of
+    pairs, a copy below `folder` counts anew, and leaves out the history, whose steps are others.
+    """
+    import torch
+
+    state = json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))
+    # Not from the data loader, whose making draws a random number.
+    pairs: Any = trainer.train_dataset
+    batches = -(-len(pairs) // (trainer.args.per_device_train_batch_size * trainer.args.world_size))
+    steps = -(-batches // trainer.args.gradient_accumulation_steps)
+    done = round(state["epoch"]) * steps
+    if state["global_step"] == done:
+        return start
+    copy = folder / "start"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(start, copy)
+    scheduler = torch.load(copy / "scheduler.pt", weights_only=True)
+    torch.save(scheduler | {"last_epoch": done, "_step_count": done + 1}, copy / "scheduler.pt")
+    write_json(copy / "trainer_state.json", state | {"global_step": done, "log_history": []})
+    return copy
 
 
 def keep(checkpoint: Path, target: Path) -> None:

@@ -27,11 +27,13 @@ SECTIONS = {
 }
 LARGE = "Mistral 7 B, LoRA r 1024, on a GPU"
 UNMEASURED = {"scoring": "on a GPU"}
-SFT_SIDES = {
+SIDES = {
     "ours": "here",
     "trl": "TRL SFTTrainer",
     "plain": "plain loop",
     "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
+    "live": "TRL DPOTrainer, reference adapter live in every step",
+    "sft": "stage sft on contexts and chosen replies",
 }
 Case = Mapping[str, Any]
 # Heading to what a case has beside the ratio and the two rates; the second argument names the peer.
@@ -98,7 +100,7 @@ def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
     """Name, peer's key, peer's name and figures of each case, one for every peer that it was compared with."""
     for name, case in result["cases"].items():
         for peer, one in case.get("over", {result["peer"]: case}).items():
-            yield name, peer, SFT_SIDES.get(peer, peer), {**case, **one}
+            yield name, peer, SIDES.get(peer, peer), {**case, **one}
 
 
 def spread(case: Case) -> str:
@@ -121,7 +123,7 @@ def ground(result: Mapping[str, Any]) -> str:
     if "matmul_gflops" in result:
         parts.append(f"a large matrix product runs at {result['matmul_gflops']} GFLOP/s")
     if "peak_memory_mib" in result:
-        peaks = (f"{SFT_SIDES.get(side, side)} {number(peak)}" for side, peak in result["peak_memory_mib"].items())
+        peaks = (f"{SIDES.get(side, side)} {number(peak)}" for side, peak in result["peak_memory_mib"].items())
         parts.append(f"peak memory in MiB: {', '.join(peaks)}")
     return "; ".join(filter(None, parts)) + ".\n"
 

@@ -122,10 +122,11 @@ def ground(result: Mapping[str, Any]) -> str:
     ]
     if "matmul_gflops" in result:
         parts.append(f"a large matrix product runs at {result['matmul_gflops']} GFLOP/s")
+    line = "; ".join(filter(None, parts)) + "."
     if "peak_memory_mib" in result:
-        peaks = (f"{SIDES.get(side, side)} {number(peak)}" for side, peak in result["peak_memory_mib"].items())
-        parts.append(f"peak memory in MiB: {', '.join(peaks)}")
-    return "; ".join(filter(None, parts)) + ".\n"
+        peaks = (f"{SIDES.get(side, side)} {number(peak)} MiB" for side, peak in result["peak_memory_mib"].items())
+        line += f" Peak memory: {'; '.join(peaks)}."
+    return line + "\n"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
     cases = {EVALUATION: compare(*settings, variants), "one set of pairs": compare(*settings, {})}
     result = {
         **cases[EVALUATION],
-        "peer": "one pair at a time, the references anew for every variant",
+        "peer": "one pair at a time",
         "cases": cases,
         "variants": list(variants),
         "data": origin,

@@ -218,7 +218,7 @@ def loss_and_gradients(model, hardware: Hardware) -> tuple[float, torch.Tensor]:
     with autocast(hardware):
         loss = model(**pad_supervised(rows(), pad_id=0)).loss
     loss.backward()
-    return float(loss), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
+    return float(loss.detach()), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])

@@ -1,4 +1,4 @@
-"""Pairs a second of DPO, from token ids to a trained adapter, against TRL's DPOTrainer.
+"""Pairs a second of DPO, from token ids to the last optimizer step, against TRL's DPOTrainer.
 
     python -m benchmarks.dpo          # 15 M parameters, EmpatheticDialogues' pairs
     python -m benchmarks.dpo --all    # and other sizes, lengths of context and batch sizes
@@ -6,9 +6,9 @@
 Same random model, adapter, pairs, order, batch, optimizer, precision and process; the pairs are those of EmPO's first
 round (of EmpatheticDialogues below CORPORA_DIR, else of the embedded sample). TRL runs as its users run it here: bf16
 autocast on the CPU, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our time includes
-the reference's log-probabilities of both replies, TRL's its own precomputation. The allocator's setting of
-`set_up_process` serves both. Every round has its own pairs, every side is warmed up, the sides alternate, and the ratio
-is taken round by round.
+the reference's log-probabilities of both replies, TRL's its own precomputation; what a trainer sets up before is left
+out on all sides. The allocator's setting of `set_up_process` serves both. Every round has its own pairs, every side is
+warmed up, the sides alternate, and the ratio is taken round by round.
 
 The peaks of memory are those of processes that train on the longest pairs, and of stage `sft`'s trainer on their
 contexts with the chosen replies.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -85,35 +86,54 @@ class Case:
         config = DPOConfig(beta=self.dpo.beta, max_length=MAX_LENGTH, **changes, **self.arguments(self.dpo, folder))
         return kind(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer)
 
-    def ours(self, pairs: Pairs) -> Callable[[], object]:
+    def ours(self, pairs: Pairs) -> Callable[[], float]:
         from stages.modeling.packed import prepare
         from stages.modeling.packed_dpo import trainer_classes
         from stages.modeling.reference import complete, with_reference
 
         policy = self.policy()
 
-        def train() -> None:
+        def train() -> float:
             with tempfile.TemporaryDirectory() as folder:
                 prepare(policy, self.hardware, MAX_LENGTH)
                 file, pad_id = Path(folder) / "logps.parquet", self.tokenizer.pad_token_id
+                started = time.perf_counter()
                 known = complete(policy, pairs, file, None, "benchmark", self.hardware, pad_id)
-                self.trainer(trainer_classes()[1], policy, with_reference(pairs, known), folder).train()
+                reference = time.perf_counter() - started
+                trainer = self.trainer(trainer_classes()[1], policy, with_reference(pairs, known), folder)
+                return reference + measure.timed(trainer)()
 
         return train
 
-    def live(self, pairs: Pairs, **changes: Any) -> Callable[[], object]:
+    def live(self, pairs: Pairs) -> Callable[[], float]:
         from stages.modeling.packed_dpo import trainer_classes
 
         policy = self.policy()
 
-        def train() -> None:
+        def train() -> float:
             with tempfile.TemporaryDirectory() as folder:
-                self.trainer(trainer_classes()[0], policy, pairs, folder, **changes).train()
+                return measure.timed(self.trainer(trainer_classes()[0], policy, pairs, folder))()
 
         return train
 
-    def precomputed(self, pairs: Pairs) -> Callable[[], object]:
-        return self.live(pairs, precompute_ref_log_probs=True)
+    def precomputed(self, pairs: Pairs) -> Callable[[], float]:
+        from stages.modeling.packed_dpo import trainer_classes
+
+        class Precomputing(trainer_classes()[0]):
+            def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+                started = time.perf_counter()
+                rows = super()._precompute_ref_logps(*args, **kwargs)
+                self.reference = time.perf_counter() - started
+                return rows
+
+        policy = self.policy()
+
+        def train() -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = self.trainer(Precomputing, policy, pairs, folder, precompute_ref_log_probs=True)
+                return float(trainer.reference + measure.timed(trainer)())
+
+        return train
 
     def sft(self, pairs: Pairs) -> Callable[[], object]:
         """Stage `sft`'s trainer on the contexts with the chosen replies."""
@@ -144,16 +164,16 @@ class Side:
         self.works = iter([getattr(case, name)(part) for part in parts])
         self.flops = 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> float:
         from torch.utils.flop_counter import FlopCounterMode
 
         work = next(self.works)
         if self.flops:
-            work()
-            return
+            return float(work())
         with FlopCounterMode(display=False) as counter:
-            work()
+            spent = work()
         self.flops = counter.get_total_flops()
+        return float(spent)
 
 
 def main(every: bool) -> None:
@@ -213,7 +233,7 @@ def made_pairs(tokenizer: Any, context: int, reply: int) -> Pairs:
 def compare(case: Case, rate: float) -> dict[str, dict[str, Any]]:
     """Ours against each peer: ratio, pairs and tokens a second, FLOP a pair, share of the matrix product's rate."""
     sides = {name: Side(case, name) for name in ("ours", *PEERS)}
-    rounds = measure.alternate(*sides.values())
+    rounds = measure.turns(*sides.values())
     used = case.pairs[case.share : (measure.ROUNDS + 1) * case.share]
     tokens = sum(len(p["prompt_ids"]) * 2 + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in used) / len(used)
     found: dict[str, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,9 +60,38 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def timed(trainer: Any) -> Callable[[], float]:
+    """A function that trains and returns the seconds from the first micro-batch to the last optimizer step.
+
+    What a trainer sets up before is left out: a round here is short, and a run's set-up is not.
+    """
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+    clock = Clock()
+    trainer.add_callback(clock)
+
+    def train() -> float:
+        trainer.train()
+        return clock.seconds
+
+    return train
+
+
+def turns(*sides: Callable[[], float], rounds: int = ROUNDS) -> list[tuple[float, ...]]:
+    """What every side returns, its own seconds, in each of `rounds` rounds after one round that does not count."""
+    return [tuple(side() for side in sides) for _ in range(rounds + 1)][1:]
+
+
 def alternate(*sides: Callable[[], object], rounds: int = ROUNDS) -> list[tuple[float, ...]]:
     """Seconds of every side in each of `rounds` rounds, after one round that does not count."""
-    return [tuple(seconds(side) for side in sides) for _ in range(rounds + 1)][1:]
+    return turns(*(partial(seconds, side) for side in sides), rounds=rounds)
 
 
 def compared(rounds: Sequence[tuple[float, ...]], amount: int, what: str, side: int = 1) -> dict[str, Any]:

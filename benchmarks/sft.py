@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -76,7 +75,7 @@ class Case:
         collator = partial(pad_supervised, pad_id=self.tokenizer.pad_token_id)
         arguments = TrainingArguments(**self.arguments())
         hardware = self.params.hardware
-        return timed(
+        return measure.timed(
             supervised_trainer(
                 self.policy(), hardware, args=arguments, train_dataset=self.examples, data_collator=collator
             )
@@ -90,7 +89,7 @@ class Case:
         rows = Dataset.from_list([{"messages": messages(one.turns)} for one in self.dialogues])
         del (arguments := self.arguments())["remove_unused_columns"]
         config = SFTConfig(**arguments | changes, max_length=self.params.sft.max_length, assistant_only_loss=True)
-        return timed(
+        return measure.timed(
             SFTTrainer(
                 model=self.model(),
                 args=config,
@@ -144,31 +143,10 @@ class Case:
         return linear + 6 * squares * config.hidden_size * config.num_hidden_layers
 
 
-def timed(trainer: Any) -> Callable[[], float]:
-    """A function that runs the trainer's step and returns its seconds."""
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.started = time.perf_counter()
-
-        def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            self.seconds = time.perf_counter() - self.started
-
-    clock = Clock()
-    trainer.add_callback(clock)
-
-    def step() -> float:
-        trainer.train()
-        return clock.seconds
-
-    return step
-
-
 def compare(case: Case, sides: tuple[str, ...]) -> dict[str, Any]:
     """All sides on one model, against the second."""
     steps = [getattr(case, side)() for side in sides]
-    rounds = [tuple(step() for step in steps) for _ in range(measure.ROUNDS + 1)][1:]
+    rounds = measure.turns(*steps)
     rate, needed = measure.matmul_rate(case.params.hardware.dtype), case.flops()
     times = {side: median(one[i] for one in rounds) for i, side in enumerate(sides)}
     return {

@@ -35,13 +35,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A dialogue whose consecutive turns alternate between user and assistant."""
+    """A dialogue whose consecutive turns alternate between user and assistant.
+
+    `label` is what it is about (emotion, problem, topic), `quality` the corpus's judgement of how well the assistant
+    did (high or low), where it has one.
+    """
 
     id: str
     corpus: str
     split: str
     label: str
     turns: tuple[Turn, ...]
+    quality: str | None = None
 
     @property
     def text(self) -> str:
@@ -54,6 +59,7 @@ class Example:
     """A target, which is an assistant turn, its act where the corpus has one, and the turns before it.
 
     The context alternates, begins and ends with a user turn: chat templates refuse an assistant who speaks first.
+    `quality` is the dialogue's.
     """
 
     id: str
@@ -61,6 +67,7 @@ class Example:
     context: tuple[Turn, ...]
     target: str
     act: str | None = None
+    quality: str | None = None
 
 
 def normalise(text: str) -> str:
@@ -106,7 +113,7 @@ def examples(dialogue: Dialogue, targets: Targets, max_context_turns: int | None
         start = 0 if max_context_turns is None else max(0, i - max_context_turns)
         name = f"{dialogue.id}:{i}" if targets == "every" else dialogue.id
         context = from_first_user(turns[start:i])
-        found.append(Example(name, dialogue.label, context, turns[i].text, turns[i].act))
+        found.append(Example(name, dialogue.label, context, turns[i].text, turns[i].act, dialogue.quality))
     return found
 
 
@@ -118,13 +125,14 @@ def read_examples(path: Path, corpus: Corpus) -> list[Example]:
 
 
 def write_dialogues(dialogues: Sequence[Dialogue], path: Path) -> None:
-    """Write parquet with the columns id, corpus, split, label, turns (a list of role, text, act)."""
+    """Write parquet with the columns id, corpus, split, label, turns (a list of role, text, act), quality."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = [(name, pa.string()) for name in ("id", "corpus", "split", "label")]
     table = pa.Table.from_pylist(
-        [asdict(d) for d in dialogues], schema=pa.schema([*columns, ("turns", turn_list_type())])
+        [asdict(d) for d in dialogues],
+        schema=pa.schema([*columns, ("turns", turn_list_type()), ("quality", pa.string())]),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)

@@ -86,6 +86,7 @@ def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed
     """
     from transformers import Trainer, TrainingArguments, default_data_collator
 
+    from stages.modeling.cpu import suit_cpu
     from stages.modeling.tiny import make_model, packed_blocks, train_tokenizer
     from stages.modeling.training import run, run_arguments
 
@@ -106,6 +107,7 @@ def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed
         **run_arguments(hardware, seed, folder),
     )
     model = make_model(tokenizer, tiny, seed)
+    suit_cpu(model, hardware)
     run(Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
     return model, tokenizer
 

@@ -76,7 +76,7 @@ class Tiny:
     heads: Positive
     max_positions: Positive
     corpus: Name
-    epochs: Positive
+    epochs: Annotated[float, Field(gt=0)]
     learning_rate: Rate
     batch_size: Positive
     max_length: Positive

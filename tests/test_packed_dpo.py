@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from stages.errors import UserError
 from stages.modeling.dpo import make_trainer
-from stages.modeling.packed import bare, pair_output, unserved
+from stages.modeling.packed import bare, pair_output, prepare, unserved
 from stages.modeling.packed_dpo import collate_pairs, trainer_classes
 from stages.modeling.pair_rows import Block, cheapest_rows, fill_rows, lay_out, mask_function, visible
 from stages.modeling.reference import complete, key, read, with_reference, write
@@ -113,22 +113,24 @@ def assert_same_gradients(ours, theirs):
         torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()), msg=name)
 
 
+@pytest.mark.parametrize("one_row", [False, True])
 @pytest.mark.parametrize("name", [*MODELS, "bert"])
-def test_rows_give_the_log_probabilities_and_gradients_of_plain_forwards(name):
+def test_rows_give_the_log_probabilities_and_gradients_of_plain_forwards(name, one_row):
+    plain = plain_log_probs(adapted(name))
     model = adapted(name)
     assert unserved(model) is None
-    batch = collate_pairs(with_zeros(), pad_id=0, max_length=32)
+    if one_row:
+        prepare(model, HARDWARE, 32)
+    batch = collate_pairs(with_zeros(), pad_id=0, max_length=32, one_row=one_row)
     output = pair_output(bare(model), batch)
-    plain = plain_log_probs(model)
     for row, expected in zip(output.log_probs, plain, strict=True):
         torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-5, atol=1e-5)
         assert bool((row[len(expected) :] == 0).all())
     weights = torch.arange(1, 9.0)
     (output.log_probs.sum(1) @ weights).backward()
-    ours = gradients(model)
-    model.zero_grad()
-    (torch.stack([one.sum() for one in plain]) @ weights).backward()
-    assert_same_gradients(ours, gradients(model))
+    other = adapted(name)
+    (torch.stack([one.sum() for one in plain_log_probs(other)]) @ weights).backward()
+    assert_same_gradients(gradients(model), gradients(other))
 
 
 def both_trainers(name, tokenizer, folder, **changes):
@@ -139,7 +141,10 @@ def both_trainers(name, tokenizer, folder, **changes):
     for i, kind in enumerate((stock, packed)):
         config = DPOConfig(output_dir=str(folder / str(i)), use_cpu=True, bf16=False, beta=0.5, max_length=32,
                            gradient_checkpointing=False, remove_unused_columns=False, **changes)  # fmt: skip
-        trainer = kind(model=adapted(name), args=config, train_dataset=Dataset.from_list(with_zeros()),
+        policy = adapted(name)
+        if kind is packed:
+            prepare(policy, HARDWARE, 32)
+        trainer = kind(model=policy, args=config, train_dataset=Dataset.from_list(with_zeros()),
                        processing_class=tokenizer)  # fmt: skip
         trainer.precompute_ref_logps = True
         made.append(trainer)
@@ -163,11 +168,15 @@ def test_loss_gradients_and_logged_rewards_are_those_of_stock_trl(name, loss, to
     assert_same_gradients(our_grads, their_grads)
 
 
-def test_company_in_a_batch_does_not_move_a_pair():
-    model = bare(adapted("mistral"))
-    alone = [pair_output(model, collate_pairs([pair], 0, 32)).log_probs.sum(1) for pair in with_zeros()]
-    together = pair_output(model, collate_pairs(with_zeros(), 0, 32)).log_probs.sum(1)
-    backwards = pair_output(model, collate_pairs(with_zeros()[::-1], 0, 32)).log_probs.sum(1)
+@pytest.mark.parametrize("one_row", [False, True])
+def test_company_in_a_batch_does_not_move_a_pair(one_row):
+    policy = adapted("mistral")
+    if one_row:
+        prepare(policy, HARDWARE, 32)
+    model = bare(policy)
+    alone = [pair_output(model, collate_pairs([pair], 0, 32, one_row)).log_probs.sum(1) for pair in with_zeros()]
+    together = pair_output(model, collate_pairs(with_zeros(), 0, 32, one_row)).log_probs.sum(1)
+    backwards = pair_output(model, collate_pairs(with_zeros()[::-1], 0, 32, one_row)).log_probs.sum(1)
     torch.testing.assert_close(together.view(2, 4).T, torch.stack(alone), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backwards.view(2, 4).flip(1), together.view(2, 4), rtol=1e-5, atol=1e-5)
 
@@ -183,19 +192,19 @@ def test_rows_hold_every_block_once_and_waste_little():
 
 
 def test_layout_of_a_pair():
-    laid = lay_out([Block([5, 6, 7], [[8, 9, 2], [10, 2]])], pad_id=0)
+    laid = lay_out([Block([5, 6, 7], [[8, 9, 2], [10, 2]])], pad_id=0, one_row=True)
     assert laid["row_ids"].tolist() == [[5, 6, 7, 8, 9, 10]]
     assert laid["row_positions"].tolist() == [[0, 1, 2, 3, 4, 3]]
     assert laid["predictors"].tolist() == [[2, 3, 4], [2, 5, 0]]
     assert laid["targets"].tolist() == [[8, 9, 2], [10, 2, -100]]
     with pytest.raises(ValueError, match="empty context or reply"):
-        lay_out([Block([], [[1], [2]])], pad_id=0)
+        lay_out([Block([], [[1], [2]])], pad_id=0, one_row=False)
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_flex_attention_sees_what_the_dense_mask_shows(window):
     blocks = [Block(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in PAIRS]
-    laid = lay_out(blocks, pad_id=0, capacity=48)
+    laid = lay_out(blocks, pad_id=0, one_row=False)
     told = (laid["row_blocks"], laid["row_parts"], laid["row_positions"])
     rows, length = told[0].shape
     assert rows < len(PAIRS)
@@ -204,7 +213,7 @@ def test_flex_attention_sees_what_the_dense_mask_shows(window):
 
 
 def test_rejected_sees_the_context_within_its_window_by_position():
-    laid = lay_out([Block([5, 6, 7, 8], [[9, 10, 11, 12, 2], [13, 14, 2]])], pad_id=0)
+    laid = lay_out([Block([5, 6, 7, 8], [[9, 10, 11, 12, 2], [13, 14, 2]])], pad_id=0, one_row=True)
     seen = visible(laid["row_blocks"], laid["row_parts"], laid["row_positions"], window=3)[0, 0]
     # The first token of the rejected reply (place 8, position 4) sees positions 2 and 3 of the context and itself.
     assert seen[8].nonzero().flatten().tolist() == [2, 3, 8]
@@ -312,6 +321,7 @@ def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_do
     for trainer in trainers:
         trainer.train()
         assert trainer.state.global_step == 12
+        bare(trainer.model).set_attn_implementation("eager")
         with torch.no_grad():
             log_probs = [one.sum() for one in plain_log_probs(trainer.model.eval(), held_out)]
         margins.append(torch.stack(log_probs[:24]) - torch.stack(log_probs[24:]))

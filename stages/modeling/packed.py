@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from stages.modeling.block_attention import PER_BLOCK, register, spans
 from stages.modeling.collate import IGNORED
 from stages.modeling.cpu import suit_cpu
 from stages.modeling.pair_rows import mask_function, visible
@@ -48,7 +49,7 @@ def unserved(model: Any) -> str | None:
 
 
 def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
-    """Set the model up for rows: what suits a CPU, and on a GPU attention that skips what is masked.
+    """Set the model up for rows: what suits a CPU, and attention that skips what is masked.
 
     Idempotent. Not for a model that is `unserved`.
 
@@ -57,9 +58,12 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
         hardware: device and precision.
         max_length: of context and reply; FlexAttention pays in long rows only.
     """
-    if hardware.device == "cuda" and max_length >= FLEX_FROM and _flex_compiles():
-        bare(model).set_attn_implementation(FLEX)
     suit_cpu(model, hardware)
+    if hardware.device == "cpu":
+        register()
+        bare(model).set_attn_implementation(PER_BLOCK)
+    elif max_length >= FLEX_FROM and _flex_compiles():
+        bare(model).set_attn_implementation(FLEX)
 
 
 def _flex_compiles() -> bool:
@@ -81,7 +85,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
 
     Args:
         model: bare; with `unserved(model)` None.
-        batch: of `lay_out`.
+        batch: of `lay_out`; in one row where the model's attention is `PER_BLOCK`.
 
     Returns:
         `log_probs`, `entropy`, `mean_logits` and `is_top1`, (N, R) each, 0 where a reply has ended.
@@ -90,9 +94,12 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
 
     ids, positions = batch["row_ids"], batch["row_positions"]
     backbone: Any = getattr(model, model.base_model_prefix)
-    hidden = backbone(
-        input_ids=ids, attention_mask=attention_masks(model, batch), position_ids=positions, use_cache=False
-    ).last_hidden_state
+    seen: dict[str, Any] = (
+        {"blocks": spans(batch["row_blocks"], batch["row_parts"], positions)}
+        if model.config._attn_implementation == PER_BLOCK
+        else {"attention_mask": attention_masks(model, batch)}
+    )
+    hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
     scored = batch["targets"] != IGNORED
     # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
     states = hidden.flatten(0, 1)[batch["predictors"][scored]]

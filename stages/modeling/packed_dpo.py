@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 LAYOUT = ("row_ids", "row_positions", "row_blocks", "row_parts", "predictors", "targets")
 
 
-def collate_pairs(pairs: Sequence[Mapping[str, Any]], pad_id: int, max_length: int) -> dict[str, torch.Tensor]:
+def collate_pairs(
+    pairs: Sequence[Mapping[str, Any]], pad_id: int, max_length: int, one_row: bool
+) -> dict[str, torch.Tensor]:
     """A batch of B pairs in rows, with what TRL's loss reads beside it.
 
     Args:
         pairs: of `with_reference`.
         pad_id: fills rows.
         max_length: of context and reply together; a longer reply is cut at its end, as TRL does.
+        one_row: of `lay_out`.
 
     Returns:
         The tensors of `lay_out`, replies in the order all chosen, all rejected. `input_ids` and `completion_mask`,
@@ -44,7 +47,7 @@ def collate_pairs(pairs: Sequence[Mapping[str, Any]], pad_id: int, max_length: i
     for pair in pairs:
         room = max(max_length - len(pair["prompt_ids"]), 0)
         blocks.append(Block(pair["prompt_ids"], [pair["chosen_ids"][:room], pair["rejected_ids"][:room]]))
-    batch = lay_out(blocks, pad_id)
+    batch = lay_out(blocks, pad_id, one_row)
     # Blocks give chosen, rejected, chosen, rejected …; TRL halves a batch into chosen and rejected.
     for name in ("predictors", "targets"):
         batch[name] = torch.cat([batch[name][0::2], batch[name][1::2]])
@@ -61,7 +64,7 @@ def collate_pairs(pairs: Sequence[Mapping[str, Any]], pad_id: int, max_length: i
 def read_rows(model: Any) -> None:
     """Have `model`, a bare causal language model, answer a batch of `collate_pairs` with what TRL's loss reads.
 
-    Without rows it answers as before.
+    Without rows it answers as before; not with attention `PER_BLOCK`, which knows rows alone.
     """
     plain = model.forward
 
@@ -92,7 +95,9 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
 
         def __init__(self, **kwargs: Any) -> None:
             args, tokenizer = kwargs["args"], kwargs["processing_class"]
-            collator = functools.partial(collate_pairs, pad_id=tokenizer.pad_token_id, max_length=args.max_length)
+            collator = functools.partial(
+                collate_pairs, pad_id=tokenizer.pad_token_id, max_length=args.max_length, one_row=args.use_cpu
+            )
             super().__init__(**kwargs, data_collator=collator)
             # TRL copies the adapter of any PeftModel that comes without a reference model. With the columns it is never
             # run, but would be kept in memory and written with every checkpoint.

@@ -75,13 +75,13 @@ def _cost(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
     return len(rows) * length * (1 + length / ATTENTION_COSTS_AS_MUCH_AT)
 
 
-def lay_out(blocks: Sequence[Block], pad_id: int, capacity: int | None = None) -> dict[str, torch.Tensor]:
+def lay_out(blocks: Sequence[Block], pad_id: int, one_row: bool) -> dict[str, torch.Tensor]:
     """The tensors of a batch of blocks; G is the number of rows, L their length, N the number of replies.
 
     Args:
         blocks: with the same number of replies each, or not.
         pad_id: fills rows.
-        capacity: tokens that a row holds, more where a block is longer; None: what costs least.
+        one_row: all blocks behind each other, for attention by block; else in the rows that cost least.
 
     Returns:
         `row_ids`, `row_positions`, `row_blocks`, `row_parts`: (G, L) token ids, positions, number of the block
@@ -98,7 +98,7 @@ def lay_out(blocks: Sequence[Block], pad_id: int, capacity: int | None = None) -
     if any(not block.context or not all(block.replies) for block in blocks):
         raise ValueError("an empty context or reply has no first token to predict, or nothing to predict it from")
     lengths = [len(block) for block in blocks]
-    rows = cheapest_rows(lengths) if capacity is None else fill_rows(lengths, max(capacity, *lengths))
+    rows = [list(range(len(blocks)))] if one_row else cheapest_rows(lengths)
     length = max(sum(lengths[i] for i in row) for row in rows)
     filler = {"row_ids": pad_id, "row_positions": 0, "row_blocks": PADDING, "row_parts": CONTEXT}
     laid: dict[str, list[list[int]]] = {name: [] for name in filler}

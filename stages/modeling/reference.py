@@ -118,7 +118,7 @@ def complete(
         for number, blocks in enumerate(tqdm(passes, desc="reference", unit="pass"), start=1):
             keys = [key(block.context, reply) for block in blocks for reply in block.replies]
             if not known.keys() >= set(keys):
-                batch = lay_out(blocks, pad_id)
+                batch = lay_out(blocks, pad_id, one_row=hardware.device == "cpu")
                 output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
                 assert output.log_probs is not None
                 known |= zip(keys, output.log_probs.sum(dim=1).tolist(), strict=True)

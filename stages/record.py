@@ -78,12 +78,24 @@ def compositions(overrides: list[str]) -> dict[str, list[str]]:
 
 
 def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None:
-    for stage in _output("dvc", "stage", "list", "--name-only").split():
+    for stage in stages_in_order():
         started = time.monotonic()
         if subprocess.run(["dvc", "repro", "--single-item", stage], check=False).returncode:
             raise UserError(f"stage {stage} failed: mend it and run the same command again")
         part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
         write_json(path, record)
+
+
+def stages_in_order() -> list[str]:
+    """The stages of the pipeline in force, each behind those that it depends on, else as dvc.yaml has them."""
+    from dvc.repo import Repo
+    from networkx import lexicographical_topological_sort
+
+    with Repo() as repo:
+        # DVC's edges run from a stage to what it depends on.
+        graph = repo.index.graph.reverse()
+        place = {stage: i for i, stage in enumerate(repo.index.stages)}
+        return [stage.addressing for stage in lexicographical_topological_sort(graph, key=place.__getitem__)]
 
 
 def _collected(params: Params) -> dict[str, Any]:

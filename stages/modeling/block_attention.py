@@ -18,10 +18,10 @@ PER_BLOCK = "per_block"
 
 
 class Span:
-    """A block's place in the row and who sees whom in it."""
+    """The tokens of a block and who sees whom among them."""
 
-    def __init__(self, start: int, parts: torch.Tensor, positions: torch.Tensor) -> None:
-        self.start, self.end = start, start + parts.shape[-1]
+    def __init__(self, parts: torch.Tensor, positions: torch.Tensor) -> None:
+        self.length = len(parts)
         self.parts, self.positions = parts, positions
         self.masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
 
@@ -42,11 +42,7 @@ def spans(blocks: torch.Tensor, parts: torch.Tensor, positions: torch.Tensor) ->
     import torch
 
     lengths = torch.unique_consecutive(blocks[0], return_counts=True)[1].tolist()
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    return [
-        Span(end - length, parts[0, end - length : end], positions[0, end - length : end])
-        for length, end in zip(lengths, ends, strict=True)
-    ]
+    return [Span(*one) for one in zip(parts[0].split(lengths), positions[0].split(lengths), strict=True)]
 
 
 def attend(
@@ -77,15 +73,17 @@ def attend(
         scaled = (query[0] * scaling).to(dtype)
         keys, values = (one[0].to(dtype).repeat_interleave(groups, 0) if groups > 1 else one[0].to(dtype)
                         for one in (key, value))  # fmt: skip
+        # Split, not sliced: of slices every gradient would be as long as the row.
+        lengths = [block.length for block in blocks]
+        parts = zip(blocks, *(one.split(lengths, dim=1) for one in (scaled, keys, values)), strict=True)
         found = []
-        for block in blocks:
-            part = slice(block.start, block.end)
+        for block, q, k, v in parts:
             mask = block.mask(sliding_window, dtype)
             if softcap is None:
-                scores = torch.baddbmm(mask.expand(len(scaled), *mask.shape), scaled[:, part], keys[:, part].mT)
+                scores = torch.baddbmm(mask.expand(len(q), *mask.shape), q, k.mT)
             else:
-                scores = torch.tanh(scaled[:, part] @ keys[:, part].mT / softcap) * softcap + mask
-            found.append((scores.softmax(-1) @ values[:, part]).transpose(0, 1))
+                scores = torch.tanh(q @ k.mT / softcap) * softcap + mask
+            found.append((scores.softmax(-1) @ v).transpose(0, 1))
         return torch.cat(found)[None], None
 
 

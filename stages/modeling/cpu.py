@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from stages.modeling.lora import quicken
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -18,6 +20,7 @@ def suit_cpu(model: Any, hardware: Hardware) -> None:
     - Attention by plain products. torch 2.13's fused kernel takes three times as long forward and backward at the
       lengths of dialogues, and still a quarter longer at 512 tokens.
     - Dropout of the adapters from four draws in one random number, see `quick_dropout`.
+    - A LoRA layer as one step, see `lora`.
     - In bf16 no cast is made twice, see `_cast_once`.
     """
     if hardware.device != "cpu":
@@ -25,6 +28,7 @@ def suit_cpu(model: Any, hardware: Hardware) -> None:
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     bare.set_attn_implementation("eager")
     _replace_dropout(model)
+    quicken(model)
     if hardware.dtype == "bf16":
         _cast_once(bare)
 

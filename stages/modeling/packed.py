@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.modeling.block_attention import PER_BLOCK, register, spans
 from stages.modeling.collate import IGNORED
 from stages.modeling.cpu import suit_cpu
+from stages.modeling.last_layer import narrow, reading_at
 from stages.modeling.pair_rows import mask_function, visible
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
     if hardware.device == "cpu":
         register()
         bare(model).set_attn_implementation(PER_BLOCK)
+        # Not with checkpointing, whose second forward pass comes when the places are those of another batch.
+        if not hardware.gradient_checkpointing:
+            narrow(bare(model))
     elif max_length >= FLEX_FROM and _flex_compiles():
         bare(model).set_attn_implementation(FLEX)
 
@@ -99,8 +103,9 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
         if model.config._attn_implementation == PER_BLOCK
         else {"attention_mask": attention_masks(model, batch)}
     )
-    hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
     scored = batch["targets"] != IGNORED
+    with reading_at(model, batch["predictors"][scored].unique()):
+        hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
     # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
     states = hidden.flatten(0, 1)[batch["predictors"][scored]]
     per_token = project(model, states, batch["targets"][scored])

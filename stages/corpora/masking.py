@@ -34,7 +34,9 @@ DATE = re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}|(?:19|20)\d\d ?[-/] ?(?:19|20
 WORD = r"\b[A-ZÀ-ÖØ-Þ](?:[^\W\d_]|['\u2019-](?=[^\W\d_]))*"
 FULL = rf"{WORD}(?: (?:(?:d[aeo]s?|van|von) )?{WORD}){{0,2}}"
 # What stands before a name and before little else.
-INTRODUCED = re.compile(rf"\b(?i:name is|name was|name['\u2019]s|named|call me)(?: uh,| um,|,)? (?P<name>{FULL})")
+INTRODUCED = re.compile(
+    rf"\b(?i:name is|name was|name['\u2019]s|named|calls? me|nome é|me chamo)(?: uh,| um,|,)? (?P<name>{FULL})"
+)
 TITLE = re.compile(r"Mrs?|Ms|Miss|Dr|Prof|Doctor|Professor|Senhora?|Dona|Sra?")
 TITLED = re.compile(rf"\b(?:{TITLE.pattern})\.? (?P<name>{FULL})")
 # What may stand before a name: here a name of the table is masked that is a word, too.
@@ -113,9 +115,10 @@ def mask_text(text: str, names: Names, known: frozenset[str], counts: Counter[st
     for kind, pattern in (("email", EMAIL), ("url", URL), ("phone", PHONE)):
         text = pattern.sub(partial(_place, kind, counts), text)
     certain = known | names.alone
-    spans = [found.span("name") for found in ADDRESSED.finditer(text) if _stem(found["name"]) in names.words]
-    spans += [found.span() for found in re.finditer(WORD, text) if _stem(found[0]) in certain]
-    return _replaced(text, _runs(text, spans), counts)
+    starts = {found.start("name") for found in ADDRESSED.finditer(text) if _stem(found["name"]) in names.words}
+    # Mary-Ann by Mary.
+    starts |= {m.start() for m in re.finditer(WORD, text) if certain & {_stem(m[0]), *_stem(m[0]).split("-")}}
+    return _replaced(text, sorted(starts), counts)
 
 
 def _place(kind: str, counts: Counter[str], match: re.Match[str]) -> str:
@@ -139,19 +142,24 @@ def _stem(word: str) -> str:
     return re.sub(r"'s$", "", word.replace("\u2019", "'"))
 
 
-def _runs(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans in order without a genitive's end; those with one space between them, a full name, are one."""
-    runs: list[tuple[int, int]] = []
-    for start, end in sorted({(s, s + len(_stem(text[s:e]))) for s, e in spans}):
-        if runs and text[runs[-1][1] : start] == " ":
-            runs[-1] = (runs[-1][0], end)
-        else:
-            runs.append((start, end))
-    return runs
+def _replaced(text: str, starts: Sequence[int], counts: Counter[str]) -> str:
+    """The text with the names that begin at `starts` masked, each with the capitalised words behind it."""
+    parts, done = [], 0
+    for start in starts:
+        if start >= done:
+            parts.append(text[done:start])
+            done = _end(text, start)
+            counts["name"] += 1
+    return "[NAME]".join([*parts, text[done:]])
 
 
-def _replaced(text: str, runs: Sequence[tuple[int, int]], counts: Counter[str]) -> str:
-    counts["name"] += len(runs)
-    for start, end in reversed(runs):
-        text = f"{text[:start]}[NAME]{text[end:]}"
-    return text
+def _end(text: str, start: int) -> int:
+    """Where the full name that begins at `start` ends: before what is none, and before the end of a genitive."""
+    full = re.compile(FULL).match(text, start)
+    assert full is not None  # a name begins with a word
+    end = start
+    for part in re.finditer(WORD, full[0]):
+        if NO_NAME.fullmatch(_stem(part[0])):
+            break
+        end = start + part.start() + len(_stem(part[0]))
+    return end

@@ -187,6 +187,15 @@ def test_the_sample_is_what_its_phrases_give():
     assert {path.name for path in SAMPLE.iterdir()} == {"AnnoMI-simple.csv", "LICENCE"}
 
 
+def test_the_readme_counts_the_acts_of_the_sample():
+    with (SAMPLE / "AnnoMI-simple.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    acts = Counter(r[name] for r in rows for name in ("main_therapist_behaviour", "client_talk_type"))
+    text = (SAMPLE.parent / "README.md").read_text(encoding="utf-8")
+    assert f"with {len(rows)} utterances" in text
+    assert all(f"| `{act}` | {acts[act]} |" in text for act in (*BEHAVIOURS, *TALK_TYPES))
+
+
 def test_the_sample_has_a_low_answer_to_what_every_high_one_answers():
     """A rule that opposes the qualities on one topic after one talk type finds both sides of all of them."""
     dialogues, dropped = prepare(SAMPLE, "annomi")

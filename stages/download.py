@@ -129,7 +129,7 @@ def needed(params: Params) -> tuple[str, ...]:
     pretrained = [params.tiny.corpus] if params.model.hub_id is None else []
     classified = [params.dbt.corpus] if params.dbt.classifiers and params.dbt.corpus else []
     others = (*pretrained, params.epitome.corpus, *classified, params.mmlu.corpus)
-    return (params.corpus.name, *(name for name in others if name != "sample"))
+    return (*params.corpus.parts, *(name for name in others if name != "sample"))
 
 
 def local_folder(from_params: str | None, environment: Mapping[str, str]) -> tuple[Path | None, str]:

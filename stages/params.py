@@ -36,7 +36,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
-Reader = Literal["empathetic_dialogues", "esconv"]
+# Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
+FILE_READERS = ("annomi", "mi", "ufjf")
+COLUMN_READERS = ("mi",)
+Reader = Literal["empathetic_dialogues", "esconv", "annomi", "mi", "ufjf"]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
@@ -46,14 +49,47 @@ class ParamsError(UserError):
 
 
 @section
+class Columns:
+    """The names of a csv file's columns, for readers whose files differ in them."""
+
+    dialogue: Name
+    turn: Name
+    role: Name
+    text: Name
+    act: Name
+
+
+@section
+class Mixed:
+    """A corpus of a mixture: how it is read, and its share of the train split relative to the others'."""
+
+    reader: Reader
+    weight: Annotated[float, Field(gt=0)]
+    file: Name | None = None
+    columns: Columns | None = None
+
+
+@section
 class Corpus:
-    """The dialogue corpus: which files, which reader, and what of a dialogue is answered."""
+    """The dialogue corpus, or a mixture of several: which files, which reader, and what of a dialogue is answered."""
 
     name: Name
-    reader: Reader
+    reader: Reader | None
     local_dir: str | None
     targets: Literal["last", "every"]
     max_context_turns: Positive | None
+    file: Name | None
+    columns: Columns | None
+    mix: dict[Name, Mixed]
+    mask: bool
+
+    @property
+    def parts(self) -> dict[str, Mixed]:
+        """The corpora that are read, by their folders: those of the mixture, or the one."""
+        if self.reader is None:
+            return self.mix
+        one = {"reader": self.reader, "weight": 1.0, "file": self.file, "columns": self.columns}
+        return {self.name: Mixed(**one)}
 
 
 @section
@@ -376,6 +412,7 @@ def _sentence(problem: Any, source: str) -> str:
 
 def _check_across_keys(params: Params, source: str) -> None:
     """Conditions that join two keys."""
+    _check_corpus(params.corpus, source)
     _check_rounds(params, source)
     for stage in ("sft", "dpo"):
         batch = getattr(params, stage).batch_size
@@ -410,6 +447,23 @@ def _check_across_keys(params: Params, source: str) -> None:
         if one.hub_id is not None and not one.revision:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
+
+
+def _check_corpus(corpus: Corpus, source: str) -> None:
+    """One corpus or a mixture, and file and columns only where the reader knows them."""
+    if (corpus.reader is None) is not bool(corpus.mix):
+        raise ParamsError(
+            f"{source}: corpus.reader = {corpus.reader!r} with {len(corpus.mix)} corpora in corpus.mix: a mixture "
+            "names the readers of its corpora and has none itself"
+        )
+    if corpus.mix and (corpus.file or corpus.columns):
+        raise ParamsError(f"{source}: corpus.file and corpus.columns must be null in a mixture, whose corpora have own")
+    for name, part in corpus.parts.items():
+        where = f"{source}: corpus.mix.{name}" if corpus.mix else f"{source}: corpus"
+        if part.file and part.reader not in FILE_READERS:
+            raise ParamsError(f"{where}.file = {part.file!r}: reader {part.reader} reads files of fixed names")
+        if part.columns and part.reader not in COLUMN_READERS:
+            raise ParamsError(f"{where}.columns: reader {part.reader} reads columns of fixed names")
 
 
 def _check_rounds(params: Params, source: str) -> None:

@@ -1,25 +1,30 @@
-"""Stage `prepare`: the files of a corpus to dialogues in one schema, and `metrics/data.json`.
+"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema; `metrics/data.json`.
 
 Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
 assistant who speaks first), dialogues without an assistant turn after a user's, and train dialogues whose text
-(normalised) is also in valid or test.
+(normalised) is also in valid or test. Of a mixture, the train dialogues that its weights leave no room for.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 
-from stages.dialogues import SPLITS, Dialogue, examples, from_first_user, write_dialogues
+from stages.corpora.masking import KINDS, mask, read_names
+from stages.corpora.splits import place
+from stages.dialogues import SPLITS, CorpusError, Dialogue, examples, from_first_user, write_dialogues
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Corpus, load
 
 RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")
+NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
 
 
@@ -27,7 +32,7 @@ def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
     """Read a corpus and drop what cannot be used.
 
     Args:
-        folder: with the corpus's files.
+        folder: with the corpus's files, which have the names and columns that the reader expects.
         reader: a module of `stages/corpora` with a function `read(folder)`.
 
     Returns:
@@ -36,15 +41,61 @@ def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
     Raises:
         CorpusError: a file does not fit its format; the message names file and line.
     """
-    dialogues, dropped = import_module(f"stages.corpora.{reader}").read(folder)
+    return drop_unusable(*import_module(f"stages.corpora.{reader}").read(folder))
+
+
+def drop_unusable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> tuple[list[Dialogue], Counter[str]]:
+    """The dialogues that can be trained on and answered, and `dropped` with what was dropped here."""
     opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
-    dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
+    dropped = dropped + Counter(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
     answered = [d for d in opened if examples(d, "last", None)]
     dropped.update(f"{d.split}_no_assistant_turn" for d in opened if not examples(d, "last", None))
     held_out = {d.text for d in answered if d.split != "train"}
     kept = [d for d in answered if d.split != "train" or d.text not in held_out]
     dropped["train_overlap_with_held_out"] = len(answered) - len(kept)
     return kept, dropped
+
+
+def read_parts(raw: Path, corpus: Corpus) -> tuple[list[Dialogue], Counter[str]]:
+    """All dialogues of the corpus in force from `raw/<corpus>`, and how many the readers dropped by reason.
+
+    Those of a mixture take the name of their part for their corpus and in front of their id.
+    """
+    dialogues: list[Dialogue] = []
+    dropped: Counter[str] = Counter()
+    for name, part in corpus.parts.items():
+        given = {key: value for key in ("file", "columns") if (value := getattr(part, key)) is not None}
+        found, lost = import_module(f"stages.corpora.{part.reader}").read(raw / name, **given)
+        dialogues += [replace(d, corpus=name, id=f"{name}/{d.id}") for d in found] if corpus.mix else found
+        dropped += lost
+    return dialogues, dropped
+
+
+def weigh(dialogues: Sequence[Dialogue], weights: Mapping[str, float], seed: int) -> list[Dialogue]:
+    """The largest part of a mixture whose train split has the corpora in the proportion of their weights.
+
+    No dialogue is repeated, so the corpus that is smallest for its weight is there whole; of another one those with
+    the lowest hashes of (seed, id), whatever their order. Valid and test stay whole.
+
+    Args:
+        dialogues: of all corpora, which `Dialogue.corpus` names.
+        weights: of each corpus, > 0; only their proportion counts.
+        seed: of the choice.
+
+    Raises:
+        CorpusError: a corpus has no train dialogue.
+    """
+    # As decimals, since 0.3 is not three times 0.1 in floating point.
+    shares = {name: Fraction(str(weight)) for name, weight in weights.items()}
+    train = {name: [d for d in dialogues if d.split == "train" and d.corpus == name] for name in shares}
+    if without := [name for name, found in train.items() if not found]:
+        raise CorpusError(f"corpus.mix: {', '.join(without)} has no train dialogue to mix")
+    unit = min(len(found) / shares[name] for name, found in train.items())
+    taken: set[str] = set()
+    for name, found in train.items():
+        ids = sorted((d.id for d in found), key=lambda one: (place(f"{seed}:{one}"), one))
+        taken.update(ids[: math.floor(shares[name] * unit)])
+    return [d for d in dialogues if d.split != "train" or d.id in taken]
 
 
 def describe(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> dict[str, float]:
@@ -62,6 +113,12 @@ def describe(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> dict[str, 
     return metrics | {f"train_label_{label}": count for label, count in sorted(labels.items())}
 
 
+def describe_parts(dialogues: Sequence[Dialogue], corpora: Iterable[str]) -> dict[str, float]:
+    """Dialogues of each corpus of a mixture by split."""
+    counts = Counter((d.corpus, d.split) for d in dialogues)
+    return {f"{name}_{split}_dialogues": counts[name, split] for name in corpora for split in SPLITS}
+
+
 def write(dialogues: Sequence[Dialogue], folder: Path) -> None:
     """One parquet file a split, in order of the ids."""
     for split in SPLITS:
@@ -70,13 +127,25 @@ def write(dialogues: Sequence[Dialogue], folder: Path) -> None:
         )
 
 
-def main(corpus: Corpus) -> None:
+def main(corpus: Corpus, seed: int) -> None:
     """Read `data/raw/<corpus>`, write `data/dialogues` and the metrics."""
-    dialogues, dropped = prepare(RAW / corpus.name, corpus.reader)
+    dialogues, dropped = read_parts(RAW, corpus)
+    more: dict[str, float] = {}
+    if corpus.mask:
+        # Before texts are compared: train must not hold what is equal to a test dialogue once both are masked.
+        dialogues, masked = mask(dialogues, read_names(NAMES))
+        more |= {f"masked_{kind}": masked[kind] for kind in KINDS}
+    dialogues, dropped = drop_unusable(dialogues, dropped)
+    if corpus.mix:
+        usable = len(dialogues)
+        dialogues = weigh(dialogues, {name: part.weight for name, part in corpus.mix.items()}, seed)
+        dropped["train_beyond_weight"] = usable - len(dialogues)
+        more |= describe_parts(dialogues, corpus.mix)
     write(dialogues, DIALOGUES)
-    write_json(METRICS, describe(dialogues, dropped))
+    write_json(METRICS, describe(dialogues, dropped) | more)
 
 
 if __name__ == "__main__":
     with reported():
-        main(load().corpus)
+        params = load()
+        main(params.corpus, params.seed)

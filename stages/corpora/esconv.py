@@ -17,13 +17,13 @@ The seeker is the user, the supporter the assistant, the act is the strategy, th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.corpora.splits import SHARES, place
 from stages.dialogues import SPLITS, CorpusError, Dialogue, Role, Turn, join_turns, normalise
 
 CORPUS = "esconv"
@@ -36,8 +36,6 @@ ROLES: dict[str, Role] = {
     "supporter": "assistant",
     "listener": "assistant",
 }
-# Of 100 hashes those below the first number are train, below the second valid.
-SHARES = (70, 85)
 
 
 class Layout(NamedTuple):
@@ -68,9 +66,8 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
 
 def split_of(turns: Sequence[Turn]) -> str:
     """The split of a conversation that was published without one, from a hash of its words."""
-    words = normalise(" ".join(turn.text for turn in turns))
-    place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 100
-    return SPLITS[sum(place >= end for end in SHARES)]
+    percent = place(normalise(" ".join(turn.text for turn in turns))) % 100
+    return SPLITS[sum(percent >= end for end in SHARES)]
 
 
 def _read_lines(path: Path, split: str) -> Iterator[Dialogue]:

@@ -1,0 +1,139 @@
+"""Rows of a csv file whose every field is checked, with all that is wrong in it said at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.dialogues import CorpusError
+
+# Problems that an error names one by one.
+SHOWN = 20
+
+
+class Row(NamedTuple):
+    """A row: the line that it begins on, and its fields by column, with runs of white space as one space."""
+
+    line: int
+    fields: dict[str, str]
+
+
+Check = Callable[[dict[str, str]], str | None]
+
+
+def read_rows(path: Path, columns: Sequence[str], check: Check) -> list[Row]:
+    """Read a csv file with a header; its other columns are kept.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        columns: that must be there, in any order.
+        check: what is wrong with the fields of a row, or None.
+
+    Raises:
+        CorpusError: the file is missing, is no UTF-8, lacks a column or has rows that do not fit; it names each of
+            the first `SHOWN` bad rows by file and line.
+    """
+    # With newline="": other ends of lines than those of csv stay in the field that they are in.
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise CorpusError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200] or 'nothing'}")
+        rows, problems = [], []
+        for line, values in _numbered(reader):
+            wrong = _wrong_length(values, header)
+            fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
+            if problem := wrong or check(fields):
+                problems.append((line, problem))
+            rows.append(Row(line, fields))
+    except csv.Error as error:
+        raise CorpusError(f"{path}:{reader.line_num}: no csv: {error}") from None
+    refuse(path, problems)
+    return rows
+
+
+def refuse(path: Path, problems: Sequence[tuple[int, str]]) -> None:
+    """Raise a `CorpusError` that lists the problems by line, where there are any."""
+    if problems:
+        more = [f"… and {len(problems) - SHOWN} more bad rows"] if len(problems) > SHOWN else []
+        raise CorpusError("\n".join([*(f"{path}:{line}: {text}" for line, text in problems[:SHOWN]), *more]))
+
+
+def grouped(path: Path, rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
+    """The rows by their value in a column, in order of the file; the rows of a value must be together.
+
+    Raises:
+        CorpusError: they are not.
+    """
+    groups: dict[str, list[Row]] = {}
+    problems = []
+    for value, some in groupby(rows, key=lambda row: row.fields[column]):
+        together = list(some)
+        if value in groups:
+            problems.append((together[0].line, f"the rows of {column} {value!r} are not together"))
+        groups.setdefault(value, []).extend(together)
+    refuse(path, problems)
+    return groups
+
+
+def differing(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[int, str]]:
+    """The rows that differ from the first one in a column that should be the same in all, as problems."""
+    first = rows[0]
+    return [
+        (row.line, f"{name} {row.fields.get(name)!r}, but {first.fields.get(name)!r} in line {first.line}")
+        for row in rows
+        for name in columns
+        if row.fields.get(name) != first.fields.get(name)
+    ]
+
+
+def one_of(fields: dict[str, str], column: str, allowed: Sequence[str]) -> str | None:
+    """What is wrong where a field is none of the allowed values."""
+    value = fields[column]
+    return None if value in allowed else f"{column} {value!r} is none of {', '.join(map(repr, allowed))}"
+
+
+def first_problem(*problems: str | None) -> str | None:
+    """The first that is not None."""
+    return next((problem for problem in problems if problem), None)
+
+
+def empty(fields: dict[str, str], columns: Sequence[str]) -> str | None:
+    """Which of the fields that must be filled is empty."""
+    return next((f"empty {name}" for name in columns if not fields[name]), None)
+
+
+def number(fields: dict[str, str], column: str) -> str | None:
+    """What is wrong where a field is no whole number from 0."""
+    value = fields[column]
+    return None if value.isascii() and value.isdecimal() else f"{column} {value!r} is no whole number from 0"
+
+
+def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the line that they begin on; blank lines are left out."""
+    start = reader.line_num  # type: ignore[attr-defined]
+    for values in reader:
+        if any(value.strip() for value in values):
+            yield start + 1, values
+        start = reader.line_num  # type: ignore[attr-defined]
+
+
+def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:
+    if len(values) == len(header):
+        return None
+    return f"{len(values)} columns, expected {len(header)}: {values[0][:40]!r}"
+
+
+def _text(path: Path) -> str:
+    try:
+        # As bytes, since reading as text would change line ends inside of quotes.
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise CorpusError(f"{path} is missing: run stage `download`") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}") from None

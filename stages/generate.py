@@ -63,8 +63,9 @@ def answer(
         instruction: stands before each context, for the replies and for the ranks.
 
     Returns:
-        A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean log-probability per token
-        (nats) of the reference and of the rejected reply; the last three are None where no reply could be drawn.
+        A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean
+        log-probability per token (nats) of the reference and of the rejected reply; the last three are None where no
+        reply could be drawn.
     """
     from stages.modeling.chat import encode_completion, encode_prompt
     from stages.modeling.generation import generate_replies, mean_logps

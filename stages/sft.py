@@ -101,7 +101,7 @@ def of_quality(dialogues: Sequence[Dialogue], quality: str) -> list[Dialogue]:
         has = f"judges its dialogues {' or '.join(judged)} alone" if judged else "does not judge its dialogues"
         raise UserError(
             f"{TRAIN}: sft.by_quality.{quality} learns from dialogues of quality {quality}, but the train split {has}: "
-            "take another corpus, or sft.by_quality={} without the variants on it"
+            f"take another corpus, or drop it (-S ~sft.by_quality.{quality}) with the variants on its adapter"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""An instruction before a conversation: as a system turn where the chat template has one, else before the user's words."""
+"""An instruction before a conversation: a system turn where the template has one, else before the user's words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from stages.dialogues import Role, Turn
 from stages.modeling.chat import MARK, TemplateError, encode_prompt, fit_context, render
+
+SIDES: tuple[Role, Role] = ("user", "assistant")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -50,12 +52,12 @@ def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) ->
 
 @lru_cache(maxsize=16)
 def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether `template`, the tokenizer's, writes a system turn, and writes it otherwise than a user's.
+    """Whether `template`, the tokenizer's, writes a system turn, and writes it otherwise than a turn of either side.
 
-    Gemma's refuses one, others leave it out or write it as one more turn of the user, which no model has learnt from.
+    Gemma's refuses one; others leave it out, or write it as one more turn of a side, which no model has learnt from.
     """
     system = _opened_by(tokenizer, "system")
-    return system is not None and MARK in system and system != _opened_by(tokenizer, "user")
+    return system is not None and MARK in system and system not in {_opened_by(tokenizer, r) for r in SIDES}
 
 
 def _opened_by(tokenizer: Tokenizer, role: Role) -> str | None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from stages.params import Corpus
 
-Role = Literal["user", "assistant"]
+# An instruction (system) stands before a prompt, in no dialogue.
+Role = Literal["system", "user", "assistant"]
 Targets = Literal["last", "every"]
 SPLITS = ("train", "valid", "test")
 

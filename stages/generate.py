@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.dialogues import Example, read_examples, turn_list_type
-from stages.errors import reported
+from stages.errors import UserError, reported
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
@@ -49,6 +49,7 @@ def answer(
     settings: Generate,
     hardware: Hardware,
     seed: int,
+    instruction: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answer each context and rank its two replies.
 
@@ -59,19 +60,23 @@ def answer(
         settings: length, batch and decoding.
         hardware: device and precision.
         seed: of the sampling.
+        instruction: stands before each context, for the replies and for the ranks.
 
     Returns:
-        A record an example: id, label, context, reference, reply, rejected, and the mean log-probability per token
-        (nats) of the reference and of the rejected reply; the last three are None where no reply could be drawn.
+        A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean
+        log-probability per token (nats) of the reference and of the rejected reply; the last three are None where no
+        reply could be drawn.
     """
-    from stages.modeling.chat import encode_completion, encode_prompt, fit_context
+    from stages.modeling.chat import encode_completion, encode_prompt
     from stages.modeling.generation import generate_replies, mean_logps
+    from stages.modeling.instruction import fit_instructed
 
     room = settings.max_length - settings.max_new_tokens
-    prompts = [encode_prompt(tokenizer, one.context, room) for one, _ in rows]
+    fitted = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
+    prompts = [encode_prompt(tokenizer, context, room) for context in fitted]
     replies = generate_replies(model, tokenizer, prompts, settings, hardware, seed)
     paired = [pair for _, pair in rows if pair]
-    contexts = [fit_context(tokenizer, pair.prompt, room) for pair in paired]
+    contexts = [context for context, (_, pair) in zip(fitted, rows, strict=True) if pair]
     scores = {}
     for name, texts in (
         ("reference_logp", [p.chosen for p in paired]),
@@ -94,6 +99,21 @@ def answer(
     ]
 
 
+def read_instruction(path: Path) -> str:
+    """The text of an instruction, without outer white space.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8, or says nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, the instruction of a variant, cannot be read: {error}") from None
+    if not text:
+        raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
+    return text
+
+
 def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Parquet with the fields of `answer`."""
     import pyarrow as pa
@@ -110,12 +130,14 @@ def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
     from stages.modeling.loading import load_tokenizer, load_variant
 
+    one = params.variants[variant]
+    instruction = read_instruction(one.instruction_file) if one.instruction_file else None
     examples = read_examples(TEST, params.corpus)
     by_emotion = params.pairs.rule == "opposite_emotion"
     opposites = read_opposites(Path(params.pairs.opposites)) if by_emotion else None
     rows = held_out(examples, opposites, params.generate.limit, params.seed)
-    model = load_variant(BASE, Path(params.variants[variant].model), params.hardware)
-    records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed)
+    model = load_variant(BASE, Path(one.model), params.hardware)
+    records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed, instruction)
     write_replies(records, REPLIES / f"{variant}.parquet")
 
 

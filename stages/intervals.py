@@ -22,12 +22,8 @@ from stages.params import Params, load
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stages.scoring.intervals import Columns
-
 SCORES = Path("data/scores")
 INTERVALS = Path("metrics/intervals")
-HUMAN = "reference_"
-"""What the columns of the human replies begin with, where no metric is made of them."""
 DIGITS = 4
 
 
@@ -50,20 +46,13 @@ def read(path: Path) -> pd.DataFrame:
         raise ScoresError(f"{path} is missing: run `dvc repro {stage}@{path.stem}`") from None
 
 
-def columns(scores: pd.DataFrame) -> Columns:
-    """The numbers of the examples by metric; what no example has is left out, and what is no number of the variant."""
-    numbers = scores.select_dtypes("number").dropna(axis="columns", how="all")
-    names = (str(name) for name in numbers)
-    return {name: numbers[name].to_numpy(dtype=float) for name in names if not name.startswith(HUMAN)}
-
-
 def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed: int) -> dict[str, float]:
     """The intervals of a variant's metrics, and of their differences to another variant's where one is given.
 
     Raises:
         ScoresError: the two were scored on different examples.
     """
-    from stages.scoring.intervals import intervals
+    from stages.scoring.intervals import columns, intervals
 
     if other is not None and own["id"].tolist() != other["id"].tolist():
         differ = len(set(own["id"]) ^ set(other["id"]))

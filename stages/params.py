@@ -26,9 +26,10 @@ from stages.errors import UserError, reported
 PARAMS_FILE = Path("params.yaml")
 # Optimizer steps between two points of a training curve.
 LOGGING_STEPS = 5
-# Where rounds leave their models, and what stands for "nothing more than the dialogues" among a round's keys.
+# Where rounds leave their models, and what stands for "nothing more than the dialogues" where a key names a dep.
 ROUNDS = Path("models/dpo")
 DIALOGUES = "data/dialogues"
+BASE = "models/base"
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -99,6 +100,7 @@ class Model:
     name: Name
     hub_id: str | None
     revision: str | None
+    specialised: bool
 
 
 @section
@@ -130,7 +132,7 @@ class Lora:
 
 @section
 class Sft:
-    """Supervised fine-tuning of the adapter."""
+    """Supervised fine-tuning of the adapter; `by_quality` are further adapters, of the dialogues of one quality."""
 
     epochs: Positive
     learning_rate: Rate
@@ -139,6 +141,7 @@ class Sft:
     warmup_steps: NotNegative
     max_length: Positive
     loss_on: Literal["assistant", "user"]
+    by_quality: dict[Literal["high", "low"], Name]
 
 
 @section
@@ -295,9 +298,18 @@ class Mmlu:
 
 @section
 class Variant:
-    """A model to evaluate: the base model, or the folder of an adapter on it."""
+    """A model to evaluate: the base model, or the folder of an adapter on it, and the file of an instruction to it.
+
+    Without an instruction that is `data/dialogues`, which the replies hang on anyway: a dep of DVC cannot be null.
+    """
 
     model: Name
+    instruction: Name
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, if there is one."""
+        return None if self.instruction == DIALOGUES else Path(self.instruction)
 
 
 @section

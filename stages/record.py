@@ -8,13 +8,13 @@ that are left.
 
     python -m stages.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
 
-runs one model after another into one record; the metrics of each are read before the next is composed.
+runs one model after another into one record; the metrics of each are read before the next is composed, and its scores
+by example kept in `.cache/records/` (`make clean` removes them), so that generalist and specialised models are compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import time
@@ -22,34 +22,24 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from stages import comparison
+from stages.comparison_page import sections
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import Params, compose, load
-from stages.tables import (
-    COLUMNS,
-    DBT_COLUMNS,
-    EMPATHY_COLUMNS,
-    PAIR_COLUMNS,
-    Metrics,
-    margins,
-    measured,
-    mmlu_columns,
-    table,
-)
+from stages.published import beside_dbt, beside_empo
+from stages.tables import EMPATHY_COLUMNS, GROUPS, PAIR_COLUMNS, Metrics, margins, measured, mmlu_columns, table
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 METRICS = Path("metrics")
+SCORES = Path("data/scores")
+# The scores by example of the models that are done, ignored by Git: the next model's run replaces those in data/scores.
+KEPT = Path(".cache/records")
+BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
-# EmPO's table 1 (Sotolar 2024): means of four seeds; shares x 100 as everywhere here.
-DBT_TABLE = Path(__file__).parents[1] / "docs" / "tables" / "dbt_table_1.csv"
 EMPO = "empo-tiny"
-TABLE_1 = {
-    "Zephyr-7B, no SFT": {"mmlu": 58.8, "diff_er": 0.861, "diff_ex": 1.113, "diff_ip": 1.431, "bertscore_f1": 80.4},
-    "Zephyr-7B, SFT": {"mmlu": 58.0, "diff_er": 0.888, "diff_ex": 0.657, "diff_ip": 0.750, "bertscore_f1": 86.7},
-    "Zephyr-7B, SFT + DPO": {"mmlu": 57.2, "diff_er": 0.660, "diff_ex": 0.627, "diff_ip": 0.648, "bertscore_f1": 72.8},
-}
 BEGIN, END = "<!-- results: written by python -m stages.record -->", "<!-- end of results -->"
 
 
@@ -66,7 +56,13 @@ def run(name: str, overrides: list[str], results: Path) -> None:
         if "metrics" not in part:
             compose(own)
             _reproduce(record, part, path)
-            part |= _collected(load())
+            params = load()
+            comparison.keep(SCORES, {key: _folders(params, key) for key in params.variants}, KEPT / name / model)
+            part |= _collected(params) | _compared(params, KEPT / name / model)
+            if "models" in record:
+                done = {key: one["specialised"] for key, one in record["models"].items() if "metrics" in one}
+                settings = (params.evaluate.resamples, params.seed)
+                record[BETWEEN] = comparison.against_specialised(done, KEPT / name, *settings)
             write_json(path, record)
 
 
@@ -98,16 +94,20 @@ def stages_in_order() -> list[str]:
         return [stage.addressing for stage in lexicographical_topological_sort(graph, key=place.__getitem__)]
 
 
+def _folders(params: Params, variant: str) -> list[str]:
+    """Where the metrics and scores of a variant lie, below those of all: "" for there itself."""
+    return ["", *(["dbt"] if variant in params.dbt.variants else [])]
+
+
 def _collected(params: Params) -> dict[str, Any]:
     """What the stages of the composition in force have measured."""
     classifiers = _read(METRICS / "scorers/epitome.json")
-    metrics, intervals = {}, {}
+    metrics: dict[str, Metrics] = {key: {} for key in params.variants}
+    intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
-        metrics[key] = _read(METRICS / f"{key}.json")
-        intervals[key] = _read(METRICS / f"intervals/{key}.json")
-        if key in params.dbt.variants:
-            metrics[key] |= _read(METRICS / f"dbt/{key}.json")
-            intervals[key] |= _read(METRICS / f"intervals/dbt/{key}.json")
+        for folder in _folders(params, key):
+            metrics[key] |= _read(METRICS / folder / f"{key}.json")
+            intervals[key] |= _read(METRICS / "intervals" / folder / f"{key}.json")
     if params.dbt.classifiers:
         classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
     return {
@@ -118,6 +118,15 @@ def _collected(params: Params) -> dict[str, Any]:
         "classifiers": classifiers,
         "mmlu": {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants},
         "signature": {key: _read(METRICS / f"{key}.signature.json") for key in params.variants},
+    }
+
+
+def _compared(params: Params, kept: Path) -> dict[str, Any]:
+    """Whether the model is a specialised one, and its DPO less the standard approaches."""
+    settings = (params.evaluate.resamples, params.seed)
+    return {
+        "specialised": params.model.specialised,
+        comparison.STANDARD: comparison.against_standard(params.variants, kept, *settings),
     }
 
 
@@ -143,53 +152,9 @@ def headline(record: dict[str, Any]) -> str:
     )
     rows, notes = _variants(record)
     # A record from before a table's metrics existed goes without that table.
-    shown = [
-        columns
-        for columns in (EMPATHY_COLUMNS, COLUMNS, DBT_COLUMNS)
-        if any(columns.keys() & row.keys() for row in rows.values())
-    ]
+    shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
     tables = (table("variant", rows, columns, notes) for columns in shown)
     return "\n\n".join([*tables, origin]) + "\n"
-
-
-def beside_empo(record: dict[str, Any]) -> str:
-    """EmPO's table 1 with the record's variants under it, and what stands between the two."""
-    rows, notes = _variants(record)
-    encoder = next(iter(record["signature"].values())).get("bertscore_encoder", "another encoder")
-    return (
-        f"### Beside EmPO's table 1\n\n{table('model', TABLE_1 | rows, EMPATHY_COLUMNS, notes)}\n\n"
-        "The first rows are the paper's, means over four seeds of a model of 7 billion parameters; the others are this "
-        "record's, one seed of a model a thousand times smaller. No number of one compares to one of the other: MMLU "
-        f"of a model of this size is chance, F-BERT is over {encoder} where the paper names no encoder, and the "
-        "classifiers behind diff-ER, -EX and -IP stand on another encoder than the published ones. What can be "
-        "compared is which way a step moves a column within its own rows. The paper's ± over seeds is left out.\n"
-    )
-
-
-def beside_dbt(record: dict[str, Any]) -> str:
-    """Table 1 of Son and So with the record's variants under it, and what stands between the two."""
-    ours, notes = _variants(record)
-    # Each of our Dist-n in its own column: the paper does not say which n its Dist has.
-    columns = {"bleu_4": ("B-4 ↑", 2), "rouge_l": ("R-L ↑", 2), "dist": ("Dist ↑", 2), "dist_1": ("Dist-1 ↑", 2),
-               "dist_2": ("Dist-2 ↑", 2), "dbt_gap": ("DBT gap ↓", 2)}  # fmt: skip
-    return (
-        f"### Beside table 1 of Son and So\n\n{table('model', dbt_table() | ours, columns, notes)}\n\n"
-        "The first twelve rows are the paper's, of models of 7 and 8 billion parameters on ESConv; the others are this "
-        "record's. Its Dist names no n, and its metric has no formula: it stands, times 100, under `dbt_gap`, as this "
-        "project reads it. No number of one compares to one of the other; what can be compared is "
-        "which way a step moves a column within its own rows.\n"
-    )
-
-
-def dbt_table() -> dict[str, Metrics]:
-    """Table 1 of Son and So, from `docs/tables/dbt_table_1.csv`: shares x 100, as everywhere here."""
-    with DBT_TABLE.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {}
-    for row in rows:
-        numbers = {name: float(row[name]) for name in ("bleu_4", "rouge_l", "dist", "dbt_gap")}
-        found[f"{row['model']}, {row['variant']}"] = numbers | {"dbt_gap": 100 * numbers["dbt_gap"]}
-    return found
 
 
 def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -206,7 +171,7 @@ def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dic
             # Records from before these stages existed have neither.
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}))
             rows[name] = metrics | mmlu
-            shown = EMPATHY_COLUMNS | COLUMNS | DBT_COLUMNS
+            shown = {key: column for columns in GROUPS.values() for key, column in columns.items()}
             notes[name] = margins(part.get("intervals", {}).get(key, {}) | bounds, shown)
     return rows, notes
 
@@ -220,12 +185,14 @@ def insert(readme: str, block: str) -> str:
 def _section(record: dict[str, Any]) -> str:
     on = record["machine"]
     versions = f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}, Python {on['python']}."
-    rows, _ = _variants(record)
+    rows, notes = _variants(record)
     compared = []
     if record["name"] == EMPO and any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in rows.values()):
-        compared.append(beside_empo(record))
+        encoder = next(iter(record["signature"].values())).get("bertscore_encoder", "another encoder")
+        compared.append(beside_empo(rows, notes, encoder))
     if any("dbt_gap" in metrics for metrics in rows.values()):
-        compared.append(beside_dbt(record))
+        compared.append(beside_dbt(rows, notes))
+    compared += sections(parts_of(record), record.get(BETWEEN, {}))
     tables = [line for model, part in parts_of(record).items() for line in _tables(model, part)]
     return "\n".join([f"## {record['name']}\n", headline(record), *compared, versions, "", *tables])
 

@@ -46,6 +46,8 @@ PLOTS = Path("reports/plots.html")
 FIELDS = ["id", "label", "context", "reference", "reply"]
 DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 SHOWN = 10
+MACHINE = "Written by a machine"
+"""What stands over every reply of a model, wherever one is shown."""
 
 
 class ReportError(UserError):
@@ -75,6 +77,8 @@ def read(params: Params) -> Results:
     """
     first = next(iter(params.variants))
     losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
+    for quality in params.sft.by_quality:
+        losses[f"sft-{quality}"] = read_curve(CURVES / f"sft-{quality}", "loss", f"sft_quality@{quality}")
     if params.model.hub_id is None:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
@@ -242,9 +246,9 @@ longer rejected: far from 50 %, length alone tells the two sides apart. repeated
 
 ## Where to look
 
-- `{SAMPLES}`: replies of all variants side by side
+- `{SAMPLES}`: replies of all variants side by side, machine-written and unchecked
 - `{PLOTS}`: the training curves, with what a healthy one looks like
-- `{REPLIES}/`: every reply
+- `{REPLIES}/`: every reply, machine-written, too
 
 ## What to try next
 
@@ -323,13 +327,13 @@ def samples(results: Results, seed: int) -> str:
     first = next(iter(by_id.values()))
     chosen = choose({name: row["label"] for name, row in first.items() if all(name in o for o in by_id.values())}, seed)
     parts = [
-        "# Replies side by side\n\nThe replies under the names of models are written by machines and unchecked: some "
+        f"# Replies side by side\n\nReplies headed {MACHINE!r} come from language models, unchecked: some "
         "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of the test split, spread over "
         "the labels."
     ]
     for number, name in enumerate(chosen, start=1):
         row = first[name]
-        replies = {f"Model: {key}": rows[name]["reply"] for key, rows in by_id.items()}
+        replies = {f"{MACHINE}: {key}": rows[name]["reply"] for key, rows in by_id.items()}
         turns = "\n>\n".join(quote(turn["text"], f"**{turn['role']}:** ") for turn in row["context"])
         texts = {"Human reference": row["reference"], **replies}
         parts.append(f"## {number}. {escape(row['label'])} ({escape(name)})\n\n{turns}")

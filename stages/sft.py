@@ -1,20 +1,28 @@
-"""Stage `sft`: supervised fine-tuning of a LoRA adapter on whole dialogues, loss on assistant tokens (EmPO §3)."""
+"""Stage `sft`: supervised fine-tuning of a LoRA adapter on whole dialogues, loss on assistant tokens (EmPO §3).
+
+    python -m stages.sft
+    python -m stages.sft high
+
+writes `models/sft`; with a quality (stage `sft_quality@high`) it learns from the dialogues of that quality alone, and
+writes the folder that `sft.by_quality` names.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.checkpoints import checkpoints
 from stages.dialogues import Dialogue, read_dialogues
-from stages.errors import reported
+from stages.errors import UserError, reported
 from stages.params import Hardware, Lora, Params, Sft, load
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
 TARGET = Path("models/sft")
-CURVES = Path("reports/curves/sft")
+CURVES = Path("reports/curves")
 
 
 def fine_tune(
@@ -26,6 +34,7 @@ def fine_tune(
     hardware: Hardware,
     seed: int,
     folder: Path,
+    curves: Path,
 ) -> Any:
     """Train a fresh adapter on `model`.
 
@@ -38,6 +47,7 @@ def fine_tune(
         hardware: device, precision, micro-batch.
         seed: of the adapter's weights, order and dropout.
         folder: for checkpoints.
+        curves: folder of the training curves.
 
     Returns:
         The trained PeftModel.
@@ -59,7 +69,7 @@ def fine_tune(
         train_dataset=supervised(tokenizer, dialogues, sft),
         data_collator=partial(pad_supervised, pad_id=tokenizer.pad_token_id),
     )
-    run(trainer, CURVES)
+    run(trainer, curves)
     return policy
 
 
@@ -79,17 +89,47 @@ def supervised(tokenizer: Any, dialogues: Sequence[Dialogue], sft: Sft) -> list[
     return examples
 
 
-def main(params: Params) -> None:
-    """Write the adapter to `models/sft`."""
+def of_quality(dialogues: Sequence[Dialogue], quality: str) -> list[Dialogue]:
+    """The dialogues of a quality.
+
+    Raises:
+        UserError: there is none, or the corpus does not judge its dialogues at all.
+    """
+    found = [one for one in dialogues if one.quality == quality]
+    if not found:
+        judged = sorted({one.quality for one in dialogues if one.quality})
+        has = f"judges its dialogues {' or '.join(judged)} alone" if judged else "does not judge its dialogues"
+        raise UserError(
+            f"{TRAIN}: sft.by_quality.{quality} learns from dialogues of quality {quality}, but the train split {has}: "
+            f"take another corpus, or drop it (-S ~sft.by_quality.{quality}) with the variants on its adapter"
+        )
+    return found
+
+
+def main(params: Params, quality: str | None = None) -> None:
+    """Write the adapter to `models/sft`, or that of a quality to its folder."""
     from stages.modeling.loading import load_base, load_tokenizer
     from stages.modeling.training import save_adapter
 
+    dialogues, name, target = read_dialogues(TRAIN), "sft", TARGET
+    if quality is not None:
+        dialogues, name, target = _chosen(dialogues, quality, params)
     settings = (params.sft, params.lora, params.hardware, params.seed)
-    with checkpoints("sft", settings, [Path("stages"), BASE, TRAIN]) as folder:
+    with checkpoints(name, settings, [Path("stages"), BASE, TRAIN]) as folder:
         model, tokenizer = load_base(BASE, params.hardware), load_tokenizer(BASE)
-        save_adapter(fine_tune(model, tokenizer, read_dialogues(TRAIN), *settings, folder), TARGET)
+        save_adapter(fine_tune(model, tokenizer, dialogues, *settings, folder, CURVES / name), target)
+
+
+def _chosen(dialogues: Sequence[Dialogue], quality: str, params: Params) -> tuple[list[Dialogue], str, Path]:
+    """The dialogues of a quality, the name of the training on them, and the folder of its adapter."""
+    folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
+    if quality not in folders:
+        raise UserError(f"{quality!r} is none of sft.by_quality: {', '.join(folders) or 'there are none'}")
+    return of_quality(dialogues, quality), f"sft-{quality}", Path(folders[quality])
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("quality", nargs="?", help="a key of sft.by_quality")
     with reported():
-        main(load())
+        main(load(), parser.parse_args().quality)

@@ -41,6 +41,12 @@ COLUMNS = {
     "repeated_share": ("repeated % ↓", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
 }
+GROUPS = {
+    "Empathy and understanding": EMPATHY_COLUMNS,
+    "Overlap and diversity": COLUMNS,
+    "Stages of dialectical behaviour therapy": DBT_COLUMNS,
+}
+"""The metrics of variants in the order of the pages, a table each."""
 PAIR_COLUMNS = {
     "pairs": ("pairs", 0),
     "dropped": ("dropped %", 1),
@@ -87,6 +93,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
     head, *body = (_row(row, widths) for row in rows)
     return "\n".join([head, rule, *body])
+
+
+def direction(heading: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where neither is: by the arrow of a column's heading."""
+    return heading.endswith("↑") - heading.endswith("↓")
 
 
 def measured(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:

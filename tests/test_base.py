@@ -109,7 +109,7 @@ def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypa
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        base_stage.resolve(Model("b", "a/b", "main"))
+        base_stage.resolve(Model("b", "a/b", "main", False))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -90,3 +90,15 @@ def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
         assert pair.rejected_label == OPPOSITES[one.label]
         assert record["reference_logp"] < 0 and record["rejected_logp"] < 0
     json.dumps(records)
+
+
+def test_an_instruction_moves_replies_and_ranks_and_is_no_part_of_the_record(model, tokenizer):
+    examples = [
+        Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), text) for i, text in enumerate(TEXTS)
+    ]
+    rows = held_out(examples, OPPOSITES, limit=None, seed=2)
+    plain, told = (answer(model, tokenizer, rows, GREEDY, HARDWARE, 2, text) for text in (None, "so happy today"))
+    assert [one["context"] for one in told] == [one["context"] for one in plain]
+    assert any(a["reply"] != b["reply"] for a, b in zip(plain, told, strict=True))
+    paired = [(a, b) for a, b in zip(plain, told, strict=True) if a["rejected"]]
+    assert paired and all(a[side] != b[side] for a, b in paired for side in ("reference_logp", "rejected_logp"))

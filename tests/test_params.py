@@ -84,6 +84,7 @@ def test_the_papers_values():
         "warmup_steps": 0,
         "max_length": 256,
         "loss_on": "assistant",
+        "by_quality": {},
     }
     assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
     assert params.pairs.opposites == "data/opposite_emotions.csv"
@@ -124,7 +125,7 @@ def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
 def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
-    assert tiny["model"] == {"name": "tiny", "hub_id": None, "revision": None}
+    assert tiny["model"] == {"name": "tiny", "hub_id": None, "revision": None, "specialised": False}
     assert tiny["lora"]["r"] == 32
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
     assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")
@@ -143,7 +144,13 @@ def leaves(values, prefix=""):
     """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants", "dbt.classifiers", "dbt.variants"):
+        if isinstance(value, dict) and dotted not in (
+            "dpo.rounds",
+            "variants",
+            "sft.by_quality",
+            "dbt.classifiers",
+            "dbt.variants",
+        ):
             yield from leaves(value, f"{dotted}.")
         else:
             yield dotted
@@ -225,6 +232,7 @@ REFUSED = {
     "generate.do_sample": [(1, "generate.do_sample = 1: input should be a valid boolean")],
     "model.revision": [(7, "model.revision = 7: input should be a valid string")],
     "sft": [(None, "sft = None: "), ([1], "sft = [1]: ")],
+    "sft.by_quality": [({"fair": "models/x"}, "sft.by_quality.fair")],
     "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
@@ -339,7 +347,10 @@ def test_a_round_that_does_not_fit_its_rule(case):
         check(values, "conf")
 
 
-@pytest.mark.parametrize("key", sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model"}))
+@pytest.mark.parametrize(
+    "key",
+    sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model", "variants.sft.instruction"}),
+)
 def test_a_missing_key(key):
     values = composed()
     section = values

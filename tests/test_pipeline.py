@@ -170,10 +170,15 @@ def composed_pipeline(folder: Path, *overrides: str) -> dict[str, dict[str, list
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     compose = [sys.executable, "-m", "stages.params", *overrides]
     subprocess.run(compose, cwd=folder, check=True, env=environment, capture_output=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f", "--no-scm"], cwd=folder, check=True)
+    return resolved(folder)
+
+
+def resolved(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The stages as DVC resolves them under the params of `folder`."""
     from dvc.parsing import DataResolver
     from dvc.repo import Repo
 
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f", "--no-scm"], cwd=folder, check=True)
     repo = Repo(str(folder))
     text = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))
     return DataResolver(repo, str(folder), text).resolve()["stages"]
@@ -204,6 +209,31 @@ def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_
     assert study["dbt@dbt"]["outs"] == ["models/dbt"]
 
 
+STANDARD = ["+sft.by_quality.high=models/sft-high",
+            "+variants.sft-high={model: models/sft-high, instruction: data/dialogues}",
+            "+variants.prompted={model: models/base, instruction: data/prompts/counsellor.txt}"]  # fmt: skip
+
+
+def test_standard_approaches_add_their_stages_and_change_no_other(tmp_path):
+    without, added = resolved(ROOT), composed_pipeline(tmp_path, *STANDARD)
+    assert not [name for name in without if "high" in name or "prompted" in name]
+    made = {name: stage for name, stage in added.items() if name not in without}
+    every = ("generate", "evaluate", "intervals", "mmlu")
+    assert made.keys() == {
+        "sft_quality@high",
+        *(f"{stage}@{key}" for stage in every for key in ("sft-high", "prompted")),
+    }
+    assert {name: added[name] for name in without} == without
+    high = made["sft_quality@high"]
+    assert high["outs"] == ["models/sft-high", "reports/curves/sft-high"]
+    assert (high["deps"], high["params"]) == (without["sft"]["deps"], without["sft"]["params"])
+    assert "models/sft-high" in made["generate@sft-high"]["deps"]
+    # What a reply hangs on, and so its key in DVC's cache: of the prompted variant the instruction, too.
+    base, prompted = (set(added[f"generate@{key}"]["deps"]) for key in ("base", "prompted"))
+    assert prompted - base == {"data/prompts/counsellor.txt"} and base <= prompted
+    assert "data/prompts/counsellor.txt" not in made["mmlu@prompted"]["deps"]
+
+
 def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     """A key that no stage lists could be changed without anything running again."""
     yaml = YAML(typ="safe")
@@ -212,7 +242,9 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
     interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
-    interpolated |= {"dbt.classifiers", "dbt.variants"}
+    interpolated |= {"dbt.classifiers", "dbt.variants", "sft.by_quality"}
+    # Read by `python -m stages.record` alone.
+    interpolated |= {"model.specialised"}
     only_speed = {"hardware.save_every", "pairs.batch_size"}
     # How the endpoint is reached, and what its estimate says.
     only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}

@@ -1,9 +1,22 @@
 """The pages that `python -m stages.record` writes from its records."""
 
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
-from stages.record import EMPO, TABLE_1, beside_dbt, beside_empo, compositions, dbt_table, headline, page
+from stages import record as record_stage
+from stages.errors import UserError
+from stages.files import write_json
+from stages.params import load
+from stages.published import TABLE_1, dbt_table
+from stages.record import EMPO, compositions, headline, page
 
+ROOT = Path(__file__).parents[1]
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}
 
 
@@ -59,7 +72,8 @@ def test_a_record_without_these_stages_is_still_shown():
 
 def test_empos_table_stands_beside_ours_for_its_record_alone():
     text = page([measured(EMPO)])
-    assert rows(beside_empo(measured(EMPO)))["Zephyr-7B, SFT + DPO"] == ["57.2", "0.660", "0.627", "0.648", "72.8"]
+    beside = text.split("### Beside EmPO's table 1")[1]
+    assert rows(beside)["Zephyr-7B, SFT + DPO"] == ["57.2", "0.660", "0.627", "0.648", "72.8"]
     assert all(name in text for name in TABLE_1) and "F-BERT is over some-encoder" in text
     assert "No number of one compares to one of the other" in text
     assert "Zephyr" not in page([measured()])
@@ -84,7 +98,7 @@ def study():
 
 
 def test_the_study_of_dbt_has_twelve_rows_beside_the_papers_twelve():
-    found = rows(beside_dbt(study()))
+    found = rows(page([study()]).split("### Beside table 1 of Son and So")[1].split("###")[0])
     assert len(found) == 1 + 12 + 12
     assert found["model"] == ["B-4 ↑", "R-L ↑", "Dist ↑", "Dist-1 ↑", "Dist-2 ↑", "DBT gap ↓"]
     assert found["Gemma-7B, sft-dpo"] == ["0.40", "5.85", "12.80", "\u2013", "\u2013", "1.75"]
@@ -114,3 +128,63 @@ def test_several_models_are_several_runs():
     }
     assert compositions(["recipe=empo", "model=tiny"]) == {"tiny": ["recipe=empo", "model=tiny"]}
     assert list(compositions(["pairs.limit=4"]).values()) == [["pairs.limit=4"]]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository with the cookbook alone, in which tiny-gemma counts as a specialised model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "conf", "conf")
+    path = Path("conf/model/tiny-gemma.yaml")
+    text = path.read_text(encoding="utf-8").replace("  name: tiny-gemma", "  name: tiny-gemma\n  specialised: true")
+    path.write_text(text, encoding="utf-8")
+    for name in ("NAME", "EMAIL"):
+        monkeypatch.setenv(f"GIT_AUTHOR_{name}", "a")
+        monkeypatch.setenv(f"GIT_COMMITTER_{name}", "a")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(["git", *command], check=True)
+
+
+def stages_write(rouge):
+    """What the stages leave behind, of replies whose ROUGE-L is `rouge` and more by the variant's number."""
+    metrics = Path("metrics")
+    for name in ("data", "scorers/epitome", "pairs/e1", "pairs/e2", "pairs/e3"):
+        write_json(metrics / f"{name}.json", {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
+    Path("data/scores").mkdir(parents=True, exist_ok=True)
+    for i, key in enumerate(load().variants):
+        write_json(metrics / f"{key}.json", {"rouge_l": rouge + i})
+        for name in (f"{key}.signature", f"intervals/{key}", f"mmlu/{key}"):
+            write_json(metrics / f"{name}.json", {})
+        scores = pd.DataFrame({"id": ["a", "b"], "rouge_l": [rouge + i, rouge + i]})
+        scores.to_parquet(f"data/scores/{key}.parquet")
+
+
+def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypatch):
+    """The stages themselves, which take hours, leave their files without running."""
+    ran = []
+
+    def stages_of(record, part, path):
+        model = load().model.name
+        ran.append(model)
+        if ran.count("tiny-gemma") == 1 and model == "tiny-gemma":
+            raise UserError("stage sft failed")
+        stages_write({"tiny": 10.0, "tiny-gemma": 12.0}[model])
+
+    monkeypatch.setattr(record_stage, "_reproduce", stages_of)
+    arguments = ("study", ["model=tiny,tiny-gemma"], Path("results"))
+    with pytest.raises(UserError, match="stage sft failed"):
+        record_stage.run(*arguments)
+    assert list(json.loads(Path("results/study.json").read_text())["models"]) == ["tiny"]
+    record_stage.run(*arguments)
+    assert ran == ["tiny", "tiny-gemma", "tiny-gemma"]
+    made = json.loads(Path("results/study.json").read_text())
+    assert [part["specialised"] for part in made["models"].values()] == [False, True]
+    cases = made["generalist_less_specialised"]["tiny"]["tiny-gemma"]
+    assert {key: cells["rouge_l.diff"] for key, cells in cases.items()} == dict.fromkeys(
+        ("base", "sft", "sft-dpo"), -2.0
+    )
+    assert made["models"]["tiny"]["dpo_less_standard"]["sft-dpo"]["sft"]["rouge_l.diff"] == 1.0
+    told = page([made])
+    assert "tiny-gemma is ahead in ROUGE-L (all)." in told
+    assert "**tiny**\n\n- Overlap and diversity: DPO is ahead in ROUGE-L (sft-dpo vs sft)." in told

@@ -297,14 +297,14 @@ def test_a_round_that_starts_anew_is_put_behind_the_one_before():
 def test_the_samples_are_ten_and_show_every_variant():
     main(params())
     text = PAGES[1].read_text()
-    assert text.splitlines()[2].startswith("The replies under the names of models are written by machines")
+    assert text.splitlines()[2].startswith("Replies headed 'Written by a machine' come from language models, unchecked")
     assert "none is counsel" in text
     headings = re.findall(r"^## (\d+)\. (\w+) \(test/(\d+)\)$", text, flags=re.MULTILINE)
     assert [int(number) for number, _, _ in headings] == list(range(1, 11))
     assert all(LABELS[int(i) % 3] == label for _, label, i in headings)
     for _, _, i in headings:
         for name in ("base", "sft", "sft-dpo"):
-            assert f"**Model: {name}**\n\n> Reply of {name} {i}\n" in text
+            assert f"**Written by a machine: {name}**\n\n> Reply of {name} {i}\n" in text
         assert f"> **user:** She was {i}.\n" in text
 
 

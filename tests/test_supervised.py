@@ -40,7 +40,7 @@ from stages.params import Hardware, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 BF16 = replace(HARDWARE, dtype="bf16")
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0,

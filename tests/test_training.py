@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
-from stages.dialogues import Dialogue, Turn
+from stages.dialogues import Dialogue, Turn, write_dialogues
 from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
 from stages.modeling.packed import prepare
@@ -26,7 +27,7 @@ from stages.preferences.opposite_emotion import Pair
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 LORA = Lora(r=4, alpha=8, dropout=0.1)
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 
 
 def a_round(init: str) -> Round:
@@ -87,12 +88,16 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def fine_tune(base: Path, folder: Path, target: Path, monkeypatch, **changes) -> dict[str, torch.Tensor]:
-    monkeypatch.setattr(sft_stage, "CURVES", folder / "curves")
+def fine_tune(base: Path, folder: Path, target: Path, **changes) -> dict[str, torch.Tensor]:
     settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
     model = load_base(base, settings["hardware"])
     policy = sft_stage.fine_tune(
-        model, load_tokenizer(base), [dialogue(i) for i in range(32)], *settings.values(), folder / "checkpoints"
+        model,
+        load_tokenizer(base),
+        [dialogue(i) for i in range(32)],
+        *settings.values(),
+        folder / "checkpoints",
+        folder / "curves",
     )
     save_adapter(policy, target)
     return load_file(target / "adapter_model.safetensors")
@@ -101,8 +106,7 @@ def fine_tune(base: Path, folder: Path, target: Path, monkeypatch, **changes) ->
 @pytest.fixture(scope="module")
 def sft(base, tmp_path_factory) -> Path:
     target = base.parent / "sft"
-    with pytest.MonkeyPatch.context() as patch:
-        fine_tune(base, tmp_path_factory.mktemp("sft"), target, patch)
+    fine_tune(base, tmp_path_factory.mktemp("sft"), target)
     return target
 
 
@@ -133,9 +137,9 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_sft_moves_every_adapter_weight_and_nothing_else(base, tmp_path, monkeypatch):
+def test_sft_moves_every_adapter_weight_and_nothing_else(base, tmp_path):
     before = load_file(base / "model.safetensors")
-    trained = fine_tune(base, tmp_path, tmp_path / "sft", monkeypatch)
+    trained = fine_tune(base, tmp_path, tmp_path / "sft")
     assert load_file(base / "model.safetensors").keys() == before.keys()
     # B begins at zero (LoRA section 4.1), so a B that is not zero anywhere in a row has been trained.
     assert all(bool((w != 0).any(dim=1).all()) for name, w in trained.items() if "lora_B" in name)
@@ -143,22 +147,65 @@ def test_sft_moves_every_adapter_weight_and_nothing_else(base, tmp_path, monkeyp
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_same_seed_gives_the_same_adapter_and_another_seed_another(base, tmp_path, monkeypatch):
+def judged(tmp_path, monkeypatch, base, *qualities):
+    """The params and files of a run in `tmp_path`, of dialogues with these qualities."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sft_stage, "BASE", base)
+    dialogues = [replace(dialogue(i), quality=quality) for i, quality in enumerate(qualities)]
+    write_dialogues(dialogues, sft_stage.TRAIN)
+    Path("stages").mkdir()
+    settings = replace(SFT, by_quality={"high": "models/sft-high"})
+    return SimpleNamespace(sft=settings, lora=LORA, hardware=HARDWARE, seed=5), dialogues
+
+
+def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatch):
+    """Half of the dialogues are high, some low, some not judged: the adapter is that of the high ones by themselves."""
+    params, dialogues = judged(tmp_path, monkeypatch, base, *["high", "low", "high", None] * 4)
+    sft_stage.main(params, "high")
+    high = [one for one in dialogues if one.quality == "high"]
+    model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
+    settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
+    save_adapter(sft_stage.fine_tune(model, tokenizer, high, *settings), tmp_path / "high")
+    assert len(high) == 8 and digest(Path("models/sft-high")) == digest(tmp_path / "high")
+    assert Path("reports/curves/sft-high/plots/metrics/loss.tsv").is_file()
+    assert not Path("models/sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("qualities", "asked", "message"),
+    [
+        (
+            [None, None],
+            "high",
+            r"train\.parquet: sft\.by_quality\.high .* the train split does not judge its dialogues: ",
+        ),
+        (["low", None], "high", "the train split judges its dialogues low alone: take another corpus"),
+        (["high"], "low", "'low' is none of sft.by_quality: high"),
+    ],
+)
+def test_a_quality_that_cannot_be_learnt_from(qualities, asked, message, base, tmp_path, monkeypatch):
+    params, _ = judged(tmp_path, monkeypatch, base, *qualities)
+    with pytest.raises(UserError, match=message):
+        sft_stage.main(params, asked)
+    assert not Path("models").exists() and not Path(".checkpoints").exists()
+
+
+def test_same_seed_gives_the_same_adapter_and_another_seed_another(base, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        fine_tune(base, tmp_path / name, tmp_path / f"sft-{name}", monkeypatch, seed=seed)
+        fine_tune(base, tmp_path / name, tmp_path / f"sft-{name}", seed=seed)
     assert digest(tmp_path / "sft-a") == digest(tmp_path / "sft-b") != digest(tmp_path / "sft-c")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tmp_path, monkeypatch):
+def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tmp_path):
     """32 dialogues in batches of 4 are 8 steps, with dropout; what follows the checkpoint of the fifth is lost."""
     hardware = replace(HARDWARE, dtype=dtype, micro_batch_size=2)
-    fine_tune(base, tmp_path, tmp_path / "whole", monkeypatch, hardware=hardware)
+    fine_tune(base, tmp_path, tmp_path / "whole", hardware=hardware)
     shutil.copytree(tmp_path / "curves", tmp_path / "whole-curves")
     shutil.rmtree(tmp_path / "checkpoints/checkpoint-8")
     kept = last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json"
     written = kept.stat().st_mtime_ns
-    fine_tune(base, tmp_path, tmp_path / "resumed", monkeypatch, hardware=hardware)
+    fine_tune(base, tmp_path, tmp_path / "resumed", hardware=hardware)
     assert digest(tmp_path / "resumed") == digest(tmp_path / "whole")
     # A run from the beginning would have the same weights, but would have written this checkpoint anew.
     assert kept.parent.name == "checkpoint-5" and kept.stat().st_mtime_ns == written
@@ -168,13 +215,13 @@ def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tm
         assert (tmp_path / "curves" / curve.relative_to(tmp_path / "whole-curves")).read_text() == curve.read_text()
 
 
-def test_micro_batches_do_not_change_the_gradient(base, tmp_path, monkeypatch):
+def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
     """8 dialogues a step as 1 x 8 and as 4 x 2: the loss is a mean over tokens, not over micro-batches."""
     no_dropout = replace(LORA, dropout=0.0)
     sft = replace(SFT, batch_size=8)
-    whole = fine_tune(base, tmp_path / "1", tmp_path / "a", monkeypatch, sft=sft, lora=no_dropout,
+    whole = fine_tune(base, tmp_path / "1", tmp_path / "a", sft=sft, lora=no_dropout,
                       hardware=replace(HARDWARE, micro_batch_size=8))  # fmt: skip
-    split = fine_tune(base, tmp_path / "2", tmp_path / "b", monkeypatch, sft=sft, lora=no_dropout,
+    split = fine_tune(base, tmp_path / "2", tmp_path / "b", sft=sft, lora=no_dropout,
                       hardware=replace(HARDWARE, micro_batch_size=2))  # fmt: skip
     for name, weight in whole.items():
         torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)

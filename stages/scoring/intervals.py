@@ -10,10 +10,13 @@ What an interval covers is the choice of test examples. It says nothing of anoth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Numbers = NDArray[np.float64]
 Columns = Mapping[str, Numbers]
@@ -21,6 +24,8 @@ Columns = Mapping[str, Numbers]
 LEVEL = 0.95
 ORDERS = (1, 2, 3, 4)
 DBT, HUMAN = "dbt_", "dbt_reference_"
+REFERENCE = "reference_"
+"""What the columns of the human replies begin with, where no metric is made of them."""
 CELLS = 4_000_000
 """Weights held at once, so that memory does not grow with the number of draws."""
 
@@ -55,6 +60,13 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
     for name in parts[0]:
         found |= _bounds(name, [part[name] for part in parts])
     return dict(sorted(found.items()))
+
+
+def columns(scores: pd.DataFrame) -> Columns:
+    """The numbers of the examples by metric; what no example has is left out, and what is no number of the variant."""
+    numbers = scores.select_dtypes("number").dropna(axis="columns", how="all")
+    names = (str(name) for name in numbers)
+    return {name: numbers[name].to_numpy(dtype=float) for name in names if not name.startswith(REFERENCE)}
 
 
 def draws(examples: int, resamples: int, seed: int) -> Iterator[Numbers]:

@@ -1,0 +1,151 @@
+"""Paired differences between models and between ways of training, and what is said of them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import comparison
+from stages.comparison import ComparisonError, against_specialised, against_standard, differences, keep, read
+from stages.comparison_page import Pairing, sections, sentences
+from stages.params import Variant
+from stages.scoring.intervals import draws
+from stages.tables import direction
+
+NONE = "data/dialogues"
+VARIANTS = {
+    "base": Variant("models/base", NONE),
+    "prompted": Variant("models/base", "data/prompts/counsellor.txt"),
+    "sft": Variant("models/sft", NONE),
+    "sft-dpo": Variant("models/dpo/e3", NONE),
+}
+
+
+def frame(rouge, diff=None, ids=None):
+    """Scores of examples whose ids are a, b, …; `diff_er` alike for all unless given."""
+    names = ids or [chr(ord("a") + i) for i in range(len(rouge))]
+    return pd.DataFrame({"id": names, "label": "sad", "rouge_l": rouge, "diff_er": diff or [1.0] * len(rouge),
+                         "reference_level_er": 1})  # fmt: skip
+
+
+def write(folder, **frames):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, one in frames.items():
+        one.to_parquet(folder / f"{name.replace('_', '-')}.parquet", index=False)
+
+
+def test_differences_by_hand():
+    own, other = {".": frame([4.0, 6.0, 8.0, 2.0])}, {".": frame([3.0, 6.0, 5.0, 2.0])}
+    found = differences(own, other, resamples=200, seed=1)
+    # (1 + 0 + 3 + 0) / 4; of equal scores every draw differs by 0. The level of people is no metric of a variant.
+    assert found["rouge_l.diff"] == 1.0 and found["diff_er.diff"] == found["diff_er.diff_high"] == 0.0
+    assert {name.partition(".")[0] for name in found} == {"rouge_l", "diff_er"} and len(found) == 6
+    # The mean over draws of four of the differences (1, 0, 3, 0), with the weights that the module draws.
+    weights = np.concatenate(list(draws(4, 200, 1)))
+    drawn = weights @ np.array([1.0, 0.0, 3.0, 0.0]) / 4
+    bounds = [found["rouge_l.diff_low"], found["rouge_l.diff_high"]]
+    assert bounds == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-4)
+    back = differences(other, own, resamples=200, seed=1)
+    assert back["rouge_l.diff_low"] == -found["rouge_l.diff_high"]
+
+
+def test_rows_are_paired_by_their_ids_and_not_by_their_order(tmp_path):
+    write(tmp_path / "scores", own=frame([1.0, 2.0, 3.0]), other=frame([3.0, 2.0, 1.0], ids=["c", "b", "a"]))
+    keep(tmp_path / "scores", {"own": [""], "other": [""]}, tmp_path / "kept")
+    scores = read(tmp_path / "kept")
+    found = differences(scores["own"], scores["other"], 100, 1)
+    assert found["rouge_l.diff_low"] == found["rouge_l.diff_high"] == 0.0
+
+
+def test_other_examples_are_refused():
+    with pytest.raises(ComparisonError, match=r"different examples \(2 are in one alone\): .* the model alone"):
+        differences({".": frame([1.0, 2.0])}, {".": frame([1.0, 2.0], ids=["a", "c"])}, 100, 1)
+
+
+def test_dpo_is_compared_to_each_standard_approach_and_to_no_other(tmp_path):
+    rouge = {"base": 1.0, "prompted": 2.0, "sft": 4.0, "sft_dpo": 3.0}
+    write(tmp_path / "scores", **{name: frame([value] * 3) for name, value in rouge.items()})
+    adherence = {name: frame([0.0] * 3).assign(dbt_adherence=10 * value) for name, value in rouge.items()}
+    write(tmp_path / "scores/dbt", **{name: one[["id", "dbt_adherence"]] for name, one in adherence.items()})
+    keep(tmp_path / "scores", {key: ["", "dbt"] for key in VARIANTS}, tmp_path / "kept")
+    found = against_standard(VARIANTS, tmp_path / "kept", 100, 1)
+    assert {own: list(others) for own, others in found.items()} == {"sft-dpo": ["prompted", "sft"]}
+    values = {to: (cells["rouge_l.diff"], cells["dbt_adherence.diff"]) for to, cells in found["sft-dpo"].items()}
+    assert values == {"prompted": (1.0, 10.0), "sft": (-1.0, -10.0)}
+
+
+def test_scores_of_a_model_survive_the_next_models_run(tmp_path):
+    scores, kept = tmp_path / "scores", tmp_path / "kept"
+    for model, value in (("tiny", 5.0), ("tiny-gemma", 2.0), ("minilm", 4.0)):
+        write(scores, base=frame([value, value + 1]), left_over=frame([0.0]))
+        keep(scores, {"base": [""]}, kept / model)
+    found = against_specialised({"tiny": False, "tiny-gemma": False, "minilm": True}, kept, 100, 1)
+    assert {own: {to: list(cases) for to, cases in others.items()} for own, others in found.items()} == {
+        "tiny": {"minilm": ["base"]},
+        "tiny-gemma": {"minilm": ["base"]},
+    }
+    assert [found[own]["minilm"]["base"]["rouge_l.diff"] for own in ("tiny", "tiny-gemma")] == [1.0, -2.0]
+    json.dumps(found)
+    assert against_specialised({"tiny": False, "tiny-gemma": False}, kept, 100, 1) == {}
+
+
+def test_keeping_again_leaves_nothing_of_before(tmp_path):
+    write(tmp_path / "scores", base=frame([1.0]), sft=frame([1.0]))
+    keep(tmp_path / "scores", {"base": [""], "sft": [""]}, tmp_path / "kept")
+    keep(tmp_path / "scores", {"base": [""]}, tmp_path / "kept")
+    assert list(read(tmp_path / "kept")) == ["base"]
+
+
+def test_scores_that_are_gone(tmp_path):
+    with pytest.raises(ComparisonError, match="minilm holds no scores: remove the record's JSON and record it again"):
+        against_specialised({"minilm": True, "tiny": False}, tmp_path, 100, 1)
+
+
+def cells(**bounds):
+    """Metric to (low, high); the difference is their middle."""
+    return {f"{key}.{end}": value for key, (low, high) in bounds.items()
+            for end, value in (("diff", (low + high) / 2), ("diff_low", low), ("diff_high", high))}  # fmt: skip
+
+
+def test_sentences_follow_the_intervals_and_the_better_direction():
+    one = Pairing(
+        "tiny vs minilm",
+        "tiny",
+        "minilm",
+        {
+            # Lower is better of diff-ER: tiny is ahead in both cases. Higher is better of F-BERT.
+            "base": cells(diff_er=(-0.3, -0.1), bertscore_f1=(-2.0, -1.0), diff_ip=(-0.1, 0.1), reply_words=(5.0, 6.0)),
+            "sft": cells(diff_er=(-0.2, -0.1), bertscore_f1=(1.0, 2.0), diff_ip=(0.0, 0.1), rouge_l=(-1.0, 1.0)),
+        },
+    )
+    assert sentences(one) == [
+        "- Empathy and understanding: tiny is ahead in diff-ER (all) and F-BERT (sft); minilm is ahead in F-BERT "
+        "(base); no difference beyond chance in diff-IP.",
+        # How many words there are is no merit.
+        "- Overlap and diversity: no difference beyond chance in ROUGE-L.",
+    ]
+
+
+@pytest.mark.parametrize(("heading", "expected"), [("diff-ER ↓", -1), ("MMLU ↑", 1), ("words", 0), ("listening %", 0)])
+def test_a_headings_arrow_says_what_is_better(heading, expected):
+    assert direction(heading) == expected
+
+
+def test_the_sections_are_made_of_the_record_alone():
+    between = {"tiny": {"minilm": {"base": cells(diff_er=(-0.3, -0.1), rouge_l=(-1.0, 2.0))}}}
+    parts = {"tiny": {comparison.STANDARD: {"dpo": {"sft": cells(diff_er=(0.1, 0.2))}}}, "minilm": {}}
+    models, training = sections(parts, between)
+    assert models.startswith("### Generalist against specialised models\n")
+    assert "| tiny vs minilm, base | -0.200 (-0.300 to -0.100)* |" in models
+    assert "+0.50 (-1.00 to +2.00) |" in models
+    assert "Of the 2 intervals from which the sentences are made, about 0 would" in models
+    assert "- Empathy and understanding: tiny is ahead in diff-ER (base)." in models
+    assert "| tiny, dpo vs sft | +0.150 (+0.100 to +0.200)* |" in training
+    assert (
+        "**tiny**\n\n- Empathy and understanding: the standard approach is ahead in diff-ER (dpo vs sft)." in training
+    )
+    # A record of one model has no name of a model, and one from before comparisons were made no section.
+    (alone,) = sections({"": parts["tiny"]}, {})
+    assert "| dpo vs sft | +0.150" in alone
+    assert sections({"": {}}, {}) == []

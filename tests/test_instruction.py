@@ -1,0 +1,94 @@
+"""An instruction before a conversation, under the templates of five families."""
+
+import pytest
+from test_chat import FAMILIES, turns
+
+from stages.dialogues import Turn
+from stages.errors import UserError
+from stages.generate import read_instruction
+from stages.modeling.chat import TemplateError, encode_completion, encode_prompt
+from stages.modeling.instruction import fit_instructed, has_system_turn
+
+INSTRUCTION = "You are a friend. How old was she?"
+CONTEXT = turns("I lost my dog.", "I am sorry!", "She was my best friend.")
+SYSTEM = {"llama3": True, "zephyr": True, "mistral": False, "gemma": False, "tiny": False}
+OPENINGS = {
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>user",
+    "zephyr": "<s><|system|>\n{}</s>\n<|user|>",
+    "mistral": "<s>[INST] {}\n\nI lost my dog. [/INST]",
+    "gemma": "<bos><start_of_turn>user\n{}\n\nI lost my dog.<end_of_turn>",
+    "tiny": "<s><|user|>{}\n\nI lost my dog.<|assistant|>",
+}
+
+
+@pytest.fixture(scope="module", params=SYSTEM)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(family, tiny_tokenizer):
+    return tiny_tokenizer if family == "tiny" else FAMILIES[family]()
+
+
+def read(tokenizer, ids):
+    return tokenizer.decode(ids).replace("<s> ", "<s>").replace("</s> ", "</s>")
+
+
+def test_a_prompt_begins_with_the_instruction(family, tokenizer):
+    assert has_system_turn(tokenizer, tokenizer.chat_template) is SYSTEM[family]
+    prompt = encode_prompt(tokenizer, fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512), 512)
+    assert read(tokenizer, prompt).startswith(OPENINGS[family].format(INSTRUCTION))
+    plain = encode_prompt(tokenizer, CONTEXT, 512)
+    # The words of the conversation stand behind it as they do without it, and the opening of the reply, too.
+    assert prompt[-8:] == plain[-8:] and len(prompt) > len(plain)
+
+
+def test_a_reply_is_ranked_behind_the_prompt_that_is_answered(tokenizer):
+    context = fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512)
+    assert encode_completion(tokenizer, context, "How old was she?").prompt == encode_prompt(tokenizer, context, 512)
+
+
+def test_no_instruction_changes_nothing(tokenizer):
+    assert fit_instructed(tokenizer, CONTEXT, None, 512) == CONTEXT
+
+
+def test_the_room_is_kept_and_the_conversation_gives_way(tokenizer):
+    """In every room in which a word fits, the instruction stands whole, and no more is cut than there must."""
+    last = len(encode_prompt(tokenizer, fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512), 512))
+    shortest = len(encode_prompt(tokenizer, fit_instructed(tokenizer, turns("friend."), INSTRUCTION, 512), 512))
+    seen = set()
+    for room in range(shortest, last + 1):
+        fitted = fit_instructed(tokenizer, CONTEXT, INSTRUCTION, room)
+        prompt = encode_prompt(tokenizer, fitted, room)
+        assert len(prompt) <= room and INSTRUCTION in tokenizer.decode(prompt)
+        seen.add(sum(turn.role != "system" for turn in fitted))
+    assert seen == {1, 3}
+
+
+def test_an_instruction_that_leaves_no_room(tokenizer):
+    room = len(encode_prompt(tokenizer, turns("a"), 512)) + 2
+    with pytest.raises(TemplateError, match=rf"^the instruction leaves \d+ of {room} tokens for the conversation: "):
+        fit_instructed(tokenizer, CONTEXT, INSTRUCTION, room)
+
+
+def test_a_template_that_drops_the_system_turn_has_none(tiny_tokenizer):
+    kept, loop = tiny_tokenizer.chat_template, "{% for message in messages %}"
+    assert loop in kept
+    tiny_tokenizer.chat_template = kept.replace(loop, loop[:-3] + " if message['role'] != 'system' %}")
+    try:
+        (only,) = fit_instructed(tiny_tokenizer, [Turn("user", "I lost my dog.")], INSTRUCTION, 512)
+    finally:
+        tiny_tokenizer.chat_template = kept
+    assert only == Turn("user", f"{INSTRUCTION}\n\nI lost my dog.")
+
+
+@pytest.mark.parametrize("content", [None, b" \n", b"\xff"], ids=["missing", "empty", "not UTF-8"])
+def test_an_instruction_that_cannot_be_read(tmp_path, content):
+    path = tmp_path / "instruction.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"instruction\.txt, the instruction of a variant, "):
+        read_instruction(path)
+    path.write_text(" Listen. \n", encoding="utf-8")
+    assert read_instruction(path) == "Listen."

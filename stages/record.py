@@ -8,8 +8,8 @@ that are left.
 
     python -m stages.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
 
-runs one model after another into one record; the metrics of each are read before the next is composed, and its scores
-by example kept in `.cache/records/` (`make clean` removes them), so that generalist and specialised models are compared.
+runs one model after another into one record; the metrics of each are read before the next is composed. Its scores by
+example are kept in `.cache/records/` (which `make clean` removes), to compare generalist and specialised models by.
 """
 
 from __future__ import annotations

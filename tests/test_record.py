@@ -12,9 +12,9 @@ import pytest
 from stages import record as record_stage
 from stages.errors import UserError
 from stages.files import write_json
-from stages.params import load
+from stages.params import compose, load
 from stages.published import TABLE_1, dbt_table
-from stages.record import EMPO, compositions, headline, page
+from stages.record import EMPO, compositions, headline, page, stages_in_order
 
 ROOT = Path(__file__).parents[1]
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}
@@ -188,3 +188,20 @@ def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypat
     told = page([made])
     assert "tiny-gemma is ahead in ROUGE-L (all)." in told
     assert "**tiny**\n\n- Overlap and diversity: DPO is ahead in ROUGE-L (sft-dpo vs sft)." in told
+
+
+@pytest.mark.parametrize("recipe", [[], ["recipe=dbt", "model=tiny", "corpus=esconv_sample"]])
+def test_stages_come_behind_what_they_depend_on(recipe, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    compose(recipe)
+    order = stages_in_order()
+    for first, then in (("prepare", "base"), ("sft", "dpo@e1"), ("dpo@e2", "dpo@e3"), ("evaluate@sft", "report")):
+        assert order.index(first) < order.index(then)
+    if recipe:
+        # dvc.yaml has the classifier behind the pairs, which it ranks.
+        assert order.index("dbt@dbt") < order.index("pairs@e1") < order.index("dpo@e1") < order.index("pairs@e2")
+    assert len(set(order)) == len(order)

@@ -63,10 +63,15 @@ def answer(
     Returns:
         A record an example: id, label, context, reference, reply, rejected, and the mean log-probability per token
         (nats) of the reference and of the rejected reply; the last three are None where no reply could be drawn.
+
+    Raises:
+        ModelError: `generate.max_length` exceeds the model's positions.
     """
     from stages.modeling.chat import encode_completion, encode_prompt, fit_context
     from stages.modeling.generation import generate_replies, mean_logps
+    from stages.modeling.loading import require_positions
 
+    require_positions(model, "generate.max_length", settings.max_length)
     room = settings.max_length - settings.max_new_tokens
     prompts = [encode_prompt(tokenizer, one.context, room) for one, _ in rows]
     replies = generate_replies(model, tokenizer, prompts, settings, hardware, seed)

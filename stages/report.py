@@ -75,7 +75,7 @@ def read(params: Params) -> Results:
     """
     first = next(iter(params.variants))
     losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
-    if params.model.hub_id is None:
+    if params.model.is_made:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
     variants, intervals = read_variants(params.variants, params.dbt.variants)

@@ -124,7 +124,8 @@ def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
 def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
-    assert tiny["model"] == {"name": "tiny", "hub_id": None, "revision": None}
+    not_there = {"package": None, "hub_id": None, "revision": None, "sha256": None}
+    assert tiny["model"] == {"name": "tiny", "as_decoder": False, **not_there}
     assert tiny["lora"]["r"] == 32
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
     assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")

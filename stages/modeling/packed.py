@@ -89,7 +89,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
     from trl.trainer.utils import FusedCausalLMOutput
 
     ids, positions = batch["row_ids"], batch["row_positions"]
-    backbone: Any = getattr(model, model.base_model_prefix)
+    backbone: Any = model.base_model
     hidden = backbone(
         input_ids=ids, attention_mask=attention_masks(model, batch), position_ids=positions, use_cache=False
     ).last_hidden_state
@@ -111,9 +111,6 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     """
     from trl.kernels import ChunkedLogProbFunction
 
-    if model.config.model_type == "bert":
-        decoder: Any = model
-        states = decoder.cls.predictions.transform(states)
     head: Any = model.get_output_embeddings()
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(

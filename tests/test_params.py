@@ -243,6 +243,8 @@ REFUSED = {
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
     ],
     "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
+    "model.package": [("x", "model.package = 'x' is for encoders: set model.as_decoder = true")],
+    "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
     "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.corpus": [("reddit", "epitome.corpus = 'reddit': input should be 'sample' or 'epitome'")],

@@ -1,14 +1,16 @@
 """BERT's bidirectional encoder run as a decoder: causal attention, the head of masked language modelling, chat.
 
 An encoder becomes a decoder by a mask: with `is_decoder` a position attends to itself and what is before it, and the
-head, which told the word at a masked place, tells the next one. The words of a dialogue stand behind [CLS]; what the
-user says opens with [unused1], a reply with [unused2] (places that BERT's vocabulary keeps free) and it ends with [SEP].
-Weights that have only ever seen both sides do not form sentences that way: stage `base` trains them on.
+head, which told the word at a masked place, tells the next one. A dialogue opens with [CLS], what the user says with
+[unused1] and a reply with [unused2], places that BERT's vocabulary keeps free; a reply ends with [SEP]. Weights that
+have only ever seen both sides do not form sentences that way: stage `base` trains them on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +35,10 @@ def decoder_class() -> type[BertLMHeadModel]:
     """transformers' `BertLMHeadModel` whose states are right for those who multiply them by the head themselves.
 
     TRL's fused head calls `base_model` and multiplies what it gives by the weights of `get_output_embeddings`. BERT has
-    a dense layer, an activation and a norm between the two (`cls.predictions.transform`): passed over, log-probabilities
-    are off by nats and these weights get no gradient, without a word. Here `base_model` ends behind them.
+    a dense layer, an activation and a norm between the two (`cls.predictions.transform`): where they are passed over,
+    log-probabilities are off by nats and these weights get no gradient, without a word. Here `base_model` ends behind
+    them.
     """
-    import torch
     from torch import nn
     from transformers import BertLMHeadModel
 
@@ -64,10 +66,10 @@ def decoder_class() -> type[BertLMHeadModel]:
             return Transformed(self.bert, self.cls.predictions.transform)
 
         # transformers looks for both in `base_model`, which here is made anew at each call.
-        def get_input_embeddings(self) -> nn.Module:
+        def get_input_embeddings(self) -> nn.Embedding:
             return self.bert.embeddings.word_embeddings
 
-        def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        def set_input_embeddings(self, value: Any) -> None:
             self.bert.embeddings.word_embeddings = value
 
     return BertForCausalLM
@@ -84,7 +86,6 @@ def make_decoder(folder: Path, seed: int) -> tuple[Any, PreTrainedTokenizerFast]
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer, set_seed
-    from transformers.utils import logging
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "bert":
@@ -95,16 +96,25 @@ def make_decoder(folder: Path, seed: int) -> tuple[Any, PreTrainedTokenizerFast]
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     config.update(AS_DECODER | ids)
     set_seed(seed)
-    # It would call a checkpoint without a head corrupted; what must not be missing is checked here.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    model, found = decoder_class().from_pretrained(
-        folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    logging.set_verbosity(verbosity)
+    kind: Any = decoder_class()
+    with _silent("transformers"):  # which calls a checkpoint without a head corrupted
+        model, found = kind.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith(HEAD)):
         raise ModelError(f"{folder} lacks weights of BERT: {', '.join(missing[:3])}")
     return model, tokenizer
+
+
+@contextmanager
+def _silent(library: str) -> Iterator[None]:
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def decoder_tokenizer(backend: Backend, max_positions: int) -> PreTrainedTokenizerFast:
@@ -144,7 +154,7 @@ def decoder_tokenizer(backend: Backend, max_positions: int) -> PreTrainedTokeniz
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
-    """A cased WordPiece vocabulary of at most `vocab_size` tokens, as a decoder's tokenizer; equal texts, equal tokens."""
+    """A decoder's tokenizer: a cased WordPiece of at most `vocab_size` tokens; equal texts give equal tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     texts = list(texts)
@@ -164,4 +174,3 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, max_positions: int) -
     made.normalizer, made.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     made.decoder = decoders.WordPiece()
     return decoder_tokenizer(made, max_positions)
-

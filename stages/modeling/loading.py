@@ -87,7 +87,8 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to(hardware.device)  # type: ignore[arg-type]  # a wrapper hides the signature
+    loaded: PreTrainedModel = model.to(hardware.device)
+    return loaded
 
 
 def _model_class(source: str, commit: str | None) -> Any:

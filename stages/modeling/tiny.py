@@ -73,7 +73,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> Pre
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    heads = {"num_key_value_heads": tiny.heads, "head_dim": tiny.hidden_size // tiny.heads}
+    heads: dict[str, Any] = {"num_key_value_heads": tiny.heads, "head_dim": tiny.hidden_size // tiny.heads}
     match tiny.architecture:
         case "mistral":
             window = tiny.max_positions // 2

@@ -1,7 +1,8 @@
 """Stage `base`: the model that everything starts from.
 
 A hub model is recorded, not copied: `models/base/base.json` names the id and the resolved commit, and every later stage
-loads that commit. Without `model.hub_id` a tiny one is made: tokenizer, weights, pretraining.
+loads that commit. Without `model.hub_id` a tiny one is made: tokenizer, weights, pretraining. With `model.as_decoder`
+an encoder becomes a decoder, and is pretrained as one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def resolve(model: Model) -> dict[str, Any]:
 
 
 def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
-    """What the tiny model is pretrained on: the train split of the embedded sample, or a folder's `dialogues.jsonl`.
+    """What a made model is pretrained on: the train split of the embedded sample, or a folder's `dialogues.jsonl`.
 
     A line of the latter is `{"source": …, "turns": [text, …]}`; the first turn is the user's.
     """
@@ -68,12 +69,42 @@ def _jsonl_turns(line: str, where: str) -> tuple[Turn, ...]:
         raise CorpusError(f'{where}: expected {{"turns": [text, …]}}: {error!r}') from None
 
 
-def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed: int, folder: Path) -> tuple[Any, Any]:
-    """Make and pretrain a tiny model.
+def start(dialogues: list[tuple[Turn, ...]], model: Model, tiny: Tiny, seed: int) -> tuple[Any, Any]:
+    """What pretraining begins with: an encoder as a decoder, or random weights.
+
+    Args:
+        dialogues: what a tokenizer is made from, where there is no encoder.
+        model: which encoder, if any.
+        tiny: architecture, where there is none.
+        seed: of the weights that are drawn.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: the encoder cannot be had, or is none of BERT's architecture.
+    """
+    from stages.modeling.bert import make_decoder, train_wordpiece
+    from stages.modeling.encoder import checked_weights
+    from stages.modeling.tiny import make_model, train_tokenizer
+
+    if model.as_decoder:
+        return make_decoder(checked_weights(model).parent, seed)
+    texts = (t.text for turns in dialogues for t in turns)
+    train = train_wordpiece if tiny.architecture == "bert" else train_tokenizer
+    tokenizer = train(texts, tiny.vocab_size, tiny.max_positions)
+    return make_model(tokenizer, tiny, seed), tokenizer
+
+
+def make(
+    dialogues: list[tuple[Turn, ...]], model: Model, tiny: Tiny, hardware: Hardware, seed: int, folder: Path
+) -> tuple[Any, Any]:
+    """Make a model and pretrain all of its weights.
 
     Args:
         dialogues: what it learns from.
-        tiny: architecture and pretraining.
+        model: the encoder that it is made of, if any.
+        tiny: architecture, where there is none, and pretraining.
         hardware: device and precision.
         seed: of weights and order.
         folder: for checkpoints.
@@ -82,16 +113,19 @@ def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed
         The model and its tokenizer.
 
     Raises:
-        ModelError: the dialogues do not fill one sequence.
+        ModelError: the dialogues do not fill one sequence, a sequence is longer than the model's positions, or the
+            encoder cannot be had.
     """
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     from stages.modeling.cpu import suit_cpu
-    from stages.modeling.tiny import make_model, packed_blocks, train_tokenizer
+    from stages.modeling.loading import require_positions
+    from stages.modeling.tiny import packed_blocks
     from stages.modeling.training import run, run_arguments
 
     set_up_process(hardware)
-    tokenizer = train_tokenizer((t.text for turns in dialogues for t in turns), tiny.vocab_size, tiny.max_positions)
+    made, tokenizer = start(dialogues, model, tiny, seed)
+    require_positions(made, "tiny.max_length", tiny.max_length)
     blocks = packed_blocks(tokenizer, dialogues, tiny.max_length)
     if not blocks:
         raise ModelError(
@@ -106,26 +140,30 @@ def make(dialogues: list[tuple[Turn, ...]], tiny: Tiny, hardware: Hardware, seed
         warmup_steps=20,
         **run_arguments(hardware, seed, folder),
     )
-    model = make_model(tokenizer, tiny, seed)
-    suit_cpu(model, hardware)
-    run(Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
-    return model, tokenizer
+    suit_cpu(made, hardware)
+    run(Trainer(model=made, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
+    return made, tokenizer
 
 
 def main(params: Params) -> None:
     """Write `models/base`."""
-    if params.model.hub_id is not None:
+    from stages.modeling.encoder import encoder_signature
+
+    if not params.model.is_made:
         CURVES.mkdir(parents=True, exist_ok=True)
         write_json(TARGET / RECORD, resolve(params.model))
         return
     dialogues = list(pretraining_dialogues(params.tiny.corpus))
     deps = [Path("stages"), RAW / params.tiny.corpus if params.tiny.corpus != "sample" else SAMPLE]
-    with checkpoints("base", (params.tiny, params.hardware, params.seed), deps) as folder:
-        model, tokenizer = make(dialogues, params.tiny, params.hardware, params.seed, folder)
+    settings = (params.model, params.tiny, params.hardware, params.seed)
+    with checkpoints("base", settings, deps) as folder:
+        model, tokenizer = make(dialogues, *settings, folder)
         model.save_pretrained(TARGET)
         tokenizer.save_pretrained(TARGET)
         settle_model_files(TARGET)
-        write_json(TARGET / RECORD, {"name": params.model.name, "hub_id": None, "revision": None, "commit": None})
+        made_of = encoder_signature(params.model) if params.model.as_decoder else None
+        record = {"name": params.model.name, "hub_id": None, "revision": None, "commit": None, "made_of": made_of}
+        write_json(TARGET / RECORD, record)
 
 
 if __name__ == "__main__":

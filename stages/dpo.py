@@ -45,9 +45,10 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
 
     Raises:
         ReferenceGap: the log-probabilities in `init` are another reference's.
+        ModelError: `dpo.max_length` exceeds the model's positions.
     """
     from stages.modeling.dpo import make_trainer
-    from stages.modeling.loading import load_adapter, load_base, load_tokenizer
+    from stages.modeling.loading import load_adapter, load_base, load_tokenizer, require_positions
     from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
     from stages.modeling.training import counted_anew, last_checkpoint, run
@@ -56,6 +57,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
     adapter, later = reference_of(start), is_later_round(start)
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
+    require_positions(policy, "dpo.max_length", params.dpo.max_length)
     encoded: list[dict[str, Any]] = list(encode(tokenizer, pairs, params.dpo.max_length))
     if unserved(policy) is None:
         prepare(policy, params.hardware, params.dpo.max_length)

@@ -66,11 +66,16 @@ def answer(
         A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean
         log-probability per token (nats) of the reference and of the rejected reply; the last three are None where no
         reply could be drawn.
+
+    Raises:
+        ModelError: `generate.max_length` exceeds the model's positions.
     """
     from stages.modeling.chat import encode_completion, encode_prompt
     from stages.modeling.generation import generate_replies, mean_logps
     from stages.modeling.instruction import fit_instructed
+    from stages.modeling.loading import require_positions
 
+    require_positions(model, "generate.max_length", settings.max_length)
     room = settings.max_length - settings.max_new_tokens
     fitted = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
     prompts = [encode_prompt(tokenizer, context, room) for context in fitted]

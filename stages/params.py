@@ -95,17 +95,25 @@ class Corpus:
 
 @section
 class Model:
-    """The base model: a hub model, or (without `hub_id`) the one that stage `base` makes."""
+    """The base model: a hub model, or one that stage `base` makes: of an encoder (`as_decoder`), or from nothing."""
 
     name: Name
+    package: Name | None
     hub_id: str | None
     revision: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    as_decoder: bool
     specialised: bool
+
+    @property
+    def is_made(self) -> bool:
+        """Whether stage `base` trains it; else the hub has it as it is."""
+        return self.hub_id is None or self.as_decoder
 
 
 @section
 class Tiny:
-    """Architecture and pretraining of the model that stage `base` makes; unused with a hub model."""
+    """Architecture and pretraining of the model that stage `base` makes; of an encoder, pretraining alone."""
 
     vocab_size: Annotated[int, Field(ge=300, le=65536)]
     hidden_size: Positive
@@ -118,7 +126,7 @@ class Tiny:
     learning_rate: Rate
     batch_size: Positive
     max_length: Positive
-    architecture: Literal["llama", "mistral", "gemma"]
+    architecture: Literal["llama", "mistral", "gemma", "bert"]
 
 
 @section
@@ -459,6 +467,7 @@ def _check_across_keys(params: Params, source: str) -> None:
         if one.hub_id is not None and not one.revision:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
+    _check_model(params.model, source)
 
 
 def _check_corpus(corpus: Corpus, source: str) -> None:
@@ -525,6 +534,17 @@ def _check_encoder(encoder: Encoder, source: str) -> None:
         )
     if encoder.hub_id is not None and not encoder.revision:
         raise ParamsError(f"{source}: encoder.revision is missing for encoder.hub_id = {encoder.hub_id!r}")
+
+
+def _check_model(model: Model, source: str) -> None:
+    if model.package is not None and model.hub_id is not None:
+        raise ParamsError(
+            f"{source}: one of model.package = {model.package!r} and model.hub_id = {model.hub_id!r} must be null"
+        )
+    if model.as_decoder and model.package is None and model.hub_id is None:
+        raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.package or model.hub_id")
+    if model.package is not None and not model.as_decoder:
+        raise ParamsError(f"{source}: model.package = {model.package!r} is for encoders: set model.as_decoder = true")
 
 
 def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:

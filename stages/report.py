@@ -79,7 +79,7 @@ def read(params: Params) -> Results:
     losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
     for quality in params.sft.by_quality:
         losses[f"sft-{quality}"] = read_curve(CURVES / f"sft-{quality}", "loss", f"sft_quality@{quality}")
-    if params.model.hub_id is None:
+    if params.model.is_made:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
     variants, intervals = read_variants(params.variants, params.dbt.variants)

@@ -51,16 +51,20 @@ def fine_tune(
 
     Returns:
         The trained PeftModel.
+
+    Raises:
+        ModelError: `sft.max_length` exceeds the model's positions.
     """
     from functools import partial
 
     from transformers import TrainingArguments
 
     from stages.modeling.collate import pad_supervised
-    from stages.modeling.loading import add_adapter
+    from stages.modeling.loading import add_adapter, require_positions
     from stages.modeling.supervised import supervised_trainer
     from stages.modeling.training import common_arguments, run
 
+    require_positions(model, "sft.max_length", sft.max_length)
     policy = add_adapter(model, lora, seed)
     trainer = supervised_trainer(
         policy,

@@ -14,6 +14,7 @@ from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+MADE = Model("t", None, None, None, None, False, False)
 TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
 DIALOGUES = [
     (Turn("user", f"i saw {n} dogs today"), Turn("assistant", f"wow {n} dogs that is a lot")) for n in range(40)
@@ -22,7 +23,7 @@ DIALOGUES = [
 
 def make(folder: Path, seed: int, monkeypatch) -> Path:
     monkeypatch.setattr(base_stage, "CURVES", folder / "curves")
-    model, tokenizer = base_stage.make(DIALOGUES, TINY, HARDWARE, seed, folder / "checkpoints")
+    model, tokenizer = base_stage.make(DIALOGUES, MADE, TINY, HARDWARE, seed, folder / "checkpoints")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     base_stage.write_json(folder / "base/base.json", {"name": "t", "hub_id": None, "revision": None, "commit": None})
@@ -91,7 +92,7 @@ def test_blocks_are_full_and_hold_every_dialogue_in_order():
 
 def test_corpus_shorter_than_a_block_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"tiny\.corpus = 'sample' is shorter than tiny\.max_length = 16"):
-        base_stage.make([(Turn("user", "hi"),)], TINY, HARDWARE, 1, tmp_path)
+        base_stage.make([(Turn("user", "hi"),)], MADE, TINY, HARDWARE, 1, tmp_path)
 
 
 def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypatch):
@@ -109,7 +110,7 @@ def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypa
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        base_stage.resolve(Model("b", "a/b", "main", False))
+        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):

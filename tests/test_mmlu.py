@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stages import mmlu as stage
+from stages.modeling.bert import decoder_class
 from stages.modeling.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Hardware, Mmlu, Tiny, load
@@ -176,10 +177,11 @@ ARCHITECTURES = {
 def test_other_architectures(subjects, tokenizer, name, values, runs, shares):
     import transformers
 
-    head = {"GPT2": "LMHeadModel", "Bert": "LMHeadModel"}.get(name, "ForCausalLM")
+    head = {"GPT2": "LMHeadModel"}.get(name, "ForCausalLM")
     transformers.set_seed(5)
     config = getattr(transformers, f"{name}Config")(**values, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
-    model = enlarge(getattr(transformers, f"{name}{head}")(config).eval())
+    kind = decoder_class() if name == "Bert" else getattr(transformers, f"{name}{head}")
+    model = enlarge(kind(config).eval())
     assert (can_share(model), keeps_keys(model)) == (runs, shares)
     few = {name: mmlu.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
     assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))

@@ -125,7 +125,8 @@ def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
 def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
-    assert tiny["model"] == {"name": "tiny", "hub_id": None, "revision": None, "specialised": False}
+    not_there = {"package": None, "hub_id": None, "revision": None, "sha256": None}
+    assert tiny["model"] == {"name": "tiny", "as_decoder": False, "specialised": False, **not_there}
     assert tiny["lora"]["r"] == 32
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
     assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")
@@ -250,6 +251,8 @@ REFUSED = {
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
     ],
     "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
+    "model.package": [("x", "model.package = 'x' is for encoders: set model.as_decoder = true")],
+    "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
     "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.corpus": [("reddit", "epitome.corpus = 'reddit': input should be 'sample' or 'epitome'")],

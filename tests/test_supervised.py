@@ -15,7 +15,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
-    BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     GemmaConfig,
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from stages.errors import UserError
+from stages.modeling.bert import AS_DECODER, decoder_class
 from stages.modeling.collate import IGNORED, by_length, cuts, pad_supervised
 from stages.modeling.cpu import quick_dropout, suit_cpu
 from stages.modeling.loading import autocast
@@ -53,8 +53,7 @@ MODELS = {
     # The cap is low enough to bend random logits.
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=2)),
-    "bert": lambda: BertLMHeadModel(BertConfig(**SMALL, is_decoder=True, hidden_dropout_prob=0.0,
-                                               attention_probs_dropout_prob=0.0)),
+    "bert": lambda: decoder_class()(BertConfig(**SMALL, **AS_DECODER)),
 }  # fmt: skip
 
 
@@ -221,7 +220,7 @@ def loss_and_gradients(model, hardware: Hardware) -> tuple[float, torch.Tensor]:
     return float(loss.detach()), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2", "bert"])
 def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
     suited = adapted(name)
     suit_cpu(suited, BF16)

@@ -20,14 +20,6 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# `{% generation %}` marks what the assistant says, for libraries that mask by it.
-TINY_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
 # Stands for a turn's words where only what the template writes around them is wanted (a private-use character).
 MARK = "\ue000"
 
@@ -50,6 +42,19 @@ class Completion:
 
     prompt: list[int]
     reply: list[int]
+
+
+def role_template(user: str, assistant: str) -> str:
+    """A chat template: BOS, then each turn behind the token of its role; a reply ends with EOS.
+
+    `{% generation %}` marks what the assistant says, for libraries that mask by it.
+    """
+    return (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        f"{assistant}{{% generation %}}{{{{ message['content'] + eos_token }}}}{{% endgeneration %}}"
+        f"{{% else %}}{user}{{{{ message['content'] }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{assistant}{{% endif %}}"
+    )
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.modeling.chat import Completion, stop_tokens
 from stages.modeling.collate import batches_by_length
-from stages.modeling.loading import autocast
+from stages.modeling.loading import autocast, positions
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,14 @@ def mean_logps(
     hardware: Hardware,
     progress: str,
 ) -> list[float]:
-    """Length-normalised log-probability of each reply under its prompt: mean over its tokens in nats, end included."""
+    """Length-normalised log-probability of each reply under its prompt: mean over its tokens in nats, end included.
+
+    A reply that does not fit into the model's positions behind its prompt is cut at its end, as in training.
+    """
     import torch
     from tqdm import tqdm
 
+    completions = [_cut(one, positions(model)) for one in completions]
     scores = [0.0] * len(completions)
     lengths = [len(c.prompt) + len(c.reply) for c in completions]
     with torch.inference_mode(), autocast(hardware), tqdm(total=len(completions), desc=progress, unit="reply") as bar:
@@ -97,13 +101,18 @@ def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_
 
     ids, mask = _left_pad([c.prompt + c.reply for c in completions], pad_id, device)
     kept = max(len(c.reply) for c in completions)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=kept + 1)
     logps = output.logits[:, :-1].float().log_softmax(-1)
     taken = logps.gather(-1, ids[:, -kept:, None])[..., 0]
     lengths = torch.tensor([len(c.reply) for c in completions], device=device)
     is_reply = torch.arange(kept, device=device) >= kept - lengths[:, None]
     return (taken * is_reply).sum(-1) / lengths
+
+
+def _cut(one: Completion, positions: float) -> Completion:
+    room = positions - len(one.prompt)
+    return one if len(one.reply) <= room else Completion(one.prompt, one.reply[: int(room)])
 
 
 def _left_pad(prompts: Sequence[list[int]], pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,24 +71,58 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     """The base model on the CPU or GPU: fp32 weights on a CPU (bf16 comes from autocast), `hardware.dtype` on a GPU.
 
     Raises:
-        ModelError: `hardware.device` is cuda and there is none.
+        ModelError: `hardware.device` is cuda and there is none, or the model is an encoder.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     set_up_process(hardware)
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     source, commit = origin(base)
     in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
-    model = AutoModelForCausalLM.from_pretrained(
+    model = _model_class(source, commit).from_pretrained(
         source,
         revision=commit,
         dtype=torch.bfloat16 if in_bf16 else torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to(hardware.device)  # type: ignore[arg-type]  # a wrapper hides the signature
+    loaded: PreTrainedModel = model.to(hardware.device)
+    return loaded
+
+
+def _model_class(source: str, commit: str | None) -> Any:
+    """What loads the weights of `source`: transformers' own choice, but for BERT, which has a class of this project's.
+
+    Raises:
+        ModelError: the model is an encoder, whose attention looks both ways: it would read what it is to predict.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    from stages.modeling.bert import decoder_class
+
+    config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=False)
+    # Decoders have the attribute, too (GPT-NeoX), but no head of masked language modelling.
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
+        raise ModelError(f"{source} is an encoder ({config.model_type}): set model.as_decoder = true for one of BERT's")
+    return decoder_class() if config.model_type == "bert" else AutoModelForCausalLM
+
+
+def positions(model: Any) -> float:
+    """How many tokens the model, bare or a PeftModel, was made for; infinite where its configuration does not say."""
+    config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def require_positions(model: Any, key: str, length: int) -> None:
+    """Check that the model has a position for each of the `length` tokens that the param `key` allows.
+
+    Raises:
+        ModelError: it has fewer. One with learnt positions could not even look one up that is not there.
+    """
+    if length > (most := positions(model)):
+        raise ModelError(f"{key} = {length} exceeds the {most} positions of the base model: set it to at most {most}")
 
 
 def is_adapter(folder: Path) -> bool:

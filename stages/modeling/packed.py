@@ -97,7 +97,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
     from trl.trainer.utils import FusedCausalLMOutput
 
     ids, positions = batch["row_ids"], batch["row_positions"]
-    backbone: Any = getattr(model, model.base_model_prefix)
+    backbone: Any = model.base_model
     seen: dict[str, Any] = (
         {"blocks": spans(batch["row_blocks"], batch["row_parts"], positions)}
         if model.config._attn_implementation == PER_BLOCK
@@ -123,9 +123,6 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     """
     from trl.kernels import ChunkedLogProbFunction
 
-    if model.config.model_type == "bert":
-        decoder: Any = model
-        states = decoder.cls.predictions.transform(states)
     head: Any = model.get_output_embeddings()
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(

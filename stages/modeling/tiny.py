@@ -1,5 +1,7 @@
 """The tiny base model: a byte-level BPE tokenizer and a Llama, Mistral or Gemma architecture, made and pretrained here.
 
+With BERT's architecture it has a WordPiece tokenizer (`bert.train_wordpiece`), and is a decoder.
+
 It exists so that the whole pipeline runs in minutes without a GPU and without a hub. It learns to form sentences from
 the corpus that it is given, and knows nothing else.
 """
@@ -10,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
-from stages.modeling.chat import TINY_TEMPLATE, render
+from stages.modeling.bert import AS_DECODER, decoder_class
+from stages.modeling.chat import render, role_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -44,17 +47,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -
         model_max_length=max_positions,
         padding_side="right",
     )
-    tokenizer.chat_template = TINY_TEMPLATE
+    tokenizer.chat_template = role_template(USER, ASSISTANT)
     return tokenizer
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> PreTrainedModel:
     """A model of `tiny.architecture` with seeded random weights and tied embeddings.
 
-    What sets the three apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
-    scales its embeddings by the root of their width and norms by 1 + weight.
+    What sets them apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
+    scales its embeddings by the root of their width and norms by 1 + weight, BERT has learnt positions and a transform
+    before its head.
     """
-    from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, set_seed
+    from transformers import AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, MistralConfig, set_seed
 
     set_seed(seed)
     common = {
@@ -63,21 +67,23 @@ def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> Pre
         "intermediate_size": tiny.intermediate_size,
         "num_hidden_layers": tiny.layers,
         "num_attention_heads": tiny.heads,
-        "num_key_value_heads": tiny.heads,
-        "head_dim": tiny.hidden_size // tiny.heads,
         "max_position_embeddings": tiny.max_positions,
         "tie_word_embeddings": True,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    heads: dict[str, Any] = {"num_key_value_heads": tiny.heads, "head_dim": tiny.hidden_size // tiny.heads}
     match tiny.architecture:
         case "mistral":
-            return AutoModelForCausalLM.from_config(MistralConfig(**common, sliding_window=tiny.max_positions // 2))
+            window = tiny.max_positions // 2
+            return AutoModelForCausalLM.from_config(MistralConfig(**common, **heads, sliding_window=window))
         case "gemma":
-            return AutoModelForCausalLM.from_config(GemmaConfig(**common))
+            return AutoModelForCausalLM.from_config(GemmaConfig(**common, **heads))
         case "llama":
-            return AutoModelForCausalLM.from_config(LlamaConfig(**common))
+            return AutoModelForCausalLM.from_config(LlamaConfig(**common, **heads))
+        case "bert":
+            return decoder_class()(BertConfig(**common, **AS_DECODER))
 
 
 def packed_blocks(

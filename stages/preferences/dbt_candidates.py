@@ -70,14 +70,16 @@ def policy_source(
 
     def candidates(examples: Sequence[Example]) -> Candidates:
         from stages.modeling.chat import encode_prompt
-        from stages.modeling.loading import load_tokenizer, load_variant
+        from stages.modeling.loading import load_tokenizer, load_variant, require_positions
         from stages.modeling.sampling import Sampling, sample_replies
 
+        policy = load_variant(base, model, hardware)
+        require_positions(policy, "dpo.max_length", max_length)
         tokenizer, n = load_tokenizer(base), settings.samples
         room = max_length - settings.max_new_tokens
         prompts = [encode_prompt(tokenizer, one.context, room) for one in examples]
         texts = sample_replies(
-            load_variant(base, model, hardware),
+            policy,
             tokenizer,
             [prompt for prompt in prompts for _ in range(n)],
             [uniform(2**63, seed, epoch, one.id, "policy", i) for one in examples for i in range(n)],

@@ -25,11 +25,13 @@ from typing import Any
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
-from stages.params import Params, compose, load
+from stages.params import Params, compose, label_scorers, load
 from stages.tables import (
+    BEHAVIOUR_COLUMNS,
     COLUMNS,
     DBT_COLUMNS,
     EMPATHY_COLUMNS,
+    LEVEL_COLUMNS,
     PAIR_COLUMNS,
     Metrics,
     margins,
@@ -93,11 +95,14 @@ def _collected(params: Params) -> dict[str, Any]:
     for key in params.variants:
         metrics[key] = _read(METRICS / f"{key}.json")
         intervals[key] = _read(METRICS / f"intervals/{key}.json")
-        if key in params.dbt.variants:
-            metrics[key] |= _read(METRICS / f"dbt/{key}.json")
-            intervals[key] |= _read(METRICS / f"intervals/dbt/{key}.json")
+        for name, scorer in label_scorers(params).items():
+            if key in scorer.variants:
+                metrics[key] |= _read(METRICS / f"{name}/{key}.json")
+                intervals[key] |= _read(METRICS / f"intervals/{name}/{key}.json")
     if params.dbt.classifiers:
         classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
+    if params.behaviour.classifiers:
+        classifiers |= _read(METRICS / "scorers/behaviour.json")
     return {
         "data": _read(METRICS / "data.json"),
         "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds},
@@ -133,7 +138,7 @@ def headline(record: dict[str, Any]) -> str:
     # A record from before a table's metrics existed goes without that table.
     shown = [
         columns
-        for columns in (EMPATHY_COLUMNS, COLUMNS, DBT_COLUMNS)
+        for columns in (EMPATHY_COLUMNS, LEVEL_COLUMNS, COLUMNS, DBT_COLUMNS, BEHAVIOUR_COLUMNS)
         if any(columns.keys() & row.keys() for row in rows.values())
     ]
     tables = (table("variant", rows, columns, notes) for columns in shown)
@@ -194,7 +199,7 @@ def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dic
             # Records from before these stages existed have neither.
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}))
             rows[name] = metrics | mmlu
-            shown = EMPATHY_COLUMNS | COLUMNS | DBT_COLUMNS
+            shown = EMPATHY_COLUMNS | LEVEL_COLUMNS | COLUMNS | DBT_COLUMNS | BEHAVIOUR_COLUMNS
             notes[name] = margins(part.get("intervals", {}).get(key, {}) | bounds, shown)
     return rows, notes
 

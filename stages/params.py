@@ -113,7 +113,7 @@ class Sft:
 
 @section
 class Pairs:
-    """Preference pairs: by opposite emotion (EmPO section 3), the stages of DBT (Son and So), or counselling quality."""
+    """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
 
     rule: Literal["opposite_emotion", "dbt", "counselling"]
     opposites: Name

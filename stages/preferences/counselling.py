@@ -33,7 +33,7 @@ class MatchedPair(Pair):
     match: str
 
 
-def sides(examples: Iterable[Example], adherence: Mapping[str, str]) -> tuple[list[Example], list[Example]]:
+def sides(examples: Sequence[Example], adherence: Mapping[str, str]) -> tuple[list[Example], list[Example]]:
     """The examples whose reply can be chosen, and those whose reply can be rejected, each in order of the ids.
 
     Args:

@@ -2,36 +2,29 @@
 
     python -m stages.dbt dbt
 
-writes the folder that `dbt.classifiers` names for it (what `stages.scoring.dbt.stage_probabilities` reads) and
+writes the folder that `dbt.classifiers` names for it (what `stages.scoring.dbt.probabilities` reads) and
 `metrics/scorers/dbt.json`: how good it is on the test split's conversations, which it has not seen.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.checkpoints import checkpoints
-from stages.dialogues import SPLITS, Dialogue, Example, examples, read_dialogues
+from stages.dialogues import SPLITS, Dialogue, read_dialogues
 from stages.errors import UserError, reported
 from stages.files import write_json
-from stages.params import Dbt, Hardware, Params, load
-from stages.scoring.dbt import LABELS, DbtError, read_stages
-
-if TYPE_CHECKING:
-    from stages.scoring.turn_classifier import TurnClassifier
+from stages.params import Dbt, Params, load
+from stages.scoring.dbt import LABELS, read_stages
+from stages.scoring.turn_labels import Labelled, label_turns
 
 DIALOGUES = Path("data/dialogues")
 RAW = Path("data/raw")
 SAMPLE = Path("data/sample/esconv_sample")
 METRICS = Path("metrics/scorers")
 DIGITS = 2
-
-Labelled = dict[str, list[tuple[Example, int]]]
 
 
 def source(settings: Dbt) -> Path:
@@ -54,84 +47,26 @@ def read(settings: Dbt) -> list[Dialogue]:
     return dialogues
 
 
-def label(dialogues: Sequence[Dialogue], stages: Mapping[str, str], context_turns: int) -> tuple[Labelled, int]:
-    """Every assistant turn that has an act, with the index of its label, by split; and how many have none.
-
-    Raises:
-        DbtError: an act is not in the table, no turn of the train split has an act, or all have the same label.
-    """
-    found: Labelled = {split: [] for split in SPLITS}
-    without, unknown = 0, Counter[str]()
-    for dialogue in dialogues:
-        for one in examples(dialogue, "every", context_turns):
-            if one.act is None:
-                without += 1
-            elif one.act not in stages:
-                unknown[one.act] += 1
-            else:
-                found[dialogue.split].append((one, LABELS.index(stages[one.act])))
-    if unknown:
-        names = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(5))
-        raise DbtError(f"dbt.stages has no row for {len(unknown)} acts of the corpus: {names}: add a row for each")
-    if len({index for _, index in found["train"]}) < 2:
-        raise DbtError("the train split has turns of fewer than two labels: dbt.stages and the corpus must fit")
-    return found, without
-
-
-def learn(
-    classifier: TurnClassifier, labelled: Labelled, settings: Dbt, hardware: Hardware, seed: int, folder: Path
-) -> dict[str, float]:
-    """Train the classifier in place and measure it, in percent.
-
-    Args:
-        classifier: with a fresh head.
-        labelled: of `label`.
-        settings: hyperparameters.
-        hardware: device and precision.
-        seed: of order and dropout.
-        folder: for checkpoints, written after each epoch.
-
-    Returns:
-        `quality` on the test split; accuracy and macro-F1 on valid, by which hyperparameters are chosen.
-    """
-    from stages.scoring.turn_classifier import encode, probabilities
-    from stages.scoring.turn_training import quality, train
-
-    inputs, truth = {}, {}
-    for split, rows in labelled.items():
-        inputs[split] = encode(classifier, [one.context for one, _ in rows], [one.target for one, _ in rows])
-        truth[split] = [index for _, index in rows]
-    train(classifier, inputs["train"], truth["train"], settings, hardware, f"{seed}:dbt", folder / "dbt.pt")
-    found = {
-        split: quality(classifier.labels, truth[split], probabilities(classifier, inputs[split], hardware))
-        for split in ("test", "valid")
-    }
-    return found["test"] | {f"valid_{name}": found["valid"][name] for name in ("accuracy", "macro_f1")}
-
-
 def main(name: str, params: Params) -> None:
     """Write the classifier and its metrics.
 
     Raises:
-        UserError: there is no such classifier, or `read` and `label` as they say.
+        UserError: there is no such classifier, or `read` and `label_turns` as they say.
     """
-    import torch
-
     from stages.modeling.encoder import encoder_signature, load_encoder
-    from stages.scoring.turn_classifier import TurnClassifier, make_model, save
+    from stages.scoring.turn_classifier import save
+    from stages.scoring.turn_training import learn
 
     settings = params.dbt
     if name not in settings.classifiers:
         raise UserError(f"{name!r} is none of dbt.classifiers: {', '.join(settings.classifiers) or 'there are none'}")
     deps = [Path("stages"), Path(settings.stages), source(settings)]
-    labelled, without = label(read(settings), read_stages(Path(settings.stages)), settings.context_turns)
-    training = (settings, params.hardware, params.seed)
-    with checkpoints(f"dbt@{name}", (params.encoder, *training), deps) as folder:
-        torch.manual_seed(params.seed)
-        encoder, tokenizer = load_encoder(params.encoder, params.hardware)
-        model = make_model(encoder, len(LABELS))
-        classifier = TurnClassifier(model, tokenizer, LABELS, settings.max_length, settings.context_turns)
-        metrics = learn(classifier, labelled, *training, folder)
+    table, turns = read_stages(Path(settings.stages)), settings.context_turns
+    labelled, without = label_turns(read(settings), table, LABELS, turns, "dbt.stages")
+    with checkpoints(f"dbt@{name}", (params.encoder, settings, params.hardware, params.seed), deps) as folder:
+        encoder = load_encoder(params.encoder, params.hardware)
+        rest = (params.hardware, params.seed, folder / "dbt.pt")
+        classifier, metrics = learn(encoder, LABELS, labelled, settings, turns, *rest)
         signature = encoder_signature(params.encoder) | counts(labelled, without, settings, params.corpus.name)
         save(classifier, signature, Path(settings.classifiers[name]))
         write_json(METRICS / f"{name}.json", {key: round(value, DIGITS) for key, value in metrics.items()})

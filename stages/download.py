@@ -127,8 +127,9 @@ def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
 def needed(params: Params) -> tuple[str, ...]:
     """The corpora that the run reads: the dialogues, what a tiny model is pretrained on, and what scorers read."""
     pretrained = [params.tiny.corpus] if params.model.is_made else []
-    classified = [params.dbt.corpus] if params.dbt.classifiers and params.dbt.corpus else []
-    others = (*pretrained, params.epitome.corpus, *classified, params.mmlu.corpus)
+    classified = [params.dbt.corpus] if params.dbt.classifiers else []
+    classified += [params.behaviour.corpus, params.miti.corpus] if params.behaviour.classifiers else []
+    others = (*pretrained, params.epitome.corpus, *filter(None, classified), params.mmlu.corpus)
     return (*params.corpus.parts, *(name for name in others if name != "sample"))
 
 

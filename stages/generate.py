@@ -9,16 +9,19 @@ scores need from it is in the file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages.dialogues import Example, read_examples, turn_list_type
 from stages.errors import UserError, reported
 from stages.params import Generate, Hardware, Params, load
+from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
+from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
 TEST = Path("data/dialogues/test.parquet")
@@ -27,19 +30,30 @@ HELD_OUT_EPOCH = 0
 
 
 def held_out(
-    examples: Sequence[Example], opposites: dict[str, str] | None, limit: int | None, seed: int
+    examples: Sequence[Example], pairs: Callable[[Sequence[Example]], Sequence[Pair]], limit: int | None, seed: int
 ) -> list[tuple[Example, Pair | None]]:
-    """The examples to answer, each with a fresh reply of the test split to rank its target against.
-
-    It is a reply to the opposite emotion; without `opposites`, one to the same label that is another act.
-    """
+    """The examples to answer, each with the reply of the test split that `pairs` has its target ranked against."""
     part = sorted(random_part(examples, limit, seed), key=lambda e: e.id)
-    if opposites is None:
-        pairs = other_act_pairs(part, examples, seed=seed, epoch=HELD_OUT_EPOCH)
-    else:
-        pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=HELD_OUT_EPOCH)
-    by_id = {pair.id: pair for pair in pairs}
+    by_id = {pair.id: pair for pair in pairs(part)}
     return [(one, by_id.get(one.id)) for one in part]
+
+
+def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params: Params) -> Sequence[Pair]:
+    """Pairs of `part` whose rejected reply is a fresh one of the test split, by the rule of the pairs.
+
+    It is a reply to the opposite emotion, or one of poor counselling; for rule dbt, which ranks by a classifier, one to
+    the same label that is another act.
+    """
+    key = {"seed": params.seed, "epoch": HELD_OUT_EPOCH}
+    match params.pairs.rule:
+        case "opposite_emotion":
+            return build_pairs(part, group_by_label(examples), read_opposites(Path(params.pairs.opposites)), **key)
+        case "counselling":
+            adherence = read_adherence(Path(params.miti.adherence))
+            pool = group_by_match(sides(examples, adherence)[1])
+            return counselling_pairs(sides(part, adherence)[0], pool, **key)
+        case _:
+            return other_act_pairs(part, examples, **key)
 
 
 def answer(
@@ -138,9 +152,8 @@ def main(variant: str, params: Params) -> None:
     one = params.variants[variant]
     instruction = read_instruction(one.instruction_file) if one.instruction_file else None
     examples = read_examples(TEST, params.corpus)
-    by_emotion = params.pairs.rule == "opposite_emotion"
-    opposites = read_opposites(Path(params.pairs.opposites)) if by_emotion else None
-    rows = held_out(examples, opposites, params.generate.limit, params.seed)
+    pairs = partial(held_out_pairs, examples=examples, params=params)
+    rows = held_out(examples, pairs, params.generate.limit, params.seed)
     model = load_variant(BASE, Path(one.model), params.hardware)
     records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed, instruction)
     write_replies(records, REPLIES / f"{variant}.parquet")

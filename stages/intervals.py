@@ -3,9 +3,10 @@
     python -m stages.intervals sft-dpo
 
 reads the scores by example of the variant and of `evaluate.reference` and writes `metrics/intervals/<variant>.json`:
-for every metric of examples, for BLEU and for `dbt_gap`, `<metric>.low` and `<metric>.high`; of a variant other than
-the reference also `<metric>.diff` (variant less reference), `<metric>.diff_low` and `<metric>.diff_high`. With a second
-name, `python -m stages.intervals sft-dpo dbt`, it does so in the folders of that name: `data/scores/dbt`,
+for every metric of examples and for those of the corpus that sums over examples give (BLEU, `dbt_gap`,
+`behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; of a variant other than the reference also
+`<metric>.diff` (variant less reference), `<metric>.diff_low` and `<metric>.diff_high`. With a second name,
+`python -m stages.intervals sft-dpo dbt`, it does so in the folders of that name: `data/scores/dbt`,
 `metrics/intervals/dbt`.
 """
 

@@ -16,6 +16,7 @@ from stages.dialogues import Example, normalise, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Params, Round, chain, load
+from stages.preferences.counselling import MatchedPair, counselling_pairs, group_by_match, match_shares, sides
 from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, policy_source
 from stages.preferences.dbt_llm import llm_judge, llm_source
@@ -27,6 +28,7 @@ from stages.preferences.opposite_emotion import (
     random_part,
     read_opposites,
 )
+from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
@@ -64,6 +66,26 @@ def opposite_emotion(train: Sequence[Example], params: Params, epoch: int) -> tu
     rounds = (epoch_pairs(train, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
     earlier = [pair for one in rounds for pair in one]
     return pairs, describe(examples, pairs, len(opposites)) | repeated(pairs, earlier)
+
+
+def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[MatchedPair], dict[str, float]]:
+    """The pairs of an epoch by the quality of counselling, and their metrics.
+
+    Raises:
+        PairError: no reply can be chosen, or none is left that can be rejected.
+        LabelError: the table of adherence lacks an act.
+    """
+    chosen, rejected = sides(train, read_adherence(Path(params.miti.adherence)))
+    part, pool = random_part(chosen, params.pairs.limit, params.seed), group_by_match(rejected)
+    pairs, *earlier = (counselling_pairs(part, pool, seed=params.seed, epoch=e) for e in range(epoch, 0, -1))
+    if not pairs:
+        raise PairError(
+            f"no pair was made of {len(train)} train examples: {len(chosen)} are of high quality or adherent, "
+            f"{len(rejected)} of low quality or non-adherent, and both are needed"
+        )
+    metrics = describe(part, pairs, len({one.label for one in part}))
+    metrics |= repeated(pairs, [pair for one in earlier for pair in one])
+    return pairs, metrics | match_shares(pairs) | {"candidates": len(rejected)}
 
 
 def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tuple[list[ScoredPair], dict[str, float]]:
@@ -137,7 +159,7 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
     return {name: round(100 * sum(values) / len(values), 4) for name, values in sides.items()}
 
 
-def write_pairs(pairs: Sequence[Pair] | Sequence[ScoredPair], path: Path) -> None:
+def write_pairs(pairs: Sequence[Pair | ScoredPair], path: Path) -> None:
     """Parquet with the fields of the pairs; `prompt` is a list of role, text, act."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,11 +173,14 @@ def write_pairs(pairs: Sequence[Pair] | Sequence[ScoredPair], path: Path) -> Non
 def main(key: str, params: Params) -> None:
     """Write the pairs of round `key` and their metrics."""
     train, epoch = read_examples(TRAIN, params.corpus), len(chain(params.dpo.rounds, key))
-    pairs: list[Pair] | list[ScoredPair]
-    if params.pairs.rule == "dbt":
-        pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
-    else:
-        pairs, metrics = opposite_emotion(train, params, epoch)
+    pairs: Sequence[Pair | ScoredPair]
+    match params.pairs.rule:
+        case "dbt":
+            pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
+        case "counselling":
+            pairs, metrics = counselling(train, params, epoch)
+        case _:
+            pairs, metrics = opposite_emotion(train, params, epoch)
     write_pairs(pairs, PAIRS / f"{key}.parquet")
     write_json(METRICS / f"{key}.json", metrics)
 

@@ -30,6 +30,12 @@ LOGGING_STEPS = 5
 ROUNDS = Path("models/dpo")
 DIALOGUES = "data/dialogues"
 BASE = "models/base"
+# Where a rule's rounds can take their rejected replies, or their candidates, from.
+SOURCES = {
+    "opposite_emotion": ("opposites",),
+    "dbt": ("corpus", "policy", "llm"),
+    "counselling": ("sessions",),
+}
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -154,9 +160,9 @@ class Sft:
 
 @section
 class Pairs:
-    """Preference pairs: by opposite emotion (EmPO section 3 and Table 2), or by the stages of DBT (Son and So)."""
+    """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
 
-    rule: Literal["opposite_emotion", "dbt"]
+    rule: Literal["opposite_emotion", "dbt", "counselling"]
     opposites: Name
     limit: Positive | None
     judge: Literal["classifier", "llm"]
@@ -196,7 +202,7 @@ class Round:
     """
 
     init: Name
-    source: Literal["opposites", "corpus", "policy", "llm"]
+    source: Literal["opposites", "corpus", "policy", "llm", "sessions"]
     candidates: Name
     scorer: Name
 
@@ -257,22 +263,47 @@ class Epitome:
 
 
 @section
-class Dbt:
-    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+class TurnTraining:
+    """How a classifier of assistant turns is trained."""
 
-    stages: Name
-    corpus: Name | None
-    reader: Reader
-    context_turns: Positive
     epochs: Positive
     learning_rate: Rate
     head_learning_rate: Rate
     batch_size: Positive
     max_length: Annotated[int, Field(ge=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class Dbt(TurnTraining):
+    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+
+    stages: Name
+    corpus: Name | None
+    reader: Reader
+    context_turns: Positive
     # Their names are those of the stage's files in dvc.yaml.
     classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
     variants: dict[str, Literal["models/dbt"]]
+
+
+@section
+class Behaviour(TurnTraining):
+    """The classifier of a therapist's behaviours, and which variants it and that of section `miti` score."""
+
+    corpus: Name | None
+    reader: Reader
+    context_turns: Positive
+    classifiers: dict[Literal["behaviour"], Literal["models/behaviour"]]
+    variants: dict[str, Literal["models/behaviour"]]
+
+
+@section
+class Miti(TurnTraining):
+    """The classifier of what adheres to motivational interviewing, and the table of acts that do."""
+
+    adherence: Name
+    corpus: Name
 
 
 @section
@@ -349,6 +380,8 @@ class Params:
     encoder: Encoder
     epitome: Epitome
     dbt: Dbt
+    behaviour: Behaviour
+    miti: Miti
     bertscore: Bertscore
     evaluate: Evaluate
     mmlu: Mmlu
@@ -383,6 +416,11 @@ def bertscore_encoder(params: Params) -> Encoder:
         return params.encoder
     named = {"name": own.hub_id, "package": None, "hub_id": own.hub_id, "revision": own.revision, "sha256": None}
     return Encoder(**named)
+
+
+def label_scorers(params: Params) -> dict[str, Dbt | Behaviour]:
+    """The sections whose classifiers score replies by labels; their names are those of stages, files and metrics."""
+    return {"dbt": params.dbt, "behaviour": params.behaviour}
 
 
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
@@ -461,7 +499,7 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
-    _check_dbt(params, source)
+    _check_label_scorers(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
         if one.hub_id is not None and not one.revision:
@@ -498,8 +536,11 @@ def _check_rounds(params: Params, source: str) -> None:
                 f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
             )
         where = f"{source}: dpo.rounds.{key}"
-        if (one.source == "opposites") is not (params.pairs.rule == "opposite_emotion"):
-            raise ParamsError(f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}")
+        if one.source not in SOURCES[params.pairs.rule]:
+            raise ParamsError(
+                f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}: "
+                f"{', '.join(SOURCES[params.pairs.rule])}"
+            )
         wanted = one.init if one.source == "policy" else DIALOGUES
         if one.candidates != wanted:
             raise ParamsError(
@@ -514,16 +555,17 @@ def _check_rounds(params: Params, source: str) -> None:
             )
 
 
-def _check_dbt(params: Params, source: str) -> None:
-    if missing := sorted(set(params.dbt.variants) - set(params.variants)):
-        raise ParamsError(f"{source}: dbt.variants names {', '.join(missing)}, none of variants")
-    if params.dbt.variants and not params.dbt.classifiers:
-        raise ParamsError(f"{source}: dbt.variants are scored by a classifier, but dbt.classifiers is empty")
-    if params.dbt.variants and params.evaluate.reference not in params.dbt.variants:
-        raise ParamsError(
-            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of dbt.variants: "
-            f"{', '.join(params.dbt.variants)}"
-        )
+def _check_label_scorers(params: Params, source: str) -> None:
+    for name, scorer in label_scorers(params).items():
+        if missing := sorted(set(scorer.variants) - set(params.variants)):
+            raise ParamsError(f"{source}: {name}.variants names {', '.join(missing)}, none of variants")
+        if scorer.variants and not scorer.classifiers:
+            raise ParamsError(f"{source}: {name}.variants are scored by a classifier, but {name}.classifiers is empty")
+        if scorer.variants and params.evaluate.reference not in scorer.variants:
+            raise ParamsError(
+                f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of {name}.variants: "
+                f"{', '.join(scorer.variants)}"
+            )
 
 
 def _check_encoder(encoder: Encoder, source: str) -> None:

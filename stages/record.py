@@ -27,7 +27,7 @@ from stages.comparison_page import sections
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
-from stages.params import Params, compose, load
+from stages.params import Params, compose, label_scorers, load
 from stages.published import beside_dbt, beside_empo
 from stages.tables import EMPATHY_COLUMNS, GROUPS, PAIR_COLUMNS, Metrics, margins, measured, mmlu_columns, table
 
@@ -96,7 +96,7 @@ def stages_in_order() -> list[str]:
 
 def _folders(params: Params, variant: str) -> list[str]:
     """Where the metrics and scores of a variant lie, below those of all: "" for there itself."""
-    return ["", *(["dbt"] if variant in params.dbt.variants else [])]
+    return ["", *(name for name, scorer in label_scorers(params).items() if variant in scorer.variants)]
 
 
 def _collected(params: Params) -> dict[str, Any]:
@@ -110,6 +110,8 @@ def _collected(params: Params) -> dict[str, Any]:
             intervals[key] |= _read(METRICS / "intervals" / folder / f"{key}.json")
     if params.dbt.classifiers:
         classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
+    if params.behaviour.classifiers:
+        classifiers |= _read(METRICS / "scorers/behaviour.json")
     return {
         "data": _read(METRICS / "data.json"),
         "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds},

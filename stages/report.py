@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,18 +20,21 @@ from stages import drawing
 from stages.drawing import Curve, Rounds
 from stages.errors import UserError, reported
 from stages.files import write_text
-from stages.params import Params, Round, load
+from stages.params import Params, Round, label_scorers, load
 from stages.preferences.opposite_emotion import uniform
 from stages.tables import (
+    BEHAVIOUR_COLUMNS,
     COLUMNS,
     DBT_COLUMNS,
     EMPATHY_COLUMNS,
+    LEVEL_COLUMNS,
     PAIR_COLUMNS,
     Metrics,
     escape,
     margins,
     measured,
     mmlu_columns,
+    people,
     table,
 )
 
@@ -46,6 +49,7 @@ PLOTS = Path("reports/plots.html")
 FIELDS = ["id", "label", "context", "reference", "reply"]
 DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 SHOWN = 10
+PEOPLE = "people"
 MACHINE = "Written by a machine"
 """What stands over every reply of a model, wherever one is shown."""
 
@@ -82,7 +86,7 @@ def read(params: Params) -> Results:
     if params.model.is_made:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
-    variants, intervals = read_variants(params.variants, params.dbt.variants)
+    variants, intervals = read_variants(params)
     return Results(
         data=read_metrics(METRICS / "data.json", "prepare"),
         variants=variants,
@@ -96,21 +100,22 @@ def read(params: Params) -> Results:
     )
 
 
-def read_variants(names: Iterable[str], dbt: Container[str]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-    """The metrics of the variants with MMLU among them, and of those in `dbt` the stages of DBT; and their intervals.
+def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+    """The metrics of the variants, with MMLU and what classifiers of labels see among them; and their intervals.
 
     Raises:
         ReportError: as `read_metrics`.
     """
     metrics, intervals = {}, {}
-    for key in names:
+    for key in params.variants:
         mmlu, bounds = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
         metrics[key] = read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") | mmlu
         intervals[key] = read_metrics(METRICS / "intervals" / f"{key}.json", f"intervals@{key}") | bounds
-        if key in dbt:
-            metrics[key] |= read_metrics(METRICS / "dbt" / f"{key}.json", f"dbt_scores@{key}")
-            bounds = read_metrics(METRICS / "intervals" / "dbt" / f"{key}.json", f"dbt_intervals@{key}")
-            intervals[key] |= bounds
+        for name, scorer in label_scorers(params).items():
+            if key in scorer.variants:
+                path = Path(name) / f"{key}.json"
+                metrics[key] |= read_metrics(METRICS / path, f"{name}_scores@{key}")
+                intervals[key] |= read_metrics(METRICS / "intervals" / path, f"{name}_intervals@{key}")
     return metrics, intervals
 
 
@@ -213,7 +218,7 @@ def summary(results: Results, params: Params) -> str:
     """The numbers of the run as Markdown that reads well as plain text."""
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = 0.1 if params.dpo.beta == 0.025 else 0.025
-    shown = EMPATHY_COLUMNS | COLUMNS | DBT_COLUMNS
+    shown = EMPATHY_COLUMNS | LEVEL_COLUMNS | COLUMNS | DBT_COLUMNS | BEHAVIOUR_COLUMNS
     notes = {name: margins(bounds, shown) for name, bounds in results.intervals.items()}
     return f"""# Attune: what came out
 
@@ -223,10 +228,12 @@ def summary(results: Results, params: Params) -> str:
 
 {table("variant", results.variants, EMPATHY_COLUMNS, notes)}
 
-diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human reply's. Mean levels:
-{levels(results)}.
+diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human reply's. The mean levels themselves:
+
+{table("variant", beside_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes)}
+
 The classifiers behind them are right on {right(results.classifiers)} of held-out posts.
-{dbt(results, notes)}
+{dbt(results, notes)}{behaviour(results, notes)}
 ## Overlap and diversity
 
 {table("variant", results.variants, COLUMNS, notes)}
@@ -281,29 +288,36 @@ def dbt(results: Results, notes: Mapping[str, Mapping[str, str]]) -> str:
     rows = {name: metrics for name, metrics in results.variants.items() if "dbt_gap" in metrics}
     if not rows:
         return ""
-    human = {key.replace("_reference", ""): value for key, value in next(iter(rows.values())).items()}
-    people = {key: human[key] for key in DBT_COLUMNS if key not in ("dbt_gap", "dbt_diff", "dbt_adherence")}
-    people["dbt_adherence"] = sum(people.values())
+    shown = beside_people(rows, DBT_COLUMNS)
+    shown[PEOPLE]["dbt_adherence"] = sum(shown[PEOPLE].values())
     return f"""
 ## Stages of dialectical behaviour therapy
 
-{table("variant", rows | {"people": people}, DBT_COLUMNS, notes)}
+{table("variant", shown, DBT_COLUMNS, notes)}
 
 gap: how far the mean probability of a stage is from that in people's replies, mean over the four stages. diff: the same
 example by example, squared. adherence: probability of any stage.
 """
 
 
-def levels(results: Results) -> str:
-    """The mean EPITOME levels of the human replies and of each variant's, in words."""
-    first = next(iter(results.variants.values()))
-    human = {key.removeprefix("reference_"): value for key, value in first.items() if key.startswith("reference_")}
-    rows = {"people": human, **{escape(name): values for name, values in results.variants.items()}}
-    names = {"level_er": "ER", "level_ex": "EX", "level_ip": "IP"}
-    return "; ".join(
-        f"{row} " + ", ".join(f"{short} {values[key]:.2f}" for key, short in names.items() if key in values)
-        for row, values in rows.items()
-    )
+def behaviour(results: Results, notes: Mapping[str, Mapping[str, str]]) -> str:
+    """The section on what a counsellor does, empty where no variant has been scored by it."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "behaviour_reflections" in metrics}
+    if not rows:
+        return ""
+    return f"""
+## Behaviours of a counsellor
+
+{table("variant", beside_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes)}
+
+R:Q: replies that reflect for each one that asks. input: advice and information. MI-adherent: share of the sentences of
+a reply that adhere to motivational interviewing.
+"""
+
+
+def beside_people(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, Metrics]:
+    """The variants' rows and that of the human replies, which is the same in each."""
+    return {**rows, PEOPLE: people(next(iter(rows.values())), columns)}
 
 
 def right(classifiers: Metrics) -> str:

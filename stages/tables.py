@@ -20,6 +20,12 @@ EMPATHY_COLUMNS = {
     "bertscore_f1": ("F-BERT ↑", 1),
 }
 """In the order of EmPO's table 1; shares x 100."""
+LEVEL_COLUMNS = {
+    "level_er": ("ER", 2),
+    "level_ip": ("IP", 2),
+    "level_ex": ("EX", 2),
+}
+"""Mean EPITOME levels, 0 to 2."""
 DBT_COLUMNS = {
     "dbt_gap": ("DBT gap ↓", 2),
     "dbt_diff": ("DBT diff ↓", 2),
@@ -30,6 +36,15 @@ DBT_COLUMNS = {
     "dbt_genuine": ("genuine %", 1),
 }
 """Of recipes with a classifier of DBT's stages; x 100."""
+BEHAVIOUR_COLUMNS = {
+    "behaviour_reflection_to_question": ("R:Q", 2),
+    "behaviour_reflections": ("reflections %", 1),
+    "behaviour_questions": ("questions %", 1),
+    "behaviour_input": ("input %", 1),
+    "behaviour_adherent": ("MI-adherent % ↑", 1),
+    "behaviour_non_adherent": ("MI-non-adherent % ↓", 1),
+}
+"""Of recipes with the classifiers of a counsellor's behaviours."""
 COLUMNS = {
     "bleu_1": ("BLEU-1 ↑", 2),
     "bleu_4": ("BLEU-4 ↑", 2),
@@ -43,8 +58,10 @@ COLUMNS = {
 }
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
+    "Levels of empathy": LEVEL_COLUMNS,
     "Overlap and diversity": COLUMNS,
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
+    "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
 }
 """The metrics of variants in the order of the pages, a table each."""
 PAIR_COLUMNS = {
@@ -58,6 +75,11 @@ PAIR_COLUMNS = {
     "chosen_score": ("chosen score", 1),
     "rejected_score": ("rejected score", 1),
     "malformed": ("malformed", 0),
+    "match_topic_and_talk": ("same topic and talk %", 1),
+    "match_topic": ("topic %", 1),
+    "match_talk": ("talk %", 1),
+    "match_none": ("neither %", 1),
+    "candidates": ("to draw from", 0),
 }
 
 
@@ -103,6 +125,12 @@ def direction(heading: str) -> int:
 def measured(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
     """The columns for which any of `rows` has a number: rules make pairs with metrics of their own."""
     return {key: column for key, column in columns.items() if any(key in values for values in rows.values())}
+
+
+def people(metrics: Metrics, columns: Mapping[str, tuple[str, int]]) -> Metrics:
+    """The human replies' numbers among a variant's, `…reference_…`, under the names of `columns`."""
+    own = {name.replace("reference_", "", 1): value for name, value in metrics.items() if "reference_" in name}
+    return {name: own[name] for name in columns if name in own}
 
 
 def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:

@@ -10,17 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages import dbt, dbt_references, dbt_scores, intervals
+from stages import dbt, intervals, label_references, label_scores
 from stages.dialogues import Dialogue, Turn, examples, write_dialogues
 from stages.generate import write_replies
 from stages.modeling.encoder import load_encoder
 from stages.params import load
 from stages.prepare import prepare, write
 from stages.scoring.classifier import calibration_error
-from stages.scoring.dbt import LABELS, STAGES, DbtError, read_stages, stage_probabilities
+from stages.scoring.dbt import LABELS, STAGES, read_stages
+from stages.scoring.dbt import probabilities as stage_probabilities
 from stages.scoring.dbt_metrics import metrics, per_example
 from stages.scoring.intervals import intervals as bootstrap
 from stages.scoring.turn_classifier import ClassifierError, TurnClassifier, encode, make_model, probabilities, save
+from stages.scoring.turn_labels import LabelError, label_turns
 from stages.scoring.turn_training import quality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +84,7 @@ def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
     with pytest.raises(ValueError, match="zip"):
         stage_probabilities(folder, CONTEXTS, REPLIES[:2], CPU)
     save(replace(untrained, labels=tuple("abcde")), {}, folder)
-    with pytest.raises(DbtError, match="classifies a, b, c, d, e, not listening"):
+    with pytest.raises(ClassifierError, match="classifies a, b, c, d, e, not listening"):
         stage_probabilities(folder, CONTEXTS, REPLIES, CPU)
 
 
@@ -97,7 +99,7 @@ def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
 )
 def test_a_table_that_does_not_fit(tmp_path, rows, message):
     (tmp_path / "table.csv").write_text(rows, encoding="utf-8")
-    with pytest.raises(DbtError, match=message):
+    with pytest.raises(LabelError, match=message):
         read_stages(tmp_path / "table.csv")
 
 
@@ -109,10 +111,10 @@ def test_the_table_of_esconv():
 
 def test_an_act_that_the_table_lacks_is_named():
     one = Dialogue("train/1", "x", "train", "sad", (Turn("user", "a"), Turn("assistant", "b", "Hug")))
-    with pytest.raises(DbtError, match=r"no row for 1 acts of the corpus: 'Hug' \(1\): add a row for each"):
-        dbt.label([one], {"Question": "listening"}, 1)
-    with pytest.raises(DbtError, match="fewer than two labels"):
-        dbt.label([one], {"Hug": "genuine"}, 1)
+    with pytest.raises(LabelError, match=r"no row for 1 acts of the corpus: 'Hug' \(1\): add a row for each"):
+        label_turns([one], {"Question": "listening"}, LABELS, 1, "dbt.stages")
+    with pytest.raises(LabelError, match="fewer than two labels"):
+        label_turns([one], {"Hug": "genuine"}, LABELS, 1, "dbt.stages")
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +130,14 @@ def trained(tmp_path_factory):
         write(dialogues, Path("data/dialogues"))
         chosen = params(epochs=1, batch_size=16, max_length=32)
         dbt.main("dbt", chosen)
-        dbt_references.main(Path("models/dbt"), chosen)
+        label_references.main("dbt", Path("models/dbt"), chosen)
         test = [one for d in dialogues if d.split == "test" for one in examples(d, "every", 3)]
         for variant, reply in (("base", lambda one: "Try to sleep."), ("sft", lambda one: one.target)):
             rows = [
                 {"id": e.id, "label": e.label, "context": [vars(t) for t in e.context], "reply": reply(e)} for e in test
             ]
             write_replies(rows, Path(f"data/replies/{variant}.parquet"))
-            dbt_scores.main(variant, chosen)
+            label_scores.main(variant, chosen, "dbt")
         for variant in ("base", "sft"):
             intervals.main(variant, chosen, "dbt")
     return folder
@@ -172,10 +174,10 @@ def test_a_reference_that_is_missing_is_named(trained, monkeypatch, tmp_path):
     rows = pq.read_table(trained / "data/references_dbt.parquet")
     pq.write_table(rows.slice(1), tmp_path / "some.parquet")
     first = rows["id"][0].as_py()
-    with pytest.raises(dbt_scores.ReferencesError, match=f"lacks 1 examples, first {first}: run"):
-        dbt_scores.references(tmp_path / "some.parquet", rows["id"].to_pylist())
-    with pytest.raises(dbt_scores.ReferencesError, match="missing: run `dvc repro generate@base`"):
-        dbt_scores.read(tmp_path / "base.parquet", "generate@base")
+    with pytest.raises(label_scores.ReferencesError, match=f"lacks 1 examples, first {first}: run `dvc repro x@x`"):
+        label_scores.references(tmp_path / "some.parquet", rows["id"].to_pylist(), LABELS, "x@x")
+    with pytest.raises(label_scores.ReferencesError, match="missing: run `dvc repro generate@base`"):
+        label_scores.read(tmp_path / "base.parquet", "generate@base")
 
 
 def test_other_acts_by_config_alone(tmp_path, monkeypatch):
@@ -229,5 +231,5 @@ def test_dialogues_without_acts_say_so(tmp_path, monkeypatch):
     for split in ("train", "valid", "test"):
         turns = (Turn("user", "a"), Turn("assistant", "b"))
         write_dialogues([Dialogue("1", "x", split, "sad", turns)], Path(f"data/dialogues/{split}.parquet"))
-    with pytest.raises(DbtError, match="fewer than two labels"):
-        dbt.label(dbt.read(params().dbt), read_stages(ROOT / "data/dbt_stages.csv"), 1)
+    with pytest.raises(LabelError, match="fewer than two labels"):
+        label_turns(dbt.read(params().dbt), read_stages(ROOT / "data/dbt_stages.csv"), LABELS, 1, "dbt.stages")

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.scoring import dbt_metrics
+from stages.scoring import behaviour_metrics, dbt_metrics
+from stages.scoring.behaviour import BEHAVIOURS
 from stages.scoring.bertscore import NAMES
 from stages.scoring.dbt import LABELS
 from stages.scoring.epitome_model import MECHANISMS
+from stages.scoring.miti import ADHERENCE
 from stages.scoring.mmlu import GROUPS
 from stages.scoring.overlap import overlap
 
@@ -35,7 +37,10 @@ def test_every_metric_has_a_card():
     dbt = set(dbt_metrics.metrics(dbt_metrics.per_example([[0.2] * 5], [[0.2] * 5])))
     dbt |= {f"f1_{label}" for label in LABELS} | {"calibration_error"}
     replies = set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy
-    metrics = dbt | replies | classifiers | mmlu | set(NAMES) | bounds
+    behaviour = set(behaviour_metrics.metrics(behaviour_metrics.per_example([[0.2] * 6], [[0.2] * 6])))
+    behaviour |= {f"behaviour_f1_{label}" for label in BEHAVIOURS} | {"behaviour_calibration_error"}
+    behaviour |= {f"miti_f1_{label.replace('-', '_')}" for label in ADHERENCE} | {"miti_calibration_error"}
+    metrics = dbt | behaviour | replies | classifiers | mmlu | set(NAMES) | bounds
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 
 

@@ -12,6 +12,7 @@ from stages.modeling.chat import Completion, encode_completion, encode_prompt
 from stages.modeling.generation import generate_replies, mean_logps
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Generate, Hardware, Tiny
+from stages.preferences.opposite_emotion import build_pairs, group_by_label
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 GREEDY = Generate(None, 12, 96, 5, False, 1.0, 1.0)
@@ -81,7 +82,11 @@ def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
         Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), f"{text} {i}")
         for i, text in enumerate(TEXTS * 2)
     ]
-    rows = held_out(examples, OPPOSITES, limit=8, seed=2)
+
+    def pairs(part):
+        return build_pairs(part, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
+
+    rows = held_out(examples, pairs, limit=8, seed=2)
     records = answer(model, tokenizer, rows, GREEDY, HARDWARE, seed=2)
     assert [r["id"] for r in records] == [one.id for one, _ in rows] == sorted(one.id for one, _ in rows)
     assert len(records) == 8

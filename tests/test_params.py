@@ -117,6 +117,16 @@ def test_the_study_of_dbt(model):
     assert params.tiny.architecture == (model.removeprefix("tiny-") if "tiny-" in model else "llama")
 
 
+@pytest.mark.parametrize("model", ["gemma-7b", "llama-3-8b", "tiny"])
+def test_the_study_of_counselling(model):
+    params = check(composed("recipe=counsel", f"model={model}"), model)
+    assert {(one.source, one.candidates, one.scorer) for one in params.dpo.rounds.values()} == {
+        ("sessions", "data/dialogues", "data/dialogues")
+    }
+    assert params.behaviour.variants.keys() <= params.variants.keys() >= {"base", "sft", "dpo", "sft-dpo"}
+    assert (params.pairs.rule, params.miti.corpus, params.dbt.classifiers) == ("counselling", "mi", {})
+
+
 def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
     for one in check(composed("recipe=empo"), "conf").dpo.rounds.values():
         assert (one.source, one.candidates, one.scorer) == ("opposites", "data/dialogues", "data/dialogues")
@@ -141,17 +151,14 @@ def test_a_key_overrides_all():
     assert (params.dpo.beta, params.sft.learning_rate, params.seed) == (0.5, 0.01, 7)
 
 
+LABEL_SCORERS = [f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")]
+
+
 def leaves(values, prefix=""):
     """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted not in (
-            "dpo.rounds",
-            "variants",
-            "sft.by_quality",
-            "dbt.classifiers",
-            "dbt.variants",
-        ):
+        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants", "sft.by_quality", *LABEL_SCORERS):
             yield from leaves(value, f"{dotted}.")
         else:
             yield dotted
@@ -330,6 +337,21 @@ ROUNDS_REFUSED = {
         a_round("models/sft", "corpus", "models/sft", "models/dbt"),
         {"rule": "dbt"},
         "needs 'data/dialogues'",
+    ),
+    "a source of counselling": (
+        a_round("models/sft", source="sessions"),
+        {},
+        "source = 'sessions' is none of pairs.rule = 'opposite_emotion': opposites",
+    ),
+    "no session for counselling": (
+        a_round("models/sft"),
+        {"rule": "counselling"},
+        "source = 'opposites' is none of pairs.rule = 'counselling': sessions",
+    ),
+    "a classifier that counselling does not ask": (
+        a_round("models/sft", "sessions", scorer="models/behaviour"),
+        {"rule": "counselling"},
+        "scorer = 'models/behaviour'",
     ),
     "no classifier": (a_round("models/sft", "corpus"), {"rule": "dbt"}, "scorer = 'data/dialogues'"),
     "a classifier that nobody asks": (

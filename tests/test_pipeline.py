@@ -185,7 +185,7 @@ def resolved(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_path):
-    for name in ("empo", "dbt"):
+    for name in ("empo", "dbt", "counsel"):
         (tmp_path / name).mkdir()
     empo = composed_pipeline(tmp_path / "empo", "recipe=empo", "model=tiny")
     study = composed_pipeline(tmp_path / "dbt", "recipe=dbt", "model=tiny")
@@ -194,7 +194,7 @@ def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_
         assert not [dep for dep in deps if dep.startswith("models/")]
         # A change of beta does not reach them by a parameter either.
         assert "dpo.beta" not in empo[f"pairs@{key}"]["params"]
-    assert not [name for name in empo if name.startswith("dbt")]
+    assert not [name for name in empo if name.startswith(("dbt", "behaviour"))]
     by_model = {
         key: {dep for dep in study[f"pairs@{key}"]["deps"] if dep.startswith("models/")}
         for key in ("e1", "e2", "base-e1", "base-e2")
@@ -207,6 +207,11 @@ def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_
     }
     assert {"models/base", "data/pairs/base-e1.parquet"} <= set(study["dpo@base-e1"]["deps"])
     assert study["dbt@dbt"]["outs"] == ["models/dbt"]
+    counsel = composed_pipeline(tmp_path / "counsel", "recipe=counsel", "model=tiny")
+    assert not [dep for key in ("e1", "e2") for dep in counsel[f"pairs@{key}"]["deps"] if dep.startswith("models/")]
+    assert counsel["behaviour@behaviour"]["outs"] == ["models/behaviour"]
+    assert {"models/behaviour", "data/replies/dpo.parquet"} <= set(counsel["behaviour_scores@dpo"]["deps"])
+    assert not [name for name in counsel if name.startswith("dbt")]
 
 
 STANDARD = ["+sft.by_quality.high=models/sft-high",
@@ -242,9 +247,9 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
     interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
-    interpolated |= {"dbt.classifiers", "dbt.variants", "sft.by_quality"}
-    # Read by `python -m stages.record` alone.
-    interpolated |= {"model.specialised"}
+    interpolated |= {f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")}
+    # And what `python -m stages.record` alone reads.
+    interpolated |= {"sft.by_quality", "model.specialised"}
     only_speed = {"hardware.save_every", "pairs.batch_size"}
     # How the endpoint is reached, and what its estimate says.
     only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -127,7 +128,7 @@ def rows(text, corner, number=0):
 
 def test_the_table_has_a_row_for_each_variant_in_their_order():
     main(params())
-    found = rows(PAGES[0].read_text(), "variant", 1)
+    found = rows(PAGES[0].read_text(), "variant", 2)
     assert list(found)[2:] == ["base", "sft", "sft-dpo"]
     assert found["variant"][0] == "BLEU-1 ↑" and found["variant"][-1] == "pref. acc. % ↑"
     assert found["base"] == ["12.35", "1.50", "10.00 ± 1.00", "30.00", "60.00", "9.0", "0.0", "12.5", "\u2013"]
@@ -144,7 +145,7 @@ def test_the_first_table_has_the_shape_of_empos():
 
 def test_a_star_says_that_a_difference_is_none_of_chance():
     main(params())
-    first, second = (rows(PAGES[0].read_text(), "variant", number) for number in (0, 1))
+    first, second = (rows(PAGES[0].read_text(), "variant", number) for number in (0, 2))
     assert [first[name][1][-1] for name in ("base", "sft", "sft-dpo")] == ["0", "0", "*"]
     # An interval that begins at 0 holds it.
     assert [second[name][2][-1] for name in ("base", "sft", "sft-dpo")] == ["0", "0", "0"]
@@ -159,9 +160,29 @@ def test_the_summary_says_how_good_the_classifiers_are():
 def test_mean_levels_are_told_for_people_and_models():
     write_json(Path("metrics/sft.json"), metrics(level_er=1.25, level_ip=0.0))
     main(params())
-    assert "people ER 0.50, EX 0.50, IP 0.50; base ER 0.50, EX 0.50, IP 0.50; sft ER 1.25, EX 0.50, IP 0.00;" in (
-        PAGES[0].read_text()
+    found = rows(PAGES[0].read_text(), "variant", 1)
+    assert found["variant"] == ["ER", "IP", "EX"]
+    assert found["people"] == ["0.50", "0.50", "0.50"] and found["sft"] == ["1.25", "0.00", "0.50"]
+
+
+def test_what_a_counsellor_does_is_shown_beside_people():
+    chosen = params()
+    scored = dict.fromkeys(chosen.variants, "models/behaviour")
+    chosen = replace(
+        chosen, behaviour=replace(chosen.behaviour, classifiers={"behaviour": "models/behaviour"}, variants=scored)
     )
+    with pytest.raises(
+        ReportError, match=r"metrics/behaviour/base\.json is missing: run `dvc repro behaviour_scores@base`"
+    ):
+        main(chosen)
+    human, ratio = {"behaviour_reference_reflections": 60.0}, {"behaviour_reflection_to_question": 1.5}
+    for name in scored:
+        write_json(Path(f"metrics/behaviour/{name}.json"), ratio | {"behaviour_reflections": 30.0} | human)
+        bounds = {"behaviour_reflection_to_question.low": 1.0, "behaviour_reflection_to_question.high": 2.0}
+        write_json(Path(f"metrics/intervals/behaviour/{name}.json"), bounds)
+    main(chosen)
+    found = next(t for t in (rows(PAGES[0].read_text(), "variant", i) for i in range(4)) if "R:Q" in t["variant"])
+    assert found["base"][:2] == ["1.50 ± 0.50", "30.0"] and found["people"][:2] == ["\u2013", "60.0"]
 
 
 def test_the_summary_says_what_was_run():

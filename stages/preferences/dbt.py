@@ -80,9 +80,9 @@ def classifier_judge(folder: Path, hardware: Hardware) -> Judge:
     """Adherence by the classifier in `folder`: 1 - P(none of the stages)."""
 
     def judge(contexts: Sequence[Sequence[Turn]], replies: Sequence[str]) -> list[float | None]:
-        from stages.scoring.dbt import stage_probabilities
+        from stages.scoring.dbt import probabilities
 
-        return [1 - row[-1] for row in stage_probabilities(folder, contexts, replies, hardware)]
+        return [1 - row[-1] for row in probabilities(folder, contexts, replies, hardware)]
 
     return judge
 

@@ -96,6 +96,8 @@ def draw(one: Example, group: Sequence[Example], seed: int, epoch: int) -> Examp
     A reply equal to the target (as normalised text) is drawn again, which leaves the rest uniform.
     None where the group holds no other reply.
     """
+    if not group:
+        return None
     chosen = normalise(one.target)
     attempts = 64
     for attempt in range(attempts):

@@ -13,7 +13,7 @@ def per_example(predictions: Rows, references: Rows) -> dict[str, list[float]]:
     """The columns of N examples, all times 100.
 
     Args:
-        predictions: of `stage_probabilities`, (N, 5), for the replies.
+        predictions: of `dbt.probabilities`, (N, 5), for the replies.
         references: the same for the human replies.
 
     Returns:

@@ -23,7 +23,7 @@ Columns = Mapping[str, Numbers]
 
 LEVEL = 0.95
 ORDERS = (1, 2, 3, 4)
-DBT, HUMAN = "dbt_", "dbt_reference_"
+DBT, BEHAVIOUR, HUMAN = "dbt_", "behaviour_", "_reference_"
 REFERENCE = "reference_"
 """What the columns of the human replies begin with, where no metric is made of them."""
 CELLS = 4_000_000
@@ -36,7 +36,8 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
     Args:
         own: a variant's scores by example: metric to (N,) values, NaN where an example has none (it is then left out
             of the mean), the counts of `overlap.bleu_counts`, from which BLEU-1..4 are made, and the columns of
-            `dbt_metrics.per_example`, from which `dbt_gap` is made, too.
+            `dbt_metrics.per_example` and `behaviour_metrics.per_example`, from which `dbt_gap` and
+            `behaviour_reflection_to_question` are made, too.
         other: the same of the variant to compare to, row by row of the same examples; None: no differences.
         resamples: draws, R.
         seed: of the draws; the same examples in the same order are drawn for every variant.
@@ -85,9 +86,17 @@ def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
     means = {name: _mean(column, weights) for name, column in columns.items() if name not in counts}
     bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
     # The human replies have no metric of their own, but the gap to them hangs on which examples are drawn.
-    human = {name: means.pop(name) for name in list(means) if name.startswith(HUMAN)}
-    gaps = [np.abs(means[name.replace(HUMAN, DBT)] - mean) for name, mean in human.items()]
-    return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | means
+    human = {name: means.pop(name) for name in list(means) if HUMAN in name}
+    gaps = [np.abs(means[name.replace(HUMAN, "_")] - mean) for name, mean in human.items() if name.startswith(DBT)]
+    return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | _ratio(columns, weights) | means
+
+
+def _ratio(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
+    """Reflections to questions of the weighed examples, as `behaviour_metrics.reflection_to_question` counts them."""
+    if f"{BEHAVIOUR}questions" not in columns:
+        return {}
+    reflections, questions = (weights @ columns[f"{BEHAVIOUR}{name}"] / 100 for name in ("reflections", "questions"))
+    return {f"{BEHAVIOUR}reflection_to_question": reflections / np.maximum(questions, 1)}
 
 
 def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:

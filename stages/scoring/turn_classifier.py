@@ -30,6 +30,17 @@ CONFIG = "classifier.json"
 WEIGHTS = "classifier.safetensors"
 # Of the tokens of an input this share is the context's, where it needs that many; the rest is the reply's.
 CONTEXT_SHARE = 4
+# What `classifier.json` says of the classifier that explains a number.
+EXPLAINS = (
+    "classifier",
+    "stages",
+    "adherence",
+    "encoder",
+    "encoder_origin",
+    "encoder_sha256",
+    "max_length",
+    "context_turns",
+)
 
 
 class ClassifierError(UserError):
@@ -38,7 +49,10 @@ class ClassifierError(UserError):
 
 @dataclass(frozen=True)
 class TurnClassifier:
-    """The model (`encoder`, `dense`, `out_proj`), its labels in the order of its logits, and how it reads a turn."""
+    """The model (`encoder`, `dense`, `out_proj`), its labels in the order of its logits, and how it reads a turn.
+
+    `context_turns` is 0 where it reads the reply alone.
+    """
 
     model: nn.ModuleDict
     tokenizer: Tokenizer
@@ -74,7 +88,8 @@ def encode(classifier: TurnClassifier, contexts: Sequence[Sequence[Turn]], repli
         ValueError: there are not as many contexts as replies.
     """
     tokenizer, room = classifier.tokenizer, classifier.max_length - 3
-    shown = [[turn.text for turn in context[-classifier.context_turns :]] for context in contexts]
+    last = classifier.context_turns
+    shown = [[turn.text for turn in context[max(0, len(context) - last) :]] for context in contexts]
     distinct = list(dict.fromkeys([*replies, *(text for texts in shown for text in texts)]))
     found = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"] if distinct else []
     ids = dict(zip(distinct, found, strict=True))
@@ -83,7 +98,7 @@ def encode(classifier: TurnClassifier, contexts: Sequence[Sequence[Turn]], repli
         before = [token for text in texts for token in (*ids[text], tokenizer.sep_token_id)][:-1]
         said = ids[reply][: room - min(len(before), room // CONTEXT_SHARE)]
         before = before[max(0, len(before) - (room - len(said))) :]
-        start = [tokenizer.cls_token_id, *before, tokenizer.sep_token_id]
+        start = [tokenizer.cls_token_id, *([*before, tokenizer.sep_token_id] if last else [])]
         encoded.append(Encoded((*start, *said, tokenizer.sep_token_id), len(start)))
     return encoded
 
@@ -98,7 +113,9 @@ def logits(model: nn.ModuleDict, some: Sequence[Encoded], dropout: float = 0.0) 
     ids, mask = pad([torch.tensor(one.ids, device=device) for one in some])
     starts = torch.tensor([one.reply for one in some], device=device)
     said = mask & (torch.arange(ids.shape[1], device=device) >= starts[:, None])
-    kinds = {"token_type_ids": said.long()} if getattr(parts["encoder"].config, "type_vocab_size", 1) > 1 else {}
+    # A reply alone is a first segment, as in the encoder's own training.
+    second = (said & (starts[:, None] > 1)).long()
+    kinds = {"token_type_ids": second} if getattr(parts["encoder"].config, "type_vocab_size", 1) > 1 else {}
     states = parts["encoder"](input_ids=ids, attention_mask=mask.long(), **kinds).last_hidden_state
     mean = (states * said[..., None]).sum(1) / said.sum(1, keepdim=True)
     hidden = parts["dense"](drop(mean, dropout, model.training)).relu()
@@ -139,8 +156,37 @@ def save(classifier: TurnClassifier, signature: Mapping[str, object], folder: Pa
     partial.replace(folder)
 
 
-def load(folder: Path, hardware: Hardware) -> TurnClassifier:
-    """Read what `save` wrote, onto `hardware.device`, in eval mode.
+def classify(
+    folder: Path,
+    labels: tuple[str, ...],
+    contexts: Sequence[Sequence[Turn]],
+    replies: Sequence[str],
+    hardware: Hardware,
+    maker: str,
+) -> list[list[float]]:
+    """Probabilities of `labels` by the classifier in `folder`, which stage `maker` writes: a row a reply.
+
+    Raises:
+        ClassifierError: as `load`, or it is a classifier of other labels.
+        ValueError: there are not as many contexts as replies.
+    """
+    import torch
+
+    torch.set_num_threads(hardware.threads)
+    classifier = load(folder, hardware, maker)
+    if classifier.labels != labels:
+        raise ClassifierError(f"{folder} classifies {', '.join(classifier.labels)}, not {', '.join(labels)}")
+    return probabilities(classifier, encode(classifier, contexts, replies), hardware)
+
+
+def describe(folder: Path, prefix: str) -> dict[str, str]:
+    """What explains the numbers of the classifier in `folder`, each name after `prefix` and an underscore."""
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return {f"{prefix}_{name}": str(settings[name]) for name in EXPLAINS if name in settings}
+
+
+def load(folder: Path, hardware: Hardware, maker: str) -> TurnClassifier:
+    """Read what `save` wrote, onto `hardware.device`, in eval mode; errors name the stage `maker`.
 
     Raises:
         ClassifierError: a file is missing, or the parameters are not those of the classifier.
@@ -150,7 +196,7 @@ def load(folder: Path, hardware: Hardware) -> TurnClassifier:
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ClassifierError(f"{folder / name} is missing: run `dvc repro {folder.name}@{folder.name}`")
+            raise ClassifierError(f"{folder / name} is missing: run `dvc repro {maker}`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     model = make_model(AutoModel.from_config(AutoConfig.from_pretrained(folder)), len(settings["labels"]))
     try:

@@ -7,19 +7,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.scoring.classifier import accuracy, calibration_error, f1, fit, macro_f1
-from stages.scoring.turn_classifier import Encoded, TurnClassifier, logits
+from stages.scoring.turn_classifier import Encoded, TurnClassifier, encode, logits, make_model, probabilities
+from stages.scoring.turn_labels import Labelled
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Dbt, Hardware
+    from stages.params import Hardware, TurnTraining
+
+
+def learn(
+    encoder: tuple[PreTrainedModel, Tokenizer],
+    labels: tuple[str, ...],
+    labelled: Labelled,
+    settings: TurnTraining,
+    context_turns: int,
+    hardware: Hardware,
+    seed: int,
+    checkpoint: Path,
+) -> tuple[TurnClassifier, dict[str, float]]:
+    """Train a classifier on `encoder`, whose weights change, and measure it, in percent.
+
+    Args:
+        encoder: of `load_encoder`.
+        labels: in the order of the indices of `labelled`.
+        labelled: turns of the splits train, valid and test.
+        settings: hyperparameters.
+        context_turns: turns before the reply that it reads; 0: the reply alone.
+        hardware: device and precision.
+        seed: of the head, order and dropout.
+        checkpoint: file to go on from, written after each epoch; its name keys the order, too.
+
+    Returns:
+        The classifier; `quality` on the test split with accuracy and macro-F1 on valid, by which hyperparameters are
+        chosen.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model, tokenizer = make_model(encoder[0], len(labels)), encoder[1]
+    classifier = TurnClassifier(model, tokenizer, labels, settings.max_length, context_turns)
+    inputs, truth = {}, {}
+    for split, rows in labelled.items():
+        inputs[split] = encode(classifier, [one.context for one in rows], [one.reply for one in rows])
+        truth[split] = [one.label for one in rows]
+    train(classifier, inputs["train"], truth["train"], settings, hardware, f"{seed}:{checkpoint.stem}", checkpoint)
+    found = {
+        split: quality(labels, truth[split], probabilities(classifier, inputs[split], hardware))
+        for split in ("test", "valid")
+    }
+    return classifier, found["test"] | {f"valid_{name}": found["valid"][name] for name in ("accuracy", "macro_f1")}
 
 
 def train(
     classifier: TurnClassifier,
     some: Sequence[Encoded],
     labels: Sequence[int],
-    settings: Dbt,
+    settings: TurnTraining,
     hardware: Hardware,
     seed: str,
     checkpoint: Path,
@@ -73,7 +119,7 @@ def quality(labels: Sequence[str], truth: Sequence[int], probabilities: Sequence
     return {
         "accuracy": accuracy(truth, guessed),
         "macro_f1": macro_f1(truth, guessed),
-        **{f"f1_{label}": f1(truth, guessed, i) for i, label in enumerate(labels)},
+        **{f"f1_{label.replace('-', '_')}": f1(truth, guessed, i) for i, label in enumerate(labels)},
         "calibration_error": calibration_error(truth, probabilities),
         "majority_accuracy": accuracy(truth, majority),
         "majority_macro_f1": macro_f1(truth, majority),

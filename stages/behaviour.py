@@ -1,0 +1,136 @@
+"""Stage `behaviour@<name>`: the classifiers of what a counsellor does in a reply.
+
+    python -m stages.behaviour behaviour
+
+writes the folder that `behaviour.classifiers` names for it (what `stages.scoring.behaviour.probabilities` reads): a
+classifier of therapists' behaviours, trained on the acts of a corpus, and one of what adheres to motivational
+interviewing, trained on labelled sentences; and `metrics/scorers/behaviour.json`: how good they are on what they have
+not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from stages.checkpoints import checkpoints
+from stages.corpora import miti_sentences
+from stages.dialogues import SPLITS, Dialogue, read_dialogues
+from stages.errors import UserError, reported
+from stages.files import write_json
+from stages.params import Behaviour, Params, TurnTraining, load
+from stages.scoring.behaviour import BEHAVIOUR, BEHAVIOURS, MITI
+from stages.scoring.miti import ADHERENCE, read_adherence
+from stages.scoring.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
+
+DIALOGUES = Path("data/dialogues")
+RAW = Path("data/raw")
+SAMPLE = Path("data/sample/miti_sentences")
+METRICS = Path("metrics/scorers")
+DIGITS = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two classifiers: its labels, what it learns from and how, and what explains it."""
+
+    labels: tuple[str, ...]
+    labelled: Labelled
+    settings: TurnTraining
+    context_turns: int
+    origin: dict[str, str]
+
+
+def read_turns(settings: Behaviour) -> list[Dialogue]:
+    """The dialogues whose acts are behaviours, of all splits.
+
+    Raises:
+        CorpusError: a file of `behaviour.corpus` is missing or does not fit its format.
+    """
+    if settings.corpus is None:
+        return [one for split in SPLITS for one in read_dialogues(DIALOGUES / f"{split}.parquet")]
+    dialogues: list[Dialogue] = import_module(f"stages.corpora.{settings.reader}").read(RAW / settings.corpus)[0]
+    return dialogues
+
+
+def sentence_folder(corpus: str) -> Path:
+    """Where the labelled sentences are."""
+    return SAMPLE if corpus == "sample" else RAW / corpus
+
+
+def label_sentences(folder: Path, table: Mapping[str, str]) -> Labelled:
+    """The labelled sentences by split, each a reply without context.
+
+    Raises:
+        CorpusError: as `miti_sentences.read`.
+        LabelError: a label is not in the table, or the train part has fewer than two kinds.
+    """
+    found: Labelled = {split: [] for split in SPLITS}
+    unknown = Counter[str]()
+    for one in miti_sentences.read(folder):
+        if one.act in table:
+            found[one.split].append(LabelledTurn((), one.text, ADHERENCE.index(table[one.act])))
+        else:
+            unknown[one.act] += 1
+    require_known(unknown, "miti.adherence")
+    require_two(found, "miti.adherence")
+    return found
+
+
+def read(params: Params) -> dict[str, Part]:
+    """The two classifiers that are to be trained, by their folder.
+
+    Raises:
+        CorpusError, LabelError: what they learn from is missing, or does not fit.
+    """
+    acts, miti = params.behaviour, params.miti
+    identity = {label: label for label in BEHAVIOURS}
+    turns, without = label_turns(read_turns(acts), identity, BEHAVIOURS, acts.context_turns, "behaviour.corpus")
+    sentences = label_sentences(sentence_folder(miti.corpus), read_adherence(Path(miti.adherence)))
+    origin = {"classifier": f"trained on {acts.corpus or params.corpus.name}", "turns_without_act": str(without)}
+    named = {"classifier": f"trained on {miti.corpus}", "adherence": miti.adherence}
+    return {
+        BEHAVIOUR: Part(BEHAVIOURS, turns, acts, acts.context_turns, origin),
+        MITI: Part(ADHERENCE, sentences, miti, 0, named),
+    }
+
+
+def main(name: str, params: Params) -> None:
+    """Write the classifiers and their metrics.
+
+    Raises:
+        UserError: there is no such classifier, or `read` as it says.
+    """
+    from stages.modeling.encoder import encoder_signature, load_encoder
+    from stages.scoring.turn_classifier import save
+    from stages.scoring.turn_training import learn
+
+    acts, miti, rest = params.behaviour, params.miti, (params.hardware, params.seed)
+    if name not in acts.classifiers:
+        there = ", ".join(acts.classifiers) or "there are none"
+        raise UserError(f"{name!r} is none of behaviour.classifiers: {there}")
+    sources = [RAW / acts.corpus if acts.corpus else DIALOGUES, sentence_folder(miti.corpus)]
+    deps = [Path("stages"), Path(miti.adherence), *sources]
+    parts, made = read(params), {}
+    with checkpoints(f"behaviour@{name}", (params.encoder, acts, miti, *rest), deps) as folder:
+        for key, part in parts.items():
+            encoder = load_encoder(params.encoder, params.hardware)
+            given = (part.labels, part.labelled, part.settings, part.context_turns)
+            made[key] = learn(encoder, *given, *rest, folder / f"{key}.pt")
+        for key, part in parts.items():
+            counts = {f"{split}_examples": str(len(rows)) for split, rows in part.labelled.items()}
+            signature = encoder_signature(params.encoder) | part.origin | counts
+            save(made[key][0], signature, Path(acts.classifiers[name], key))
+        metrics = {f"{key}_{one}": value for key, (_, found) in made.items() for one, value in found.items()}
+        write_json(METRICS / f"{name}.json", {key: round(value, DIGITS) for key, value in metrics.items()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("classifier", help="a key of behaviour.classifiers")
+    with reported():
+        main(parser.parse_args().classifier, load())

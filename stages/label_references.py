@@ -1,0 +1,48 @@
+"""Stage `<scorer>_references`: what a scorer's classifiers see in the human replies of the test split, once for all.
+
+    python -m stages.label_references dbt models/dbt
+
+writes `data/references_dbt.parquet`: a row an example with `id` and a column a label of `stages/scoring/dbt.py`. The
+other scorer is `behaviour`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from stages.dialogues import read_examples
+from stages.errors import reported
+from stages.params import Params, load
+
+TEST = Path("data/dialogues/test.parquet")
+TARGETS = Path("data")
+
+
+def main(scorer: str, folder: Path, params: Params) -> None:
+    """Write `data/references_<scorer>.parquet` by the classifiers in a folder.
+
+    Raises:
+        ClassifierError: the folder is not what stage `<scorer>` writes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.modeling.loading import set_up_process
+
+    set_up_process(params.hardware)
+    labels = import_module(f"stages.scoring.{scorer}")
+    some = read_examples(TEST, params.corpus)
+    rows = labels.probabilities(folder, [one.context for one in some], [one.target for one in some], params.hardware)
+    columns = {label: [row[i] for row in rows] for i, label in enumerate(labels.LABELS)}
+    pq.write_table(pa.table({"id": [one.id for one in some], **columns}), TARGETS / f"references_{scorer}.parquet")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scorer", choices=("dbt", "behaviour"))
+    parser.add_argument("folder", type=Path, help="what stage `<scorer>` wrote")
+    with reported():
+        given = parser.parse_args()
+        main(given.scorer, given.folder, load())

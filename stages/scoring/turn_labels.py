@@ -1,0 +1,120 @@
+"""From the acts of a corpus to the labels that a classifier of assistant turns learns."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.dialogues import SPLITS, Dialogue, Turn, examples
+from stages.errors import UserError
+
+SOURCE = "source"
+"""The last column of every table of acts: who says so."""
+
+
+class LabelError(UserError):
+    """A table of labels, or the acts of a corpus, cannot be used."""
+
+
+@dataclass(frozen=True)
+class LabelledTurn:
+    """An assistant turn after the turns before it, and the index of its label."""
+
+    context: tuple[Turn, ...]
+    reply: str
+    label: int
+
+
+Labelled = dict[str, list[LabelledTurn]]
+"""The labelled turns of each split."""
+
+
+def read_table(path: Path, key: str, columns: tuple[str, str], labels: Sequence[str]) -> dict[str, str]:
+    """A table from the acts of a corpus to labels.
+
+    Args:
+        path: csv.
+        key: the parameter that names it, for errors.
+        columns: the names of the act's column and of the label's.
+        labels: those that there are; an empty label is the last.
+
+    Raises:
+        LabelError: it is missing or no csv with the columns, names a label that there is not, or an act twice.
+    """
+    act_column, label_column = columns
+    expected = f"expected the columns {', '.join((*columns, SOURCE))}"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise LabelError(f"{path} is missing: {key} names the table") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"{path} is no csv: {error}") from None
+    if not rows:
+        raise LabelError(f"{path} has no rows: {expected}")
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        act, label = (row.get(act_column) or "").strip(), (row.get(label_column) or "").strip() or labels[-1]
+        if not act or label_column not in row:
+            raise LabelError(f"{path}:{line}: {expected}, with the {act_column}")
+        if act in found:
+            raise LabelError(f"{path}:{line}: {act_column} {act!r} has two rows")
+        if label not in labels:
+            raise LabelError(f"{path}:{line}: {label_column} {label!r} is none of {', '.join(labels)}, and not empty")
+        found[act] = label
+    return found
+
+
+def label_turns(
+    dialogues: Sequence[Dialogue], table: Mapping[str, str], labels: Sequence[str], context_turns: int, key: str
+) -> tuple[Labelled, int]:
+    """Every assistant turn that has an act, with its label, by split; and how many have none.
+
+    Args:
+        dialogues: of all splits.
+        table: act to one of `labels`.
+        labels: in the order of their indices.
+        context_turns: turns before the reply that are kept.
+        key: what the table is called in errors.
+
+    Raises:
+        LabelError: an act is not in the table, no turn of the train split has an act, or all have the same label.
+    """
+    found: Labelled = {split: [] for split in SPLITS}
+    without, unknown = 0, Counter[str]()
+    for dialogue in dialogues:
+        for one in examples(dialogue, "every", context_turns):
+            if one.act is None:
+                without += 1
+            elif one.act not in table:
+                unknown[one.act] += 1
+            else:
+                turn = LabelledTurn(one.context, one.target, labels.index(table[one.act]))
+                found[dialogue.split].append(turn)
+    require_known(unknown, key)
+    require_two(found, key)
+    return found, without
+
+
+def require_known(unknown: Counter[str], key: str) -> None:
+    """No act of a corpus is missing in the table that `key` names.
+
+    Raises:
+        LabelError: naming the acts that are, with their counts.
+    """
+    if unknown:
+        names = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(5))
+        raise LabelError(f"{key} has no row for {len(unknown)} acts of the corpus: {names}: add a row for each")
+
+
+def require_two(labelled: Labelled, key: str) -> None:
+    """There are labels to tell apart.
+
+    Raises:
+        LabelError: the train split has fewer than two.
+    """
+    if len({one.label for one in labelled["train"]}) < 2:
+        raise LabelError(f"the train split has turns of fewer than two labels: {key} and the corpus must fit")

@@ -101,7 +101,8 @@ def test_an_instruction_moves_replies_and_ranks_and_is_no_part_of_the_record(mod
     examples = [
         Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), text) for i, text in enumerate(TEXTS)
     ]
-    rows = held_out(examples, OPPOSITES, limit=None, seed=2)
+    pairs = build_pairs(examples, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
+    rows = held_out(examples, lambda part: pairs, limit=None, seed=2)
     plain, told = (answer(model, tokenizer, rows, GREEDY, HARDWARE, 2, text) for text in (None, "so happy today"))
     assert [one["context"] for one in told] == [one["context"] for one in plain]
     assert any(a["reply"] != b["reply"] for a, b in zip(plain, told, strict=True))

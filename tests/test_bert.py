@@ -44,7 +44,7 @@ HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
 RANDOM = Model("tiny-bert", None, None, None, None, False, False)
 LORA = Lora(r=4, alpha=8, dropout=0.0)
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant")
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 GREEDY = Generate(None, 8, 64, 4, False, 1.0, 1.0)
 REPLIES = ["I am sorry!", "How old was she?", "That is great.", "I am so happy for you."]
 SENTENCES = [

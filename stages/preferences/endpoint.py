@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
@@ -56,7 +57,8 @@ def ask(llm: Llm, requests: Sequence[Request], cache: Path = CACHE) -> list[str 
     bodies = [_body(llm, request) for request in requests]
     keys = [_key(llm, body) for body in bodies]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(cache)) as database:
+    # Written by the threads that ask, one at a time.
+    with closing(sqlite3.connect(cache, check_same_thread=False)) as database:
         with database:
             database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT)")
         known = {key for (key,) in database.execute("SELECT key FROM answers")}
@@ -95,21 +97,24 @@ def _key(llm: Llm, body: Mapping[str, Any]) -> str:
 
 
 def _fetch(llm: Llm, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
-    """Ask for `missing` and commit each answer as it comes; after a failure those under way are still kept."""
+    """Ask for `missing`; an answer is committed before its thread asks again, and after a failure if it is under way."""
     from tqdm import tqdm
 
     failure: Exception | None = None
+    lock = Lock()
+
+    def asked(key: str, body: dict[str, Any]) -> None:
+        answer = _answer(client, body)
+        if answer is not RUBBISH:
+            with lock, database:
+                database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+
     with _client(llm) as client, ThreadPoolExecutor(llm.concurrency) as pool:
-        futures = {pool.submit(_answer, client, body): key for key, body in missing.items()}
+        futures = [pool.submit(asked, key, body) for key, body in missing.items()]
         for future in tqdm(as_completed(futures), total=len(futures), desc="endpoint", unit="answer"):
-            if future.cancelled():
-                continue
-            if error := future.exception():
+            if not future.cancelled() and (error := future.exception()):
                 failure = failure or _as_error(llm, error)
                 _cancel(futures)
-            elif (answer := future.result()) is not RUBBISH:
-                with database:
-                    database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (futures[future], answer))
     if failure:
         raise failure
 
@@ -148,7 +153,7 @@ def _client(llm: Llm) -> OpenAI:
     return OpenAI(base_url=llm.base_url, api_key=key, max_retries=llm.retries, timeout=llm.timeout)
 
 
-def _cancel(futures: Mapping[Future[Any], str]) -> None:
+def _cancel(futures: Iterable[Future[Any]]) -> None:
     for future in futures:
         future.cancel()
 

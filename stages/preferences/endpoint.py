@@ -97,7 +97,7 @@ def _key(llm: Llm, body: Mapping[str, Any]) -> str:
 
 
 def _fetch(llm: Llm, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
-    """Ask for `missing`; an answer is committed before its thread asks again, and after a failure if it is under way."""
+    """Ask for `missing`; an answer is committed before its thread asks again, after a failure if it is under way."""
     from tqdm import tqdm
 
     failure: Exception | None = None

@@ -1,0 +1,102 @@
+"""The papers' recipes from the first stage to the last with very small models, on the embedded samples."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from stages.params import compose
+from stages.record import stages_in_order
+
+ROOT = Path(__file__).parents[1]
+MICRO = [
+    "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",
+    "tiny.heads=2", "tiny.epochs=0.2", "tiny.max_length=128", "lora.r=4", "sft.max_length=256", "sft.batch_size=16",
+    "pairs.limit=12", "dpo.batch_size=8", "generate.limit=8", "generate.max_new_tokens=8", "generate.do_sample=true",
+    "epitome.epochs=1", "epitome.max_length=16", "mmlu.corpus=sample", "mmlu.limit=2", "mmlu.shots=1",
+    "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32",
+]  # fmt: skip
+DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_length=48", "pairs.margin=0.0",
+       "pairs.max_new_tokens=8"]  # fmt: skip
+COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "miti.corpus=sample", "epitome.corpus=sample",
+           "behaviour.epochs=1", "behaviour.max_length=48", "miti.epochs=1"]  # fmt: skip
+# What no model of the study has a part in.
+COMMON = ("download", "prepare", "epitome", "references", "dbt@dbt", "dbt_references@dbt")
+ADAPTERS = ("sft", "dpo/e1", "dpo/e2", "dpo/e3", "dpo/base-e1", "dpo/base-e2", "dpo/base-e3")
+
+
+def run(stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of `stages` in this process, which spares the imports of fifty."""
+    with Repo() as repo:
+        commands = {stage.addressing: stage.cmd for stage in repo.index.stages}
+    for stage in stages:
+        _, _, module, *arguments = commands[stage].split()
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__")
+
+
+def project(folder: Path) -> None:
+    """The pipeline, the cookbook, the samples and the tables, as a user's project has them."""
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    for name in ("sample", "prompts"):
+        shutil.copytree(ROOT / "data" / name, folder / "data" / name)
+    for pattern in ("*.csv", "*.yaml"):
+        for table in (ROOT / "data").glob(pattern):
+            shutil.copy(table, folder / "data")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def assert_every_adapter_is_another(names: tuple[str, ...]) -> None:
+    weights = {(Path("models") / name / "adapter_model.safetensors").read_bytes() for name in names}
+    assert len(weights) == len(names)
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dbt")
+    project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        compose([*DBT, "model=tiny"])
+        run(list(COMMON), patch)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-mistral", "tiny-gemma"])
+def test_recipe_dbt_runs_to_its_table_with_every_architecture(model, common, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(common, folder)
+    monkeypatch.chdir(folder)
+    compose([*DBT, f"model={model}"])
+    run([stage for stage in stages_in_order() if stage not in COMMON], monkeypatch)
+    assert read("models/base/config.json")["model_type"] == {"tiny": "llama"}.get(model, model.removeprefix("tiny-"))
+    for variant in ("base", "sft", "dpo", "sft-dpo"):
+        for name in (f"{variant}", f"dbt/{variant}", f"intervals/dbt/{variant}", f"mmlu/{variant}"):
+            assert read(f"metrics/{name}.json")
+    assert_every_adapter_is_another(ADAPTERS)
+    assert "sft-dpo" in Path("reports/summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-bert"])
+def test_recipe_counsel_runs_to_its_table(model, tmp_path, monkeypatch):
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    compose([*COUNSEL, f"model={model}"])
+    run(stages_in_order(), monkeypatch)
+    for variant in ("base", "prompted", "sft", "sft-high", "dpo", "sft-dpo"):
+        for name in (f"{variant}", f"behaviour/{variant}", f"intervals/behaviour/{variant}", f"mmlu/{variant}"):
+            assert read(f"metrics/{name}.json")
+    assert_every_adapter_is_another((*ADAPTERS, "sft-high"))
+    assert read("metrics/pairs/e1.json")["match_topic_and_talk"] > 0
+    assert {"behaviour_accuracy", "miti_accuracy"} <= read("metrics/scorers/behaviour.json").keys()
+    assert "prompted" in Path("reports/summary.md").read_text(encoding="utf-8")

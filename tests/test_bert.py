@@ -235,7 +235,7 @@ def test_equal_texts_give_equal_vocabularies(tokenizer):
 def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
     require_positions(model, "sft.max_length", 96)
     with pytest.raises(ModelError, match=r"sft\.max_length = 97 exceeds the 96 positions of the base model"):
-        sft_stage.fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path)
+        sft_stage.fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
     with pytest.raises(ModelError, match=r"generate\.max_length = 128 exceeds the 96 positions"):
         answer(model, tokenizer, [], replace(GREEDY, max_length=128), HARDWARE, 1)
     with pytest.raises(ModelError, match=r"tiny\.max_length = 97 exceeds the 96 positions"):
@@ -378,12 +378,12 @@ def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
     assert falls(base.parent / "curves") > 1
 
 
-def test_the_whole_recipe(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft_stage, "CURVES", tmp_path / "curves")
+def test_the_whole_recipe(base, tmp_path):
     dialogues = [Dialogue(f"train/{i}", "sample", "train", "sad", dialogue(i)) for i in range(16)]
     policy = sft_stage.fine_tune(
-        load_base(base, HARDWARE), load_tokenizer(base), dialogues, SFT, LORA, HARDWARE, 5, tmp_path / "sft-run"
-    )
+        load_base(base, HARDWARE), load_tokenizer(base), dialogues, SFT, LORA, HARDWARE, 5, tmp_path / "sft-run",
+        tmp_path / "curves",
+    )  # fmt: skip
     save_adapter(policy, tmp_path / "sft")
     tokenizer, ids = load_tokenizer(base), torch.arange(10, 30)[None]
     with torch.no_grad():
@@ -412,7 +412,7 @@ def test_the_whole_recipe(base, tmp_path, monkeypatch):
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
     aligned = load_variant(base, end, HARDWARE)
-    records = answer(aligned, tokenizer, held_out(examples, None, 4, 1), GREEDY, HARDWARE, seed=1)
+    records = answer(aligned, tokenizer, held_out(examples, lambda part: pairs, 4, 1), GREEDY, HARDWARE, seed=1)
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = mmlu.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}

@@ -14,7 +14,7 @@ setup: $(INSTALLED) ## Make .venv and install the locked requirements
 
 # torch comes first and by itself: pip takes the build that fits the machine, and the lock serves all builds.
 $(INSTALLED): requirements.lock Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed (its tarfile filters what an archive unpacks): make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(TORCH)
 	.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock

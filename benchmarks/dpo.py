@@ -185,21 +185,27 @@ def main(every: bool) -> None:
         cases |= {f"context {n}": (measure.HEADLINE, made_pairs(tokenizer, n, 20), BATCH) for n in (64, 256, 512)}
         cases |= {f"batch {n}": (measure.HEADLINE, real, n) for n in (4, 64)}
     rate = measure.matmul_rate(params.hardware.dtype)
-    measured = {name: compare(Case(tokenizer, *case, params), rate) for name, case in cases.items()}
     memory = {what: measure.peak_memory("benchmarks.dpo", "--memory", what) for what in MEMORY}
+    common = {
+        "data": source,
+        "dtype": params.hardware.dtype,
+        "matmul_gflops": round(rate / 1e9),
+        "peak_memory_mib": memory,
+        "memory_over_sft": round(memory["ours"] / memory["sft"], 2),
+    }
+    measured: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, case in cases.items():
+        measured[name] = compare(Case(tokenizer, *case, params), rate)
+        # After each case, since all of them take half an hour.
+        save(measured, common)
+
+
+def save(measured: dict[str, dict[str, dict[str, Any]]], common: dict[str, Any]) -> None:
+    """Write the results of the cases so far, a file a peer."""
     for side, name in RESULTS.items():
         found = {case: one[side] for case, one in measured.items()}
-        result = {
-            **{key: found["headline"][key] for key in ("ratio", "low", "high", "unit")},
-            "peer": PEERS[side],
-            "data": source,
-            "dtype": params.hardware.dtype,
-            "matmul_gflops": round(rate / 1e9),
-            "peak_memory_mib": memory,
-            "memory_over_sft": round(memory["ours"] / memory["sft"], 2),
-            "cases": found,
-        }
-        measure.write_result(name, result)
+        headline = {key: found["headline"][key] for key in ("ratio", "low", "high", "unit")}
+        measure.write_result(name, {**headline, "peer": PEERS[side], **common, "cases": found})
 
 
 def set_up() -> tuple[Params, Any, Pairs, str]:

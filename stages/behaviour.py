@@ -14,15 +14,15 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from stages.checkpoints import checkpoints
 from stages.corpora import miti_sentences
-from stages.dialogues import SPLITS, Dialogue, read_dialogues
-from stages.errors import UserError, reported
+from stages.corpora.reading import read_every_split
+from stages.dialogues import SPLITS, Dialogue
+from stages.errors import reported
 from stages.files import write_json
-from stages.params import Behaviour, Params, TurnTraining, load
+from stages.params import Behaviour, Params, TurnTraining, folder_of, load
 from stages.scoring.behaviour import BEHAVIOUR, BEHAVIOURS, MITI
 from stages.scoring.miti import ADHERENCE, read_adherence
 from stages.scoring.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
@@ -45,16 +45,18 @@ class Part:
     origin: dict[str, str]
 
 
+def source(settings: Behaviour) -> Path:
+    """The folder of the dialogues whose acts are behaviours: prepared, or the files of a corpus."""
+    return DIALOGUES if settings.corpus is None else RAW / settings.corpus
+
+
 def read_turns(settings: Behaviour) -> list[Dialogue]:
     """The dialogues whose acts are behaviours, of all splits.
 
     Raises:
         CorpusError: a file of `behaviour.corpus` is missing or does not fit its format.
     """
-    if settings.corpus is None:
-        return [one for split in SPLITS for one in read_dialogues(DIALOGUES / f"{split}.parquet")]
-    dialogues: list[Dialogue] = import_module(f"stages.corpora.{settings.reader}").read(RAW / settings.corpus)[0]
-    return dialogues
+    return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
 
 def sentence_folder(corpus: str) -> Path:
@@ -110,21 +112,18 @@ def main(name: str, params: Params) -> None:
     from stages.scoring.turn_training import learn
 
     acts, miti, rest = params.behaviour, params.miti, (params.hardware, params.seed)
-    if name not in acts.classifiers:
-        there = ", ".join(acts.classifiers) or "there are none"
-        raise UserError(f"{name!r} is none of behaviour.classifiers: {there}")
-    sources = [RAW / acts.corpus if acts.corpus else DIALOGUES, sentence_folder(miti.corpus)]
-    deps = [Path("stages"), Path(miti.adherence), *sources]
+    folder = folder_of(acts.classifiers, name, "behaviour.classifiers")
+    deps = [Path("stages"), Path(miti.adherence), source(acts), sentence_folder(miti.corpus)]
     parts, made = read(params), {}
-    with checkpoints(f"behaviour@{name}", (params.encoder, acts, miti, *rest), deps) as folder:
+    with checkpoints(f"behaviour@{name}", (params.encoder, acts, miti, *rest), deps) as kept:
         for key, part in parts.items():
             encoder = load_encoder(params.encoder, params.hardware)
             given = (part.labels, part.labelled, part.settings, part.context_turns)
-            made[key] = learn(encoder, *given, *rest, folder / f"{key}.pt")
+            made[key] = learn(encoder, *given, *rest, kept / f"{key}.pt")
         for key, part in parts.items():
             counts = {f"{split}_examples": str(len(rows)) for split, rows in part.labelled.items()}
             signature = encoder_signature(params.encoder) | part.origin | counts
-            save(made[key][0], signature, Path(acts.classifiers[name], key))
+            save(made[key][0], signature, folder / key)
         metrics = {f"{key}_{one}": value for key, (_, found) in made.items() for one, value in found.items()}
         write_json(METRICS / f"{name}.json", {key: round(value, DIGITS) for key, value in metrics.items()})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import UserError
 from stages.params import BASE, ROUNDS, Variant
-from stages.tables import GROUPS, Metrics
+from stages.tables import VARIANT_COLUMNS, Metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ def differences(own: Scores, other: Scores, resamples: int, seed: int) -> Metric
     """
     from stages.scoring.intervals import columns, intervals
 
-    shown = {f"{key}.{end}" for group in GROUPS.values() for key in group for end in ENDS}
+    shown = {f"{key}.{end}" for key in VARIANT_COLUMNS for end in ENDS}
     found: Metrics = {}
     for name in (name for name in own if name in other):
         ids, others = (one[name]["id"].tolist() for one in (own, other))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.comparison import ENDS, STANDARD
-from stages.tables import DASH, GROUPS, Metrics, aligned, direction, escape, measured
+from stages.tables import DASH, GROUPS, VARIANT_COLUMNS, Metrics, aligned, direction, escape, measured
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ def _flat(compared: object) -> dict[str, Metrics]:
 
 def _section(title: str, opening: str, pairings: Sequence[Pairing]) -> str:
     rows = {f"{one.title}, {case}".lstrip(", "): cells for one in pairings for case, cells in one.cases.items()}
-    count = sum(
-        _told(key, column, cells) for g in GROUPS.values() for key, column in g.items() for cells in rows.values()
-    )
+    count = sum(_told(key, column, cells) for key, column in VARIANT_COLUMNS.items() for cells in rows.values())
     tables = [difference_table(rows, columns) for columns in GROUPS.values()]
     words = ["\n".join([f"**{escape(one.title or title)}**", "", *sentences(one)]) for one in pairings]
     reading = READING.format(count=count, chance=count / 20)

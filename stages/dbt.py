@@ -9,14 +9,14 @@ writes the folder that `dbt.classifiers` names for it (what `stages.scoring.dbt.
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 
 from stages.checkpoints import checkpoints
-from stages.dialogues import SPLITS, Dialogue, read_dialogues
-from stages.errors import UserError, reported
+from stages.corpora.reading import read_every_split
+from stages.dialogues import Dialogue
+from stages.errors import reported
 from stages.files import write_json
-from stages.params import Dbt, Params, load
+from stages.params import Dbt, Params, folder_of, load
 from stages.scoring.dbt import LABELS, read_stages
 from stages.scoring.turn_labels import Labelled, label_turns
 
@@ -40,11 +40,7 @@ def read(settings: Dbt) -> list[Dialogue]:
     Raises:
         CorpusError: a file of `dbt.corpus` is missing or does not fit its format.
     """
-    folder = source(settings)
-    if settings.corpus is None:
-        return [one for split in SPLITS for one in read_dialogues(folder / f"{split}.parquet")]
-    dialogues: list[Dialogue] = import_module(f"stages.corpora.{settings.reader}").read(folder)[0]
-    return dialogues
+    return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
 
 def main(name: str, params: Params) -> None:
@@ -58,17 +54,16 @@ def main(name: str, params: Params) -> None:
     from stages.scoring.turn_training import learn
 
     settings = params.dbt
-    if name not in settings.classifiers:
-        raise UserError(f"{name!r} is none of dbt.classifiers: {', '.join(settings.classifiers) or 'there are none'}")
+    folder = folder_of(settings.classifiers, name, "dbt.classifiers")
     deps = [Path("stages"), Path(settings.stages), source(settings)]
     table, turns = read_stages(Path(settings.stages)), settings.context_turns
     labelled, without = label_turns(read(settings), table, LABELS, turns, "dbt.stages")
-    with checkpoints(f"dbt@{name}", (params.encoder, settings, params.hardware, params.seed), deps) as folder:
+    with checkpoints(f"dbt@{name}", (params.encoder, settings, params.hardware, params.seed), deps) as kept:
         encoder = load_encoder(params.encoder, params.hardware)
-        rest = (params.hardware, params.seed, folder / "dbt.pt")
+        rest = (params.hardware, params.seed, kept / "dbt.pt")
         classifier, metrics = learn(encoder, LABELS, labelled, settings, turns, *rest)
         signature = encoder_signature(params.encoder) | counts(labelled, without, settings, params.corpus.name)
-        save(classifier, signature, Path(settings.classifiers[name]))
+        save(classifier, signature, folder)
         write_json(METRICS / f"{name}.json", {key: round(value, DIGITS) for key, value in metrics.items()})
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json
-from stages.params import Params, label_scorers, load
+from stages.params import Params, folder_of, label_scorers, load
 
 REPLIES = Path("data/replies")
 REFERENCES = Path("data")
@@ -73,11 +73,9 @@ def main(variant: str, params: Params, scorer: str) -> None:
     from stages.modeling.loading import set_up_process
 
     variants = label_scorers(params)[scorer].variants
-    if variant not in variants:
-        raise UserError(f"{variant!r} is none of {scorer}.variants: {', '.join(variants) or 'there are none'}")
+    folder = folder_of(variants, variant, f"{scorer}.variants")
     set_up_process(params.hardware)
     labels, made = import_module(f"stages.scoring.{scorer}"), import_module(f"stages.scoring.{scorer}_metrics")
-    folder = Path(variants[variant])
     replies = read(REPLIES / f"{variant}.parquet", f"generate@{variant}")
     ids = [row["id"] for row in replies]
     contexts = [to_turns(row["context"]) for row in replies]

@@ -423,6 +423,17 @@ def label_scorers(params: Params) -> dict[str, Dbt | Behaviour]:
     return {"dbt": params.dbt, "behaviour": params.behaviour}
 
 
+def folder_of(named: Mapping[Any, str], name: str, key: str) -> Path:
+    """The folder that the params give, under `key`, to the `name` that a command line asked for.
+
+    Raises:
+        ParamsError: they give none; lists the names that have one.
+    """
+    if name not in named:
+        raise ParamsError(f"{name!r} is none of {key}: {', '.join(named) or 'there are none'}")
+    return Path(named[name])
+
+
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
     """Read and check `path`; errors call it `source`, where that says more than its name.
 

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 
 from stages.corpora.masking import KINDS, mask, read_names
+from stages.corpora.reading import read_corpus
 from stages.corpora.splits import place
 from stages.dialogues import SPLITS, CorpusError, Dialogue, examples, from_first_user, write_dialogues
 from stages.errors import reported
@@ -26,22 +26,6 @@ RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
-
-
-def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
-    """Read a corpus and drop what cannot be used.
-
-    Args:
-        folder: with the corpus's files, which have the names and columns that the reader expects.
-        reader: a module of `stages/corpora` with a function `read(folder)`.
-
-    Returns:
-        The dialogues that are left, and the number dropped by `<split>_<reason>`.
-
-    Raises:
-        CorpusError: a file does not fit its format; the message names file and line.
-    """
-    return drop_unusable(*import_module(f"stages.corpora.{reader}").read(folder))
 
 
 def drop_unusable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> tuple[list[Dialogue], Counter[str]]:
@@ -65,7 +49,7 @@ def read_parts(raw: Path, corpus: Corpus) -> tuple[list[Dialogue], Counter[str]]
     dropped: Counter[str] = Counter()
     for name, part in corpus.parts.items():
         given = {key: value for key in ("file", "columns") if (value := getattr(part, key)) is not None}
-        found, lost = import_module(f"stages.corpora.{part.reader}").read(raw / name, **given)
+        found, lost = read_corpus(raw / name, part.reader, **given)
         dialogues += [replace(d, corpus=name, id=f"{name}/{d.id}") for d in found] if corpus.mix else found
         dropped += lost
     return dialogues, dropped

@@ -29,7 +29,17 @@ from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import Params, compose, label_scorers, load
 from stages.published import beside_dbt, beside_empo
-from stages.tables import EMPATHY_COLUMNS, GROUPS, PAIR_COLUMNS, Metrics, margins, measured, mmlu_columns, table
+from stages.tables import (
+    EMPATHY_COLUMNS,
+    GROUPS,
+    PAIR_COLUMNS,
+    VARIANT_COLUMNS,
+    Metrics,
+    margins,
+    measured,
+    mmlu_columns,
+    table,
+)
 
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
@@ -173,8 +183,7 @@ def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dic
             # Records from before these stages existed have neither.
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}))
             rows[name] = metrics | mmlu
-            shown = {key: column for columns in GROUPS.values() for key, column in columns.items()}
-            notes[name] = margins(part.get("intervals", {}).get(key, {}) | bounds, shown)
+            notes[name] = margins(part.get("intervals", {}).get(key, {}) | bounds, VARIANT_COLUMNS)
     return rows, notes
 
 

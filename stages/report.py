@@ -29,6 +29,7 @@ from stages.tables import (
     EMPATHY_COLUMNS,
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
+    VARIANT_COLUMNS,
     Metrics,
     escape,
     margins,
@@ -218,8 +219,7 @@ def summary(results: Results, params: Params) -> str:
     """The numbers of the run as Markdown that reads well as plain text."""
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = 0.1 if params.dpo.beta == 0.025 else 0.025
-    shown = EMPATHY_COLUMNS | LEVEL_COLUMNS | COLUMNS | DBT_COLUMNS | BEHAVIOUR_COLUMNS
-    notes = {name: margins(bounds, shown) for name, bounds in results.intervals.items()}
+    notes = {name: margins(bounds, VARIANT_COLUMNS) for name, bounds in results.intervals.items()}
     return f"""# Attune: what came out
 
 {lead(results, params)}

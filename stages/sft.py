@@ -17,7 +17,7 @@ from typing import Any
 from stages.checkpoints import checkpoints
 from stages.dialogues import Dialogue, read_dialogues
 from stages.errors import UserError, reported
-from stages.params import Hardware, Lora, Params, Sft, load
+from stages.params import Hardware, Lora, Params, Sft, folder_of, load
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
@@ -127,9 +127,7 @@ def main(params: Params, quality: str | None = None) -> None:
 def _chosen(dialogues: Sequence[Dialogue], quality: str, params: Params) -> tuple[list[Dialogue], str, Path]:
     """The dialogues of a quality, the name of the training on them, and the folder of its adapter."""
     folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
-    if quality not in folders:
-        raise UserError(f"{quality!r} is none of sft.by_quality: {', '.join(folders) or 'there are none'}")
-    return of_quality(dialogues, quality), f"sft-{quality}", Path(folders[quality])
+    return of_quality(dialogues, quality), f"sft-{quality}", folder_of(folders, quality, "sft.by_quality")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ GROUPS = {
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
 }
 """The metrics of variants in the order of the pages, a table each."""
+VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}
+"""All of them."""
 PAIR_COLUMNS = {
     "pairs": ("pairs", 0),
     "dropped": ("dropped %", 1),

@@ -9,13 +9,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from helpers import prepare
 
 from stages.corpora.annomi import BEHAVIOURS, QUALITIES, TALK_TYPES, majority, read
 from stages.corpora.sample import load_phrases
 from stages.corpora.sample_annomi import HEADER, make_file
 from stages.corpora.splits import split_groups
 from stages.dialogues import SPLITS, CorpusError, Dialogue, Turn, examples
-from stages.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/annomi_sample"

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import prepare
 
 from stages import dbt, intervals, label_references, label_scores
 from stages.dialogues import Dialogue, Turn, examples, write_dialogues
 from stages.generate import write_replies
 from stages.modeling.encoder import load_encoder
 from stages.params import load
-from stages.prepare import prepare, write
+from stages.prepare import write
 from stages.scoring.classifier import calibration_error
 from stages.scoring.dbt import LABELS, STAGES, read_stages
 from stages.scoring.dbt import probabilities as stage_probabilities

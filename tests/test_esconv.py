@@ -7,12 +7,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from helpers import prepare
 
 from stages.corpora.esconv import read, split_of
 from stages.corpora.sample import load_phrases
 from stages.corpora.sample_esconv import make_files
 from stages.dialogues import CorpusError, Dialogue, Turn, examples
-from stages.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/esconv_sample"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from helpers import prepare
 
 from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
 from stages.dialogues import examples as examples_of
@@ -25,7 +26,6 @@ from stages.preferences.opposite_emotion import (
     random_part,
     read_opposites,
 )
-from stages.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "data" / "opposite_emotions.csv"

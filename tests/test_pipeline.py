@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import project
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -164,13 +165,11 @@ def test_diagram_of_the_readme_is_the_pipeline(clone):
 
 def composed_pipeline(folder: Path, *overrides: str) -> dict[str, dict[str, list[str]]]:
     """The stages as DVC resolves them under a composition: their deps, outs and params."""
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / ".dvc").mkdir()
+    folder.mkdir(exist_ok=True)
+    project(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     compose = [sys.executable, "-m", "stages.params", *overrides]
     subprocess.run(compose, cwd=folder, check=True, env=environment, capture_output=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f", "--no-scm"], cwd=folder, check=True)
     return resolved(folder)
 
 

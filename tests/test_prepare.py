@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import prepare
 
 from stages.corpora.empathetic_dialogues import read
 from stages.dialogues import CorpusError, Dialogue, Example, Turn, examples, read_dialogues, write_dialogues
 from stages.params import Corpus
-from stages.prepare import describe, main, prepare, write
+from stages.prepare import describe, main, write
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from helpers import ROOT, project
 
 from stages.params import compose
 from stages.record import stages_in_order
 
-ROOT = Path(__file__).parents[1]
 MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.max_length=128", "lora.r=4", "sft.max_length=256", "sft.batch_size=16",
@@ -39,17 +39,14 @@ def run(stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_module(module, run_name="__main__")
 
 
-def project(folder: Path) -> None:
-    """The pipeline, the cookbook, the samples and the tables, as a user's project has them."""
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    shutil.copytree(ROOT / "conf", folder / "conf")
+def with_samples(folder: Path) -> None:
+    """A project with the samples and the tables, as a user's has them."""
+    project(folder)
     for name in ("sample", "prompts"):
         shutil.copytree(ROOT / "data" / name, folder / "data" / name)
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    (folder / ".dvc").mkdir()
-    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
 def read(path: str) -> dict:
@@ -64,7 +61,7 @@ def assert_every_adapter_is_another(names: tuple[str, ...]) -> None:
 @pytest.fixture(scope="module")
 def common(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dbt")
-    project(folder)
+    with_samples(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         compose([*DBT, "model=tiny"])
@@ -89,7 +86,7 @@ def test_recipe_dbt_runs_to_its_table_with_every_architecture(model, common, tmp
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-bert"])
 def test_recipe_counsel_runs_to_its_table(model, tmp_path, monkeypatch):
-    project(tmp_path)
+    with_samples(tmp_path)
     monkeypatch.chdir(tmp_path)
     compose([*COUNSEL, f"model={model}"])
     run(stages_in_order(), monkeypatch)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import project as folder
 
 from stages import record as record_stage
 from stages.errors import UserError
@@ -192,10 +193,7 @@ def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypat
 
 @pytest.mark.parametrize("recipe", [[], ["recipe=dbt", "model=tiny", "corpus=esconv_sample"]])
 def test_stages_come_behind_what_they_depend_on(recipe, tmp_path, monkeypatch):
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     compose(recipe)
     order = stages_in_order()

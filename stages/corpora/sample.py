@@ -4,7 +4,6 @@ Run `python -m stages.corpora.sample` to write data/sample/empatheticdialogues/{
 phrases and seed give the same bytes, so that the written files can be tracked and checked.
 """
 
-import argparse
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +12,8 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+
+from stages.corpora.sample_files import run, write_files
 
 SEED = 20
 SPLITS = {"train": 40, "valid": 5, "test": 5}  # dialogues per emotion
@@ -161,20 +162,9 @@ def make_files(phrases: Phrases) -> dict[str, str]:
 
 def write_sample(phrases_path: Path, out: Path) -> None:
     """Write the three files of the sample corpus under a folder."""
-    folder = out / "empatheticdialogues"
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, text in make_files(load_phrases(phrases_path)).items():
-        (folder / f"{split}.csv").write_text(text, encoding="utf-8", newline="\n")
-
-
-def main() -> None:
-    """Write the sample corpus from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--phrases", type=Path, default=Path("data/sample/phrases.yaml"), help="the written material")
-    parser.add_argument("--out", type=Path, default=Path("data/sample"), help="folder to write to")
-    arguments = parser.parse_args()
-    write_sample(arguments.phrases, arguments.out)
+    files = make_files(load_phrases(phrases_path))
+    write_files({f"{split}.csv": text for split, text in files.items()}, out / "empatheticdialogues")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, write_sample, "phrases.yaml", "")

@@ -9,7 +9,6 @@ same bytes.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import random
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from stages.corpora.annomi import SIMPLE
 from stages.corpora.sample import as_listener, load_phrases, sentence_case
+from stages.corpora.sample_files import run, write_files
 
 SEED = 20
 TRANSCRIPTS = 60
@@ -141,18 +141,8 @@ def make_file(phrases: Phrases) -> str:
 
 def write_sample(phrases_path: Path, folder: Path) -> None:
     """Write the file into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SIMPLE).write_text(make_file(load_phrases(phrases_path)), encoding="utf-8", newline="\n")
-
-
-def main() -> None:
-    """Write the sample from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phrases", type=Path, default=Path("data/sample/annomi_phrases.yaml"), help="the material")
-    parser.add_argument("--out", type=Path, default=Path("data/sample/annomi_sample"), help="folder to write to")
-    arguments = parser.parse_args()
-    write_sample(arguments.phrases, arguments.out)
+    write_files({SIMPLE: make_file(load_phrases(phrases_path))}, folder)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, write_sample, "annomi_phrases.yaml", "annomi_sample")

@@ -7,7 +7,6 @@ levels and rationales follow from the text. The same phrases and seed give the s
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import random
@@ -18,6 +17,7 @@ from string import Template
 from typing import Any
 
 from stages.corpora.sample import load_phrases, sentence_case
+from stages.corpora.sample_files import run, write_files
 
 SEED = 20
 POSTS = 200
@@ -90,23 +90,12 @@ def make_files(phrases: Phrases) -> dict[str, str]:
 
 def write_sample(phrases_path: Path, folder: Path) -> None:
     """Write the three files into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in make_files(load_phrases(phrases_path)).items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    write_files(make_files(load_phrases(phrases_path)), folder)
 
 
 def _filled(sentence: str, fills: Mapping[str, str]) -> str:
     return sentence_case(Template(sentence).substitute(fills))
 
 
-def main() -> None:
-    """Write the sample from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phrases", type=Path, default=Path("data/sample/epitome_phrases.yaml"), help="the material")
-    parser.add_argument("--out", type=Path, default=Path("data/sample/epitome"), help="folder to write to")
-    arguments = parser.parse_args()
-    write_sample(arguments.phrases, arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, write_sample, "epitome_phrases.yaml", "epitome")

@@ -7,7 +7,6 @@ text. The same phrases and seed give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from string import Template
 from typing import Any
 
 from stages.corpora.sample import load_phrases
+from stages.corpora.sample_files import run, write_files
 
 SEED = 20
 SPLITS = {"train": 120, "valid": 24, "test": 24}
@@ -106,19 +106,8 @@ def make_files(phrases: Phrases) -> dict[str, str]:
 
 def write_sample(phrases_path: Path, folder: Path) -> None:
     """Write the three files into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, text in make_files(load_phrases(phrases_path)).items():
-        (folder / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
-
-
-def main() -> None:
-    """Write the sample from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phrases", type=Path, default=Path("data/sample/esconv_phrases.yaml"), help="the material")
-    parser.add_argument("--out", type=Path, default=Path("data/sample/esconv_sample"), help="folder to write to")
-    arguments = parser.parse_args()
-    write_sample(arguments.phrases, arguments.out)
+    write_files({f"{split}.txt": text for split, text in make_files(load_phrases(phrases_path)).items()}, folder)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, write_sample, "esconv_phrases.yaml", "esconv_sample")

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.modeling.chat import role_template
+from stages.modeling.chat import role_tokenizer
 from stages.modeling.loading import ModelError
 
 if TYPE_CHECKING:
@@ -127,7 +127,6 @@ def decoder_tokenizer(backend: Backend, max_positions: int) -> PreTrainedTokeniz
         ModelError: a special token or a free place is not in the vocabulary.
     """
     from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
 
     specials = (PAD, UNKNOWN, CLS, SEP, USER, ASSISTANT)
     if missing := [token for token in specials if backend.token_to_id(token) is None]:
@@ -138,19 +137,9 @@ def decoder_tokenizer(backend: Backend, max_positions: int) -> PreTrainedTokeniz
     # Sentence encoders cut and fill every text to the length that they were trained with.
     backend.no_truncation()
     backend.no_padding()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        bos_token=CLS,
-        eos_token=SEP,
-        additional_special_tokens=[USER, ASSISTANT],
-        model_max_length=max_positions,
-        padding_side="right",
-        clean_up_tokenization_spaces=True,  # "i ' m" reads "i'm"
-    )
-    tokenizer.chat_template = role_template(USER, ASSISTANT)
-    return tokenizer
+    tokens = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": CLS, "eos_token": SEP}
+    # With spaces cleaned up, "i ' m" reads "i'm".
+    return role_tokenizer(backend, USER, ASSISTANT, max_positions, clean_up_tokenization_spaces=True, **tokens)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:

@@ -18,7 +18,9 @@ from stages.dialogues import Role, Turn
 from stages.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerBase as Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 # Stands for a turn's words where only what the template writes around them is wanted (a private-use character).
 MARK = "\ue000"
@@ -44,11 +46,34 @@ class Completion:
     reply: list[int]
 
 
-def role_template(user: str, assistant: str) -> str:
-    """A chat template: BOS, then each turn behind the token of its role; a reply ends with EOS.
+def role_tokenizer(
+    backend: Backend, user: str, assistant: str, max_positions: int, **settings: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer whose chat template is BOS, then each turn behind the token of its role; a reply ends with EOS.
 
     `{% generation %}` marks what the assistant says, for libraries that mask by it.
+
+    Args:
+        backend: with a vocabulary that has the tokens.
+        user: the token of the user's role.
+        assistant: that of the assistant's.
+        max_positions: what the model reads at most, in tokens.
+        settings: of transformers, the special tokens among them.
     """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        additional_special_tokens=[user, assistant],
+        model_max_length=max_positions,
+        padding_side="right",
+        **settings,
+    )
+    tokenizer.chat_template = _role_template(user, assistant)
+    return tokenizer
+
+
+def _role_template(user: str, assistant: str) -> str:
     return (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
         f"{assistant}{{% generation %}}{{{{ message['content'] + eos_token }}}}{{% endgeneration %}}"

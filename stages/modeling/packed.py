@@ -70,6 +70,11 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
         bare(model).set_attn_implementation(FLEX)
 
 
+def takes_one_row(model: PreTrainedModel) -> bool:
+    """Whether `model`, bare, attends by block, so that all blocks of a batch are laid out in one row."""
+    return model.config._attn_implementation == PER_BLOCK
+
+
 def _flex_compiles() -> bool:
     """Whether FlexAttention compiles for this GPU, forward and backward; without it SDPA takes the dense mask."""
     import torch
@@ -89,7 +94,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
 
     Args:
         model: bare; with `unserved(model)` None.
-        batch: of `lay_out`; in one row where the model's attention is `PER_BLOCK`.
+        batch: of `lay_out`; in one row where the model `takes_one_row`.
 
     Returns:
         `log_probs`, `entropy`, `mean_logits` and `is_top1`, (N, R) each, 0 where a reply has ended.
@@ -100,7 +105,7 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
     backbone: Any = model.base_model
     seen: dict[str, Any] = (
         {"blocks": spans(batch["row_blocks"], batch["row_parts"], positions)}
-        if model.config._attn_implementation == PER_BLOCK
+        if takes_one_row(model)
         else {"attention_mask": attention_masks(model, batch)}
     )
     scored = batch["targets"] != IGNORED

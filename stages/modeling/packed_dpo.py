@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED
-from stages.modeling.packed import bare, pair_output
+from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import PADDING, Block, lay_out
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
         def __init__(self, **kwargs: Any) -> None:
             args, tokenizer = kwargs["args"], kwargs["processing_class"]
             collator = functools.partial(
-                collate_pairs, pad_id=tokenizer.pad_token_id, max_length=args.max_length, one_row=args.use_cpu
+                collate_pairs,
+                pad_id=tokenizer.pad_token_id,
+                max_length=args.max_length,
+                one_row=takes_one_row(bare(kwargs["model"])),
             )
             super().__init__(**kwargs, data_collator=collator)
             # TRL copies the adapter of any PeftModel that comes without a reference model. With the columns it is never

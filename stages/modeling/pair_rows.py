@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CONTEXT = 0  # the part of a block that all others see
 PADDING = -1  # the block of what fills a row
-# Tokens of a row at which masked attention costs as much as all else: by the profiler, a 15 M model on a CPU.
+# Tokens of a row at which masked attention costs as much as all else: by the profiler, a 15 M model on a CPU. A GPU,
+# where alone rows are shared now, has not been measured.
 ATTENTION_COSTS_AS_MUCH_AT = 450
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.modeling.loading import autocast, origin
-from stages.modeling.packed import bare, pair_output
+from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def complete(
         for number, blocks in enumerate(tqdm(passes, desc="reference", unit="pass"), start=1):
             keys = [key(block.context, reply) for block in blocks for reply in block.replies]
             if not known.keys() >= set(keys):
-                batch = lay_out(blocks, pad_id, one_row=hardware.device == "cpu")
+                batch = lay_out(blocks, pad_id, takes_one_row(bare(model)))
                 output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
                 assert output.log_probs is not None
                 known |= zip(keys, output.log_probs.sum(dim=1).tolist(), strict=True)

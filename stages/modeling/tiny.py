@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
 from stages.modeling.bert import AS_DECODER, decoder_class
-from stages.modeling.chat import render, role_template
+from stages.modeling.chat import render, role_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -26,7 +26,6 @@ PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistan
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE of at most `vocab_size` tokens, with the tiny chat template; equal texts give equal tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,17 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        additional_special_tokens=[USER, ASSISTANT],
-        model_max_length=max_positions,
-        padding_side="right",
-    )
-    tokenizer.chat_template = role_template(USER, ASSISTANT)
-    return tokenizer
+    return role_tokenizer(bpe, USER, ASSISTANT, max_positions, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> PreTrainedModel:

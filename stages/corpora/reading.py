@@ -1,0 +1,36 @@
+"""Dialogues by the name of their reader, or as stage `prepare` has written them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from stages.dialogues import SPLITS, Dialogue, read_dialogues
+
+
+def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue], Counter[str]]:
+    """The dialogues of a corpus, and how many its reader dropped by `<split>_<reason>`.
+
+    Args:
+        folder: with the corpus's files.
+        reader: a module of this package with a function `read(folder)`.
+        names: the file and its columns, for readers of files that may have any.
+
+    Raises:
+        CorpusError: a file is missing or does not fit its format; the message names file and line.
+    """
+    found: tuple[list[Dialogue], Counter[str]] = import_module(f"stages.corpora.{reader}").read(folder, **names)
+    return found
+
+
+def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:
+    """The dialogues of all splits: of a corpus, or, without a reader, those that stage `prepare` wrote to `folder`.
+
+    Raises:
+        CorpusError: as `read_corpus`.
+    """
+    if reader is None:
+        return [one for split in SPLITS for one in read_dialogues(folder / f"{split}.parquet")]
+    return read_corpus(folder, reader)[0]

@@ -57,7 +57,7 @@ def main() -> None:
 def compare(model: Any, tokenizer: Any, prompts: list[list[int]], params: Params) -> dict[str, Any]:
     """Both sides on one model."""
     rounds = measure.alternate(
-        lambda: generate_replies(model, tokenizer, prompts, params.generate, params.hardware, params.seed),
+        lambda: generate_replies(model, tokenizer, prompts, params.generate.max_new_tokens, params.hardware),
         lambda: peer(model, prompts, params.generate.max_new_tokens, tokenizer.pad_token_id, params.hardware),
     )
     return {**measure.compared(rounds, len(prompts), "replies"), "parameters": measure.parameters(model)}

@@ -119,7 +119,7 @@ def make(
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     from stages.modeling.cpu import suit_cpu
-    from stages.modeling.loading import require_positions
+    from stages.modeling.loading import compile_layers, require_positions
     from stages.modeling.tiny import packed_blocks
     from stages.modeling.training import run, run_arguments
 
@@ -141,6 +141,7 @@ def make(
         **run_arguments(hardware, seed, folder),
     )
     suit_cpu(made, hardware)
+    compile_layers(made, hardware)
     run(Trainer(model=made, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
     return made, tokenizer
 

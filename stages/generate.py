@@ -20,7 +20,7 @@ from stages.errors import UserError, reported
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
-from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites
+from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites, uniform
 from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
@@ -71,8 +71,8 @@ def answer(
         model: in eval mode.
         tokenizer: the model's.
         rows: of `held_out`.
-        settings: length, batch and decoding.
-        hardware: device and precision.
+        settings: length and decoding.
+        hardware: device, precision, and the tokens of a batch.
         seed: of the sampling.
         instruction: stands before each context, for the replies and for the ranks.
 
@@ -88,12 +88,15 @@ def answer(
     from stages.modeling.generation import generate_replies, mean_logps
     from stages.modeling.instruction import fit_instructed
     from stages.modeling.loading import require_positions
+    from stages.modeling.sampling import Draws
 
     require_positions(model, "generate.max_length", settings.max_length)
     room = settings.max_length - settings.max_new_tokens
     fitted = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
     prompts = [encode_prompt(tokenizer, context, room) for context in fitted]
-    replies = generate_replies(model, tokenizer, prompts, settings, hardware, seed)
+    seeds = [uniform(2**63, seed, one.id, "reply") for one, _ in rows]
+    draws = Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None
+    replies = generate_replies(model, tokenizer, prompts, settings.max_new_tokens, hardware, draws)
     paired = [pair for _, pair in rows if pair]
     contexts = [context for context, (_, pair) in zip(fitted, rows, strict=True) if pair]
     scores = {}
@@ -102,7 +105,7 @@ def answer(
         ("rejected_logp", [p.rejected for p in paired]),
     ):
         completions = [encode_completion(tokenizer, c, text) for c, text in zip(contexts, texts, strict=True)]
-        logps = mean_logps(model, tokenizer, completions, settings.batch_size, hardware, progress=name)
+        logps = mean_logps(model, tokenizer, completions, hardware, progress=name)
         scores[name] = dict(zip((p.id for p in paired), logps, strict=True))
     return [
         {

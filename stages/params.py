@@ -171,7 +171,6 @@ class Pairs:
     max_new_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
-    batch_size: Positive
 
 
 @section
@@ -228,7 +227,6 @@ class Generate:
     limit: Positive | None
     max_new_tokens: Positive
     max_length: Positive
-    batch_size: Positive
     do_sample: bool
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -360,6 +358,8 @@ class Hardware:
     threads: Positive
     micro_batch_size: Positive
     gradient_checkpointing: bool
+    compile: bool
+    batch_tokens: Positive
     save_every: Positive
 
 

@@ -26,13 +26,13 @@ from stages.modeling.chat import (
     encode_dialogue,
     encode_prompt,
     render,
-    role_template,
     stop_tokens,
 )
 from stages.modeling.collate import pad_supervised
 from stages.modeling.encoder import checked_weights
 from stages.modeling.generation import generate_replies, mean_logps
 from stages.modeling.loading import ModelError, load_adapter, load_base, load_tokenizer, load_variant, require_positions
+from stages.modeling.sampling import Draws
 from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
 from stages.modeling.training import save_adapter
 from stages.pairs import epoch_pairs, write_pairs
@@ -40,12 +40,12 @@ from stages.params import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Rou
 from stages.preferences.dbt_candidates import policy_source
 from stages.scoring import mmlu
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
 RANDOM = Model("tiny-bert", None, None, None, None, False, False)
 LORA = Lora(r=4, alpha=8, dropout=0.0)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
-GREEDY = Generate(None, 8, 64, 4, False, 1.0, 1.0)
+GREEDY = Generate(None, 8, 64, False, 1.0, 1.0)
 REPLIES = ["I am sorry!", "How old was she?", "That is great.", "I am so happy for you."]
 SENTENCES = [
     "I lost my dog.",
@@ -249,12 +249,12 @@ def test_long_contexts_and_replies_are_cut_to_the_places(model, tokenizer):
     assert 40 < len(prompt) <= 80
     prompt = prompt[:1] + prompt[1:] * 2
     prompt = prompt[:80]
-    generate_replies(model, tokenizer, [prompt], replace(settings, do_sample=True), HARDWARE, seed=1)
+    generate_replies(model, tokenizer, [prompt], settings.max_new_tokens, HARDWARE, Draws(1.0, 1.0, [1]))
     assert len(encode_dialogue(tokenizer, long, loss_on="assistant", max_length=96).ids) <= 96
     completion = encode_completion(tokenizer, [Turn("user", "I won!")], " ".join(REPLIES * 8))
     assert len(completion.prompt + completion.reply) > 96
     cut = Completion(completion.prompt, completion.reply[: 96 - len(completion.prompt)])
-    found = mean_logps(model, tokenizer, [completion, cut], 2, HARDWARE, "test")
+    found = mean_logps(model, tokenizer, [completion, cut], HARDWARE, "test")
     assert found[0] == pytest.approx(found[1]) and math.isfinite(found[0])
 
 
@@ -262,11 +262,11 @@ def test_replies_in_a_batch_are_the_replies_one_by_one(model, tokenizer):
     prompts = [encode_prompt(tokenizer, turns(*SENTENCES[:n]), 88) for n in (1, 3, 1, 5)]
     prompts[2] = prompts[2][:3] + prompts[2][-1:]
     assert len({len(prompt) for prompt in prompts}) == 4
-    batched = generate_replies(model, tokenizer, prompts, GREEDY, HARDWARE, seed=1)
-    assert batched == [generate_replies(model, tokenizer, [p], GREEDY, HARDWARE, seed=1)[0] for p in prompts]
+    batched = generate_replies(model, tokenizer, prompts, GREEDY.max_new_tokens, HARDWARE)
+    assert batched == [generate_replies(model, tokenizer, [p], GREEDY.max_new_tokens, HARDWARE)[0] for p in prompts]
     assert len(set(batched)) > 1
     completions = [encode_completion(tokenizer, turns(*SENTENCES[:n]), REPLIES[n % 4]) for n in (1, 3)]
-    for score, one in zip(mean_logps(model, tokenizer, completions, 2, HARDWARE, "test"), completions, strict=True):
+    for score, one in zip(mean_logps(model, tokenizer, completions, HARDWARE, "test"), completions, strict=True):
         logps = by_hand(model, torch.tensor([one.prompt + one.reply]))[0].log_softmax(-1)[len(one.prompt) - 1 : -1]
         assert score == pytest.approx(logps.gather(1, torch.tensor(one.reply)[:, None]).mean().item(), rel=1e-4)
 
@@ -373,7 +373,7 @@ def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
 def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
     model, tokenizer = load_base(base, HARDWARE).eval(), load_tokenizer(base)
     assert type(model) is decoder_class() and not changed_before_the_change(model)
-    assert tokenizer.chat_template == role_template("[unused1]", "[unused2]")
+    assert render(tokenizer, turns("I won!", "Oh!")) == "[CLS][unused1]I won![unused2]Oh![SEP]"
     assert tokenizer.convert_ids_to_tokens(tokenizer("I won!")["input_ids"])[0] == "[CLS]"
     assert falls(base.parent / "curves") > 1
 
@@ -400,7 +400,7 @@ def test_the_whole_recipe(base, tmp_path):
     examples = [Example(f"train/{i}", labels[i % 2], dialogue(i)[:3], f"{REPLIES[i % 4]} {i}") for i in range(12)]
     _, pairs = epoch_pairs(examples, {"sad": "joyful", "joyful": "sad"}, None, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
-    sampling = Pairs("dbt", "-", None, "classifier", 0.1, 2, 6, 1.0, 0.95, 8)
+    sampling = Pairs("dbt", "-", None, "classifier", 0.1, 2, 6, 1.0, 0.95)
     samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
     dpo = Dpo(0.5, 1, 5e-3, 4, "constant", 0, 64, {"e1": Round(str(tmp_path / "sft"), "opposites", "-", "-")})

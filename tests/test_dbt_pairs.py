@@ -1,6 +1,7 @@
 """Pairs by the stages of DBT: which candidate wins, what a draw depends on, and samples that no batch moves."""
 
 import random
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,14 +9,15 @@ import torch
 
 from stages.dialogues import Example, Turn, normalise
 from stages.modeling.chat import encode_prompt
-from stages.modeling.sampling import Sampling, sample_replies
+from stages.modeling.generation import generate_replies
+from stages.modeling.sampling import Draws
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.pairs import describe, scores, write_pairs
 from stages.params import Hardware, Tiny
 from stages.preferences.dbt import Candidates, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, other_act_pairs
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 ACTS = ("Question", "Information", "Others")
 TEXTS = ["i lost my keys", "so happy today", "a", "my dog ran away and i looked for him all night long", "ok then"]
 
@@ -127,15 +129,16 @@ def model(tokenizer):
     return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), seed=3).eval()
 
 
-def sampled(model, tokenizer, texts, seeds, batch_size=8, temperature=1.0, top_p=1.0):
+def sampled(model, tokenizer, texts, seeds, batch_tokens=512, top_p=1.0):
     prompts = [encode_prompt(tokenizer, [Turn("user", text)], 84) for text in texts]
-    return sample_replies(model, tokenizer, prompts, seeds, Sampling(8, batch_size, temperature, top_p), HARDWARE)
+    hardware = replace(HARDWARE, batch_tokens=batch_tokens)
+    return generate_replies(model, tokenizer, prompts, 8, hardware, Draws(1.0, top_p, seeds))
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_batch(model, tokenizer):
     texts, seeds = [*TEXTS, *TEXTS], list(range(10))
     together = sampled(model, tokenizer, texts, seeds)
-    assert together == sampled(model, tokenizer, texts, seeds, batch_size=3)
+    assert together == sampled(model, tokenizer, texts, seeds, batch_tokens=60)
     assert together[::-1] == sampled(model, tokenizer, texts[::-1], seeds[::-1])
     assert [together[4]] == sampled(model, tokenizer, texts[4:5], seeds[4:5])
     assert len(set(together)) == 10
@@ -147,8 +150,7 @@ def test_samples_follow_the_models_distribution(model, tokenizer):
     with torch.no_grad():
         probabilities = (model(torch.tensor([prompt])).logits[0, -1] / 0.2).softmax(-1)
     best = int(probabilities.argmax())
-    settings = Sampling(1, 500, 0.2, 1.0)
-    texts = sample_replies(model, tokenizer, [prompt] * 2000, list(range(2000)), settings, HARDWARE)
+    texts = generate_replies(model, tokenizer, [prompt] * 2000, 1, HARDWARE, Draws(0.2, 1.0, range(2000)))
     share = sum(text == tokenizer.decode([best], skip_special_tokens=True).strip() for text in texts) / 2000
     expected = probabilities[best].item()
     assert 0.01 < expected < 0.99

@@ -1,21 +1,24 @@
 """Replies and log-probabilities do not depend on what else is in the batch."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.dialogues import Example, Turn
 from stages.generate import answer, held_out
 from stages.modeling.chat import Completion, encode_completion, encode_prompt
 from stages.modeling.generation import generate_replies, mean_logps
+from stages.modeling.sampling import Draws
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Generate, Hardware, Tiny
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
-GREEDY = Generate(None, 12, 96, 5, False, 1.0, 1.0)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+GREEDY = Generate(None, 12, 96, False, 1.0, 1.0)
 OPPOSITES = {"sad": "joyful", "joyful": "sad"}
 TEXTS = [
     "i lost my keys",
@@ -47,28 +50,68 @@ def completions(tokenizer) -> list[Completion]:
     return [encode_completion(tokenizer, [Turn("user", text)], reply) for text, reply in pairs]
 
 
+def replies(model, tokenizer, prompts, hardware=HARDWARE, draws=None, max_new_tokens=GREEDY.max_new_tokens):
+    return generate_replies(model, tokenizer, prompts, max_new_tokens, hardware, draws)
+
+
+def ending(model, stop: int):
+    """The model with a bias towards `stop`, so that replies end at unequal lengths."""
+    made = copy.deepcopy(model)
+    made.lm_head = torch.nn.Linear(*reversed(made.lm_head.weight.shape))
+    with torch.no_grad():
+        made.lm_head.weight.copy_(40 * model.lm_head.weight)
+        made.lm_head.bias.zero_()[stop] = 8
+    return made
+
+
+def of_architecture(name: str, tokenizer):
+    """A random model; Mistral's attention reaches back fewer tokens than a prompt has."""
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False}
+    window = {"sliding_window": 6} if name == "mistral" else {}
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes, **window)).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+def test_replies_are_those_of_transformers(name, tokenizer, prompts):
+    """Greedy, one prompt at a time; all of ours in one batch, where a row ends and leaves before the others do."""
+    stop = tokenizer.eos_token_id
+    made = ending(of_architecture(name, tokenizer), stop)
+    expected, lengths = [], set()
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": stop}
+        output = made.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, **options)
+        expected.append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip())
+        lengths.add(output.shape[1] - len(prompt))
+    assert len(lengths) > 1
+    assert replies(made, tokenizer, prompts) == expected
+
+
 def test_replies_in_batches_are_the_replies_one_by_one(model, tokenizer, prompts):
-    batched = generate_replies(model, tokenizer, prompts, GREEDY, HARDWARE, seed=1)
-    single = [generate_replies(model, tokenizer, [p], GREEDY, HARDWARE, seed=1)[0] for p in prompts]
-    assert batched == single
+    batched = replies(model, tokenizer, prompts)
+    assert batched == [replies(model, tokenizer, [p])[0] for p in prompts]
+    assert batched == replies(model, tokenizer, prompts, replace(HARDWARE, batch_tokens=1))
     assert len(set(batched)) > 1
 
 
-def test_sampling_is_seeded(model, tokenizer, prompts):
-    sampling = replace(GREEDY, do_sample=True)
-    one, again, other = (generate_replies(model, tokenizer, prompts, sampling, HARDWARE, seed=s) for s in (1, 1, 2))
+def test_draws_are_seeded(model, tokenizer, prompts):
+    one, again, other = (
+        replies(model, tokenizer, prompts, draws=Draws(1.0, 1.0, range(s, s + len(prompts)))) for s in (1, 1, 100)
+    )
     assert one == again != other
 
 
 def test_reply_has_no_special_token_and_at_most_the_asked_length(model, tokenizer, prompts):
-    for reply in generate_replies(model, tokenizer, prompts, GREEDY, HARDWARE, seed=1):
+    for reply in replies(model, tokenizer, prompts):
         assert not set(tokenizer.all_special_tokens) & set(tokenizer.tokenize(reply))
         assert len(tokenizer(reply, add_special_tokens=False)["input_ids"]) <= GREEDY.max_new_tokens
 
 
 def test_mean_logps_are_those_of_a_plain_forward_pass(model, tokenizer):
     """Unequal prompts and replies, padded on the left in batches of four, against one unpadded pass for each."""
-    ours = mean_logps(model, tokenizer, completions(tokenizer), 4, HARDWARE, "test")
+    ours = mean_logps(model, tokenizer, completions(tokenizer), HARDWARE, "test")
     for score, one in zip(ours, completions(tokenizer), strict=True):
         ids = torch.tensor([one.prompt + one.reply])
         with torch.no_grad():

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from torch.nn.attention.flex_attention import create_mask
 from stages.errors import UserError
 from stages.modeling.bert import AS_DECODER, decoder_class
 from stages.modeling.dpo import make_trainer
+from stages.modeling.loading import compile_layers
 from stages.modeling.packed import bare, pair_output, prepare, unserved
 from stages.modeling.packed_dpo import collate_pairs, trainer_classes
 from stages.modeling.pair_rows import Block, cheapest_rows, fill_rows, lay_out, mask_function, visible
@@ -27,7 +29,7 @@ from stages.modeling.training import run
 from stages.params import Dpo, Hardware, Round
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -133,6 +135,20 @@ def test_rows_give_the_log_probabilities_and_gradients_of_plain_forwards(name, o
     other = adapted(name)
     (torch.stack([one.sum() for one in plain_log_probs(other)]) @ weights).backward()
     assert_same_gradients(gradients(model), gradients(other))
+
+
+def test_compiled_layers_give_the_same():
+    found = []
+    for compiled in (False, True):
+        model = adapted("llama")
+        compile_layers(model, replace(HARDWARE, compile=compiled))
+        output = pair_output(bare(model), collate_pairs(with_zeros(), pad_id=0, max_length=32, one_row=False))
+        (output.log_probs.sum(1) @ torch.arange(1, 9.0)).backward()
+        found.append((output.log_probs.detach(), gradients(model)))
+    (plain, theirs), (compiled, ours) = found
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(ours, theirs)
+    assert any(one._compiled_call_impl is not None for one in model.modules())
 
 
 def both_trainers(name, tokenizer, folder, **changes):
@@ -305,8 +321,6 @@ def random_pairs(number: int, seed: int) -> list[dict]:
 
 
 def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_does(tokenizer, tmp_path):
-    from dataclasses import replace
-
     from trl.trainer.dpo_config import DPOConfig
 
     from stages.modeling.training import common_arguments
@@ -333,8 +347,6 @@ def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_do
 
 def trained(folder: Path, micro: int) -> dict[str, torch.Tensor]:
     """Three steps of two pairs, on `WORLD_SIZE` processes that each take `micro` of them."""
-    from dataclasses import replace
-
     hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=2, max_length=64)
     tokenizer = train_tokenizer(["a b c"], 300, 64)
     policy = adapted("llama")

@@ -38,7 +38,7 @@ from stages.modeling.supervised import predicts, projecting, projects_alone, sup
 from stages.modeling.training import common_arguments, run
 from stages.params import Hardware, Sft
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 BF16 = replace(HARDWARE, dtype="bf16")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 SMALL = {
@@ -95,8 +95,8 @@ def test_loss_and_gradients_are_those_of_the_plain_forward_with_labels(name):
         torch.testing.assert_close(ours[weight], gradient, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, tmp_path):
+@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in MODELS), ("llama", True)])
+def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, compiled, tmp_path):
     """Three micro-batches, dealt by length, against one forward pass over all rows in their order."""
     plain, lean = make(name), make(name)
     batch = pad_supervised(rows(), pad_id=0)
@@ -107,10 +107,12 @@ def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, tmp_path
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     before = {key: weight.detach().clone() for key, weight in lean.named_parameters()}
+    hardware = replace(HARDWARE, compile=compiled)
     trainer = supervised_trainer(
-        lean, HARDWARE, args=arguments, train_dataset=rows(), data_collator=lambda some: pad_supervised(some, 0)
+        lean, hardware, args=arguments, train_dataset=rows(), data_collator=lambda some: pad_supervised(some, 0)
     )
     trainer.train()
+    assert compiled == any(one._compiled_call_impl is not None for one in lean.modules())
     for key, weight in lean.named_parameters():
         gradient = gradients(plain).get(key)
         if gradient is not None:

@@ -79,7 +79,15 @@ def _rows(batches: Sequence[dict[str, Any]], key: str, filler: int) -> Any:
     )
 
 
-def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first: little padding, and a lack of memory shows at once."""
+def batches_by_tokens(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first: little padding, and a lack of memory shows at once.
+
+    Args:
+        lengths: tokens of each row.
+        most: rows x longest row of a batch; a row that is longer has a batch to itself.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    yield from (order[i : i + size] for i in range(0, len(order), size))
+    while order:
+        rows = max(1, most // lengths[order[0]])
+        yield order[:rows]
+        order = order[rows:]

@@ -6,60 +6,53 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages.modeling.chat import Completion, stop_tokens
-from stages.modeling.collate import batches_by_length
+from stages.modeling.collate import batches_by_tokens
+from stages.modeling.cpu import plain_attention
+from stages.modeling.decoding import decode, left_pad
 from stages.modeling.loading import autocast, positions
+from stages.modeling.sampling import Draws, drawn, greedy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Generate, Hardware
+    from stages.params import Hardware
 
 
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
-    settings: Generate,
+    max_new_tokens: int,
     hardware: Hardware,
-    seed: int,
+    draws: Draws | None = None,
 ) -> list[str]:
-    """One reply to each prompt, in the order of the prompts; batched by length.
+    """One reply to each prompt, in the order of the prompts.
 
     Args:
         model: in eval mode, on `hardware.device`.
         tokenizer: the model's.
-        prompts: N lists of token ids, each ending where a reply begins.
-        settings: length, batch and decoding.
-        hardware: device and precision.
-        seed: of the sampling, where `settings.do_sample`.
+        prompts: N lists of token ids, each ending where a reply begins; one may stand there several times.
+        max_new_tokens: longest reply.
+        hardware: device, precision, and the tokens of a batch.
+        draws: how replies are drawn, with a seed a prompt; equal prompt and seed give the same reply, in whatever batch
+            (but for rounding). None: greedily.
 
     Returns:
         N texts without special tokens and outer white space; an empty text is a reply that ended at once.
     """
     import torch
     from tqdm import tqdm
-    from transformers import set_seed
 
-    set_seed(seed)
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
-    stops = stop_tokens(tokenizer)
-    replies = [""] * len(prompts)
-    with torch.inference_mode(), autocast(hardware), tqdm(total=len(prompts), desc="replies", unit="reply") as bar:
-        for batch in batches_by_length([len(p) for p in prompts], settings.batch_size):
-            ids, mask = _left_pad([prompts[i] for i in batch], _pad_id(tokenizer), hardware.device)
-            output = model.generate(  # type: ignore[operator]  # the mixin's method is typed as a tensor
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=settings.max_new_tokens,
-                do_sample=settings.do_sample,
-                eos_token_id=stops,
-                pad_token_id=_pad_id(tokenizer),
-                **sampling,
-            )
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
+    stops, replies = stop_tokens(tokenizer), [""] * len(prompts)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    bar = tqdm(total=len(prompts), desc="replies", unit="reply")
+    with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+        for batch in batches_by_tokens(lengths, hardware.batch_tokens):
+            choose = drawn(draws, batch, hardware.device) if draws else greedy
+            found = decode(model, [prompts[i] for i in batch], max_new_tokens, stops, choose, _pad_id(tokenizer))
+            for i, text in zip(batch, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
                 replies[i] = text.strip()
             bar.update(len(batch))
     return replies
@@ -69,7 +62,6 @@ def mean_logps(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     completions: Sequence[Completion],
-    batch_size: int,
     hardware: Hardware,
     progress: str,
 ) -> list[float]:
@@ -83,8 +75,8 @@ def mean_logps(
     completions = [_cut(one, positions(model)) for one in completions]
     scores = [0.0] * len(completions)
     lengths = [len(c.prompt) + len(c.reply) for c in completions]
-    with torch.inference_mode(), autocast(hardware), tqdm(total=len(completions), desc=progress, unit="reply") as bar:
-        for batch in batches_by_length(lengths, batch_size):
+    with torch.no_grad(), autocast(hardware), tqdm(total=len(completions), desc=progress, unit="reply") as bar:
+        for batch in batches_by_tokens(lengths, hardware.batch_tokens):
             means = _batch_logps(model, [completions[i] for i in batch], _pad_id(tokenizer), hardware.device)
             for i, score in zip(batch, means.tolist(), strict=True):
                 scores[i] = score
@@ -99,7 +91,7 @@ def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_
     """
     import torch
 
-    ids, mask = _left_pad([c.prompt + c.reply for c in completions], pad_id, device)
+    ids, mask = left_pad([c.prompt + c.reply for c in completions], pad_id, device)
     kept = max(len(c.reply) for c in completions)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     output = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=kept + 1)
@@ -113,15 +105,6 @@ def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_
 def _cut(one: Completion, positions: float) -> Completion:
     room = positions - len(one.prompt)
     return one if len(one.reply) <= room else Completion(one.prompt, one.reply[: int(room)])
-
-
-def _left_pad(prompts: Sequence[list[int]], pad_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

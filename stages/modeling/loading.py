@@ -166,8 +166,25 @@ def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedMode
     return model.eval()
 
 
+def compile_layers(model: Any, hardware: Hardware) -> None:
+    """Compile the decoder's layers, one graph for all of them and for all lengths, where `hardware.compile` says so.
+
+    Args:
+        model: bare or a PeftModel; it computes the same function.
+        hardware: whether.
+    """
+    from torch import nn
+
+    if hardware.compile:
+        for layer in next(one for one in model.modules() if isinstance(one, nn.ModuleList)):
+            layer.compile(dynamic=True)
+
+
 def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which the model is run: bf16 autocast, or a context without effect."""
+    """The context in which the model is run: bf16 autocast, or a context without effect.
+
+    Without gradients it goes with `torch.no_grad`: in `torch.inference_mode` every weight is cast anew at each use.
+    """
     import torch
 
     return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

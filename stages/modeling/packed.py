@@ -13,6 +13,7 @@ from stages.modeling.block_attention import PER_BLOCK, register, spans
 from stages.modeling.collate import IGNORED
 from stages.modeling.cpu import suit_cpu
 from stages.modeling.last_layer import narrow, reading_at
+from stages.modeling.loading import compile_layers
 from stages.modeling.pair_rows import mask_function, visible
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def unserved(model: Any) -> str | None:
 def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
     """Set the model up for rows: what suits a CPU, and attention that skips what is masked.
 
-    Idempotent. Not for a model that is `unserved`.
+    Idempotent. Not for a model that is `unserved`. On a CPU layers are not compiled: attention by block loops over
+    numbers of each batch, for which a compiler would begin anew.
 
     Args:
         model: bare or a PeftModel.
@@ -66,8 +68,10 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
         # Not with checkpointing, whose second forward pass comes when the places are those of another batch.
         if not hardware.gradient_checkpointing:
             narrow(bare(model))
-    elif max_length >= FLEX_FROM and _flex_compiles():
+        return
+    if max_length >= FLEX_FROM and _flex_compiles():
         bare(model).set_attn_implementation(FLEX)
+    compile_layers(model, hardware)
 
 
 def takes_one_row(model: PreTrainedModel) -> bool:

@@ -125,7 +125,7 @@ def score(lm: Any, requests: Sequence[Request], batch_size: int, disable_tqdm: b
     autocast = torch.autocast(
         lm.device.type, dtype=lm.mixed_precision_dtype, enabled=lm.mixed_precision_dtype is not None
     )
-    with torch.inference_mode(), autocast, tqdm(total=len(rows), desc="questions", disable=disable_tqdm) as bar:
+    with torch.no_grad(), autocast, tqdm(total=len(rows), desc="questions", disable=disable_tqdm) as bar:
         for cluster in groups:
             cache = _read(lm, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
             for batch in _batches(cluster.rows, batch_size):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED, by_length
 from stages.modeling.cpu import suit_cpu
-from stages.modeling.loading import autocast
+from stages.modeling.loading import autocast, compile_layers
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     suit_cpu(model, hardware)
+    compile_layers(model, hardware)
     head = model.get_output_embeddings() if projects_alone(model, hardware) else None
     if head is None:
         warnings.warn(

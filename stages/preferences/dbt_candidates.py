@@ -70,22 +70,19 @@ def policy_source(
 
     def candidates(examples: Sequence[Example]) -> Candidates:
         from stages.modeling.chat import encode_prompt
+        from stages.modeling.generation import generate_replies
         from stages.modeling.loading import load_tokenizer, load_variant, require_positions
-        from stages.modeling.sampling import Sampling, sample_replies
+        from stages.modeling.sampling import Draws
 
         policy = load_variant(base, model, hardware)
         require_positions(policy, "dpo.max_length", max_length)
         tokenizer, n = load_tokenizer(base), settings.samples
         room = max_length - settings.max_new_tokens
         prompts = [encode_prompt(tokenizer, one.context, room) for one in examples]
-        texts = sample_replies(
-            policy,
-            tokenizer,
-            [prompt for prompt in prompts for _ in range(n)],
-            [uniform(2**63, seed, epoch, one.id, "policy", i) for one in examples for i in range(n)],
-            Sampling(settings.max_new_tokens, settings.batch_size, settings.temperature, settings.top_p),
-            hardware,
-        )
+        seeds = [uniform(2**63, seed, epoch, one.id, "policy", i) for one in examples for i in range(n)]
+        draws = Draws(settings.temperature, settings.top_p, seeds)
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        texts = generate_replies(policy, tokenizer, repeated, settings.max_new_tokens, hardware, draws)
         return Candidates([texts[i : i + n] for i in range(0, len(texts), n)])
 
     return candidates

@@ -106,7 +106,10 @@ def pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which encoders are run: bf16 autocast, or a context without effect."""
+    """The context in which encoders are run: bf16 autocast, or a context without effect.
+
+    Without gradients it goes with `torch.no_grad`: in `torch.inference_mode` every weight is cast anew at each use.
+    """
     import torch
 
     return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

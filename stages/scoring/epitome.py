@@ -100,7 +100,7 @@ def level_logits(
     post_states: dict[int, list[torch.Tensor]] = {}
     below: dict[int, list[torch.Tensor]] = {}
     logits = {}
-    with torch.inference_mode(), autocast(hardware):
+    with torch.no_grad(), autocast(hardware):
         for mechanism, model in classifiers.models.items():
             seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
             frozen, last = frozen_layers(model), len(layers_of(responder))

@@ -94,7 +94,7 @@ def measure(
 
     levels, tokens = [0] * len(examples), [[0]] * len(examples)
     below = _below(model, examples, hardware)
-    with torch.inference_mode(), autocast(hardware):
+    with torch.no_grad(), autocast(hardware):
         for batch in batches([len(one.ids) for one in examples], BATCH):
             some, states = [examples[i] for i in batch], [below[i] for i in batch if below]
             level, rationale, _ = _run(model, some, states, posts, 0.0)

@@ -131,7 +131,7 @@ def probabilities(
     # Sorted, so that no order of the inputs moves the last digits.
     distinct = sorted(set(some), key=lambda one: (one.ids, one.reply))
     rows: dict[Encoded, list[float]] = {}
-    with torch.inference_mode(), autocast(hardware):
+    with torch.no_grad(), autocast(hardware):
         for batch in batches([len(one.ids) for one in distinct], batch_size):
             values = logits(classifier.model, [distinct[i] for i in batch]).double().softmax(-1)
             rows |= zip((distinct[i] for i in batch), values.tolist(), strict=True)

@@ -32,6 +32,7 @@ SIDES = {
     "trl": "TRL SFTTrainer",
     "plain": "plain loop",
     "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
+    "compiled": "the same with hardware.compile",
     "live": "TRL DPOTrainer, reference adapter live in every step",
     "sft": "stage sft on contexts and chosen replies",
 }

@@ -35,6 +35,7 @@ from stages.sft import supervised
 
 BATCH = 64  # EmPO A.1
 SIDES = ("ours", "trl", "plain")
+MORE = ("trl_defaults", "compiled")  # at the headline's size alone
 
 
 class Case:
@@ -69,17 +70,20 @@ class Case:
         common = common_arguments(self.params.sft, self.params.hardware, self.params.seed, self.folder)
         return {**common, "num_train_epochs": 1, "save_strategy": "no", "logging_first_step": False}
 
-    def ours(self) -> Callable[[], float]:
+    def ours(self, **changes: Any) -> Callable[[], float]:
         from transformers import TrainingArguments
 
         collator = partial(pad_supervised, pad_id=self.tokenizer.pad_token_id)
         arguments = TrainingArguments(**self.arguments())
-        hardware = self.params.hardware
+        hardware = replace(self.params.hardware, **changes)
         return measure.timed(
             supervised_trainer(
                 self.policy(), hardware, args=arguments, train_dataset=self.examples, data_collator=collator
             )
         )
+
+    def compiled(self) -> Callable[[], float]:
+        return self.ours(compile=True)
 
     def trl(self, **changes: Any) -> Callable[[], float]:
         from datasets import Dataset
@@ -174,9 +178,7 @@ def main(memory: str | None) -> None:
         measure.print_peak()
         return
     cases = {
-        size: compare(
-            Case(size, tokenizer, chosen, params), (*SIDES, "trl_defaults") if size == measure.HEADLINE else SIDES
-        )
+        size: compare(Case(size, tokenizer, chosen, params), (*SIDES, *(MORE if size == measure.HEADLINE else ())))
         for size in measure.SIZES
     }
     result = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.dialogues import Example, read_examples, turn_list_type
-from stages.errors import UserError, reported
+from stages.errors import reported
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
@@ -121,21 +121,6 @@ def answer(
     ]
 
 
-def read_instruction(path: Path) -> str:
-    """The text of an instruction, without outer white space.
-
-    Raises:
-        UserError: the file is missing, is no UTF-8, or says nothing.
-    """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, the instruction of a variant, cannot be read: {error}") from None
-    if not text:
-        raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
-    return text
-
-
 def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Parquet with the fields of `answer`."""
     import pyarrow as pa
@@ -150,6 +135,7 @@ def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
+    from stages.modeling.instruction import read_instruction
     from stages.modeling.loading import load_tokenizer, load_variant
 
     one = params.variants[variant]

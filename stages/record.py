@@ -3,8 +3,8 @@
     python -m stages.record empo-tiny recipe=empo model=tiny
 
 composes `params.yaml`, reproduces stage by stage, writes `docs/results/empo-tiny.json`, and from all files there
-`docs/results.md` and the README's table; without a name nothing is run. An interrupted record goes on with the stages
-that are left.
+`docs/results.md` and the README's tables, those of `empo-tiny`; without a name nothing is run. An interrupted record
+goes on with the stages that are left.
 
     python -m stages.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
 
@@ -153,7 +153,7 @@ def page(records: list[dict[str, Any]]) -> str:
 
 
 def headline(record: dict[str, Any]) -> str:
-    """A record's table of variants with the sentence that says where it comes from: what the README shows."""
+    """A record's table of variants with the sentence that says where it comes from."""
     on, parts = record["machine"], parts_of(record)
     data, pairs = next((one["data"], one["pairs"]) for one in parts.values())
     hardware = f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}"
@@ -167,6 +167,13 @@ def headline(record: dict[str, Any]) -> str:
     shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
     tables = (table("variant", rows, columns, notes) for columns in shown)
     return "\n\n".join([*tables, origin]) + "\n"
+
+
+def front(records: list[dict[str, Any]]) -> str:
+    """What the README shows: EmPO's record, and where the others are."""
+    shown = [headline(one) for one in records if one["name"] == EMPO]
+    links = [f"[{one['name']}]({PAGE}#{one['name']})" for one in records if one["name"] != EMPO]
+    return "\n".join([*shown, *([f"More records: {', '.join(links)}.\n"] if links else [])])
 
 
 def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -262,7 +269,7 @@ def main() -> None:
         run(arguments.name, arguments.overrides, RESULTS)
     records = [_read(path) for path in sorted(RESULTS.glob("*.json"))]
     write_text(PAGE, page(records))
-    write_text(README, insert(README.read_text(encoding="utf-8"), "\n".join(map(headline, records))))
+    write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from test_chat import FAMILIES, turns
 
 from stages.dialogues import Turn
 from stages.errors import UserError
-from stages.generate import read_instruction
 from stages.modeling.chat import TemplateError, encode_completion, encode_prompt
-from stages.modeling.instruction import fit_instructed, has_system_turn
+from stages.modeling.instruction import fit_instructed, has_system_turn, read_instruction
 
 INSTRUCTION = "You are a friend. How old was she?"
 CONTEXT = turns("I lost my dog.", "I am sorry!", "She was my best friend.")

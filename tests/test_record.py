@@ -15,7 +15,7 @@ from stages.errors import UserError
 from stages.files import write_json
 from stages.params import compose, load
 from stages.published import TABLE_1, dbt_table
-from stages.record import EMPO, compositions, headline, page, stages_in_order
+from stages.record import EMPO, compositions, front, headline, page, stages_in_order
 
 ROOT = Path(__file__).parents[1]
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}
@@ -64,6 +64,14 @@ def test_the_headline_has_both_tables_with_their_margins():
     # A standard error of 0 is no interval.
     assert found["sft"][:2] == ["26.0", "0.250 ± 0.050*"]
     assert "10.00 ± 1.00" in found["base"]
+
+
+def test_the_front_page_has_empos_table_and_links_to_the_rest():
+    text = front([measured("counselling-tiny"), measured("dbt-tiny"), measured(EMPO)])
+    assert rows(text) == rows(headline(measured(EMPO)))
+    links = "[counselling-tiny](docs/results.md#counselling-tiny), [dbt-tiny](docs/results.md#dbt-tiny)"
+    assert text.endswith(f"\n\nMore records: {links}.\n")
+    assert front([measured(EMPO)]) == headline(measured(EMPO))
 
 
 def test_a_record_without_these_stages_is_still_shown():

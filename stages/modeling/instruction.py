@@ -5,15 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.dialogues import Role, Turn
+from stages.errors import UserError
 from stages.modeling.chat import MARK, TemplateError, encode_prompt, fit_context, render
 
 SIDES: tuple[Role, Role] = ("user", "assistant")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def read_instruction(path: Path) -> str:
+    """The text of an instruction, without outer white space.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8, or says nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, the instruction of a variant, cannot be read: {error}") from None
+    if not text:
+        raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
+    return text
 
 
 def fit_instructed(

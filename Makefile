@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro diff test lint bench clean params lock
+.PHONY: help setup repro diff test lint bench study clean params lock
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
 	python -m benchmarks.page
+
+study: setup ## Run a study of studies/ (make study NAME=empo-figure3)
+	python -m stages.study run $(NAME)
 
 clean: ## Remove caches and unfinished work; results and .venv stay
 	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache

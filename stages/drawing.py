@@ -332,7 +332,7 @@ def _described(curves: Mapping[str, Curve]) -> str:
 
 
 def _svg(draw: Callable[[Figure], None], height: float) -> str:
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -343,7 +343,8 @@ def _svg(draw: Callable[[Figure], None], height: float) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The look of all figures, whatever matplotlib is set to here."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -9,7 +9,12 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write `text` to `path` as UTF-8 with `\n` line ends, making its folder where it is missing.
+    r"""Write `text` to `path` as UTF-8 with `\n` line ends, as `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, making its folder where it is missing.
 
     A reader sees the old file or the new one, never a part: the text goes to a temporary file in the same folder,
     which then takes the name. A symbolic link at `path` is replaced, what it points to (a cache, say) is left alone.
@@ -21,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
     # Opened as an ordinary file, so that the umask decides its mode (tempfile would make it private).
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""A paper's table or figure as a grid of experiments: queue it, wait for it, and read what came out.
+
+    python -m stages.study show empo-figure3          # the grid and the stages of each experiment; nothing is run
+    python -m stages.study run empo-figure3           # queue what is missing, start DVC's workers, wait, collect
+    python -m stages.study collect empo-figure3       # the experiments that are done, as csv, table and figure
+
+Studies are the files of `studies/`. Each has two scales: `tiny`, which a machine with two cores runs, and `paper`
+(`--scale paper`). Overrides behind the name replace those of the scale: `seed=7 generate.limit=100`. An experiment is
+named after the study and what it overrides; one that is done at this commit is not run again, so that a study that was
+stopped goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.errors import reported
+from stages.params import compose
+from stages.study_plan import Experiment, StudyError, experiments, read
+from stages.study_results import collect
+
+# Seconds between two looks at the queue.
+PAUSE = 5.0
+
+
+def done(points: Sequence[Experiment]) -> dict[str, str]:
+    """The experiments among `points` that have come to their end at this commit: name to Git revision."""
+    from dvc.repo import Repo
+
+    names = {one.name for one in points}
+    with Repo() as repo:
+        listed = repo.experiments.ls()
+    return {name: rev for entries in listed.values() for name, rev in entries if name in names and rev}
+
+
+def states(points: Sequence[Experiment]) -> dict[str, str]:
+    """What DVC's queue says of `points`: name to Queued, Running, Failed or Success; the last word where it has two."""
+    from dvc.repo import Repo
+
+    names = {one.name for one in points}
+    with Repo() as repo:
+        listed = sorted(repo.experiments.celery_queue.status(), key=lambda one: one["timestamp"])
+    return {one["name"]: one["status"] for one in listed if one["name"] in names}
+
+
+def queue(points: Sequence[Experiment], targets: Sequence[str]) -> int:
+    """Queue what is neither done nor in the queue.
+
+    Returns:
+        How many were queued.
+
+    Raises:
+        StudyError: DVC takes one not; names it and what DVC said.
+    """
+    finished, waiting = done(points), states(points)
+    new = [one for one in points if one.name not in finished and waiting.get(one.name) not in ("Queued", "Running")]
+    for one in new:
+        settings = [argument for override in one.arguments for argument in ("-S", override)]
+        _dvc("exp", "run", "--queue", "--name", one.name, *settings, *targets)
+    return len(new)
+
+
+def start(jobs: int) -> None:
+    """Start DVC's workers; they go on where this process ends."""
+    _dvc("queue", "start", "-j", str(jobs))
+
+
+def wait(points: Sequence[Experiment]) -> None:
+    """Look at the queue until nothing of `points` waits or runs, and print what changes.
+
+    Raises:
+        StudyError: an experiment failed; names it and where its log is.
+    """
+    before: Counter[str] = Counter()
+    while True:
+        finished, found = done(points), states(points)
+        now = Counter("done" if one.name in finished else found.get(one.name, "Lost").lower() for one in points)
+        if now != before:
+            print(", ".join(f"{count} {state}" for state, count in sorted(now.items())), flush=True)
+        before = now
+        if not now["queued"] and not now["running"]:
+            break
+        time.sleep(PAUSE)
+    if failed := [one for one in points if one.name not in finished]:
+        raise StudyError(
+            f"{len(failed)} of {len(points)} experiments did not come to their end: `dvc queue logs {failed[0].name}` "
+            "says why; the same command runs them again"
+        )
+
+
+def share_out(jobs: int, cores: int) -> list[str]:
+    """The override that gives each of `jobs` experiments its part of the cores, since threads in excess wait."""
+    return [f"hardware.threads={max(1, cores // jobs)}"] if jobs > 1 else []
+
+
+def show(points: Sequence[Experiment], targets: Sequence[str]) -> None:
+    """Print the grid, and the stages of an experiment as DVC would run them; `params.yaml` is left as it is."""
+    finished = done(points)
+    for one in points:
+        print(f"{one.name}  {'done' if one.name in finished else 'to run'}  {' '.join(one.arguments)}")
+    print(f"\nstages of each: {', '.join(stages_of(points[0], targets))}")
+
+
+def stages_of(point: Experiment, targets: Sequence[str]) -> list[str]:
+    """The stages that an experiment has, in their order: those of `targets` and what they hang on; all for none."""
+    from dvc.repo import Repo
+    from networkx import ancestors, lexicographical_topological_sort
+
+    params = Path("params.yaml")
+    kept = params.read_bytes()
+    try:
+        compose(point.arguments)
+        with Repo() as repo:
+            graph = repo.index.graph.reverse()
+            named = {stage.addressing: stage for stage in repo.index.stages}
+            if unknown := [target for target in targets if target not in named]:
+                raise StudyError(f"target {unknown[0]} is no stage of the pipeline that {point.name} composes")
+            wanted = {one for target in targets for one in (*ancestors(graph, named[target]), named[target])}
+            place = {stage: i for i, stage in enumerate(repo.index.stages)}
+            ordered = lexicographical_topological_sort(graph, key=place.__getitem__)
+            return [stage.addressing for stage in ordered if not targets or stage in wanted]
+    finally:
+        params.write_bytes(kept)
+
+
+def _dvc(*arguments: str) -> None:
+    finished = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise StudyError(f"dvc {' '.join(arguments)}: {finished.stderr.strip() or finished.stdout.strip()}")
+
+
+def main() -> None:
+    """Show, run or collect a study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["show", "run", "collect"])
+    parser.add_argument("name", help="of a file of studies/, without .yaml")
+    parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
+    parser.add_argument("--scale", default="tiny", choices=["tiny", "paper"])
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="experiments side by side; 1")
+    given = parser.parse_args()
+    study = read(given.name)
+    overrides = [*share_out(given.jobs, os.cpu_count() or 1), *given.overrides]
+    points = experiments(given.name, study, given.scale, overrides)
+    if given.action == "show":
+        show(points, study.targets)
+        return
+    if given.action == "run":
+        print(f"{queue(points, study.targets)} experiments queued, {len(points)} in all", flush=True)
+        start(given.jobs)
+        wait(points)
+    collect(given.name, study, points, done(points))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

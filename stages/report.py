@@ -1,9 +1,10 @@
-"""Stage `report`: what came out of a run, on three pages.
+"""Stage `report`: what came out of a run, on four pages.
 
     python -m stages.report
 
-writes `reports/summary.md` (the numbers), `reports/samples.md` (the replies side by side) and `reports/plots.html` (the
-curves, one file that needs no network). `python -m stages.report --show` prints the summary that is there.
+writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
+need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (the curves).
+`python -m stages.report --show` prints the summary that is there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages import drawing
+from stages import drawing, samples_page
 from stages.drawing import Curve, Rounds
 from stages.errors import UserError, reported
 from stages.files import write_text
@@ -41,10 +42,12 @@ from stages.tables import (
 
 METRICS = Path("metrics")
 REPLIES = Path("data/replies")
+SCORES = Path("data/scores")
 CURVES = Path("reports/curves")
 DPO = Path("models/dpo")
 SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.md")
+BROWSER = Path("reports/samples.html")
 PLOTS = Path("reports/plots.html")
 
 FIELDS = ["id", "label", "context", "reference", "reply"]
@@ -70,6 +73,7 @@ class Results:
     signature: dict[str, str]
     pairs: dict[str, Metrics]
     replies: dict[str, list[dict[str, Any]]]
+    scores: dict[str, dict[str, Metrics]]
     losses: dict[str, Curve]
     rounds: Rounds
 
@@ -96,6 +100,7 @@ def read(params: Params) -> Results:
         signature=_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
         replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
+        scores={key: read_scores(SCORES / f"{key}.parquet", f"evaluate@{key}") for key in params.variants},
         losses=losses,
         rounds=read_rounds(params.dpo.rounds),
     )
@@ -138,11 +143,15 @@ def read_replies(path: Path, stage: str) -> list[dict[str, Any]]:
     Raises:
         ReportError: the file is missing, is no parquet, lacks a column or has no rows.
     """
+    return _rows(path, FIELDS, stage)
+
+
+def _rows(path: Path, columns: list[str], stage: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=FIELDS).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     except FileNotFoundError:
         raise _missing(path, stage) from None
     except pa.ArrowInvalid as error:
@@ -150,6 +159,16 @@ def read_replies(path: Path, stage: str) -> list[dict[str, Any]]:
     if not rows:
         raise _unreadable(path, stage, "there are no rows")
     return rows
+
+
+def read_scores(path: Path, stage: str) -> dict[str, Metrics]:
+    """Read the scores of a variant's replies that the page of samples shows, by example.
+
+    Raises:
+        ReportError: the file is missing or is no parquet with these columns.
+    """
+    rows = _rows(path, ["id", *samples_page.SCORES], stage)
+    return {row.pop("id"): row for row in rows}
 
 
 def read_curve(folder: Path, name: str, stage: str) -> list[tuple[int, float]]:
@@ -254,6 +273,7 @@ longer rejected: far from 50 %, length alone tells the two sides apart. repeated
 ## Where to look
 
 - `{SAMPLES}`: replies of all variants side by side, machine-written and unchecked
+- `{BROWSER}`: all of them with their scores, to search, filter and sort, in a browser
 - `{PLOTS}`: the training curves, with what a healthy one looks like
 - `{REPLIES}/`: every reply, machine-written, too
 
@@ -394,9 +414,15 @@ def plots(results: Results, params: Params) -> str:
 
 
 def main(params: Params) -> None:
-    """Write the three pages."""
+    """Write the pages."""
     results = read(params)
-    pages = {SUMMARY: summary(results, params), SAMPLES: samples(results, params.seed), PLOTS: plots(results, params)}
+    told = ("Attune: replies side by side", lead(results, params), MACHINE)
+    pages = {
+        SUMMARY: summary(results, params),
+        SAMPLES: samples(results, params.seed),
+        BROWSER: samples_page.page(results.replies, results.scores, *told),
+        PLOTS: plots(results, params),
+    }
     # Only once all of them are made, so that they belong together.
     for path, text in pages.items():
         write_text(path, text)

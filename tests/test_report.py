@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from markdown_it import MarkdownIt
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 HOSTILE = (
     "</svg><script>alert(1)</script>\n# heading | pipe\n\n```\n    code\n---\n<!-- \n[a](http://b.example) ![i](x) *b*"
 )
-PAGES = [Path("reports") / name for name in ("summary.md", "samples.md", "plots.html")]
+PAGES = [Path("reports") / name for name in ("summary.md", "samples.md", "plots.html", "samples.html")]
 CLASSIFIERS = {"accuracy": 81.4, "majority_accuracy": 66.0}
 LABELS = ("sad", "joyful", "angry")
 
@@ -78,6 +80,13 @@ def replies(text, count=12):
     ]
 
 
+def write_scores(variant, count):
+    values = {"level_er": 1, "level_ip": 0, "level_ex": 2, "rouge_l": 12.5, "bertscore_f1": 45.25}
+    Path("data/scores").mkdir(parents=True, exist_ok=True)
+    rows = [{"id": f"test/{i}", **values} for i in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows), f"data/scores/{variant}.parquet")
+
+
 def curve(stage, name, points):
     rows = "".join(f"{step}\t{value}\n" for step, value in points)
     write_text(Path(f"reports/curves/{stage}/plots/metrics/{name}.tsv"), f"step\t{name.split('/')[-1]}\n{rows}")
@@ -109,6 +118,7 @@ def run(tmp_path, monkeypatch):
     write_json(Path("metrics/intervals/sft-dpo.json"), intervals(**better))
     for name in ("base", "sft", "sft-dpo"):
         write_replies(replies(f"Reply of {name}"), Path(f"data/replies/{name}.parquet"))
+        write_scores(name, 12)
     curve("base", "loss", [(1, 9.0), (5, 7.5)])
     curve("sft", "loss", [(1, 6.5)])
     for i, key in enumerate(("e1", "e2", "e3"), start=1):
@@ -248,6 +258,7 @@ def test_show_prints_the_summary_and_writes_nothing():
         ("metrics/mmlu/sft.json", "mmlu@sft"),
         ("metrics/scorers/epitome.json", "epitome"),
         ("data/replies/sft-dpo.parquet", "generate@sft-dpo"),
+        ("data/scores/sft.parquet", "evaluate@sft"),
         ("reports/curves/base/plots/metrics/loss.tsv", "base"),
         ("reports/curves/sft/plots/metrics/loss.tsv", "sft"),
         ("reports/curves/dpo/e3/plots/metrics/rewards/chosen.tsv", "dpo@e3"),
@@ -455,7 +466,8 @@ def test_hostile_names_stay_texts():
     for folder in (".", "mmlu", "intervals"):
         shutil.copy(f"metrics/{folder}/sft.json", f"metrics/{folder}/{name}.json")
     shutil.copy("metrics/base.signature.json", f"metrics/{name}.signature.json")
-    shutil.copy("data/replies/sft.parquet", f"data/replies/{name}.parquet")
+    for folder in ("replies", "scores"):
+        shutil.copy(f"data/{folder}/sft.parquet", f"data/{folder}/{name}.parquet")
     main(type(given)(**{**vars(given), "variants": {name: given.variants["sft"]}}))
     page = ElementTree.fromstring(PAGES[2].read_text())
     assert page.find(".//b") is None and f"BLEU-1 ↑: {name} 20.00" in page.findtext(".//desc[@id='f5-desc']")

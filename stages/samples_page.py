@@ -1,4 +1,4 @@
-"""The page on which people read replies: every test dialogue with those of all variants, to search and filter.
+"""The page on which people read replies: every test dialogue with those of all variants, to search.
 
 One file that loads nothing: the dialogues are in it as JSON, and its script, which the page's policy names by hash, puts
 them on the page as text alone, so that nothing a model wrote can become a part of the page.

@@ -1,7 +1,7 @@
-"""The page on which people read replies: every test dialogue with those of all variants, to search.
+"""The page on which people read replies: every test dialogue with those of all variants, to search and sort.
 
-One file that loads nothing: the dialogues are in it as JSON, and its script, which the page's policy names by hash, puts
-them on the page as text alone, so that nothing a model wrote can become a part of the page.
+One file that loads nothing: the dialogues are in it as JSON, and its script, which the page's policy names by hash,
+puts them on the page as text alone, so that nothing a model wrote can become a part of the page.
 """
 
 from __future__ import annotations

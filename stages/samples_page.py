@@ -6,8 +6,6 @@ puts them on the page as text alone, so that nothing a model wrote can become a 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.drawing import CSS
+from stages.pages import hashed
 from stages.scoring.overlap import tokens
 
 # Of data/scores/<variant>.parquet: heading and decimals.
@@ -163,7 +162,7 @@ def page(
         machine: what stands over a reply that no person wrote.
     """
     content = json.dumps(rows(replies, scores) | {"machine": machine}, ensure_ascii=False, separators=(",", ":"))
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(SCRIPT)}'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{hashed(SCRIPT)}'"
     # Inside a script element only "<" could end it.
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -220,7 +219,3 @@ def difference(texts: Sequence[str]) -> float:
     words = [set(tokens(text)) for text in texts]
     pairs = [1 - len(a & b) / len(a | b) if a | b else 0.0 for a, b in combinations(words, 2)]
     return fmean(pairs) if pairs else 0.0
-
-
-def _hash(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

@@ -2,7 +2,12 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from stages.corpora.reading import read_corpus
 from stages.dialogues import Dialogue
@@ -22,3 +27,18 @@ def project(folder: Path) -> None:
     shutil.copytree(ROOT / "conf", folder / "conf")
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    """Chromium without a window; a test is skipped where this machine has none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, which CI often is, Chromium refuses its sandbox; the pages are our own.
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -1,16 +1,15 @@
 """The page of replies in a browser: filter, search, order, keys, and text that would like to be more than text."""
 
 import re
-import shutil
 
 import pytest
+from helpers import open_browser
 
 from stages.report import MACHINE
 from stages.samples_page import difference, page, rows
 
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> <!--"
 LABELS = ("sad", "joyful", "proud")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def replies(texts):
@@ -30,15 +29,8 @@ PAGE = page({"base": BASE, "sft-dpo": DPO}, SCORES, "Replies <of> a run", "Corpu
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # As root, which CI often is, Chromium refuses its sandbox; the page is our own.
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

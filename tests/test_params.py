@@ -13,6 +13,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
+from stages.download import needed
 from stages.params import ParamsError, chain, check, compose, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +126,18 @@ def test_the_study_of_counselling(model):
     }
     assert params.behaviour.variants.keys() <= params.variants.keys() >= {"base", "sft", "dpo", "sft-dpo"}
     assert (params.pairs.rule, params.miti.corpus, params.dbt.classifiers) == ("counselling", "mi", {})
+
+
+@pytest.mark.parametrize("corpus", ["counselling", "mi", "counsel_chat", "ufjf"])
+def test_the_study_of_counselling_on_other_corpora(corpus):
+    """Their acts are not AnnoMI's, or need not be there, and what people in distress wrote is masked."""
+    without = ("~sft.by_quality.high", "~variants.sft-high", "~behaviour.variants.sft-high")
+    for dropped in ((), without):
+        params = check(composed("recipe=counsel", f"corpus={corpus}", *dropped), corpus)
+        assert (params.behaviour.corpus, params.behaviour.reader) == ("annomi", "annomi")
+        assert params.behaviour.classifiers and params.corpus.mask and "annomi" in needed(params)
+        assert ("sft-high" in params.variants) is bool(params.sft.by_quality) is not bool(dropped)
+    assert check(composed("recipe=counsel", "corpus=annomi_sample"), "conf").behaviour.corpus is None
 
 
 def test_empo_asks_no_classifier_and_no_model_for_its_pairs():

@@ -16,7 +16,7 @@ from stages.dialogues import Example, normalise, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Params, Round, chain, load
-from stages.preferences.counselling import MatchedPair, counselling_pairs, group_by_match, match_shares, sides
+from stages.preferences.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
 from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, policy_source
 from stages.preferences.dbt_llm import llm_judge, llm_source
@@ -85,7 +85,7 @@ def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
         )
     metrics = describe(part, pairs, len({one.label for one in part}))
     metrics |= repeated(pairs, [pair for one in earlier for pair in one])
-    return pairs, metrics | match_shares(pairs) | {"candidates": len(rejected)}
+    return pairs, metrics | match_counts(pairs) | {"candidates": len(rejected)}
 
 
 def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tuple[list[ScoredPair], dict[str, float]]:

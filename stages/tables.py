@@ -77,6 +77,8 @@ PAIR_COLUMNS = {
     "chosen_score": ("chosen score", 1),
     "rejected_score": ("rejected score", 1),
     "malformed": ("malformed", 0),
+    "match_post": ("same post %", 1),
+    "match_source": ("same source %", 1),
     "match_topic_and_talk": ("same topic and talk %", 1),
     "match_topic": ("topic %", 1),
     "match_talk": ("talk %", 1),

@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from stages.corpora.reading import read_corpus
 from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
+from stages.dialogues import examples as one_by_one
 from stages.generate import held_out_pairs
 from stages.pairs import counselling, main
-from stages.params import Round, load
-from stages.preferences.counselling import MATCHES, counselling_pairs, group_by_match, match_shares, sides
+from stages.params import Columns, Round, load
+from stages.preferences.counselling import MATCHES, counselling_pairs, group_by_match, match_counts, sides
 from stages.preferences.opposite_emotion import PairError
 from stages.scoring.miti import ADHERENCE, read_adherence
 from stages.scoring.turn_labels import LabelError
@@ -23,6 +25,7 @@ TABLE = ROOT / "data/miti_adherence.csv"
 ADHERENT = read_adherence(TABLE)
 TALKS = ("change", "neutral", "sustain")
 TOPICS = ("smoking", "alcohol")
+COUNSEL_CHAT = Columns("dialog_id", "turn", "author", "text", "Union (without disambiguities)")
 
 
 def an_example(name, topic, talk, quality="high", act=None, target=None):
@@ -100,6 +103,48 @@ def test_without_a_talk_type_topics_alone_are_matched():
     assert [(pair.match, pair.id) for pair in pairs] == [("topic", "a"), ("none", "b")]
 
 
+def an_answer(name, post, act, source="forum"):
+    """An answer to a post of a corpus with labels of the MITI code, whose label is where the post comes from."""
+    return Example(name, source, (Turn("user", post),), f"Answer {name}.", act)
+
+
+def test_answers_to_one_post_are_matched_before_those_of_one_source():
+    low = [
+        an_answer("low/0", "I cannot sleep.", "Warn"),
+        an_answer("low/1", "I drink.", "Direct"),
+        an_answer("low/2", "I shout.", "Confront", source="other forum"),
+    ]
+    chosen = [
+        an_answer("a", "i cannot  SLEEP!", "Support"),
+        an_answer("b", "I worry.", "Affirm", source="other forum"),
+        an_answer("c", "I worry.", "Affirm", source="a third one"),
+    ]
+    pairs = made(chosen, group_by_match(low))
+    assert [pair.match for pair in pairs] == ["post", "source", "none"]
+    assert [pair.rejected_id for pair in pairs[:2]] == ["low/0", "low/2"]
+    later = replace(chosen[0], context=(*chosen[0].context, Turn("assistant", "Oh."), Turn("user", "For weeks.")))
+    assert made([later], group_by_match(low))[0].match == "post"
+
+
+def test_judged_sessions_and_answers_to_posts_meet_only_where_nothing_else_is_left():
+    session = an_example("low/0", "smoking", "change", "low")
+    one = an_answer("a", session.context[0].text, "Support", source="smoking")
+    assert [pair.match for pair in made([one], group_by_match([session]))] == ["none"]
+    answer = an_answer("low/1", session.context[0].text, "Warn", source="smoking")
+    assert [pair.match for pair in made([replace(session, quality="high")], group_by_match([answer]))] == ["none"]
+
+
+@pytest.mark.corpora
+def test_four_in_ten_pairs_of_counsel_chat_answer_one_post(corpora_dir):
+    dialogues, _ = read_corpus(corpora_dir / "mi", "mi", file="boosting_CC_Augmented.csv", columns=COUNSEL_CHAT)
+    chosen, rejected = sides([one for d in dialogues for one in one_by_one(d, "every", 7)], ADHERENT)
+    pairs = made(chosen, group_by_match(rejected))
+    posts = {one.id: normalise(one.context[0].text) for one in rejected}
+    assert all((pair.match == "post") is (posts[pair.rejected_id] == normalise(pair.prompt[0].text)) for pair in pairs)
+    counts = match_counts(pairs)
+    assert (counts["match_post_pairs"], counts["match_source_pairs"], len(pairs)) == (81, 108, 189)
+
+
 def test_a_match_that_says_the_same_is_passed_over():
     same = an_example("low/0", "smoking", "change", "low", target="Oh, NO!")
     other = an_example("low/1", "smoking", "neutral", "low")
@@ -146,7 +191,12 @@ def test_shares_of_the_matches_by_hand():
         an_example("c", "x", "change"),
         an_example("d", "x", None),
     ]
-    assert match_shares(made(some)) == {f"match_{name}": 25.0 for name in MATCHES}
+    there = ("topic_and_talk", "topic", "talk", "none")
+    assert match_counts(made(some)) == {
+        f"match_{name}{end}": value * (name in there)
+        for end, value in (("", 25.0), ("_pairs", 1))
+        for name in MATCHES
+    }
 
 
 def test_metrics_and_the_part_that_trains():

@@ -2,8 +2,9 @@
 
 The paper names the data and no rule. Here a therapist's reply in a session of high quality is chosen, and one in a
 session of low quality rejected; where a corpus says nothing of its sessions but labels replies by the MITI code, an
-MI-adherent reply is chosen and an MI-non-adherent one rejected. The rejected reply answers a client who talks about the
-same topic in the same way (change, neutral, sustain), where there is such a reply. Draws are keyed as those of
+MI-adherent reply is chosen and an MI-non-adherent one rejected. The rejected reply of a session answers a client who
+talks about the same topic in the same way (change, neutral, sustain), where there is such a reply; that of a corpus
+without judged sessions answers the same post, else one of the same source. Draws are keyed as those of
 `opposite_emotion`: order, subset and number of workers do not move a pair.
 """
 
@@ -13,16 +14,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.dialogues import Example
+from stages.dialogues import Example, normalise
 from stages.preferences.opposite_emotion import Pair, draw
 from stages.scoring.turn_labels import require_known
 
-MATCHES = ("topic_and_talk", "topic", "talk", "none")
-"""What chosen and rejected have in common, in the order in which it is tried."""
+MATCHES = ("post", "source", "topic_and_talk", "topic", "talk", "none")
+"""What chosen and rejected have in common, in the order in which it is tried: the first two where sessions are not
+judged, the next three where they are."""
 CHOSEN = {"high": True, "low": False, "adherent": True, "non-adherent": False}
 
 Key = tuple[str, str | None, str | None]
-"""A match with the topic and the client's talk type that it asks for."""
+"""A match with the topic, source or post and the client's talk type that it asks for."""
 Pool = Mapping[Key, Sequence[Example]]
 
 
@@ -83,18 +85,22 @@ def counselling_pairs(examples: Iterable[Example], pool: Pool, *, seed: int, epo
     return pairs
 
 
-def match_shares(pairs: Sequence[MatchedPair]) -> dict[str, float]:
-    """The share of pairs of each match, in percent."""
-    return {f"match_{name}": round(100 * sum(pair.match == name for pair in pairs) / len(pairs), 4) for name in MATCHES}
+def match_counts(pairs: Sequence[MatchedPair]) -> dict[str, float]:
+    """The pairs of each match: their number, `match_<name>_pairs`, and their share in percent, `match_<name>`."""
+    counts = Counter(pair.match for pair in pairs)
+    shares = {f"match_{name}": round(100 * counts[name] / len(pairs), 4) for name in MATCHES}
+    return shares | {f"match_{name}_pairs": counts[name] for name in MATCHES}
 
 
 def _keys(one: Example) -> list[Key]:
-    """The matches of an example, the closest first; a client's turn without a talk type matches no other by it."""
+    """The matches of an example, the closest first.
+
+    Of sessions that are not judged, the label is where they come from, and many answer the same post. A client's turn
+    without a talk type matches no other by it.
+    """
     talk = one.context[-1].act
-    wanted: dict[str, tuple[str | None, str | None]] = {
-        "topic_and_talk": (one.label, talk),
-        "topic": (one.label, None),
-        "talk": (None, talk),
-        "none": (None, None),
-    }
-    return [(name, *wanted[name]) for name in MATCHES if talk or "talk" not in name]
+    if one.quality is None:
+        return [("post", normalise(one.context[0].text), None), ("source", one.label, None), ("none", None, None)]
+    if talk is None:
+        return [("topic", one.label, None), ("none", None, None)]
+    return [("topic_and_talk", one.label, talk), ("topic", one.label, None), ("talk", None, talk), ("none", None, None)]

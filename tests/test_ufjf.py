@@ -50,6 +50,19 @@ def test_optional_columns_may_be_missing(tmp_path):
     assert one.quality is None and {turn.act for turn in one.turns} == {None}
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ([*HEADER[:6], "acts", "quality"], "unknown column 'acts': the columns are session, .*, act, quality$"),
+        ([*HEADER, ""], "unknown column ''"),
+        ([*HEADER[:7], "act"], "a column stands there twice: session, "),
+    ],
+)
+def test_another_column_is_refused(tmp_path, header, said):
+    with pytest.raises(CorpusError, match=rf"sessions\.csv:1: {said}"):
+        read(corpus(tmp_path, [[*row, ""] for row in SESSION], header))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_patient_is_in_one_split_and_every_split_has_patients(tmp_path, seed):
     """As in the corpus: 15 sessions of 13 patients."""

@@ -25,17 +25,18 @@ class Row(NamedTuple):
 Check = Callable[[dict[str, str]], str | None]
 
 
-def read_rows(path: Path, columns: Sequence[str], check: Check) -> list[Row]:
+def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequence[str] | None = None) -> list[Row]:
     """Read a csv file with a header; its other columns are kept.
 
     Args:
         path: UTF-8, with or without a byte order mark.
         columns: that must be there, in any order.
         check: what is wrong with the fields of a row, or None.
+        optional: columns that may be there besides, and no others; None: any.
 
     Raises:
-        CorpusError: the file is missing, is no UTF-8, lacks a column or has rows that do not fit; it names each of
-            the first `SHOWN` bad rows by file and line.
+        CorpusError: the file is missing, is no UTF-8, lacks a column, has one that may not be there or one twice, or
+            has rows that do not fit; it names each of the first `SHOWN` bad rows by file and line.
     """
     # With newline="": other ends of lines than those of csv stay in the field that they are in.
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
@@ -44,6 +45,8 @@ def read_rows(path: Path, columns: Sequence[str], check: Check) -> list[Row]:
         missing = [name for name in columns if name not in header]
         if missing:
             raise CorpusError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200] or 'nothing'}")
+        if optional is not None:
+            _refuse_others(path, header, [*columns, *optional])
         rows, problems = [], []
         for line, values in _numbered(reader):
             wrong = _wrong_length(values, header)
@@ -112,6 +115,20 @@ def number(fields: dict[str, str], column: str) -> str | None:
     """What is wrong where a field is no whole number from 0."""
     value = fields[column]
     return None if value.isascii() and value.isdecimal() else f"{column} {value!r} is no whole number from 0"
+
+
+def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> None:
+    """Only known columns, each once: what is read of a misspelt one would be nothing, without a word.
+
+    Raises:
+        CorpusError: names the others by the header's line.
+    """
+    if others := [name for name in header if name not in known]:
+        raise CorpusError(
+            f"{path}:1: unknown column {', '.join(map(repr, others))}: the columns are {', '.join(known)}"
+        )
+    if len(set(header)) < len(header):
+        raise CorpusError(f"{path}:1: a column stands there twice: {', '.join(header)}")
 
 
 def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

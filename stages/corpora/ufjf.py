@@ -13,7 +13,8 @@ act       optional. psychologist: question, reflection, therapist_input, other; 
 quality   optional. high or low, as trained raters judge the session; the same in the whole session
 ========= ==================================================================================================
 
-An optional column may be left out, and its fields may be empty. The patient is the user, the psychologist the
+An optional column may be left out, and its fields may be empty; another column is an error, since it may be one of
+these misspelt. The patient is the user, the psychologist the
 assistant, the label the focus; acts are AnnoMI's, so that its classifiers fit.
 
 Patients are split, by `split_groups`: no session tells a model of a patient whom it is tested on.
@@ -35,6 +36,7 @@ FILE = "sessions.csv"
 ROLES: dict[str, Role] = {"psychologist": "assistant", "patient": "user"}
 ACTS = {"psychologist": BEHAVIOURS, "patient": TALK_TYPES}
 COLUMNS = ["session", "patient", "turn", "role", "text", "focus"]
+OPTIONAL = ["act", "quality"]
 SESSION = ["patient", "focus", "quality"]
 
 
@@ -45,10 +47,11 @@ def read(folder: Path, file: str = FILE) -> tuple[list[Dialogue], Counter[str]]:
         The sessions in file order, and how many were dropped by reason: none by this reader.
 
     Raises:
-        CorpusError: the file is missing, is no UTF-8 or no csv, or rows do not fit; each is named by its line.
+        CorpusError: the file is missing, is no UTF-8 or no csv, has another column, or rows do not fit; each is named
+            by its line.
     """
     path = folder / file
-    sessions = grouped(path, read_rows(path, COLUMNS, _problem), "session")
+    sessions = grouped(path, read_rows(path, COLUMNS, _problem, optional=OPTIONAL), "session")
     refuse(path, [problem for rows in sessions.values() for problem in _session_problems(rows)])
     splits = split_groups({rows[0].fields["patient"]: CORPUS for rows in sessions.values()})
     dialogues = []

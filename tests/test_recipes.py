@@ -1,9 +1,11 @@
 """The papers' recipes from the first stage to the last with very small models, on the embedded samples."""
 
+import csv
 import json
 import runpy
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,10 @@ DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_le
        "pairs.max_new_tokens=8"]  # fmt: skip
 COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "miti.corpus=sample", "epitome.corpus=sample",
            "behaviour.epochs=1", "behaviour.max_length=48", "miti.epochs=1"]  # fmt: skip
+# Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
+MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
+           "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
+           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.corpus=annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
 COMMON = ("download", "prepare", "epitome", "references", "dbt@dbt", "dbt_references@dbt")
 ADAPTERS = ("sft", "dpo/e1", "dpo/e2", "dpo/e3", "dpo/base-e1", "dpo/base-e2", "dpo/base-e3")
@@ -84,16 +90,33 @@ def test_recipe_dbt_runs_to_its_table_with_every_architecture(model, common, tmp
     assert "sft-dpo" in Path("reports/summary.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny-bert"])
-def test_recipe_counsel_runs_to_its_table(model, tmp_path, monkeypatch):
+def put_posts(folder: Path) -> None:
+    """Posts, each with an answer that adheres to motivational interviewing and one that does not."""
+    folder.mkdir()
+    answers = (("That takes courage.", "Affirm"), ("You must stop at once.", "Direct"))
+    with (folder / "posts.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["dialog_id", "turn", "author", "text", "final agreed label"])
+        for i, (text, act) in product(range(60), answers):
+            writer.writerow([f"forum | {i} {act}", 1, "speaker", f"My name is Zoe, it is week {i} of drinking.", ""])
+            writer.writerow([f"forum | {i} {act}", 2, "listener", f"{text} Week {i} is hard.", act])
+
+
+@pytest.mark.parametrize(("model", "corpus"), [("tiny-gemma", []), ("tiny-bert", MIXTURE)])
+def test_recipe_counsel_runs_to_its_table(model, corpus, tmp_path, monkeypatch):
     with_samples(tmp_path)
+    put_posts(tmp_path / "data/sample/posts")
     monkeypatch.chdir(tmp_path)
-    compose([*COUNSEL, f"model={model}"])
+    compose([*COUNSEL, *corpus, f"model={model}"])
     run(stages_in_order(), monkeypatch)
     for variant in ("base", "prompted", "sft", "sft-high", "dpo", "sft-dpo"):
         for name in (f"{variant}", f"behaviour/{variant}", f"intervals/behaviour/{variant}", f"mmlu/{variant}"):
             assert read(f"metrics/{name}.json")
     assert_every_adapter_is_another((*ADAPTERS, "sft-high"))
-    assert read("metrics/pairs/e1.json")["match_topic_and_talk"] > 0
+    pairs = read("metrics/pairs/e1.json")
+    matches = ("post", "topic_and_talk") if corpus else ("topic_and_talk",)
+    assert all(pairs[f"match_{name}_pairs"] > 0 for name in matches)
+    assert sum(pairs[name] for name in pairs if name.startswith("match_") and name.endswith("_pairs")) == pairs["pairs"]
+    assert ("masked_name" in read("metrics/data.json")) is bool(corpus)
     assert {"behaviour_accuracy", "miti_accuracy"} <= read("metrics/scorers/behaviour.json").keys()
     assert "prompted" in Path("reports/summary.md").read_text(encoding="utf-8")

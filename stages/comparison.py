@@ -1,7 +1,9 @@
 """Which of two models, or of two ways of training, does better on the same test examples.
 
-A comparison is the difference of every metric that tables show and that has scores by example, own less other, with the
-95 % interval of the paired bootstrap (`stages/scoring/intervals.py`). `stages.record` keeps comparisons in its JSON,
+A comparison is the difference of every metric that tables show and that has scores by example, own less other, with
+the 95 % interval of the paired bootstrap (`stages/scoring/intervals.py`). Of a metric that has no better end by itself,
+such as the share of questions, it is also the difference of the distances to people's replies, |own - people| less
+|other - people|, computed anew in every draw. `stages.record` keeps comparisons in its JSON,
 and `stages/comparison_page.py` tells them.
 """
 
@@ -9,12 +11,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.dialogues import Targets, dialogue_of
 from stages.errors import UserError
 from stages.params import BASE, ROUNDS, Variant
-from stages.tables import VARIANT_COLUMNS, Metrics
+from stages.scoring.intervals import DISTANCE, columns, distances, intervals, metrics
+from stages.tables import VARIANT_COLUMNS, Metrics, direction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +30,7 @@ Compared = dict[str, dict[str, Metrics]]
 """Own to other to `<metric>.diff`, `<metric>.diff_low` and `<metric>.diff_high`."""
 
 STANDARD = "dpo_less_standard"
+STANDS_IN = "stands_in_for"
 DIGITS = 4
 ENDS = ("diff", "diff_low", "diff_high")
 
@@ -66,15 +72,26 @@ def read(kept: Path) -> dict[str, Scores]:
     return found
 
 
-def differences(own: Scores, other: Scores, resamples: int, seed: int) -> Metrics:
+@dataclass(frozen=True)
+class Drawing:
+    """How the intervals are made: `corpus.targets`, which says what the ids name, `evaluate.resamples` and `seed`."""
+
+    targets: Targets
+    resamples: int
+    seed: int
+
+
+def differences(own: Scores, other: Scores, drawing: Drawing) -> Metrics:
     """`<metric>.diff` (own less other) and its interval for each metric that the tables show and both have.
+
+    `<metric>_distance.diff` is that of the distances to people's replies, where no end of the metric is better by
+    itself and the replies of people were scored, too.
 
     Raises:
         ComparisonError: the two were scored on different examples.
     """
-    from stages.scoring.intervals import columns, intervals
-
-    shown = {f"{key}.{end}" for key in VARIANT_COLUMNS for end in ENDS}
+    distant = [f"{key}{DISTANCE}" for key, (heading, _) in VARIANT_COLUMNS.items() if not direction(heading)]
+    shown = {f"{key}.{end}" for key in (*VARIANT_COLUMNS, *distant) for end in ENDS}
     found: Metrics = {}
     for name in (name for name in own if name in other):
         ids, others = (one[name]["id"].tolist() for one in (own, other))
@@ -83,37 +100,42 @@ def differences(own: Scores, other: Scores, resamples: int, seed: int) -> Metric
                 f"scores of the same name are of different examples ({len(set(ids) ^ set(others))} are in one alone): "
                 "the runs that are compared must differ in the model alone"
             )
-        found |= intervals(columns(own[name]), columns(other[name]), resamples, seed)
+        found |= intervals(
+            columns(own[name]),
+            columns(other[name]),
+            drawing.resamples,
+            drawing.seed,
+            [dialogue_of(one, drawing.targets) for one in ids],
+            lambda scores, weights: metrics(scores, weights) | distances(scores, weights),
+        )
     return {name: round(value, DIGITS) for name, value in found.items() if name in shown}
 
 
-def against_standard(variants: Mapping[str, Variant], kept: Path, resamples: int, seed: int) -> Compared:
+def against_standard(variants: Mapping[str, Variant], kept: Path, drawing: Drawing) -> Compared:
     """Each variant of DPO less each standard approach: fine-tuning without DPO, or an instruction to the base model.
 
     Args:
         variants: of one model.
         kept: the scores of that model, as `keep` wrote them.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+        drawing: of the bootstrap.
     """
     scores = read(kept)
     trained = [key for key, one in variants.items() if Path(one.model).parent == ROUNDS]
     standard = [
         key for key, one in variants.items() if key not in trained and (one.model != BASE or one.instruction_file)
     ]
-    return {own: {to: differences(scores[own], scores[to], resamples, seed) for to in standard} for own in trained}
+    return {own: {to: differences(scores[own], scores[to], drawing) for to in standard} for own in trained}
 
 
 def against_specialised(
-    models: Mapping[str, bool], kept: Path, resamples: int, seed: int
+    models: Mapping[str, bool], kept: Path, drawing: Drawing
 ) -> dict[str, dict[str, dict[str, Metrics]]]:
     """Each generalist model less each specialised one, variant by variant.
 
     Args:
         models: model to whether it is specialised.
         kept: folder with the scores of each model in a folder of its name, as `keep` wrote them.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+        drawing: of the bootstrap.
 
     Returns:
         Generalist to specialised to variant to differences; empty where there are no models of both kinds.
@@ -124,9 +146,7 @@ def against_specialised(
     return {
         own: {
             to: {
-                key: differences(scores[own][key], scores[to][key], resamples, seed)
-                for key in scores[own]
-                if key in scores[to]
+                key: differences(scores[own][key], scores[to][key], drawing) for key in scores[own] if key in scores[to]
             }
             for to, specialised in models.items()
             if specialised

@@ -1,12 +1,13 @@
-"""The comparisons of a record as Markdown: tables of differences, and sentences on who is ahead in what."""
+"""The comparisons of a record as Markdown: tables of differences, and the strengths and weaknesses that follow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.comparison import ENDS, STANDARD
-from stages.tables import DASH, GROUPS, VARIANT_COLUMNS, Metrics, aligned, direction, escape, measured
+from stages.comparison import ENDS, STANDARD, STANDS_IN
+from stages.scoring.intervals import DISTANCE
+from stages.tables import DASH, GROUPS, Metrics, aligned, direction, escape, measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def sections(
         for own, others in between.items()
         for to, cases in others.items()
     ]
-    found = [_section("Generalist against specialised models", MODELS, models)] if models else []
+    opening = " ".join([MODELS, *stand_ins(parts)])
+    found = [_section("Generalist against specialised models", opening, models)] if models else []
     trained = [
         Pairing(model, "DPO", "the standard approach", cases)
         for model, part in parts.items()
@@ -42,6 +44,16 @@ def sections(
     return [*found, *([_section("DPO against standard approaches", TRAINING, trained)] if trained else [])]
 
 
+def stand_ins(parts: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """A sentence for each model of a record that takes the place of a specialised one; older records name none."""
+    named = {model: str(part[STANDS_IN]) for model, part in parts.items() if part.get(STANDS_IN)}
+    return [STAND_IN.format(name=escape(model), other=escape(other)) for model, other in named.items()]
+
+
+STAND_IN = (
+    "{name} stands in for {other} (`model.stands_in_for`): it was made for no domain itself, so what is said of it "
+    "here shows that the comparison runs, and nothing of models that were made for one."
+)
 MODELS = (
     "A generalist model less a specialised one (`model.specialised`), the same variant of both. The two also differ in "
     "size, tokeniser and pretraining: a difference is theirs, not that of specialisation alone."
@@ -52,8 +64,10 @@ TRAINING = (
 )
 READING = (
     "On the same test examples, with the 95 % interval of the paired bootstrap; star: it does not hold 0. Of the "
-    "{count} intervals from which the sentences are made, about {chance:.0f} would leave out 0 by chance alone. MMLU "
-    "has no scores by example and is not among them."
+    "{count} intervals from which strengths and weaknesses are named, about {chance:.0f} would leave out 0 by chance "
+    "alone. Where no end of a metric is better by itself, *distance* is how far it is from that of people's replies to "
+    "the same examples, and the smaller distance is better. MMLU has no scores by example, and Dist-1, Dist-2 and "
+    "repeated % no intervals, since a draw repeats replies: strengths and weaknesses leave them out."
 )
 
 
@@ -65,16 +79,27 @@ def _flat(compared: object) -> dict[str, Metrics]:
 
 def _section(title: str, opening: str, pairings: Sequence[Pairing]) -> str:
     rows = {f"{one.title}, {case}".lstrip(", "): cells for one in pairings for case, cells in one.cases.items()}
-    count = sum(_told(key, column, cells) for key, column in VARIANT_COLUMNS.items() for cells in rows.values())
-    tables = [difference_table(rows, columns) for columns in GROUPS.values()]
-    words = ["\n".join([f"**{escape(one.title or title)}**", "", *sentences(one)]) for one in pairings]
+    groups = [with_distances(columns) for columns in GROUPS.values()]
+    count = sum(f"{key}.diff" in cells for columns in groups for key in judged(columns) for cells in rows.values())
+    tables = [difference_table(rows, columns) for columns in groups]
+    words = [part for one in pairings for part in verdict(one, title)]
     reading = READING.format(count=count, chance=count / 20)
     return "\n\n".join([f"### {title}", f"{opening} {reading}", *filter(None, tables), *words]) + "\n"
 
 
-def _told(key: str, column: tuple[str, int], cells: Metrics) -> bool:
-    """Whether the sentences speak of a metric: it has a better side, and was compared."""
-    return bool(direction(column[0])) and f"{key}.diff" in cells
+def with_distances(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """The columns of a table, each that has no better end followed by its distance to people's replies."""
+    found = {}
+    for key, (heading, digits) in columns.items():
+        found[key] = (heading, digits)
+        if not direction(heading):
+            found[f"{key}{DISTANCE}"] = (f"distance of {heading} ↓", digits)
+    return found
+
+
+def judged(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """The columns of which strengths and weaknesses are named: those with a better end."""
+    return {key: column for key, column in columns.items() if direction(column[0])}
 
 
 def difference_table(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> str:
@@ -103,34 +128,45 @@ def _sign(cells: Metrics, key: str) -> int:
     return (low > 0) - (high < 0)
 
 
-def sentences(pairing: Pairing) -> list[str]:
-    """A line for each group of metrics: where either side is ahead, and where every interval holds 0."""
+def verdict(pairing: Pairing, title: str) -> list[str]:
+    """The strengths and weaknesses of the first side as blocks of Markdown, and where neither side is ahead.
+
+    Args:
+        pairing: what is compared.
+        title: of a pairing that has none.
+    """
+    name, first, second = (escape(text) for text in (pairing.title or title, pairing.first, pairing.second))
     return [
-        f"- {group}: {text}."
-        for group, columns in GROUPS.items()
-        if (text := _sentence(pairing, {k: c for k, c in columns.items() if direction(c[0])}))
+        f"#### {name}: strengths",
+        f"Where {first} is ahead:\n\n{_lines(pairing, 1)}",
+        f"#### {name}: weaknesses",
+        f"Where {second} is ahead:\n\n{_lines(pairing, -1)}",
+        f"No difference beyond chance:\n\n{_lines(pairing, 0)}",
     ]
 
 
-def _sentence(pairing: Pairing, columns: Mapping[str, tuple[str, int]]) -> str:
-    shown = measured(pairing.cases, _diffs(columns))
-    ahead: dict[int, list[str]] = {1: [], -1: []}
-    level = []
-    for name, (heading, _) in shown.items():
-        key, word = name.removesuffix(".diff"), heading[:-2]
-        signs = {case: direction(heading) * _sign(cells, key) for case, cells in pairing.cases.items() if name in cells}
-        for side, told in ahead.items():
-            cases = [case for case, sign in signs.items() if sign == side]
-            if cases:
-                told.append(f"{word} ({'all' if len(cases) == len(signs) > 1 else ', '.join(map(escape, cases))})")
-        if not any(signs.values()):
-            level.append(word)
-    parts = {
-        f"{escape(pairing.first)} is ahead in": ahead[1],
-        f"{escape(pairing.second)} is ahead in": ahead[-1],
-        "no difference beyond chance in": level,
-    }
-    return "; ".join(f"{opening} {_list(words)}" for opening, words in parts.items() if words)
+def _lines(pairing: Pairing, side: int) -> str:
+    """A line for each group of metrics in which a side (1: the first, -1: the second, 0: neither) is ahead."""
+    told = {group: _ahead(pairing, judged(with_distances(columns)), side) for group, columns in GROUPS.items()}
+    return "\n".join(f"- {group}: {_list(words)}" for group, words in told.items() if words) or "- nothing"
+
+
+def _ahead(pairing: Pairing, columns: Mapping[str, tuple[str, int]], side: int) -> list[str]:
+    """The metrics in which a side is ahead, with the cases; of neither side those in which it is so in no case."""
+    found = []
+    for name, (heading, _) in measured(pairing.cases, _diffs(columns)).items():
+        signs = {
+            case: direction(heading) * _sign(cells, name.removesuffix(".diff"))
+            for case, cells in pairing.cases.items()
+            if name in cells
+        }
+        cases = [case for case, sign in signs.items() if sign == side]
+        word = heading[:-2]
+        if side and cases:
+            found.append(f"{word} ({'all' if len(cases) == len(signs) > 1 else ', '.join(map(escape, cases))})")
+        elif not side and len(cases) == len(signs):
+            found.append(word)
+    return found
 
 
 def _list(words: Sequence[str]) -> str:

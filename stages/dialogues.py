@@ -118,6 +118,11 @@ def examples(dialogue: Dialogue, targets: Targets, max_context_turns: int | None
     return found
 
 
+def dialogue_of(example: str, targets: Targets) -> str:
+    """The id of the dialogue that an example is of, from the id that `examples` gave it."""
+    return example.rpartition(":")[0] if targets == "every" else example
+
+
 def read_examples(path: Path, corpus: Corpus) -> list[Example]:
     """The examples of the dialogues in `path`, as the params of the corpus in force say."""
     return [

@@ -1,4 +1,4 @@
-"""Stage `intervals@<variant>`: how much of a number is the choice of the test examples.
+"""Stage `intervals@<variant>`: how much of a number is the choice of the test dialogues.
 
     python -m stages.intervals sft-dpo
 
@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.dialogues import Targets, dialogue_of
 from stages.errors import UserError, reported
 from stages.files import write_json
 from stages.params import Params, load
@@ -47,8 +48,12 @@ def read(path: Path) -> pd.DataFrame:
         raise ScoresError(f"{path} is missing: run `dvc repro {stage}@{path.stem}`") from None
 
 
-def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed: int) -> dict[str, float]:
+def compare(
+    own: pd.DataFrame, other: pd.DataFrame | None, targets: Targets, resamples: int, seed: int
+) -> dict[str, float]:
     """The intervals of a variant's metrics, and of their differences to another variant's where one is given.
+
+    The examples of a dialogue, several where `targets` says so, are drawn together.
 
     Raises:
         ScoresError: the two were scored on different examples.
@@ -58,14 +63,16 @@ def compare(own: pd.DataFrame, other: pd.DataFrame | None, resamples: int, seed:
     if other is not None and own["id"].tolist() != other["id"].tolist():
         differ = len(set(own["id"]) ^ set(other["id"]))
         raise ScoresError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
-    return intervals(columns(own), None if other is None else columns(other), resamples, seed)
+    dialogues = [dialogue_of(name, targets) for name in own["id"]]
+    return intervals(columns(own), None if other is None else columns(other), resamples, seed, dialogues)
 
 
 def main(variant: str, params: Params, folder: str = "") -> None:
     """Write `metrics/intervals/<folder>/<variant>.json`."""
     settings, scores = params.evaluate, SCORES / folder
     other = None if variant == settings.reference else read(scores / f"{settings.reference}.parquet")
-    found = compare(read(scores / f"{variant}.parquet"), other, settings.resamples, params.seed)
+    own = read(scores / f"{variant}.parquet")
+    found = compare(own, other, params.corpus.targets, settings.resamples, params.seed)
     write_json(INTERVALS / folder / f"{variant}.json", {name: round(value, DIGITS) for name, value in found.items()})
 
 

@@ -110,6 +110,7 @@ class Model:
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
     as_decoder: bool
     specialised: bool
+    stands_in_for: Name | None
 
     @property
     def is_made(self) -> bool:
@@ -598,6 +599,11 @@ def _check_model(model: Model, source: str) -> None:
         raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.package or model.hub_id")
     if model.package is not None and not model.as_decoder:
         raise ParamsError(f"{source}: model.package = {model.package!r} is for encoders: set model.as_decoder = true")
+    if model.stands_in_for is not None and not model.specialised:
+        raise ParamsError(
+            f"{source}: model.stands_in_for = {model.stands_in_for!r} is for what is compared as a specialised model: "
+            "set model.specialised = true"
+        )
 
 
 def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:

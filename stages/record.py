@@ -30,11 +30,14 @@ from stages.machine import machine
 from stages.params import Params, compose, label_scorers, load
 from stages.published import beside_dbt, beside_empo
 from stages.tables import (
+    CLASSIFIER_COLUMNS,
     EMPATHY_COLUMNS,
     GROUPS,
     PAIR_COLUMNS,
     VARIANT_COLUMNS,
     Metrics,
+    beside_people,
+    classifier_rows,
     margins,
     measured,
     mmlu_columns,
@@ -50,6 +53,7 @@ KEPT = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO = "empo-tiny"
+JUDGES = "On held-out examples, in percent; guessing: always the most frequent label."
 BEGIN, END = "<!-- results: written by python -m stages.record -->", "<!-- end of results -->"
 
 
@@ -71,8 +75,7 @@ def run(name: str, overrides: list[str], results: Path) -> None:
             part |= _collected(params) | _compared(params, KEPT / name / model)
             if "models" in record:
                 done = {key: one["specialised"] for key, one in record["models"].items() if "metrics" in one}
-                settings = (params.evaluate.resamples, params.seed)
-                record[BETWEEN] = comparison.against_specialised(done, KEPT / name, *settings)
+                record[BETWEEN] = comparison.against_specialised(done, KEPT / name, _drawing(params))
             write_json(path, record)
 
 
@@ -134,12 +137,16 @@ def _collected(params: Params) -> dict[str, Any]:
 
 
 def _compared(params: Params, kept: Path) -> dict[str, Any]:
-    """Whether the model is a specialised one, and its DPO less the standard approaches."""
-    settings = (params.evaluate.resamples, params.seed)
+    """Whether the model is a specialised one, or stands in for one, and its DPO less the standard approaches."""
     return {
         "specialised": params.model.specialised,
-        comparison.STANDARD: comparison.against_standard(params.variants, kept, *settings),
+        comparison.STANDS_IN: params.model.stands_in_for,
+        comparison.STANDARD: comparison.against_standard(params.variants, kept, _drawing(params)),
     }
+
+
+def _drawing(params: Params) -> comparison.Drawing:
+    return comparison.Drawing(params.corpus.targets, params.evaluate.resamples, params.seed)
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -165,7 +172,7 @@ def headline(record: dict[str, Any]) -> str:
     rows, notes = _variants(record)
     # A record from before a table's metrics existed goes without that table.
     shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
-    tables = (table("variant", rows, columns, notes) for columns in shown)
+    tables = (table("variant", beside_people(rows, columns), columns, notes) for columns in shown)
     return "\n\n".join([*tables, origin]) + "\n"
 
 
@@ -211,6 +218,9 @@ def _section(record: dict[str, Any]) -> str:
     if any("dbt_gap" in metrics for metrics in rows.values()):
         compared.append(beside_dbt(rows, notes))
     compared += sections(parts_of(record), record.get(BETWEEN, {}))
+    if measures := classifier_rows(next(iter(parts_of(record).values())).get("classifiers", {})):
+        judges = table("classifier", measures, CLASSIFIER_COLUMNS)
+        compared.insert(0, f"### The classifiers behind the numbers\n\n{judges}\n\n{JUDGES}\n")
     tables = [line for model, part in parts_of(record).items() for line in _tables(model, part)]
     return "\n".join([f"## {record['name']}\n", headline(record), *compared, versions, "", *tables])
 

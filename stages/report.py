@@ -24,19 +24,22 @@ from stages.files import write_text
 from stages.params import Params, Round, label_scorers, load
 from stages.preferences.opposite_emotion import uniform
 from stages.tables import (
+    BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
     COLUMNS,
     DBT_COLUMNS,
+    EMPATHY_CLASSIFIERS,
     EMPATHY_COLUMNS,
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
     VARIANT_COLUMNS,
     Metrics,
+    beside_people,
     escape,
     margins,
     measured,
     mmlu_columns,
-    people,
+    right,
     table,
 )
 
@@ -53,7 +56,6 @@ PLOTS = Path("reports/plots.html")
 FIELDS = ["id", "label", "context", "reference", "reply"]
 DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 SHOWN = 10
-PEOPLE = "people"
 MACHINE = "Written by a machine"
 """What stands over every reply of a model, wherever one is shown."""
 
@@ -96,7 +98,7 @@ def read(params: Params) -> Results:
         data=read_metrics(METRICS / "data.json", "prepare"),
         variants=variants,
         intervals=intervals,
-        classifiers=read_metrics(METRICS / "scorers" / "epitome.json", "epitome"),
+        classifiers=read_classifiers(params),
         signature=_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
         replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
@@ -123,6 +125,17 @@ def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics
                 metrics[key] |= read_metrics(METRICS / path, f"{name}_scores@{key}")
                 intervals[key] |= read_metrics(METRICS / "intervals" / path, f"{name}_intervals@{key}")
     return metrics, intervals
+
+
+def read_classifiers(params: Params) -> Metrics:
+    """How good the classifiers of empathy, and of a counsellor's behaviours where a recipe has them, are.
+
+    Raises:
+        ReportError: as `read_metrics`.
+    """
+    scorers = {"epitome": "epitome"} | {name: f"behaviour@{name}" for name in params.behaviour.classifiers}
+    read = [read_metrics(METRICS / "scorers" / f"{name}.json", stage) for name, stage in scorers.items()]
+    return {key: value for measures in read for key, value in measures.items()}
 
 
 def read_metrics(path: Path, stage: str) -> Metrics:
@@ -251,7 +264,7 @@ diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human r
 
 {table("variant", beside_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes)}
 
-The classifiers behind them are right on {right(results.classifiers)} of held-out posts.
+The classifiers behind them are right on {right(results.classifiers, EMPATHY_CLASSIFIERS)} of held-out posts.
 {dbt(results, notes)}{behaviour(results, notes)}
 ## Overlap and diversity
 
@@ -309,7 +322,6 @@ def dbt(results: Results, notes: Mapping[str, Mapping[str, str]]) -> str:
     if not rows:
         return ""
     shown = beside_people(rows, DBT_COLUMNS)
-    shown[PEOPLE]["dbt_adherence"] = sum(shown[PEOPLE].values())
     return f"""
 ## Stages of dialectical behaviour therapy
 
@@ -331,22 +343,9 @@ def behaviour(results: Results, notes: Mapping[str, Mapping[str, str]]) -> str:
 {table("variant", beside_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes)}
 
 R:Q: replies that reflect for each one that asks. input: advice and information. MI-adherent: share of the sentences of
-a reply that adhere to motivational interviewing.
+a reply that adhere to motivational interviewing. The classifiers behind them are right on held-out examples:
+{right(results.classifiers, BEHAVIOUR_CLASSIFIERS)}.
 """
-
-
-def beside_people(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, Metrics]:
-    """The variants' rows and that of the human replies, which is the same in each."""
-    return {**rows, PEOPLE: people(next(iter(rows.values())), columns)}
-
-
-def right(classifiers: Metrics) -> str:
-    """The accuracy of each EPITOME classifier, beside that of always guessing the most frequent level, in words."""
-    return ", ".join(
-        f"{short.upper()} {classifiers.get(f'{short}_accuracy', 0):.0f} % (guessing: "
-        f"{classifiers.get(f'{short}_majority_accuracy', 0):.0f} %)"
-        for short in ("er", "ex", "ip")
-    )
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:

@@ -86,6 +86,19 @@ PAIR_COLUMNS = {
     "candidates": ("to draw from", 0),
 }
 
+PEOPLE = "people"
+"""The row of the human replies."""
+EMPATHY_CLASSIFIERS = {"er": "ER", "ex": "EX", "ip": "IP"}
+BEHAVIOUR_CLASSIFIERS = {"behaviour": "behaviours of replies", "miti": "adherence of sentences"}
+CLASSIFIERS = EMPATHY_CLASSIFIERS | {"dbt": "stages of DBT"} | BEHAVIOUR_CLASSIFIERS
+"""The classifiers behind metrics: what their measures begin with in a record, to what they are called."""
+CLASSIFIER_COLUMNS = {
+    "accuracy": ("accuracy %", 1),
+    "majority_accuracy": ("guessing %", 1),
+    "macro_f1": ("macro F1", 1),
+    "majority_macro_f1": ("guessing F1", 1),
+}
+
 
 def table(
     corner: str,
@@ -134,7 +147,38 @@ def measured(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]
 def people(metrics: Metrics, columns: Mapping[str, tuple[str, int]]) -> Metrics:
     """The human replies' numbers among a variant's, `…reference_…`, under the names of `columns`."""
     own = {name.replace("reference_", "", 1): value for name, value in metrics.items() if "reference_" in name}
+    if stages := [value for name, value in own.items() if name.startswith("dbt_")]:
+        own["dbt_adherence"] = sum(stages)
     return {name: own[name] for name in columns if name in own}
+
+
+def beside_people(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, Metrics]:
+    """The variants' rows and, where human replies were measured, theirs, which is the same beside each variant."""
+    own = people(next(iter(rows.values())), columns)
+    return {**rows, **({PEOPLE: own} if own else {})}
+
+
+def right(classifiers: Metrics, names: Mapping[str, str]) -> str:
+    """The accuracy of classifiers beside that of always guessing the most frequent label, in words.
+
+    Args:
+        classifiers: of `metrics/scorers/`.
+        names: what the measures of a classifier begin with to what it is called.
+    """
+    return ", ".join(
+        f"{title} {classifiers.get(f'{name}_accuracy', 0):.0f} % (guessing: "
+        f"{classifiers.get(f'{name}_majority_accuracy', 0):.0f} %)"
+        for name, title in names.items()
+    )
+
+
+def classifier_rows(classifiers: Metrics) -> dict[str, Metrics]:
+    """The measures of `CLASSIFIER_COLUMNS` of each classifier of `CLASSIFIERS` that there are any of, by its title."""
+    found = {
+        title: {key: classifiers[f"{name}_{key}"] for key in CLASSIFIER_COLUMNS if f"{name}_{key}" in classifiers}
+        for name, title in CLASSIFIERS.items()
+    }
+    return {title: measures for title, measures in found.items() if measures}
 
 
 def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:

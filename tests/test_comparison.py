@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 
 from stages import comparison
-from stages.comparison import ComparisonError, against_specialised, against_standard, differences, keep, read
-from stages.comparison_page import Pairing, sections, sentences
+from stages.comparison import ComparisonError, Drawing, against_specialised, against_standard, differences, keep, read
+from stages.comparison_page import Pairing, sections, verdict
 from stages.params import Variant
 from stages.scoring.intervals import draws
 from stages.tables import direction
 
 NONE = "data/dialogues"
+DRAWING = Drawing("last", 100, 1)
 VARIANTS = {
     "base": Variant("models/base", NONE),
     "prompted": Variant("models/base", "data/prompts/counsellor.txt"),
@@ -37,7 +38,7 @@ def write(folder, **frames):
 
 def test_differences_by_hand():
     own, other = {".": frame([4.0, 6.0, 8.0, 2.0])}, {".": frame([3.0, 6.0, 5.0, 2.0])}
-    found = differences(own, other, resamples=200, seed=1)
+    found = differences(own, other, Drawing("last", 200, 1))
     # (1 + 0 + 3 + 0) / 4; of equal scores every draw differs by 0. The level of people is no metric of a variant.
     assert found["rouge_l.diff"] == 1.0 and found["diff_er.diff"] == found["diff_er.diff_high"] == 0.0
     assert {name.partition(".")[0] for name in found} == {"rouge_l", "diff_er"} and len(found) == 6
@@ -46,7 +47,7 @@ def test_differences_by_hand():
     drawn = weights @ np.array([1.0, 0.0, 3.0, 0.0]) / 4
     bounds = [found["rouge_l.diff_low"], found["rouge_l.diff_high"]]
     assert bounds == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-4)
-    back = differences(other, own, resamples=200, seed=1)
+    back = differences(other, own, Drawing("last", 200, 1))
     assert back["rouge_l.diff_low"] == -found["rouge_l.diff_high"]
 
 
@@ -54,13 +55,13 @@ def test_rows_are_paired_by_their_ids_and_not_by_their_order(tmp_path):
     write(tmp_path / "scores", own=frame([1.0, 2.0, 3.0]), other=frame([3.0, 2.0, 1.0], ids=["c", "b", "a"]))
     keep(tmp_path / "scores", {"own": [""], "other": [""]}, tmp_path / "kept")
     scores = read(tmp_path / "kept")
-    found = differences(scores["own"], scores["other"], 100, 1)
+    found = differences(scores["own"], scores["other"], DRAWING)
     assert found["rouge_l.diff_low"] == found["rouge_l.diff_high"] == 0.0
 
 
 def test_other_examples_are_refused():
     with pytest.raises(ComparisonError, match=r"different examples \(2 are in one alone\): .* the model alone"):
-        differences({".": frame([1.0, 2.0])}, {".": frame([1.0, 2.0], ids=["a", "c"])}, 100, 1)
+        differences({".": frame([1.0, 2.0])}, {".": frame([1.0, 2.0], ids=["a", "c"])}, DRAWING)
 
 
 def test_dpo_is_compared_to_each_standard_approach_and_to_no_other(tmp_path):
@@ -69,7 +70,7 @@ def test_dpo_is_compared_to_each_standard_approach_and_to_no_other(tmp_path):
     adherence = {name: frame([0.0] * 3).assign(dbt_adherence=10 * value) for name, value in rouge.items()}
     write(tmp_path / "scores/dbt", **{name: one[["id", "dbt_adherence"]] for name, one in adherence.items()})
     keep(tmp_path / "scores", {key: ["", "dbt"] for key in VARIANTS}, tmp_path / "kept")
-    found = against_standard(VARIANTS, tmp_path / "kept", 100, 1)
+    found = against_standard(VARIANTS, tmp_path / "kept", DRAWING)
     assert {own: list(others) for own, others in found.items()} == {"sft-dpo": ["prompted", "sft"]}
     values = {to: (cells["rouge_l.diff"], cells["dbt_adherence.diff"]) for to, cells in found["sft-dpo"].items()}
     assert values == {"prompted": (1.0, 10.0), "sft": (-1.0, -10.0)}
@@ -80,14 +81,14 @@ def test_scores_of_a_model_survive_the_next_models_run(tmp_path):
     for model, value in (("tiny", 5.0), ("tiny-gemma", 2.0), ("minilm", 4.0)):
         write(scores, base=frame([value, value + 1]), left_over=frame([0.0]))
         keep(scores, {"base": [""]}, kept / model)
-    found = against_specialised({"tiny": False, "tiny-gemma": False, "minilm": True}, kept, 100, 1)
+    found = against_specialised({"tiny": False, "tiny-gemma": False, "minilm": True}, kept, DRAWING)
     assert {own: {to: list(cases) for to, cases in others.items()} for own, others in found.items()} == {
         "tiny": {"minilm": ["base"]},
         "tiny-gemma": {"minilm": ["base"]},
     }
     assert [found[own]["minilm"]["base"]["rouge_l.diff"] for own in ("tiny", "tiny-gemma")] == [1.0, -2.0]
     json.dumps(found)
-    assert against_specialised({"tiny": False, "tiny-gemma": False}, kept, 100, 1) == {}
+    assert against_specialised({"tiny": False, "tiny-gemma": False}, kept, DRAWING) == {}
 
 
 def test_keeping_again_leaves_nothing_of_before(tmp_path):
@@ -99,7 +100,7 @@ def test_keeping_again_leaves_nothing_of_before(tmp_path):
 
 def test_scores_that_are_gone(tmp_path):
     with pytest.raises(ComparisonError, match="minilm holds no scores: remove the record's JSON and record it again"):
-        against_specialised({"minilm": True, "tiny": False}, tmp_path, 100, 1)
+        against_specialised({"minilm": True, "tiny": False}, tmp_path, DRAWING)
 
 
 def cells(**bounds):
@@ -119,12 +120,67 @@ def test_sentences_follow_the_intervals_and_the_better_direction():
             "sft": cells(diff_er=(-0.2, -0.1), bertscore_f1=(1.0, 2.0), diff_ip=(0.0, 0.1), rouge_l=(-1.0, 1.0)),
         },
     )
-    assert sentences(one) == [
-        "- Empathy and understanding: tiny is ahead in diff-ER (all) and F-BERT (sft); minilm is ahead in F-BERT "
-        "(base); no difference beyond chance in diff-IP.",
+    assert verdict(one, "Title") == [
+        "#### tiny vs minilm: strengths",
+        "Where tiny is ahead:\n\n- Empathy and understanding: diff-ER (all) and F-BERT (sft)",
+        "#### tiny vs minilm: weaknesses",
+        "Where minilm is ahead:\n\n- Empathy and understanding: F-BERT (base)",
         # How many words there are is no merit.
-        "- Overlap and diversity: no difference beyond chance in ROUGE-L.",
+        "No difference beyond chance:\n\n- Empathy and understanding: diff-IP\n- Overlap and diversity: ROUGE-L",
     ]
+
+
+def test_the_smaller_distance_to_people_is_a_strength():
+    ratio = "behaviour_reflection_to_question"
+    shares = cells(behaviour_questions=(20.0, 30.0), behaviour_questions_distance=(-9.0, -5.0), level_er=(0.2, 0.4),
+                   level_er_distance=(0.1, 0.2), **{ratio: (1.0, 2.0), f"{ratio}_distance": (-0.5, 0.5)})  # fmt: skip
+    title, strengths, _, weaknesses, neither = verdict(Pairing("", "DPO", "SFT", {"dpo": shares}), "Title")
+    assert title == "#### Title: strengths"
+    assert strengths.endswith("- Behaviour of a counsellor: distance of questions % (dpo)")
+    assert weaknesses.endswith("- Levels of empathy: distance of ER (dpo)")
+    assert neither.endswith("- Behaviour of a counsellor: distance of R:Q")
+
+
+def people(own, human, **more):
+    """Levels of the replies and of people's, and who asks (100) and reflects (100)."""
+    size = len(own)
+    asks, reflects = (more.get(name, [0.0] * size) for name in ("asks", "reflects"))
+    return {
+        ".": pd.DataFrame({"id": [f"s/{i}:1" for i in range(size)], "level_er": own, "reference_level_er": human}),
+        "behaviour": pd.DataFrame({
+            "id": [f"s/{i}:1" for i in range(size)],
+            "behaviour_questions": asks, "behaviour_reflections": reflects,
+            "behaviour_reference_questions": [100.0, 100.0, 0.0, 0.0][:size],
+            "behaviour_reference_reflections": [0.0, 0.0, 100.0, 100.0][:size],
+        }),
+    }  # fmt: skip
+
+
+def test_distances_to_people_by_hand():
+    # People's mean level is 1, R:Q 2 / 2, half of the replies ask.
+    human = [1, 1, 1, 1]
+    own = people([2, 1, 1, 1], human, asks=[100.0, 100.0, 0.0, 0.0], reflects=[0.0, 0.0, 100.0, 100.0])
+    other = people([0, 0, 1, 1], human, asks=[100.0] * 4)
+    found = differences(own, other, Drawing("every", 200, 1))
+    values = {name: value for name, value in found.items() if name.endswith(".diff")}
+    assert values == {
+        "level_er.diff": 0.75, "level_er_distance.diff": 0.25 - 0.5,
+        "behaviour_questions.diff": -50.0, "behaviour_questions_distance.diff": -50.0,
+        "behaviour_reflections.diff": 50.0, "behaviour_reflections_distance.diff": -50.0,
+        "behaviour_reflection_to_question.diff": 1.0, "behaviour_reflection_to_question_distance.diff": -1.0,
+    }  # fmt: skip
+    # In every draw own does as people do, and other is no nearer.
+    assert found["behaviour_questions_distance.diff_high"] <= 0.0
+    assert differences(own, own, DRAWING)["level_er_distance.diff_low"] == 0.0
+
+
+def test_the_examples_of_a_dialogue_are_drawn_together():
+    """Of two dialogues, one better in all its examples and one worse, a draw has both, or one of them twice."""
+    ids = [f"test/{name}:{i}" for name in "ab" for i in (1, 3, 5, 7, 9)]
+    own, other = ({".": frame(values, ids=ids)} for values in ([2.0] * 5 + [0.0] * 5, [1.0] * 10))
+    apart, together = (differences(own, other, Drawing(targets, 500, 1)) for targets in ("last", "every"))
+    assert (together["rouge_l.diff_low"], together["rouge_l.diff_high"]) == (-1.0, 1.0)
+    assert -1 < apart["rouge_l.diff_low"] < apart["rouge_l.diff_high"] < 1
 
 
 @pytest.mark.parametrize(("heading", "expected"), [("diff-ER ↓", -1), ("MMLU ↑", 1), ("words", 0), ("listening %", 0)])
@@ -139,12 +195,17 @@ def test_the_sections_are_made_of_the_record_alone():
     assert models.startswith("### Generalist against specialised models\n")
     assert "| tiny vs minilm, base | -0.200 (-0.300 to -0.100)* |" in models
     assert "+0.50 (-1.00 to +2.00) |" in models
-    assert "Of the 2 intervals from which the sentences are made, about 0 would" in models
-    assert "- Empathy and understanding: tiny is ahead in diff-ER (base)." in models
-    assert "| tiny, dpo vs sft | +0.150 (+0.100 to +0.200)* |" in training
+    assert "Of the 2 intervals from which strengths and weaknesses are named, about 0 would" in models
+    assert "Dist-1, Dist-2 and repeated % no intervals" in models and "stands in for" not in models
     assert (
-        "**tiny**\n\n- Empathy and understanding: the standard approach is ahead in diff-ER (dpo vs sft)." in training
+        "#### tiny vs minilm: strengths\n\nWhere tiny is ahead:\n\n- Empathy and understanding: diff-ER (base)"
+        in models
     )
+    assert "Where minilm is ahead:\n\n- nothing\n" in models
+    assert "| tiny, dpo vs sft | +0.150 (+0.100 to +0.200)* |" in training
+    assert "Where the standard approach is ahead:\n\n- Empathy and understanding: diff-ER (dpo vs sft)" in training
+    instead = sections(parts | {"minilm": {"stands_in_for": "biobert"}}, between)[0]
+    assert "minilm stands in for biobert (`model.stands_in_for`): it was made for no domain itself" in instead
     # A record of one model has no name of a model, and one from before comparisons were made no section.
     (alone,) = sections({"": parts["tiny"]}, {})
     assert "| dpo vs sft | +0.150" in alone

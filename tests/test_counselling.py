@@ -193,9 +193,7 @@ def test_shares_of_the_matches_by_hand():
     ]
     there = ("topic_and_talk", "topic", "talk", "none")
     assert match_counts(made(some)) == {
-        f"match_{name}{end}": value * (name in there)
-        for end, value in (("", 25.0), ("_pairs", 1))
-        for name in MATCHES
+        f"match_{name}{end}": value * (name in there) for end, value in (("", 25.0), ("_pairs", 1)) for name in MATCHES
     }
 
 

@@ -1,6 +1,7 @@
 """The paired bootstrap: known truths, and the stage that writes the intervals."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,30 @@ def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
     # A count is binomial(20, 1/20): variance 0.95; the mean of 3000 has a standard deviation of 0.018.
     assert weights.mean(axis=0) == pytest.approx(np.ones(20), abs=5 * 0.018)
     assert weights.var() == pytest.approx(0.95, rel=0.05)
+
+
+def test_groups_are_drawn_whole_and_one_by_one_as_examples():
+    names = ["b", "a", "b", "c", "a", "b"]
+    weights = np.concatenate(list(draws(6, 400, 1, names)))
+    for first, second in ((0, 2), (0, 5), (1, 4)):
+        assert (weights[:, first] == weights[:, second]).all()
+    assert set((weights[:, [0, 1, 3]]).sum(axis=1)) == {3} and weights[:, [0, 1, 3]].var() > 0.5
+    alone = [list(draws(6, 50, 1, groups)) for groups in (None, list("fedcba"))]
+    assert np.array_equal(*alone)
+
+
+def test_coverage_where_dialogues_have_many_replies():
+    """What a dialogue's replies share makes intervals over single replies far too narrow."""
+    repetitions, held = 200, Counter()
+    names = [str(i // 12) for i in range(480)]
+    for seed in range(repetitions):
+        random = np.random.default_rng(seed)
+        values = {"x": np.repeat(random.normal(0, 1, 40), 12) + random.normal(0, 1, 480)}
+        for case, groups in (("together", names), ("apart", None)):
+            found = intervals(values, None, 200, seed, groups)
+            held[case] += found["x.low"] <= 0 <= found["x.high"]
+    low, high = binom.ppf(1e-4, repetitions, 0.91), binom.ppf(1 - 1e-4, repetitions, 0.96)
+    assert low <= held["together"] <= high and held["apart"] < 0.7 * repetitions
 
 
 def test_draws_in_parts_are_as_many(monkeypatch):
@@ -195,6 +220,16 @@ def test_a_metric_that_no_example_has_is_left_out():
     main("sft", params())
     assert "preference_accuracy.low" not in read("base")
     assert "preference_accuracy.low" in read("sft") and "preference_accuracy.diff" not in read("sft")
+
+
+def test_the_replies_of_a_session_are_drawn_together():
+    sessions = scores().assign(id=[f"test/{i // 10}:{i % 10}" for i in range(50)], rouge_l=[*range(50)])
+    write(sessions, "base")
+    widths = []
+    for targets in ("last", "every"):
+        main("base", params(f"corpus.targets={targets}"))
+        widths.append(read("base")["rouge_l.high"] - read("base")["rouge_l.low"])
+    assert widths[1] > 2 * widths[0]
 
 
 def test_another_reference():

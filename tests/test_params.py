@@ -149,7 +149,13 @@ def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
     not_there = {"package": None, "hub_id": None, "revision": None, "sha256": None}
-    assert tiny["model"] == {"name": "tiny", "as_decoder": False, "specialised": False, **not_there}
+    assert tiny["model"] == {
+        "name": "tiny",
+        "as_decoder": False,
+        "specialised": False,
+        "stands_in_for": None,
+        **not_there,
+    }
     assert tiny["lora"]["r"] == 32
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
     assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")
@@ -272,6 +278,7 @@ REFUSED = {
     ],
     "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
     "model.package": [("x", "model.package = 'x' is for encoders: set model.as_decoder = true")],
+    "model.stands_in_for": [("biobert", "model.stands_in_for = 'biobert' is for what is compared as a specialised")],
     "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
     "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],

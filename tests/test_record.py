@@ -66,6 +66,19 @@ def test_the_headline_has_both_tables_with_their_margins():
     assert "10.00 ± 1.00" in found["base"]
 
 
+def test_the_record_shows_people_and_how_good_the_classifiers_are():
+    human = {"reference_level_er": 0.5, "behaviour_reference_questions": 40.0, "dbt_reference_listening": 20.0,
+             "dbt_reference_genuine": 15.0}  # fmt: skip
+    own = {"level_er": 0.75, "behaviour_questions": 30.0, "dbt_adherence": 25.0, "dbt_listening": 10.0}
+    measures = {"er_accuracy": 78.18, "er_majority_accuracy": 65.45, "er_rationale_f1": 42, "behaviour_macro_f1": 60}
+    text = page([record(metrics={"base": VALUES | own | human}, classifiers=measures)])
+    found = rows(text)
+    assert [cell for cell in found["people"] if cell != "\u2013"] == ["0.50", "35.0", "20.0", "15.0", "40.0"]
+    assert found["classifier"] == ["accuracy %", "guessing %", "macro F1", "guessing F1"]
+    assert found["ER"] == ["78.2", "65.5", "\u2013", "\u2013"] and found["behaviours of replies"][2] == "60.0"
+    assert "people" not in rows(page([record()])) and "classifier" not in rows(page([record()]))
+
+
 def test_the_front_page_has_empos_table_and_links_to_the_rest():
     text = front([measured("counselling-tiny"), measured("dbt-tiny"), measured(EMPO)])
     assert rows(text) == rows(headline(measured(EMPO)))
@@ -145,7 +158,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "conf", "conf")
     path = Path("conf/model/tiny-gemma.yaml")
-    text = path.read_text(encoding="utf-8").replace("  name: tiny-gemma", "  name: tiny-gemma\n  specialised: true")
+    text = path.read_text(encoding="utf-8").replace(
+        "  name: tiny-gemma", "  name: tiny-gemma\n  specialised: true\n  stands_in_for: medgemma"
+    )
     path.write_text(text, encoding="utf-8")
     for name in ("NAME", "EMAIL"):
         monkeypatch.setenv(f"GIT_AUTHOR_{name}", "a")
@@ -195,8 +210,9 @@ def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypat
     )
     assert made["models"]["tiny"]["dpo_less_standard"]["sft-dpo"]["sft"]["rouge_l.diff"] == 1.0
     told = page([made])
-    assert "tiny-gemma is ahead in ROUGE-L (all)." in told
-    assert "**tiny**\n\n- Overlap and diversity: DPO is ahead in ROUGE-L (sft-dpo vs sft)." in told
+    assert "Where tiny-gemma is ahead:\n\n- Overlap and diversity: ROUGE-L (all)\n" in told
+    assert "Where DPO is ahead:\n\n- Overlap and diversity: ROUGE-L (sft-dpo vs sft)\n" in told
+    assert "tiny-gemma stands in for medgemma (`model.stands_in_for`): it was made for no domain itself" in told
 
 
 @pytest.mark.parametrize("recipe", [[], ["recipe=dbt", "model=tiny", "corpus=esconv_sample"]])

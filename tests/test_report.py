@@ -190,7 +190,15 @@ def test_what_a_counsellor_does_is_shown_beside_people():
         write_json(Path(f"metrics/behaviour/{name}.json"), ratio | {"behaviour_reflections": 30.0} | human)
         bounds = {"behaviour_reflection_to_question.low": 1.0, "behaviour_reflection_to_question.high": 2.0}
         write_json(Path(f"metrics/intervals/behaviour/{name}.json"), bounds)
+    with pytest.raises(ReportError, match=r"scorers/behaviour\.json is missing: run `dvc repro behaviour@behaviour`"):
+        main(chosen)
+    measures = {f"{name}_{key}": value for name in ("behaviour", "miti") for key, value in CLASSIFIERS.items()}
+    write_json(Path("metrics/scorers/behaviour.json"), measures | {"miti_accuracy": 72.6})
     main(chosen)
+    assert (
+        "right on held-out examples:\nbehaviours of replies 81 % (guessing: 66 %), adherence of sentences 73 % "
+        "(guessing: 66 %)." in PAGES[0].read_text()
+    )
     found = next(t for t in (rows(PAGES[0].read_text(), "variant", i) for i in range(4)) if "R:Q" in t["variant"])
     assert found["base"][:2] == ["1.50 ± 0.50", "30.0"] and found["people"][:2] == ["\u2013", "60.0"]
 

@@ -1,5 +1,7 @@
 """The page of replies in a browser: filter, search, order, keys, and text that would like to be more than text."""
 
+import html
+import json
 import re
 
 import pytest
@@ -151,6 +153,16 @@ def test_the_page_refers_to_nothing_outside_itself():
     own, data, script = re.split(r"<script[^>]*>", PAGE)
     assert not re.search(r"https?:|@import|url\(|src=|href=|<link|<img", own + script)
     assert "<" not in data.removesuffix("</script>\n")
+
+
+def test_the_page_says_what_a_machine_wrote_where_no_browser_shows_it():
+    own, data, script = re.split(r"<script[^>]*>", PAGE)
+    notice = " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", "", own, flags=re.DOTALL)).split())
+    assert f'Replies headed "{MACHINE}" come from language models, unchecked: some are wrong or hurtful' in notice
+    # What the script puts over each reply that is no person's.
+    found = json.loads(data.removesuffix("</script>\n"))
+    assert found["machine"] == MACHINE and "machine" in script
+    assert [len(row["replies"]) for row in found["rows"]] == [len(found["variants"])] * 90
 
 
 def test_a_dialogue_that_a_variant_lacks_is_left_out():

@@ -1,15 +1,17 @@
 """Intervals by the paired bootstrap: the test examples are drawn again, with replacement, and the metric computed anew.
 
-Every metric here is a function of sums over examples, so a draw is a vector of weights (how often each example came up)
-and a thousand draws are one matrix product. Both variants are weighed by the same draws (Koehn 2004): what makes an
+Several examples of one dialogue are drawn together, as one cluster (Davison and Hinkley 1997, section 3.8): they share
+client and therapist, so each tells less than an example of its own dialogue. Every metric here is a function of sums
+over examples, so a draw is a vector of weights (how often each example came up) and a thousand draws are one matrix
+product. Both variants are weighed by the same draws (Koehn 2004): what makes an
 example easy or hard for both does not widen the interval of their difference.
 
-What an interval covers is the choice of test examples. It says nothing of another training seed.
+What an interval covers is the choice of test dialogues. It says nothing of another training seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +27,48 @@ LEVEL = 0.95
 ORDERS = (1, 2, 3, 4)
 DBT, BEHAVIOUR, HUMAN = "dbt_", "behaviour_", "_reference_"
 REFERENCE = "reference_"
-"""What the columns of the human replies begin with, where no metric is made of them."""
+"""What the columns of the human replies' levels begin with."""
+DISTANCE = "_distance"
+"""What the names of `distances` end with."""
 CELLS = 4_000_000
 """Weights held at once, so that memory does not grow with the number of draws."""
 
 
-def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) -> dict[str, float]:
+def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
+    """Metric to its (R,) values under (R, N) weights of the examples; NaN where no weighed example has a value."""
+    counts = {name: column for name, column in columns.items() if name.startswith("bleu_")}
+    means = {name: _mean(column, weights) for name, column in columns.items() if name not in counts}
+    bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
+    # The human replies have no metric of their own, but the gap to them hangs on which examples are drawn.
+    human = {name: means.pop(name) for name in list(means) if HUMAN in name or name.startswith(REFERENCE)}
+    gaps = [np.abs(means[name.replace(HUMAN, "_")] - mean) for name, mean in human.items() if name.startswith(DBT)]
+    return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | _ratio(columns, weights) | means
+
+
+def distances(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
+    """How far a variant's metrics are from those of the human replies to the same examples, |own - people|.
+
+    Args:
+        columns: as in `intervals`.
+        weights: (R, N).
+
+    Returns:
+        `<metric>_distance` to (R,) values, for each metric whose columns both have.
+    """
+    human = {name.replace(HUMAN, "_"): column for name, column in columns.items() if HUMAN in name}
+    levels = {name.removeprefix(REFERENCE): one for name, one in columns.items() if name.startswith(REFERENCE)}
+    own, people = metrics(columns, weights), metrics(human | levels, weights)
+    return {f"{name}{DISTANCE}": np.abs(own[name] - people[name]) for name in people if name in own}
+
+
+def intervals(
+    own: Columns,
+    other: Columns | None,
+    resamples: int,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    measure: Callable[[Columns, Numbers], dict[str, Numbers]] = metrics,
+) -> dict[str, float]:
     """95 % percentile intervals of every metric and of its difference to the same metric of another variant.
 
     Args:
@@ -41,6 +79,8 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
         other: the same of the variant to compare to, row by row of the same examples; None: no differences.
         resamples: draws, R.
         seed: of the draws; the same examples in the same order are drawn for every variant.
+        groups: (N,) names of what is drawn as a whole, the dialogue of each example; None: each example by itself.
+        measure: what is computed of the columns under (R, N) weights.
 
     Returns:
         In the order of the names: for each metric `<metric>.low` and `<metric>.high`; with `other`, and where it has
@@ -52,10 +92,12 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
     sizes = {len(column) for columns in (own, other or {}) for column in columns.values()}
     if len(sizes) != 1 or not min(sizes):
         raise ValueError(f"columns of {sorted(sizes)} examples: expected as many in each, some")
-    found, parts = _differences(own, other or {}, min(sizes)), []
-    for weights in draws(min(sizes), resamples, seed):
-        drawn = metrics(own, weights)
-        reference = metrics(other, weights) if other else {}
+    once, parts = np.ones((1, min(sizes))), []
+    values, others = measure(own, once), measure(other, once) if other else {}
+    found = {f"{name}.diff": float(values[name][0] - others[name][0]) for name in values if name in others}
+    for weights in draws(min(sizes), resamples, seed, groups):
+        drawn = measure(own, weights)
+        reference = measure(other, weights) if other else {}
         differences = {f"{name}.diff_": drawn[name] - reference[name] for name in drawn if name in reference}
         parts.append({f"{name}.": values for name, values in drawn.items()} | differences)
     for name in parts[0]:
@@ -64,31 +106,34 @@ def intervals(own: Columns, other: Columns | None, resamples: int, seed: int) ->
 
 
 def columns(scores: pd.DataFrame) -> Columns:
-    """The numbers of the examples by metric; what no example has is left out, and what is no number of the variant."""
+    """The numbers of the examples by metric; what no example has is left out."""
     numbers = scores.select_dtypes("number").dropna(axis="columns", how="all")
-    names = (str(name) for name in numbers)
-    return {name: numbers[name].to_numpy(dtype=float) for name in names if not name.startswith(REFERENCE)}
+    return {str(name): numbers[name].to_numpy(dtype=float) for name in numbers}
 
 
-def draws(examples: int, resamples: int, seed: int) -> Iterator[Numbers]:
-    """How often each of (N,) examples is drawn in each of `resamples` draws of N, in parts of (r, N)."""
+def draws(examples: int, resamples: int, seed: int, groups: Sequence[str] | None = None) -> Iterator[Numbers]:
+    """How often each of (N,) examples is drawn in each of `resamples` draws, in parts of (r, N).
+
+    Args:
+        examples: N.
+        resamples: draws.
+        seed: of the draws.
+        groups: (N,), as in `intervals`; of G groups G are drawn, so that a draw has N examples only on average.
+    """
+    named, members = (examples, np.arange(examples)) if groups is None else _members(groups)
     random = np.random.default_rng(seed)
     step = max(1, CELLS // examples)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = random.integers(examples, size=(rows, examples)) + examples * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * examples).reshape(rows, examples).astype(float)
+        drawn = random.integers(named, size=(rows, named)) + named * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * named).reshape(rows, named).astype(float)
+        yield counts[:, members]
 
 
-def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
-    """Metric to its (R,) values under (R, N) weights of the examples; NaN where no weighed example has a value."""
-    counts = {name: column for name, column in columns.items() if name.startswith("bleu_")}
-    means = {name: _mean(column, weights) for name, column in columns.items() if name not in counts}
-    bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
-    # The human replies have no metric of their own, but the gap to them hangs on which examples are drawn.
-    human = {name: means.pop(name) for name in list(means) if HUMAN in name}
-    gaps = [np.abs(means[name.replace(HUMAN, "_")] - mean) for name, mean in human.items() if name.startswith(DBT)]
-    return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | _ratio(columns, weights) | means
+def _members(groups: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
+    """How many groups there are, and the index of each example's, in the order in which they come up."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    return len(places), np.array([places[name] for name in groups])
 
 
 def _ratio(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
@@ -118,13 +163,6 @@ def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:
         score = 100 * np.exp(logs / order + brevity)
     matched = np.sum([sums[f"bleu_match_{n}"] for n in range(1, order + 1)], axis=0) > 0
     return np.where(matched & (sums[f"bleu_total_{order}"] > 0), score, 0.0)
-
-
-def _differences(own: Columns, other: Columns, examples: int) -> dict[str, float]:
-    """`<metric>.diff` of the examples as they are."""
-    once = np.ones((1, examples))
-    values, reference = metrics(own, once), metrics(other, once)
-    return {f"{name}.diff": float(values[name][0] - reference[name][0]) for name in values if name in reference}
 
 
 def _mean(column: Numbers, weights: Numbers) -> Numbers:

@@ -31,7 +31,7 @@ from benchmarks import measure
 from stages.dialogues import examples
 from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import encode_pair
-from stages.modeling.loading import set_up_process
+from stages.modeling.process import set_up_process
 from stages.modeling.training import common_arguments
 from stages.pairs import epoch_pairs
 from stages.params import Params, load

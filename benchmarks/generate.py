@@ -16,7 +16,8 @@ from benchmarks import measure
 from stages.dialogues import examples
 from stages.modeling.chat import encode_prompt
 from stages.modeling.generation import generate_replies
-from stages.modeling.loading import autocast, set_up_process
+from stages.modeling.loading import autocast
+from stages.modeling.process import set_up_process
 from stages.modeling.tiny import make_model
 from stages.params import Params, load
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import HEADLINE, SIZES, alternate, compared, parameters, write_result
-from stages.modeling.loading import set_up_process
+from stages.modeling.process import set_up_process
 from stages.modeling.shared_prefix import shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Params, Tiny, load

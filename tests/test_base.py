@@ -9,7 +9,8 @@ import pytest
 
 from stages import base as base_stage
 from stages.dialogues import CorpusError, Turn
-from stages.modeling.loading import ModelError, load_base, load_tokenizer, origin
+from stages.modeling.loading import load_base, load_tokenizer, origin
+from stages.modeling.process import ModelError
 from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 

@@ -20,7 +20,7 @@ from helpers import project
 
 from stages.dialogues import Dialogue, Example, Turn, write_dialogues
 from stages.modeling.encoder import load_encoder
-from stages.pairs import main
+from stages.pairs import answers_file, main
 from stages.params import Llm, Round, load
 from stages.preferences.dbt import scored_pairs
 from stages.preferences.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
@@ -458,3 +458,17 @@ def wait_for(port, process):
                 return
         threading.Event().wait(0.1)
     raise AssertionError(f"nothing listens on port {port}")
+
+
+def test_experiments_share_the_answers_with_the_workspace(tmp_path, monkeypatch):
+    """DVC names the workspace's cache in the configuration of the folder in which it runs an experiment."""
+    found = []
+    for name in ("workspace", "experiment"):
+        (tmp_path / name).mkdir()
+        project(tmp_path / name)
+        if name == "experiment":
+            shared = f"[cache]\n    dir = {tmp_path / 'workspace/.dvc/cache'}\n"
+            (tmp_path / name / ".dvc/config.local").write_text(shared, encoding="utf-8")
+        monkeypatch.chdir(tmp_path / name)
+        found.append(answers_file())
+    assert found == [tmp_path / "workspace/.dvc/cache/llm/answers.sqlite"] * 2

@@ -24,7 +24,6 @@ from stages.params import Llm
 if TYPE_CHECKING:
     from openai import OpenAI
 
-CACHE = Path(".cache/llm.sqlite")
 CHARACTERS_A_TOKEN = 4  # of English text, for the estimate
 
 
@@ -41,7 +40,7 @@ class Request:
     seed: int
 
 
-def ask(llm: Llm, requests: Sequence[Request], cache: Path = CACHE) -> list[str | None]:
+def ask(llm: Llm, requests: Sequence[Request], cache: Path) -> list[str | None]:
     """The answers to `requests`, in their order, from the cache where they were asked before.
 
     A line with the number of requests and their estimated cost is printed before the first.

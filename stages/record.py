@@ -147,8 +147,8 @@ def page(records: list[dict[str, Any]]) -> str:
     opening = (
         "# Results\n\nWritten by `python -m stages.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "number. ±: half of the 95 % interval over the test examples (MMLU: over its questions); star: the interval of "
-        "the difference to the reference variant does not hold 0. Dist-n and repeated replies are counted over all replies at "
-        "once and have none. One seed each, and no interval covers another.\n"
+        "the difference to the reference variant does not hold 0. Dist-n and repeated replies are counted over all "
+        "replies at once and have none. One seed each, and no interval covers another.\n"
     )
     return "\n".join([opening, *(_section(record) for record in records)])
 

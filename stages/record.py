@@ -28,6 +28,7 @@ from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import Params, compose, label_scorers, load
+from stages.pipeline import stages_in_order
 from stages.published import beside_dbt, beside_empo
 from stages.tables import (
     EMPATHY_COLUMNS,
@@ -90,18 +91,6 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
             raise UserError(f"stage {stage} failed: mend it and run the same command again")
         part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
         write_json(path, record)
-
-
-def stages_in_order() -> list[str]:
-    """The stages of the pipeline in force, each behind those that it depends on, else as dvc.yaml has them."""
-    from dvc.repo import Repo
-    from networkx import lexicographical_topological_sort
-
-    with Repo() as repo:
-        # DVC's edges run from a stage to what it depends on.
-        graph = repo.index.graph.reverse()
-        place = {stage: i for i, stage in enumerate(repo.index.stages)}
-        return [stage.addressing for stage in lexicographical_topological_sort(graph, key=place.__getitem__)]
 
 
 def _folders(params: Params, variant: str) -> list[str]:

@@ -13,7 +13,7 @@ from helpers import ROOT, project
 
 from stages.dialogues import read_dialogues
 from stages.params import compose
-from stages.record import stages_in_order
+from stages.pipeline import stages_in_order
 from stages.scoring.dbt import LABELS
 
 MICRO = [

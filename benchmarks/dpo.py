@@ -1,8 +1,8 @@
 """Pairs a second of DPO, from token ids to the last optimizer step, against TRL's DPOTrainer.
 
-    python -m benchmarks.dpo          # 15 M parameters, EmpatheticDialogues' pairs
-    python -m benchmarks.dpo --all    # and other sizes, lengths of context and batch sizes
+    python -m benchmarks.dpo
 
+The headline is 15 M parameters on EmpatheticDialogues' pairs; other sizes, lengths of context and batch sizes follow.
 Same random model, adapter, pairs, order, batch, optimizer, precision and process; the pairs are those of EmPO's first
 round (of EmpatheticDialogues below CORPORA_DIR, else of the embedded sample). TRL runs as its users run it here: bf16
 autocast on the CPU, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our time includes
@@ -31,7 +31,7 @@ from benchmarks import measure
 from stages.dialogues import examples
 from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import encode_pair
-from stages.modeling.loading import set_up_process
+from stages.modeling.process import set_up_process
 from stages.modeling.training import common_arguments
 from stages.pairs import epoch_pairs
 from stages.params import Params, load
@@ -176,14 +176,13 @@ class Side:
         return float(spent)
 
 
-def main(every: bool) -> None:
+def main() -> None:
     """Measure, print and write the results."""
     params, tokenizer, real, source = set_up()
     cases = {"headline": (measure.HEADLINE, real, BATCH)}
-    if every:
-        cases |= {f"size {size}": (size, real, BATCH) for size in measure.SIZES if size != measure.HEADLINE}
-        cases |= {f"context {n}": (measure.HEADLINE, made_pairs(tokenizer, n, 20), BATCH) for n in (64, 256, 512)}
-        cases |= {f"batch {n}": (measure.HEADLINE, real, n) for n in (4, 64)}
+    cases |= {f"size {size}": (size, real, BATCH) for size in measure.SIZES if size != measure.HEADLINE}
+    cases |= {f"context {n}": (measure.HEADLINE, made_pairs(tokenizer, n, 20), BATCH) for n in (64, 256, 512)}
+    cases |= {f"batch {n}": (measure.HEADLINE, real, n) for n in (4, 64)}
     rate = measure.matmul_rate(params.hardware.dtype)
     memory = {what: measure.peak_memory("benchmarks.dpo", "--memory", what) for what in MEMORY}
     common = {
@@ -266,10 +265,9 @@ def train_for_memory(what: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="further sizes, lengths of context and batch sizes")
     parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.memory:
         train_for_memory(chosen.memory)
     else:
-        main(chosen.all)
+        main()

@@ -2,13 +2,15 @@
 
     python -m benchmarks.generate
 
-Random Llama models, contexts of EmpatheticDialogues' test split (the embedded sample where CORPORA_DIR has none), the
+Random Llama models, contexts of EmpatheticDialogues' test split (the embedded sample where there is none), the
 same prompts, length and precision on both sides, greedy. Both sides are warmed up and alternate; the ratio is taken
 round by round. The headline is the model of 15 M parameters; `tiny` is the one of params.yaml.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +18,17 @@ from benchmarks import measure
 from stages.dialogues import examples
 from stages.modeling.chat import encode_prompt
 from stages.modeling.generation import generate_replies
-from stages.modeling.loading import autocast, set_up_process
+from stages.modeling.loading import autocast
+from stages.modeling.process import set_up_process
 from stages.modeling.tiny import make_model
 from stages.params import Params, load
 
 PROMPTS = 64
+SIDES = ("ours", "peer")
 
 
-def main() -> None:
-    """Measure, print and write the result."""
+def main(memory: str | None) -> None:
+    """Measure, print and write the result; or answer on one side, for its peak of memory."""
     params = load()
     set_up_process(params.hardware)
     found, data = measure.dialogues()
@@ -37,6 +41,11 @@ def main() -> None:
         measure.HEADLINE: replace(params.tiny, **measure.SIZES[measure.HEADLINE]),
         "tiny": params.tiny,
     }
+    if memory:
+        model = make_model(tokenizer, sizes[measure.HEADLINE], params.seed).eval()
+        sides(model, tokenizer, prompts, params)[SIDES.index(memory)]()
+        measure.print_peak()
+        return
     cases = {
         name: compare(make_model(tokenizer, size, params.seed).eval(), tokenizer, prompts, params)
         for name, size in sizes.items()
@@ -44,6 +53,7 @@ def main() -> None:
     result = {
         **cases[measure.HEADLINE],
         "peer": "transformers generate, one prompt at a time",
+        "peak_memory_mib": {side: measure.peak_memory("benchmarks.generate", "--memory", side) for side in SIDES},
         "cases": cases,
         "data": data,
         "prompts": PROMPTS,
@@ -56,11 +66,21 @@ def main() -> None:
 
 def compare(model: Any, tokenizer: Any, prompts: list[list[int]], params: Params) -> dict[str, Any]:
     """Both sides on one model."""
-    rounds = measure.alternate(
-        lambda: generate_replies(model, tokenizer, prompts, params.generate.max_new_tokens, params.hardware),
-        lambda: peer(model, prompts, params.generate.max_new_tokens, tokenizer.pad_token_id, params.hardware),
+    rounds = measure.alternate(*sides(model, tokenizer, prompts, params))
+    found = measure.compared(rounds, len(prompts), "replies")
+    # A random model ends no reply: each has all of its tokens.
+    longest = params.generate.max_new_tokens
+    tokens = {f"{side}_tokens_per_second": round(found[f"{side}_per_second"] * longest) for side in SIDES}
+    return {**found, **tokens, "parameters": measure.parameters(model)}
+
+
+def sides(model: Any, tokenizer: Any, prompts: list[list[int]], params: Params) -> tuple[Callable[[], object], ...]:
+    """What answers all prompts, ours first."""
+    longest, hardware = params.generate.max_new_tokens, params.hardware
+    return (
+        lambda: generate_replies(model, tokenizer, prompts, longest, hardware),
+        lambda: peer(model, prompts, longest, tokenizer.pad_token_id, hardware),
     )
-    return {**measure.compared(rounds, len(prompts), "replies"), "parameters": measure.parameters(model)}
 
 
 def peer(model: Any, prompts: list[list[int]], max_new_tokens: int, pad_id: int, hardware: Any) -> None:
@@ -80,4 +100,6 @@ def peer(model: Any, prompts: list[list[int]], max_new_tokens: int, pad_id: int,
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", choices=SIDES, help=argparse.SUPPRESS)
+    main(parser.parse_args().memory)

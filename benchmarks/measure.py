@@ -21,6 +21,8 @@ from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Tiny
 
 RESULTS = Path("benchmarks/results")
+# Real corpora, laid out as <corpus>/<file>, as for the tests.
+CORPORA = Path(os.environ.get("CORPORA_DIR") or "../shared/data")
 SAMPLE = Path("data/sample/empatheticdialogues")
 ROUNDS = 3
 # Llama architectures by their parameters with a vocabulary of 8,192, whose embedding is shared with the head.
@@ -33,8 +35,8 @@ HEADLINE = "15M"
 
 
 def dialogues() -> tuple[list[Dialogue], str]:
-    """EmpatheticDialogues of the folder CORPORA_DIR where it is there, else the embedded sample; and which it is."""
-    real = Path(os.environ.get("CORPORA_DIR", "")) / "empatheticdialogues"
+    """EmpatheticDialogues of `CORPORA` where it is there, else the embedded sample; and which it is."""
+    real = CORPORA / "empatheticdialogues"
     folder, name = (real, "EmpatheticDialogues") if real.is_dir() else (SAMPLE, "embedded sample")
     return empathetic_dialogues.read(folder)[0], name
 

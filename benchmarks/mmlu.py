@@ -12,14 +12,13 @@ CORPORA_DIR, else the embedded questions, whose prompts are shorter.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import HEADLINE, SIZES, alternate, compared, parameters, write_result
-from stages.modeling.loading import set_up_process
+from benchmarks.measure import CORPORA, HEADLINE, SIZES, alternate, compared, parameters, write_result
+from stages.modeling.process import set_up_process
 from stages.modeling.shared_prefix import shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Params, Tiny, load
@@ -62,7 +61,7 @@ def main() -> None:
 def rows_folder() -> Path:
     if len(sys.argv) > 1:
         return Path(sys.argv[1])
-    local = Path(os.environ.get("CORPORA_DIR", "")) / "mmlu"
+    local = CORPORA / "mmlu"
     return local if local.is_dir() else SAMPLE
 
 

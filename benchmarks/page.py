@@ -33,6 +33,7 @@ SIDES = {
     "plain": "plain loop",
     "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
     "compiled": "the same with hardware.compile",
+    "peer": "the peer",
     "live": "TRL DPOTrainer, reference adapter live in every step",
     "sft": "stage sft on contexts and chosen replies",
 }
@@ -48,6 +49,10 @@ COLUMNS: dict[str, dict[str, Callable[[Case, str], object]]] = {
     "sft": {
         "of the product's rate": lambda case, _: case["flops_share"]["ours"],
         "the peer's of it": lambda case, peer: case["flops_share"][peer],
+    },
+    "generate": {
+        "tokens/s": lambda case, _: case["ours_tokens_per_second"],
+        "the peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
     },
     "scoring": {"levels that differ": lambda case, _: case["levels_that_differ"]},
     "mmlu": {

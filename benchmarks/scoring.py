@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.measure import alternate, compared, write_result
 from stages.dialogues import Example, read_examples
-from stages.modeling.loading import set_up_process
+from stages.modeling.process import set_up_process
 from stages.params import Hardware, load
 from stages.scoring.classifier import autocast
 from stages.scoring.epitome import level_logits, seeker_post, tokens_of

@@ -27,7 +27,8 @@ from benchmarks import measure
 from stages.dialogues import Dialogue
 from stages.modeling.chat import messages
 from stages.modeling.collate import IGNORED, pad_supervised
-from stages.modeling.loading import autocast, set_up_process
+from stages.modeling.loading import autocast
+from stages.modeling.process import set_up_process
 from stages.modeling.supervised import supervised_trainer
 from stages.modeling.training import common_arguments
 from stages.params import Params, load

@@ -17,7 +17,8 @@ from stages.corpora import empathetic_dialogues
 from stages.dialogues import CorpusError, Turn, join_turns
 from stages.errors import reported
 from stages.files import settle_model_files, write_json
-from stages.modeling.loading import RECORD, ModelError, set_up_process
+from stages.modeling.loading import RECORD
+from stages.modeling.process import ModelError, set_up_process
 from stages.params import Hardware, Model, Params, Tiny, load
 
 RAW = Path("data/raw")

@@ -18,7 +18,7 @@ from typing import Any
 
 from stages.dialogues import Turn
 from stages.errors import UserError, reported
-from stages.params import Params, load
+from stages.params import Params, load, named
 from stages.preferences.opposite_emotion import uniform
 
 BASE = Path("models/base")
@@ -73,9 +73,7 @@ def begin(variant: str, params: Params) -> Conversation:
     from stages.modeling.instruction import read_instruction
     from stages.modeling.loading import load_tokenizer, load_variant, require_positions
 
-    if variant not in params.variants:
-        raise UserError(f"{variant!r} is none of variants: {', '.join(params.variants)}")
-    one = params.variants[variant]
+    one = named(params.variants, variant, "variants")
     for folder in (BASE, Path(one.model)):
         if not folder.is_dir():
             raise UserError(f"{folder} is missing: `dvc repro generate@{variant}` trains what variant {variant} needs")

@@ -29,7 +29,7 @@ def main(scorer: str, folder: Path, params: Params) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.modeling.loading import set_up_process
+    from stages.modeling.process import set_up_process
 
     set_up_process(params.hardware)
     labels = import_module(f"stages.scoring.{scorer}")

@@ -70,7 +70,7 @@ def main(variant: str, params: Params, scorer: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.modeling.loading import set_up_process
+    from stages.modeling.process import set_up_process
 
     variants = label_scorers(params)[scorer].variants
     folder = folder_of(variants, variant, f"{scorer}.variants")

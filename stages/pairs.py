@@ -109,7 +109,7 @@ def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) 
     """Where the candidates of round `one` come from."""
     match one.source:
         case "llm":
-            return llm_source(params.llm, params.seed, epoch)
+            return llm_source(params.llm, params.seed, epoch, answers_file())
         case "policy":
             room = params.dpo.max_length
             model = Path(one.candidates)
@@ -121,8 +121,20 @@ def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) 
 def judge_of(one: Round, params: Params) -> Judge:
     """Who scores the candidates of round `one`."""
     if params.pairs.judge == "llm":
-        return llm_judge(params.llm)
+        return llm_judge(params.llm, answers_file())
     return classifier_judge(Path(one.scorer), params.hardware)
+
+
+def answers_file() -> Path:
+    """Where an endpoint's answers are kept: in a folder of their own in DVC's cache.
+
+    The temporary workspaces of experiments share that cache, so that none asks, and pays, for what another one has; and
+    `dvc gc` removes only what DVC has put there itself.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
 def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:

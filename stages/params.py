@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -42,6 +42,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
+Value = TypeVar("Value")
 Name = Annotated[str, Field(min_length=1)]
 # Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
 FILE_READERS = ("annomi", "mi", "ufjf")
@@ -424,15 +425,20 @@ def label_scorers(params: Params) -> dict[str, Dbt | Behaviour]:
     return {"dbt": params.dbt, "behaviour": params.behaviour}
 
 
-def folder_of(named: Mapping[Any, str], name: str, key: str) -> Path:
-    """The folder that the params give, under `key`, to the `name` that a command line asked for.
+def named(values: Mapping[Any, Value], name: str, key: str) -> Value:
+    """What the params give, under `key`, to the `name` that a command line asked for.
 
     Raises:
-        ParamsError: they give none; lists the names that have one.
+        ParamsError: they give nothing; lists the names that have something.
     """
-    if name not in named:
-        raise ParamsError(f"{name!r} is none of {key}: {', '.join(named) or 'there are none'}")
-    return Path(named[name])
+    if name not in values:
+        raise ParamsError(f"{name!r} is none of {key}: {', '.join(values) or 'there are none'}")
+    return values[name]
+
+
+def folder_of(folders: Mapping[Any, str], name: str, key: str) -> Path:
+    """`named`, of folders."""
+    return Path(named(folders, name, key))
 
 
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError, reported
 from stages.files import write_text
-from stages.params import Params, load
+from stages.params import Params, load, named
 from stages.rate_page import PAGE, POLICY
 from stages.ratings import Answer, Item, RatingsError, Store, as_csv, first, items, order, summary
 from stages.report import REPLIES, read_replies
@@ -142,8 +142,7 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
         UserError: a variant is not there, has not answered yet, or answers as the other one does.
     """
     for name in names:
-        if name not in params.variants:
-            raise UserError(f"{name!r} is none of variants: {', '.join(params.variants)}")
+        named(params.variants, name, "variants")
     a, b = (read_replies(REPLIES / f"{name}.parquet", f"generate@{name}") for name in names)
     if not (found := items(a, b)):
         raise UserError(f"{names[0]} and {names[1]} answer every context alike: there is nothing to compare")

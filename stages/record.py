@@ -28,6 +28,7 @@ from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
 from stages.params import Params, compose, label_scorers, load
+from stages.pipeline import stages_in_order
 from stages.published import beside_dbt, beside_empo
 from stages.tables import (
     CLASSIFIER_COLUMNS,
@@ -95,18 +96,6 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
         write_json(path, record)
 
 
-def stages_in_order() -> list[str]:
-    """The stages of the pipeline in force, each behind those that it depends on, else as dvc.yaml has them."""
-    from dvc.repo import Repo
-    from networkx import lexicographical_topological_sort
-
-    with Repo() as repo:
-        # DVC's edges run from a stage to what it depends on.
-        graph = repo.index.graph.reverse()
-        place = {stage: i for i, stage in enumerate(repo.index.stages)}
-        return [stage.addressing for stage in lexicographical_topological_sort(graph, key=place.__getitem__)]
-
-
 def _folders(params: Params, variant: str) -> list[str]:
     """Where the metrics and scores of a variant lie, below those of all: "" for there itself."""
     return ["", *(name for name, scorer in label_scorers(params).items() if variant in scorer.variants)]
@@ -154,7 +143,8 @@ def page(records: list[dict[str, Any]]) -> str:
     opening = (
         "# Results\n\nWritten by `python -m stages.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "number. ±: half of the 95 % interval over the test examples (MMLU: over its questions); star: the interval of "
-        "the difference to the reference variant does not hold 0. One seed each, and no interval covers another.\n"
+        "the difference to the reference variant does not hold 0. Dist-n and repeated replies are counted over all "
+        "replies at once and have none. One seed each, and no interval covers another.\n"
     )
     return "\n".join([opening, *(_section(record) for record in records)])
 

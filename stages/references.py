@@ -35,7 +35,7 @@ def main(params: Params) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.modeling.loading import set_up_process
+    from stages.modeling.process import set_up_process
 
     set_up_process(params.hardware)
     examples = read_examples(TEST, params.corpus)

@@ -14,7 +14,7 @@ from typing import Any
 
 from stages import diff
 from stages.errors import UserError, reported
-from stages.params import Params, load
+from stages.params import Params, load, named
 from stages.report import FIELDS, MACHINE, REPLIES, choose, quote, read_replies
 from stages.tables import escape
 
@@ -47,8 +47,7 @@ def comment(revision: str, name: str, variant: str, params: Params) -> str:
     Raises:
         UserError: `revision` or `variant` is not there, or the replies of the working tree are not.
     """
-    if variant not in params.variants:
-        raise UserError(f"{variant!r} is none of variants: {', '.join(params.variants)}")
+    named(params.variants, variant, "variants")
     after = {row["id"]: row for row in read_replies(REPLIES / f"{variant}.parquet", f"generate@{variant}")}
     before = replies_at(revision, variant)
     found = diff.compare(revision)

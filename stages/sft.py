@@ -127,7 +127,8 @@ def main(params: Params, quality: str | None = None) -> None:
 def _chosen(dialogues: Sequence[Dialogue], quality: str, params: Params) -> tuple[list[Dialogue], str, Path]:
     """The dialogues of a quality, the name of the training on them, and the folder of its adapter."""
     folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
-    return of_quality(dialogues, quality), f"sft-{quality}", folder_of(folders, quality, "sft.by_quality")
+    target = folder_of(folders, quality, "sft.by_quality")
+    return of_quality(dialogues, quality), f"sft-{quality}", target
 
 
 if __name__ == "__main__":

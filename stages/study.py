@@ -23,6 +23,7 @@ from pathlib import Path
 
 from stages.errors import reported
 from stages.params import compose
+from stages.pipeline import stages_in_order
 from stages.study_plan import Experiment, StudyError, experiments, read
 from stages.study_results import collect
 
@@ -110,22 +111,11 @@ def show(points: Sequence[Experiment], targets: Sequence[str]) -> None:
 
 def stages_of(point: Experiment, targets: Sequence[str]) -> list[str]:
     """The stages that an experiment has, in their order: those of `targets` and what they hang on; all for none."""
-    from dvc.repo import Repo
-    from networkx import ancestors, lexicographical_topological_sort
-
     params = Path("params.yaml")
     kept = params.read_bytes()
     try:
         compose(point.arguments)
-        with Repo() as repo:
-            graph = repo.index.graph.reverse()
-            named = {stage.addressing: stage for stage in repo.index.stages}
-            if unknown := [target for target in targets if target not in named]:
-                raise StudyError(f"target {unknown[0]} is no stage of the pipeline that {point.name} composes")
-            wanted = {one for target in targets for one in (*ancestors(graph, named[target]), named[target])}
-            place = {stage: i for i, stage in enumerate(repo.index.stages)}
-            ordered = lexicographical_topological_sort(graph, key=place.__getitem__)
-            return [stage.addressing for stage in ordered if not targets or stage in wanted]
+        return stages_in_order(targets)
     finally:
         params.write_bytes(kept)
 

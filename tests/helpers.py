@@ -1,6 +1,8 @@
 """What several test files do."""
 
+import os
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,13 @@ def project(folder: Path) -> None:
     shutil.copytree(ROOT / "conf", folder / "conf")
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+
+
+def git(*command: str) -> None:
+    """Run Git as somebody, whatever the person who tests has set."""
+    identity = [f"GIT_{role}_{key}" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]
+    env = os.environ | dict.fromkeys(identity, "a@example.org") | {"GIT_CONFIG_GLOBAL": os.devnull}
+    subprocess.run(["git", *command], check=True, capture_output=True, env=env)
 
 
 @contextmanager

@@ -1,15 +1,22 @@
 """Stage `base`: the tiny model is the same for the same seed, and a hub model is named, not copied."""
 
 import hashlib
+import json
+import os
+import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from stages import base as base_stage
 from stages.dialogues import CorpusError, Turn
-from stages.modeling.loading import ModelError, load_base, load_tokenizer, origin
+from stages.modeling.loading import load_base, load_tokenizer, origin
+from stages.modeling.process import ModelError
 from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
@@ -105,6 +112,85 @@ def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypa
         file.write_text('{"turns": ["a", "b"]}\n' + broken + "\n", encoding="utf-8")
         with pytest.raises(CorpusError, match=r"dialogues\.jsonl:2: expected"):
             list(base_stage.pretraining_dialogues("mine"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with the one model `some/model`, whose branch `main` is at `COMMIT`; `asked` are the paths in order."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        file = self.server.folder / path.rpartition("/")[2]
+        if path == "/api/models/some/model/revision/main":
+            self.answer(200, json.dumps({"id": "some/model", "sha": COMMIT}).encode(), Content_Type="application/json")
+        elif path.startswith(f"/some/model/resolve/{COMMIT}/") and file.is_file():
+            body = file.read_bytes()
+            self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT)
+        else:
+            self.answer(404, X_Repo_Commit=COMMIT, X_Error_Code="EntryNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FROM_HUB = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from stages.base import main
+from stages.modeling.loading import load_base, load_tokenizer, origin
+from stages.params import Hardware, Model, load
+
+params = load(Path(sys.argv[1]))
+main(replace(params, model=Model("some", None, "some/model", "main", None, False, False)))
+base = Path("models/base")
+model = load_base(base, replace(params.hardware, device="cpu", dtype="fp32", threads=1))
+print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base))]))
+"""
+
+
+def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkeypatch):
+    """Against a hub on loopback, in a process of its own: where the hub is is read at import."""
+    size = len(load_tokenizer(make(tmp_path, 1, monkeypatch)))
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    hub.folder, hub.asked, hub.daemon_threads = tmp_path / "base", [], True
+    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    more = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    more |= {"PYTHONPATH": str(ROOT), "TRANSFORMERS_OFFLINE": "0"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FROM_HUB, str(ROOT / "params.yaml")], cwd=tmp_path, env=os.environ | more,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "models/base/base.json").read_text())
+    assert record == {"name": "some", "hub_id": "some/model", "revision": "main", "commit": COMMIT}
+    assert [path.name for path in (tmp_path / "models/base").iterdir()] == ["base.json"]
+    assert json.loads(done.stdout.splitlines()[-1]) == [["some/model", COMMIT], size, size]
+    files = [path for path in hub.asked if "/resolve/" in path]
+    # The branch is asked for once, when it is resolved: what moves it later moves no load.
+    assert f"/some/model/resolve/{COMMIT}/model.safetensors" in files
+    assert all(path.startswith(f"/some/model/resolve/{COMMIT}/") for path in files)
+    assert [path for path in hub.asked if "main" in path] == ["/api/models/some/model/revision/main"]
 
 
 def test_hub_model_out_of_reach_is_one_sentence():

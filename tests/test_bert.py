@@ -31,7 +31,8 @@ from stages.modeling.chat import (
 from stages.modeling.collate import pad_supervised
 from stages.modeling.encoder import checked_weights
 from stages.modeling.generation import generate_replies, mean_logps
-from stages.modeling.loading import ModelError, load_adapter, load_base, load_tokenizer, load_variant, require_positions
+from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant, require_positions
+from stages.modeling.process import ModelError
 from stages.modeling.sampling import Draws
 from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
 from stages.modeling.training import save_adapter

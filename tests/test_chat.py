@@ -89,10 +89,14 @@ def sentencepiece(template, special, bos, eos, *, prepend, merges=()):
     return tokenizer
 
 
+# As Mistral 7B Instruct v0.1 does, it refuses a system turn and two turns of one side.
 MISTRAL_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ message['content'] + eos_token + ' ' }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('the roles do not alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}"
+    "{% else %}{{ raise_exception('a role that is neither') }}{% endif %}{% endfor %}"
 )
 # Writes no BOS: models of this family were trained on one that the tokenizer put there.
 ZEPHYR_TEMPLATE = (

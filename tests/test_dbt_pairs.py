@@ -1,21 +1,26 @@
 """Pairs by the stages of DBT: which candidate wins, what a draw depends on, and samples that no batch moves."""
 
+import copy
 import random
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import ROOT
+from peft import LoraConfig, get_peft_model
 
 from stages.dialogues import Example, Turn, normalise
+from stages.files import write_json
 from stages.modeling.chat import encode_prompt
 from stages.modeling.generation import generate_replies
+from stages.modeling.loading import RECORD
 from stages.modeling.sampling import Draws
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.pairs import describe, scores, write_pairs
-from stages.params import Hardware, Tiny
+from stages.params import Hardware, Tiny, load
 from stages.preferences.dbt import Candidates, scored_pairs
-from stages.preferences.dbt_candidates import corpus_source, other_act_pairs
+from stages.preferences.dbt_candidates import corpus_source, other_act_pairs, policy_source
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 ACTS = ("Question", "Information", "Others")
@@ -161,3 +166,32 @@ def test_a_narrow_nucleus_is_greedy(model, tokenizer):
     assert sampled(model, tokenizer, TEXTS, range(5), top_p=1e-6) == sampled(
         model, tokenizer, TEXTS, range(50, 55), top_p=1e-6
     )
+
+
+@pytest.fixture(scope="module")
+def policies(model, tokenizer, tmp_path_factory):
+    """The base model's folder, and two adapters on it."""
+    root = tmp_path_factory.mktemp("policies")
+    model.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    write_json(root / "base" / RECORD, {"hub_id": None, "commit": None})
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        get_peft_model(copy.deepcopy(model), config).save_pretrained(root / f"adapter{seed}")
+    return root
+
+
+def candidates(policies, folder="adapter1", epoch=1, examples=POOL[:6]):
+    settings = replace(load(ROOT / "params.yaml").pairs, samples=3, max_new_tokens=8, temperature=1.0, top_p=1.0)
+    made = policy_source(policies / "base", policies / folder, settings, 64, HARDWARE, 13, epoch)(examples)
+    return dict(zip((one.id for one in examples), made.replies, strict=True))
+
+
+def test_candidates_of_the_policy_hang_on_its_weights_and_the_epoch_and_on_no_other_example(policies):
+    found = candidates(policies)
+    assert all(len(replies) == 3 for replies in found.values()) and found == candidates(policies)
+    for other in (candidates(policies, "base"), candidates(policies, "adapter2"), candidates(policies, epoch=2)):
+        assert found != other
+    assert candidates(policies, examples=POOL[:6][::-1]) == found
+    assert candidates(policies, examples=POOL[2:4]) == {one.id: found[one.id] for one in POOL[2:4]}

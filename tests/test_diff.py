@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import git
 
 from stages.diff import DiffError, compare, main
 from stages.files import write_json, write_text
@@ -18,12 +19,6 @@ STAGES = """stages:
       - metrics/sft.json: {cache: false}
       - metrics/intervals/sft.json: {cache: false}
 """
-
-
-def git(*command):
-    identity = [f"GIT_{role}_{key}" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]
-    env = os.environ | dict.fromkeys(identity, "a@example.org") | {"GIT_CONFIG_GLOBAL": os.devnull}
-    subprocess.run(["git", *command], check=True, capture_output=True, env=env)
 
 
 def metrics(**values):

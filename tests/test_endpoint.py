@@ -9,16 +9,26 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+from helpers import project
 
-from stages.dialogues import Example, Turn
-from stages.params import Llm
+from stages.dialogues import Dialogue, Example, Turn, write_dialogues
+from stages.modeling.encoder import load_encoder
+from stages.pairs import answers_file, main
+from stages.params import Llm, Round, load
 from stages.preferences.dbt import scored_pairs
 from stages.preferences.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
 from stages.preferences.endpoint import EndpointError, Request, ask
+from stages.scoring.dbt import LABELS
+from stages.scoring.dbt import probabilities as stage_probabilities
+from stages.scoring.turn_classifier import TurnClassifier, save
+from stages.scoring.turn_classifier import make_model as make_head
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = {name: str(ROOT / f"data/prompts/dbt_{name}.txt") for name in ("replies", "judge")}
@@ -27,7 +37,8 @@ EXAMPLES = [Example(f"train/{i:03}", "job crisis", (Turn("user", f"I lost job {i
 
 
 class Server(ThreadingHTTPServer):
-    """Counts the requests by their body and answers as `plan(number, body)` says: (status, text of the answer)."""
+    """Counts the requests by their body and answers as `plan(number, body)` says: (status, text of the answer), and
+    after how many characters of the text the connection is closed, if it is."""
 
     daemon_threads = True
 
@@ -46,20 +57,26 @@ class Server(ThreadingHTTPServer):
                     server.under_way += 1
                     server.most = max(server.most, server.under_way)
                     number = len(server.asked)
-                status, text = plan(number, body)
+                status, text, *sent = plan(number, body)
                 with server.lock:
                     server.under_way -= 1
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 # The client would back off for half a second and more.
                 self.send_header("retry-after-ms", "1")
+                self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
-                self.wfile.write(text.encode())
+                self.wfile.write(text[: sent[0] if sent else None].encode())
 
             def log_message(self, *args):
                 pass
 
         return Handler
+
+    def handle_error(self, request, client_address):
+        """A client that gave up waiting is no error of the server."""
+        if not isinstance(sys.exception(), BrokenPipeError | ConnectionResetError):
+            super().handle_error(request, client_address)
 
 
 def completion(text):
@@ -142,6 +159,64 @@ def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
         del server.asked[:]
         assert ask(settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
         assert len(server.asked) == 7 and not answered & set(server.asked)
+
+
+def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path):
+    held = threading.Event()
+
+    def plan(number, body):
+        if number == 3:
+            held.wait(timeout=60)
+        return 200, completion("yes")
+
+    with serving(plan) as (server, url):
+        assert ask(settings(url, concurrency=1, timeout=1.0), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        held.set()
+        assert len(server.asked) == 5 and server.asked[2] == server.asked[3] and len(set(server.asked)) == 4
+
+
+def test_a_server_that_falls_silent_is_named_and_taken_up_where_it_stopped(tmp_path):
+    held = threading.Event()
+
+    def plan(number, body):
+        if number > 2:
+            held.wait(timeout=60)
+        return 200, completion("yes")
+
+    with serving(plan) as (server, url):
+        with pytest.raises(
+            EndpointError, match=r"does not answer \(APITimeoutError.*is kept: run the same command again"
+        ):
+            ask(settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
+        # Two answers, then one request and its repetition.
+        assert len(server.asked) == 4
+        answered = set(server.asked[:2])
+        held.set()
+        del server.asked[:]
+        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert len(server.asked) == 3 and not answered & set(server.asked)
+
+
+def test_a_connection_that_breaks_in_an_answer_is_asked_again(tmp_path):
+    with serving(lambda number, body: (200, completion("yes"), 40 if number in (2, 4) else None)) as (server, url):
+        assert ask(settings(url, concurrency=1), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+        assert len(server.asked) == 3 + 2 and len(set(server.asked)) == 3
+
+
+def test_connections_that_break_in_every_answer_are_named_and_nothing_is_asked_twice(tmp_path):
+    dying = [True]
+
+    def plan(number, body):
+        return 200, completion("yes"), 40 if dying[0] and number > 2 else None
+
+    with serving(plan) as (server, url):
+        with pytest.raises(EndpointError, match=r"does not answer \(APIConnectionError.*run the same command again"):
+            ask(settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
+        answered = set(server.asked[:2])
+        dying[0] = False
+        del server.asked[:]
+        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert len(server.asked) == 3 and not answered & set(server.asked)
 
 
 def test_a_server_that_is_not_there(tmp_path):
@@ -250,6 +325,77 @@ def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
     assert malformed == 12
 
 
+def from_endpoint(url, judge):
+    """Params of recipe `dbt`'s first round from the endpoint at `url`."""
+    params = load(ROOT / "params.yaml")
+    first = Round("models/sft", "llm", "data/dialogues", "models/dbt")
+    pairs = replace(params.pairs, rule="dbt", judge=judge, margin=0.0, limit=None)
+    hardware = replace(params.hardware, device="cpu", dtype="fp32", threads=1)
+    corpus = replace(params.corpus, targets="every", max_context_turns=3)
+    more = {
+        "corpus": corpus,
+        "llm": settings(url),
+        "hardware": hardware,
+        "dpo": replace(params.dpo, rounds={"e1": first}),
+    }
+    return replace(params, pairs=pairs, **more)
+
+
+@pytest.mark.parametrize("judge", ["classifier", "llm"])
+def test_the_stage_asks_the_endpoint(tmp_path, monkeypatch, judge):
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train = [
+        Dialogue(one.id, "c", "train", one.label, (*one.context, Turn("assistant", one.target))) for one in EXAMPLES
+    ]
+    write_dialogues(train, Path("data/dialogues/train.parquet"))
+
+    def plan(number, body):
+        text = json.loads(body)["messages"][0]["content"]
+        if "The reply:" in text:
+            return 200, completion("no idea" if "It rains." in text else f'{{"score": {90 if "sad" in text else 20}}}')
+        return 200, completion("Sorry, no." if "job 3." in text else GOOD)
+
+    with serving(plan) as (server, url):
+        params = from_endpoint(url, judge)
+        if judge == "classifier":
+            torch.manual_seed(0)
+            encoder, tokenizer = load_encoder(params.encoder, params.hardware)
+            save(
+                TurnClassifier(make_head(encoder, len(LABELS)).eval(), tokenizer, LABELS, 48, 3), {}, Path("models/dbt")
+            )
+        main("e1", params)
+        rows, metrics = pq.read_table("data/pairs/e1.parquet").to_pylist(), Path("metrics/pairs/e1.json")
+        first, asked = metrics.read_bytes(), len(server.asked)
+        main("e1", params)
+        assert (metrics.read_bytes(), len(server.asked)) == (first, asked)
+        assert pq.read_table("data/pairs/e1.parquet").to_pylist() == rows
+
+    replies = {text for group in json.loads(GOOD).values() for text in group}
+    assert [row["id"] for row in rows] == [f"{one.id}:1" for one in EXAMPLES if one.id != "train/003"]
+    for row in rows:
+        assert (row["source"], row["epoch"], row["label"]) == ("llm", 1, "job crisis")
+        assert row["chosen_score"] > row["rejected_score"] and {row["chosen"], row["rejected"]} <= replies
+    shown = json.loads(first)
+    # One answer without replies; of the judge eleven replies without a score.
+    assert (shown["pairs"], shown["malformed"]) == (11, 1 if judge == "classifier" else 12)
+    assert asked == (12 if judge == "classifier" else 12 + 4 * 11)
+    if judge == "llm":
+        assert {(row["chosen"], row["chosen_score"], row["rejected_score"]) for row in rows} == {
+            ("You sound sad.", 0.9, 0.2)
+        }
+    else:
+        scores = [stage_probabilities(Path("models/dbt"), [one.context] * 4, sorted(replies), params.hardware)
+                  for one in EXAMPLES if one.id != "train/003"]  # fmt: skip
+        for row, each in zip(rows, scores, strict=True):
+            adherence = {reply: 1 - p[-1] for reply, p in zip(sorted(replies), each, strict=True)}
+            assert (row["chosen"], row["rejected"]) == (
+                max(adherence, key=adherence.get),
+                min(adherence, key=adherence.get),
+            )
+            assert row["chosen_score"] == pytest.approx(adherence[row["chosen"]], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "answer", [None, "", "{}", "[]", '{"follow": ["a"]}', '{"follow": [], "ignore": ["b"]}', "{" * 9]
 )
@@ -312,3 +458,17 @@ def wait_for(port, process):
                 return
         threading.Event().wait(0.1)
     raise AssertionError(f"nothing listens on port {port}")
+
+
+def test_experiments_share_the_answers_with_the_workspace(tmp_path, monkeypatch):
+    """DVC names the workspace's cache in the configuration of the folder in which it runs an experiment."""
+    found = []
+    for name in ("workspace", "experiment"):
+        (tmp_path / name).mkdir()
+        project(tmp_path / name)
+        if name == "experiment":
+            shared = f"[cache]\n    dir = {tmp_path / 'workspace/.dvc/cache'}\n"
+            (tmp_path / name / ".dvc/config.local").write_text(shared, encoding="utf-8")
+        monkeypatch.chdir(tmp_path / name)
+        found.append(answers_file())
+    assert found == [tmp_path / "workspace/.dvc/cache/llm/answers.sqlite"] * 2

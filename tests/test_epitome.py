@@ -631,7 +631,7 @@ def test_the_embedded_encoder_is_the_pinned_one(minilm):
     ],
 )
 def test_an_encoder_that_cannot_be_had_is_one_sentence(encoder, message):
-    from stages.modeling.loading import ModelError
+    from stages.modeling.process import ModelError
 
     with pytest.raises(ModelError, match=message):
         load_encoder(encoder, HARDWARE)

@@ -1,11 +1,20 @@
 """An instruction before a conversation, under the templates of five families."""
 
+import jinja2
 import pytest
+from helpers import ROOT, prepare
 from test_chat import FAMILIES, turns
 
-from stages.dialogues import Turn
+from stages.dialogues import Turn, examples
 from stages.errors import UserError
-from stages.modeling.chat import TemplateError, encode_completion, encode_prompt
+from stages.modeling.chat import (
+    TemplateError,
+    encode_completion,
+    encode_dialogue,
+    encode_prompt,
+    fit_context,
+    render,
+)
 from stages.modeling.instruction import fit_instructed, has_system_turn, read_instruction
 
 INSTRUCTION = "You are a friend. How old was she?"
@@ -41,6 +50,37 @@ def test_a_prompt_begins_with_the_instruction(family, tokenizer):
     plain = encode_prompt(tokenizer, CONTEXT, 512)
     # The words of the conversation stand behind it as they do without it, and the opening of the reply, too.
     assert prompt[-8:] == plain[-8:] and len(prompt) > len(plain)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma"])
+def test_templates_without_a_system_turn_take_every_context_of_a_conversation(family):
+    """They refuse what does not alternate, so that each context goes through is the test."""
+    tokenizer = FAMILIES[family]()
+    refused = [
+        [Turn("system", INSTRUCTION), *CONTEXT],
+        [Turn("user", "Hi."), Turn("user", "Hello?")],
+        [Turn("user", "Hi."), Turn("assistant", "Hello."), Turn("assistant", "Yes?")],
+    ]
+    for broken in refused:
+        with pytest.raises(jinja2.TemplateError):
+            render(tokenizer, broken)
+    dialogues, _ = prepare(ROOT / "data/sample/esconv_sample", "esconv")
+    asked = [one for dialogue in dialogues[:12] for one in examples(dialogue, "every", 7)]
+    assert max(len(one.context) for one in asked) == 7 and min(len(one.context) for one in asked) == 1
+    for one in asked[::5]:
+        for room in (4096, 160):
+            plain = fit_context(tokenizer, one.context, room)
+            instructed = fit_instructed(tokenizer, one.context, INSTRUCTION, room)
+            for fitted in (plain, instructed):
+                assert [turn.role for turn in fitted] == [("user", "assistant")[i % 2] for i in range(len(fitted))]
+                assert len(fitted) % 2 and len(encode_prompt(tokenizer, fitted, room)) <= room
+                assert encode_completion(tokenizer, fitted, one.target).reply
+            kept = one.context[-len(instructed) :]
+            assert instructed[0].text.startswith(f"{INSTRUCTION}\n\n") and instructed[1:] == kept[1:]
+            assert kept[0].text.endswith(instructed[0].text.removeprefix(f"{INSTRUCTION}\n\n"))
+    for dialogue in dialogues[:3]:
+        encoded = encode_dialogue(tokenizer, dialogue.turns, loss_on="assistant", max_length=256)
+        assert any(encoded.mask) and len(encoded.ids) <= 256
 
 
 def test_a_reply_is_ranked_behind_the_prompt_that_is_answered(tokenizer):

@@ -8,12 +8,15 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
 from helpers import ROOT, project
 
+from stages.dialogues import read_dialogues
 from stages.params import compose
-from stages.record import stages_in_order
+from stages.pipeline import stages_in_order
+from stages.scoring.dbt import LABELS
 
 MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",
@@ -32,6 +35,17 @@ MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.an
            "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.corpus=annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
 COMMON = ("download", "prepare", "epitome", "references", "dbt@dbt", "dbt_references@dbt")
+# Another scheme of labels in ESConv's format: six strategies, two of them none of the stages, and three problems.
+STRATEGIES = {
+    "Question": ("Open question", "listening"), "Restatement or Paraphrasing": ("Summary", "reflecting"),
+    "Reflection of feelings": ("Naming a feeling", "acknowledging"), "Self-disclosure": ("Own story", "genuine"),
+    "Affirmation and Reassurance": ("Own story", "genuine"), "Providing Suggestions": ("Advice", ""),
+    "Information": ("Advice", ""), "Others": ("Small talk", "none"),
+}  # fmt: skip
+PROBLEMS = {
+    "job crisis": "work", "academic pressure": "work", "breakup with partner": "people",
+    "problems with friends": "people", "ongoing depression": "health",
+}  # fmt: skip
 ADAPTERS = ("sft", "dpo/e1", "dpo/e2", "dpo/e3", "dpo/base-e1", "dpo/base-e2", "dpo/base-e3")
 
 
@@ -86,6 +100,52 @@ def test_recipe_dbt_runs_to_its_table_with_every_architecture(model, common, tmp
     for variant in ("base", "sft", "dpo", "sft-dpo"):
         for name in (f"{variant}", f"dbt/{variant}", f"intervals/dbt/{variant}", f"mmlu/{variant}"):
             assert read(f"metrics/{name}.json")
+    assert_every_adapter_is_another(ADAPTERS)
+    assert "sft-dpo" in Path("reports/summary.md").read_text(encoding="utf-8")
+
+
+def relabelled(line: str) -> str:
+    """A conversation of the sample under the other scheme of labels."""
+    record = json.loads(line)
+    turns = [
+        turn | {"strategy": STRATEGIES[turn["strategy"]][0]} if "strategy" in turn else turn
+        for turn in record["dialog"]
+    ]
+    return json.dumps(record | {"problem_type": PROBLEMS[record["problem_type"]], "dialog": turns})
+
+
+def with_other_labels(folder: Path) -> None:
+    """The corpus `peers` in `folder/corpora`, and its table of stages."""
+    (folder / "corpora/peers").mkdir(parents=True)
+    for file in (ROOT / "data/sample/esconv_sample").glob("*.txt"):
+        lines = map(relabelled, file.read_text(encoding="utf-8").splitlines())
+        (folder / "corpora/peers" / file.name).write_text("\n".join(lines), encoding="utf-8")
+    rows = [f"{strategy},{stage},the corpus's label" for strategy, stage in sorted(set(STRATEGIES.values()))]
+    (folder / "data/peers_stages.csv").write_text("\n".join(["strategy,stage,source", *rows]), encoding="utf-8")
+
+
+def test_recipe_dbt_runs_on_another_corpus_with_other_labels_by_config_alone(tmp_path, monkeypatch):
+    with_samples(tmp_path)
+    with_other_labels(tmp_path)
+    # Nothing may fall back on ESConv's own labels.
+    (tmp_path / "data/dbt_stages.csv").unlink()
+    shutil.rmtree(tmp_path / "data/sample/esconv_sample")
+    monkeypatch.chdir(tmp_path)
+    other = ["corpus.name=peers", "corpus.local_dir=corpora", "dbt.stages=data/peers_stages.csv"]
+    compose([*DBT, "model=tiny", *other])
+    run(stages_in_order(), monkeypatch)
+    labels = {name.removeprefix("train_label_") for name in read("metrics/data.json") if name.startswith("train_label")}
+    assert labels == set(PROBLEMS.values())
+    assert {turn.act for one in read_dialogues(Path("data/dialogues/train.parquet")) for turn in one.turns} == {
+        None, *(strategy for strategy, _ in STRATEGIES.values())
+    }  # fmt: skip
+    for key, source in {"e1": "corpus", "e3": "policy", "base-e1": "corpus", "base-e3": "policy"}.items():
+        pairs = pq.read_table(f"data/pairs/{key}.parquet").to_pylist()
+        assert {pair["source"] for pair in pairs} == {source} and {pair["label"] for pair in pairs} <= labels
+    scorer = read("metrics/scorers/dbt.json")
+    assert {f"f1_{label}" for label in LABELS} <= scorer.keys()
+    for variant in ("base", "sft", "dpo", "sft-dpo"):
+        assert {"dbt_gap", "dbt_diff", "dbt_adherence"} <= read(f"metrics/dbt/{variant}.json").keys()
     assert_every_adapter_is_another(ADAPTERS)
     assert "sft-dpo" in Path("reports/summary.md").read_text(encoding="utf-8")
 

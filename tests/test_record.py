@@ -14,8 +14,9 @@ from stages import record as record_stage
 from stages.errors import UserError
 from stages.files import write_json
 from stages.params import compose, load
+from stages.pipeline import stages_in_order
 from stages.published import TABLE_1, dbt_table
-from stages.record import EMPO, compositions, front, headline, page, stages_in_order
+from stages.record import EMPO, compositions, front, headline, page
 
 ROOT = Path(__file__).parents[1]
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT
+from helpers import ROOT, git
 from ruamel.yaml import YAML
 
 from stages.errors import UserError
@@ -27,12 +27,6 @@ STAGES = """stages:
       - metrics/intervals/sft-dpo.json: {cache: false}
 """
 LABELS = ("sad", "joyful", "proud")
-
-
-def git(*command):
-    identity = [f"GIT_{role}_{key}" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]
-    env = os.environ | dict.fromkeys(identity, "a@example.org") | {"GIT_CONFIG_GLOBAL": os.devnull}
-    subprocess.run(["git", *command], check=True, capture_output=True, env=env)
 
 
 def state(rouge_l, texts):

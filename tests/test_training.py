@@ -348,13 +348,15 @@ def test_three_rounds_are_one_run_of_three_epochs_to_the_bit(base, sft, pairs, t
     assert digest(rounds) == digest(whole)
 
 
-def test_round_killed_in_its_middle_resumes_to_the_bit(base, sft, pairs, tmp_path):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_round_killed_in_its_middle_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
     """24 pairs in batches of 4 are 6 steps; a checkpoint is written after the fifth. What follows it is lost."""
-    undisturbed = train_round(base, pairs, sft, tmp_path / "whole")
-    train_round(base, pairs, sft, tmp_path / "killed")
+    precision = {"hardware": replace(HARDWARE, dtype=dtype)}
+    undisturbed = train_round(base, pairs, sft, tmp_path / "whole", **precision)
+    train_round(base, pairs, sft, tmp_path / "killed", **precision)
     shutil.rmtree(tmp_path / "killed/checkpoints/checkpoint-6")
     assert last_checkpoint(tmp_path / "killed/checkpoints").name == "checkpoint-5"
-    resumed = train_round(base, pairs, sft, tmp_path / "killed")
+    resumed = train_round(base, pairs, sft, tmp_path / "killed", **precision)
     assert digest(resumed) == digest(undisturbed)
     for curve in (tmp_path / "whole/curves").rglob("*.tsv"):
         twin = tmp_path / "killed/curves" / curve.relative_to(tmp_path / "whole/curves")

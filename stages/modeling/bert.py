@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.chat import role_tokenizer
-from stages.modeling.loading import ModelError
+from stages.modeling.process import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.modeling.loading import ModelError, set_up_process
+from stages.modeling.process import ModelError, set_up_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

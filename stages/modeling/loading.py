@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import UserError
+from stages.modeling.process import ModelError, set_up_process
 
 if TYPE_CHECKING:
     import torch
@@ -19,35 +19,10 @@ if TYPE_CHECKING:
 RECORD = "base.json"
 
 
-class ModelError(UserError):
-    """A model cannot be had as the params name it."""
-
-
 def origin(base: Path) -> tuple[str, str | None]:
     """Where the weights of the base model lie: (folder or hub id, commit), from the record that stage `base` writes."""
     record = json.loads((base / RECORD).read_text(encoding="utf-8"))
     return (record["hub_id"], record["commit"]) if record["hub_id"] else (str(base), None)
-
-
-def set_up_process(hardware: Hardware) -> None:
-    """Pin the number of threads, and on a CPU let the allocator keep what it has freed.
-
-    glibc returns every large tensor to the kernel and has each of its pages zeroed again at the next step: on two cores
-    that was half of the time of a DPO step (sys beside user time). Values are not touched by it.
-    """
-    import ctypes
-    import sys
-
-    import torch
-
-    torch.set_num_threads(hardware.threads)
-    if hardware.device == "cpu" and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-            libc.mallopt(mmap_max, 0)
-            libc.mallopt(trim_threshold, 2**31 - 1)
-            libc.mallopt(top_pad, 2**28)
 
 
 def load_tokenizer(base: Path) -> Tokenizer:

@@ -10,11 +10,11 @@ from string import Template
 from stages.dialogues import Example, Turn
 from stages.params import Llm
 from stages.preferences.dbt import Candidates, Judge, Source
-from stages.preferences.endpoint import CACHE, EndpointError, Request, ask
+from stages.preferences.endpoint import EndpointError, Request, ask
 from stages.preferences.opposite_emotion import uniform
 
 
-def llm_source(llm: Llm, seed: int, epoch: int, cache: Path = CACHE) -> Source:
+def llm_source(llm: Llm, seed: int, epoch: int, cache: Path) -> Source:
     """`llm.n` replies that follow the stages and as many that do not, asked for in one request an example."""
     template = read_prompt(Path(llm.prompt), {"conversation", "n"})
 
@@ -33,7 +33,7 @@ def llm_source(llm: Llm, seed: int, epoch: int, cache: Path = CACHE) -> Source:
     return candidates
 
 
-def llm_judge(llm: Llm, cache: Path = CACHE) -> Judge:
+def llm_judge(llm: Llm, cache: Path) -> Judge:
     """Scores by the endpoint, at temperature 0: its number from 0 to 100 over 100."""
     template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"})
 

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
@@ -24,7 +24,6 @@ from stages.params import Llm
 if TYPE_CHECKING:
     from openai import OpenAI
 
-CACHE = Path(".cache/llm.sqlite")
 CHARACTERS_A_TOKEN = 4  # of English text, for the estimate
 
 
@@ -41,7 +40,7 @@ class Request:
     seed: int
 
 
-def ask(llm: Llm, requests: Sequence[Request], cache: Path = CACHE) -> list[str | None]:
+def ask(llm: Llm, requests: Sequence[Request], cache: Path) -> list[str | None]:
     """The answers to `requests`, in their order, from the cache where they were asked before.
 
     A line with the number of requests and their estimated cost is printed before the first.
@@ -101,20 +100,30 @@ def _fetch(llm: Llm, missing: Mapping[str, dict[str, Any]], database: sqlite3.Co
     from tqdm import tqdm
 
     failure: Exception | None = None
-    lock = Lock()
+    lock, given_up = Lock(), Event()
 
     def asked(key: str, body: dict[str, Any]) -> None:
-        answer = _answer(client, body)
+        if given_up.is_set():
+            return
+        try:
+            answer = _answer(client, body)
+        except BaseException:
+            # Here, and not where the future is read: this thread would have begun its next request by then.
+            given_up.set()
+            raise
         if answer is not RUBBISH:
             with lock, database:
                 database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
 
     with _client(llm) as client, ThreadPoolExecutor(llm.concurrency) as pool:
         futures = [pool.submit(asked, key, body) for key, body in missing.items()]
-        for future in tqdm(as_completed(futures), total=len(futures), desc="endpoint", unit="answer"):
-            if not future.cancelled() and (error := future.exception()):
-                failure = failure or _as_error(llm, error)
-                _cancel(futures)
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="endpoint", unit="answer"):
+                if error := future.exception():
+                    failure = failure or _as_error(llm, error)
+        finally:
+            # The pool waits for its threads; whoever interrupts the run wants no more requests.
+            given_up.set()
     if failure:
         raise failure
 
@@ -151,11 +160,6 @@ def _client(llm: Llm) -> OpenAI:
                 f"{llm.base_url} is (null, if it needs none)"
             )
     return OpenAI(base_url=llm.base_url, api_key=key, max_retries=llm.retries, timeout=llm.timeout)
-
-
-def _cancel(futures: Iterable[Future[Any]]) -> None:
-    for future in futures:
-        future.cancel()
 
 
 def _as_error(llm: Llm, error: BaseException) -> Exception:

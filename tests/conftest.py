@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing in the tests reaches a hub."""
 
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,24 @@ SENTENCES = [
     "How old was she?",
     "She was ten years old and she was my best friend.",
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help="keep what the campaigns count in docs/reliability/")
+
+
+@pytest.fixture
+def recorded(request):
+    """`recorded(name, rows)`: keep a campaign's rows, {what, cases, failures, …}, where --record asks for it."""
+
+    def keep(name, rows):
+        if request.config.getoption("--record"):
+            file = ROOT / "docs/reliability" / f"{name}.json"
+            file.parent.mkdir(exist_ok=True)
+            command = f"python -m pytest {request.node.nodeid.partition('::')[0]} --record"
+            file.write_text(json.dumps({"command": command, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+    return keep
 
 
 @pytest.fixture(scope="session")

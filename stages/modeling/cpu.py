@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.lora import quicken
+from stages.modeling.norm import quicken_norms
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ def suit_cpu(model: Any, hardware: Hardware) -> None:
     - Attention by plain products. torch 2.13's fused kernel takes three times as long forward and backward at the
       lengths of dialogues, and still a quarter longer at 512 tokens.
     - Dropout of the adapters from four draws in one random number, see `quick_dropout`.
-    - A LoRA layer as one step, see `lora`.
+    - A LoRA layer and a norm as one step each, see `lora` and `norm`.
     - In bf16 no cast is made twice, see `_cast_once`.
     """
     if hardware.device != "cpu":
@@ -31,6 +32,7 @@ def suit_cpu(model: Any, hardware: Hardware) -> None:
     bare.set_attn_implementation("eager")
     _replace_dropout(model)
     quicken(model)
+    quicken_norms(model)
     if hardware.dtype == "bf16":
         _cast_once(bare)
 

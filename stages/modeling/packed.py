@@ -15,6 +15,7 @@ from stages.modeling.cpu import suit_cpu
 from stages.modeling.last_layer import narrow, reading_at
 from stages.modeling.loading import compile_layers
 from stages.modeling.pair_rows import mask_function, visible
+from stages.modeling.token_log_probs import HeldCast, token_log_probs
 
 if TYPE_CHECKING:
     import torch
@@ -130,10 +131,17 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
         states: (M, H) hidden states.
         targets: (M,) token ids.
     """
+    import torch
     from trl.kernels import ChunkedLogProbFunction
 
     head: Any = model.get_output_embeddings()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
     names = ("log_probs", "entropy", "mean_logits", "is_top1")
+    if states.device.type == "cpu" and not head.weight.requires_grad:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
+        # On the head itself, so that it ends with the model.
+        weight = head.__dict__.setdefault("held_cast", HeldCast())(head.weight, dtype)
+        return dict(zip(names, token_log_probs().apply(states, weight, head.bias, targets, softcap), strict=True))
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
         states,
         head.weight,
@@ -141,7 +149,7 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
         targets,
         1.0,
         32768,
-        getattr(model.config, "final_logit_softcapping", None),
+        softcap,
         1.0,
         names,
     )

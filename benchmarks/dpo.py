@@ -42,7 +42,7 @@ PEERS = {
     "live": "TRL DPOTrainer, reference adapter live in every step",
     "precomputed": "TRL DPOTrainer with precompute_ref_log_probs, its precomputation included",
 }
-MEMORY = ("ours", "live", "sft")
+MEMORY = ("ours", "live", "precomputed", "sft")
 STEPS, BATCH, MICRO = 6, 16, 16
 # The model's positions, the room of a pair with a made context, and where real pairs are cut.
 POSITIONS, MAX_LENGTH, CUT = 1024, 768, 256

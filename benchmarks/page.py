@@ -35,12 +35,15 @@ SIDES = {
     "compiled": "the same with hardware.compile",
     "peer": "the peer",
     "live": "TRL DPOTrainer, reference adapter live in every step",
+    "precomputed": "TRL DPOTrainer with precompute_ref_log_probs",
     "sft": "stage sft on contexts and chosen replies",
 }
 Case = Mapping[str, Any]
 # Heading to what a case has beside the ratio and the two rates; the second argument names the peer.
 COLUMNS: dict[str, dict[str, Callable[[Case, str], object]]] = {
     "dpo": {
+        "tokens/s": lambda case, _: case["ours_tokens_per_second"],
+        "the peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
         "GFLOP a pair": lambda case, _: case["ours_gflops_a_pair"],
         "the peer's": lambda case, _: case["peer_gflops_a_pair"],
         "of the product's rate": lambda case, _: case["ours_share_of_matmul_rate"],

@@ -17,6 +17,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages import own_metrics
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json
@@ -75,6 +76,7 @@ def score(
         "reply_words": words,
         "empty_share": [100.0 * (count == 0) for count in words],
         "preference_accuracy": _preferences(replies),
+        **own_metrics.per_example(predictions, humans),
         **overlap.bleu_counts(predictions, humans),
     }
     return pd.DataFrame({"id": replies["id"].tolist(), "label": replies["label"].tolist(), **columns})

@@ -21,6 +21,7 @@ from stages.params import Generate, Hardware, Params, load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites, uniform
+from stages.preferences.rules import rule_of
 from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
@@ -42,7 +43,7 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
     """Pairs of `part` whose rejected reply is a fresh one of the test split, by the rule of the pairs.
 
     It is a reply to the opposite emotion, or one of poor counselling; for rule dbt, which ranks by a classifier, one to
-    the same label that is another act.
+    the same label that is another act; a rule of one's own makes them itself.
     """
     key = {"seed": params.seed, "epoch": HELD_OUT_EPOCH}
     match params.pairs.rule:
@@ -52,8 +53,10 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
             adherence = read_adherence(Path(params.miti.adherence))
             pool = group_by_match(sides(examples, adherence)[1])
             return counselling_pairs(sides(part, adherence)[0], pool, **key)
-        case _:
+        case "dbt":
             return other_act_pairs(part, examples, **key)
+        case _:
+            return rule_of(params.pairs.rule)(part, examples, params, HELD_OUT_EPOCH)
 
 
 def answer(

@@ -28,6 +28,7 @@ from stages.preferences.opposite_emotion import (
     random_part,
     read_opposites,
 )
+from stages.preferences.rules import rule_of
 from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
@@ -137,6 +138,20 @@ def answers_file() -> Path:
         return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
+def by_own_rule(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
+    """The pairs of an epoch by the rule of a module of one's own, and their metrics.
+
+    Raises:
+        PairError: the rule made none.
+    """
+    part, build = random_part(train, params.pairs.limit, params.seed), rule_of(params.pairs.rule)
+    pairs, *earlier = (build(part, train, params, e) for e in range(epoch, 0, -1))
+    if not pairs:
+        raise PairError(f"no pair was made of {len(part)} examples by pairs.rule = {params.pairs.rule!r}")
+    metrics = describe(part, pairs, len({one.label for one in part}))
+    return pairs, metrics | repeated(pairs, [pair for one in earlier for pair in one])
+
+
 def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
     """Metrics of an epoch's pairs; shares in percent, lengths in words.
 
@@ -191,8 +206,10 @@ def main(key: str, params: Params) -> None:
             pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
         case "counselling":
             pairs, metrics = counselling(train, params, epoch)
-        case _:
+        case "opposite_emotion":
             pairs, metrics = opposite_emotion(train, params, epoch)
+        case _:
+            pairs, metrics = by_own_rule(train, params, epoch)
     write_pairs(pairs, PAIRS / f"{key}.parquet")
     write_json(METRICS / f"{key}.json", metrics)
 

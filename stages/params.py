@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stages.errors import UserError, reported
@@ -44,10 +44,30 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Value = TypeVar("Value")
 Name = Annotated[str, Field(min_length=1)]
+STAGES = Path(__file__).parent
+
+
+def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
+    """A name that is `known`, or that of a module of `stages/<package>` whose `function` makes the `record`.
+
+    So the file alone adds one; it is read here, not imported.
+    """
+
+    def check_name(name: str) -> str:
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((STAGES / package).glob("*.py"))}
+        found = [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
+        if name not in (names := [*known, *found]):
+            raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to stages/{package}")
+        return name
+
+    return AfterValidator(check_name)
+
+
 # Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
 FILE_READERS = ("annomi", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
-Reader = Literal["empathetic_dialogues", "esconv", "annomi", "mi", "ufjf"]
+Reader = Annotated[str, _module("corpora", "read", "Dialogue")]
+Rule = Annotated[str, _module("preferences", "build", "Pair", SOURCES)]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
@@ -90,6 +110,7 @@ class Corpus:
     columns: Columns | None
     mix: dict[Name, Mixed]
     mask: bool
+    language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None
 
     @property
     def parts(self) -> dict[str, Mixed]:
@@ -112,6 +133,7 @@ class Model:
     as_decoder: bool
     specialised: bool
     stands_in_for: Name | None
+    licence: Name | None
 
     @property
     def is_made(self) -> bool:
@@ -164,7 +186,7 @@ class Sft:
 class Pairs:
     """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
 
-    rule: Literal["opposite_emotion", "dbt", "counselling"]
+    rule: Rule
     opposites: Name
     limit: Positive | None
     judge: Literal["classifier", "llm"]
@@ -554,10 +576,11 @@ def _check_rounds(params: Params, source: str) -> None:
                 f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
             )
         where = f"{source}: dpo.rounds.{key}"
-        if one.source not in SOURCES[params.pairs.rule]:
+        # A rule of one's own draws from the train replies, as that of the opposites does.
+        sources = SOURCES.get(params.pairs.rule, SOURCES["opposite_emotion"])
+        if one.source not in sources:
             raise ParamsError(
-                f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}: "
-                f"{', '.join(SOURCES[params.pairs.rule])}"
+                f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}: {', '.join(sources)}"
             )
         wanted = one.init if one.source == "policy" else DIALOGUES
         if one.candidates != wanted:

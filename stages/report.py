@@ -10,7 +10,6 @@ need no network: `reports/samples.html` (all contexts, to search) and `reports/p
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any
 
 from stages import drawing, samples_page
 from stages.drawing import Curve, Rounds
-from stages.errors import UserError, reported
+from stages.errors import reported
 from stages.files import write_text
-from stages.params import Params, Round, label_scorers, load
+from stages.params import Params, Round, load
 from stages.preferences.opposite_emotion import uniform
+from stages.results import METRICS, missing, read_metrics, read_object, read_text, read_variants, unreadable
 from stages.tables import (
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
@@ -38,12 +38,10 @@ from stages.tables import (
     escape,
     margins,
     measured,
-    mmlu_columns,
     right,
     table,
 )
 
-METRICS = Path("metrics")
 REPLIES = Path("data/replies")
 SCORES = Path("data/scores")
 CURVES = Path("reports/curves")
@@ -58,10 +56,6 @@ DPO_CURVES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "
 SHOWN = 10
 MACHINE = "Written by a machine"
 """What stands over every reply of a model, wherever one is shown."""
-
-
-class ReportError(UserError):
-    """A file that the report needs is missing or cannot be read; the message names it and the stage that makes it."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +93,13 @@ def read(params: Params) -> Results:
         variants=variants,
         intervals=intervals,
         classifiers=read_classifiers(params),
-        signature=_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
+        signature=read_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
         replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
         scores={key: read_scores(SCORES / f"{key}.parquet", f"evaluate@{key}") for key in params.variants},
         losses=losses,
         rounds=read_rounds(params.dpo.rounds),
     )
-
-
-def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-    """The metrics of the variants, with MMLU and what classifiers of labels see among them; and their intervals.
-
-    Raises:
-        ReportError: as `read_metrics`.
-    """
-    metrics, intervals = {}, {}
-    for key in params.variants:
-        mmlu, bounds = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
-        metrics[key] = read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") | mmlu
-        intervals[key] = read_metrics(METRICS / "intervals" / f"{key}.json", f"intervals@{key}") | bounds
-        for name, scorer in label_scorers(params).items():
-            if key in scorer.variants:
-                path = Path(name) / f"{key}.json"
-                metrics[key] |= read_metrics(METRICS / path, f"{name}_scores@{key}")
-                intervals[key] |= read_metrics(METRICS / "intervals" / path, f"{name}_intervals@{key}")
-    return metrics, intervals
 
 
 def read_classifiers(params: Params) -> Metrics:
@@ -136,18 +111,6 @@ def read_classifiers(params: Params) -> Metrics:
     scorers = {"epitome": "epitome"} | {name: f"behaviour@{name}" for name in params.behaviour.classifiers}
     read = [read_metrics(METRICS / "scorers" / f"{name}.json", stage) for name, stage in scorers.items()]
     return {key: value for measures in read for key, value in measures.items()}
-
-
-def read_metrics(path: Path, stage: str) -> Metrics:
-    """Read a flat JSON file of numbers.
-
-    Raises:
-        ReportError: it is missing or is no such file.
-    """
-    values = _object(path, stage)
-    if not all(isinstance(value, int | float) for value in values.values()):
-        raise _unreadable(path, stage, "expected an object of numbers")
-    return values
 
 
 def read_replies(path: Path, stage: str) -> list[dict[str, Any]]:
@@ -166,11 +129,11 @@ def _rows(path: Path, columns: list[str], stage: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     except FileNotFoundError:
-        raise _missing(path, stage) from None
+        raise missing(path, stage) from None
     except pa.ArrowInvalid as error:
-        raise _unreadable(path, stage, str(error)) from None
+        raise unreadable(path, stage, str(error)) from None
     if not rows:
-        raise _unreadable(path, stage, "there are no rows")
+        raise unreadable(path, stage, "there are no rows")
     return rows
 
 
@@ -192,14 +155,14 @@ def read_curve(folder: Path, name: str, stage: str) -> list[tuple[int, float]]:
     """
     path = folder / "plots" / "metrics" / f"{name}.tsv"
     points: dict[int, float] = {}
-    for line, row in enumerate(_text(path, stage).splitlines()[1:], start=2):
+    for line, row in enumerate(read_text(path, stage).splitlines()[1:], start=2):
         try:
             step, value = row.split("\t")
             points[int(step)] = float(value)
         except ValueError:
-            raise _unreadable(path, stage, f"line {line}: expected a step and a number, found {row!r}") from None
+            raise unreadable(path, stage, f"line {line}: expected a step and a number, found {row!r}") from None
     if not points:
-        raise _unreadable(path, stage, "there are no steps")
+        raise unreadable(path, stage, "there are no steps")
     return sorted(points.items())
 
 
@@ -220,31 +183,6 @@ def read_rounds(rounds: Mapping[str, Round]) -> Rounds:
         position += end - start
         joined.ends[key], last[DPO / key] = position, end
     return joined
-
-
-def _text(path: Path, stage: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise _missing(path, stage) from None
-
-
-def _object(path: Path, stage: str) -> dict[str, Any]:
-    try:
-        values = json.loads(_text(path, stage))
-    except json.JSONDecodeError as error:
-        raise _unreadable(path, stage, str(error)) from None
-    if not isinstance(values, dict):
-        raise _unreadable(path, stage, "expected an object")
-    return values
-
-
-def _missing(path: Path, stage: str) -> ReportError:
-    return ReportError(f"{path} is missing: run `dvc repro {stage}`")
-
-
-def _unreadable(path: Path, stage: str, why: str) -> ReportError:
-    return ReportError(f"{path} cannot be read ({why}): run `dvc repro --force --single-item {stage}`")
 
 
 def summary(results: Results, params: Params) -> str:
@@ -429,7 +367,7 @@ def main(params: Params) -> None:
 
 def show() -> None:
     """Print the summary."""
-    print(_text(SUMMARY, "report"), end="")
+    print(read_text(SUMMARY, "report"), end="")
 
 
 if __name__ == "__main__":

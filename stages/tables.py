@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from stages.own_metrics import OWN
+
 Metrics = dict[str, float]
 
 DASH = "\u2013"
@@ -55,6 +57,7 @@ COLUMNS = {
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
+    **{name: (one.heading, one.digits) for name, one in OWN.items()},
 }
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,

@@ -24,9 +24,11 @@ def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
 
 
 def project(folder: Path) -> None:
-    """A folder in which DVC finds the pipeline and params are composed, without Git."""
+    """A folder in which DVC finds the pipeline and params are composed, with what cards quote, without Git."""
     shutil.copy(ROOT / "dvc.yaml", folder)
     shutil.copytree(ROOT / "conf", folder / "conf")
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs/use.md", folder / "docs")
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 

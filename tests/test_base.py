@@ -21,7 +21,7 @@ from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
-MADE = Model("t", None, None, None, None, False, False)
+MADE = Model("t", None, None, None, None, False, False, None, None)
 TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
 DIALOGUES = [
     (Turn("user", f"i saw {n} dogs today"), Turn("assistant", f"wow {n} dogs that is a lot")) for n in range(40)

@@ -43,7 +43,7 @@ from stages.scoring import mmlu
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
-RANDOM = Model("tiny-bert", None, None, None, None, False, False)
+RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None)
 LORA = Lora(r=4, alpha=8, dropout=0.0)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 GREEDY = Generate(None, 8, 64, False, 1.0, 1.0)
@@ -340,7 +340,7 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
     monkeypatch.setattr(base_stage, "pretraining_dialogues", lambda corpus: [dialogue(i) for i in range(40)])
     pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
-    other = Model("small", "an_encoder", None, None, "0" * 64, True, True)
+    other = Model("small", "an_encoder", None, None, "0" * 64, True, True, None, None)
     with pytest.raises(ModelError, match=r"but model\.sha256 pins 000"):
         base_stage.main(Params(model=other, **sections))
     base_stage.main(Params(model=replace(other, sha256=pinned), **sections))

@@ -154,6 +154,7 @@ def test_a_model_overrides_a_recipe():
         "as_decoder": False,
         "specialised": False,
         "stands_in_for": None,
+        "licence": None,
         **not_there,
     }
     assert tiny["lora"]["r"] == 32

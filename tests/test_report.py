@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from stages.files import write_json, write_text
 from stages.generate import write_replies
 from stages.params import check
-from stages.report import ReportError, choose, escape, main, quote, read_curve, read_rounds, table
+from stages.report import choose, escape, main, quote, read_curve, read_rounds, table
+from stages.results import ReportError
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = (

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
-SHARED = {"dialogues", "errors", "files", "params", "machine", "tables"}
+SHARED = {"dialogues", "errors", "files", "params", "machine", "tables", "own_metrics"}
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
 
 

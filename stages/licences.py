@@ -1,0 +1,69 @@
+"""What licences ask of those who use a model: `data/licences.yaml` as typed records.
+
+The file is data, so that a licence can be added without code; its head explains the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from stages.errors import UserError
+
+LICENCES = Path("data/licences.yaml")
+NOT_STATED = "not stated"
+"""What `data/manifest.json` says of files whose licence nobody named."""
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class LicenceError(UserError):
+    """A licence has no row in the table, or the table is not what it should be."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Licence:
+    """A row of the table."""
+
+    hub_id: Text
+    terms: Text
+    public: Annotated[bool, Field(strict=True)]
+
+
+def load(path: Path = LICENCES) -> dict[str, Licence]:
+    """Read and check the table.
+
+    Raises:
+        LicenceError: the file is missing or no YAML, or a key is unknown, missing or of another type (naming it).
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, Licence]).validate_python(values)
+    except FileNotFoundError:
+        raise LicenceError(f"{path} is missing: run from the project's root") from None
+    except YAMLError as error:
+        raise LicenceError(f"{path} is no valid YAML: {error}") from None
+    except ValidationError as error:
+        problems = (f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
+        raise LicenceError("\n".join(problems)) from None
+
+
+def terms(licences: Mapping[str, Licence], name: str, whose: str) -> Licence:
+    """The row of the licence `name`, which is that of `whose`.
+
+    Raises:
+        LicenceError: there is none.
+    """
+    if name not in licences:
+        raise LicenceError(
+            f"{whose}: licence {name!r} has no row in {LICENCES}: read what it asks of those who use a model trained "
+            "under it, and add one"
+        )
+    return licences[name]

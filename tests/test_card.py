@@ -1,0 +1,363 @@
+"""Model cards: what they say of a run, that the hub's library reads it, and who may publish what with them."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from dvc.repo import Repo
+from helpers import ROOT, project
+from huggingface_hub import ModelCard
+
+from stages.card import CardError, Lineage, lineage, main, published
+from stages.corpora.fetch import sha256_of
+from stages.errors import UserError
+from stages.licences import LicenceError
+from stages.licences import load as load_licences
+from stages.params import Params, compose, load
+from stages.push import PushError, checked_card
+from stages.tables import VARIANT_COLUMNS
+
+TOKEN = "hf_thisisthetokenofatest"
+REPLACED = {"tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2", "lora.r=4"}
+BASE_FILES = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A project with the metrics of the run that is in Git, and small models in the place of its own."""
+    from stages.modeling.loading import add_adapter
+    from stages.modeling.tiny import make_model
+    from stages.modeling.training import save_adapter
+
+    folder = tmp_path_factory.mktemp("finished")
+    project(folder)
+    shutil.copytree(ROOT / "metrics", folder / "metrics")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns(".*", "raw", "dialogues"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        compose(sorted(REPLACED))
+        params = load()
+        base = make_model(tiny_tokenizer, params.tiny, 1)
+        base.save_pretrained("models/base")
+        tiny_tokenizer.save_pretrained("models/base")
+        Path("models/base/base.json").write_text('{"hub_id": null, "commit": null}', encoding="utf-8")
+        save_adapter(add_adapter(base, params.lora, 2), Path("models/sft"))
+        shutil.copytree("models/sft", "models/dpo/e3")
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch) -> Params:
+    """The project, to be changed; its params."""
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    return load()
+
+
+def card(variant: str) -> ModelCard:
+    return ModelCard.load(Path(f"reports/cards/{variant}.md"))
+
+
+def read(path: str):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def restate(licence: str) -> None:
+    """Say of the dialogues that they are under another licence."""
+    entries = [entry | {"licence": licence} for entry in read("data/manifest.json")]
+    Path("data/manifest.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", ["base", "sft", "sft-dpo"])
+def test_the_metadata_are_the_runs(variant, run):
+    main(variant, run)
+    data = card(variant).data
+    metrics = read(f"metrics/{variant}.json") | {"mmlu": read(f"metrics/mmlu/{variant}.json")["acc"]}
+    expected = {key: metrics[key] for key in VARIANT_COLUMNS if key in metrics}
+    assert {one.metric_type: one.metric_value for one in data.eval_results} == expected and len(expected) > 15
+    assert (data.license, data.language, data.base_model) == ("cc0-1.0", "en", None)
+    assert data.library_name == ("transformers" if variant == "base" else "peft")
+    assert {"lora", "sft", "dpo"} & set(data.tags) == {"base": set(), "sft": {"lora", "sft"}}.get(
+        variant, {"lora", "sft", "dpo"}
+    )
+    folder = {"base": "models/base", "sft": "models/sft"}.get(variant, "models/dpo/e3")
+    assert data["attune"]["files"] == {name: sha256_of(path) for name, path in published(Path(folder)).items()}
+    assert (data["attune"]["variant"], data["attune"]["public"]) == (variant, True)
+
+
+def test_the_text_has_intervals_counts_params_and_what_it_is_not_for(run):
+    main("sft-dpo", run)
+    text = card("sft-dpo").text
+    value, bounds = read("metrics/sft-dpo.json")["rouge_l"], read("metrics/intervals/sft-dpo.json")
+    row = next(line for line in text.splitlines() if line.startswith("| ROUGE-L"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
+    assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
+    assert "| train      |     1,280 | 5,944 |" in text and "afraid 40, angry 40" in text
+    assert "beta: 0.1" in text and "learning_rate: 0.0002" in text and "by_quality" not in text
+    use = (ROOT / "docs/use.md").read_text(encoding="utf-8")
+    assert use[use.index("## Intended use") :].strip() in text
+    assert "no therapist" in text
+
+
+def test_two_runs_write_the_same_bytes(run):
+    main("sft", run)
+    first = Path("reports/cards/sft.md").read_bytes()
+    Path("reports/cards/sft.md").unlink()
+    for path in [Path("reports"), *Path("models").rglob("*"), *Path("metrics").rglob("*")]:
+        os.utime(path, (0, 0))
+    shuffled = dict(reversed(read("data/manifest.json")[0].items()))
+    Path("data/manifest.json").write_text(json.dumps([shuffled, *read("data/manifest.json")[1:]]), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "stages.card", "sft"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+    )
+    assert Path("reports/cards/sft.md").read_bytes() == first
+
+
+def test_a_published_corpus_is_cited_with_its_licence(run):
+    restate("CC BY-NC 4.0")
+    main("sft", run)
+    assert card("sft").data.license == "other"
+    text = card("sft").text
+    assert "| empatheticdialogues | dialogues | CC BY-NC 4.0 | no commercial use" in text
+    assert "Rashkin, Smith" in text
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit_and_licence(run):
+    model = replace(
+        run.model, name="gemma-7b", hub_id="google/gemma-7b-it", revision="main", licence="Gemma Terms of Use"
+    )
+    shutil.rmtree("models/base")
+    Path("models/base").mkdir()
+    record = {"hub_id": "google/gemma-7b-it", "commit": "0123abc"}
+    Path("models/base/base.json").write_text(json.dumps(record), encoding="utf-8")
+    hub = replace(run, model=model)
+    main("sft", hub)
+    one = card("sft")
+    assert one.data.base_model == "google/gemma-7b-it" and "tiny:" not in one.text
+    assert "at commit `0123abc`" in one.text and 'revision="0123abc"' in one.text
+    assert "| google/gemma-7b-it | weights | Gemma Terms of Use |" in one.text.replace("\\", "")
+    assert set(one.data["attune"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    main("base", hub)
+    with pytest.raises(PushError, match="nothing to publish"):
+        checked_card("base", Path("models/base"), False)
+
+
+def test_an_unknown_licence_is_an_error_that_names_the_table(run):
+    restate("CC BY-ND 9.0")
+    with pytest.raises(LicenceError, match=r"corpus empatheticdialogues: licence 'CC BY-ND 9\.0' has no row in"):
+        main("sft", run)
+    assert not Path("reports/cards").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("data/manifest.json", "data/manifest.json cannot be read"),
+        ("docs/use.md", "docs/use.md, what every card quotes, is missing"),
+        ("metrics/intervals/sft.json", "run `dvc repro intervals@sft`"),
+        ("data/licences.yaml", "data/licences.yaml is missing"),
+    ],
+)
+def test_what_is_missing_is_named(path, error, run):
+    Path(path).unlink()
+    with pytest.raises(UserError, match=re.escape(error)):
+        main("sft", run)
+
+
+def test_every_licence_that_the_project_names_has_a_row():
+    from ruamel.yaml import YAML
+
+    yaml, rows = YAML(typ="safe"), load_licences(ROOT / "data/licences.yaml")
+    named = {source["licence"] for source in yaml.load((ROOT / "data/sources.yaml").read_text("utf-8")).values()}
+    named |= {file.read_text("utf-8").split("\n")[0] for file in (ROOT / "data/sample").rglob("LICENCE")}
+    models = [yaml.load(file.read_text("utf-8"))["model"] for file in (ROOT / "conf/model").glob("*.yaml")]
+    of_models = {model["licence"] for model in models if model.get("hub_id") or model.get("package")}
+    assert named | of_models | {"not stated"} == set(rows)
+    assert not rows[next(name for name in rows if name.startswith("private"))].public
+
+
+def test_lineage_follows_rounds_and_qualities(run):
+    sft = replace(run.sft, by_quality={"high": "models/sft-high"})
+    one = replace(run, sft=sft)
+    assert lineage(one, "models/base") == Lineage(None, ())
+    assert lineage(one, "models/sft-high") == Lineage("high", ())
+    assert lineage(one, "models/dpo/e2") == Lineage("all", ("e1", "e2"))
+    with pytest.raises(CardError, match="models/other is the folder of no stage"):
+        lineage(one, "models/other")
+
+
+def test_the_registry_names_the_adapters_of_the_default_recipe():
+    with Repo(str(ROOT)) as repo:
+        artifacts = repo.artifacts.read()["dvc.yaml"]
+    params = load(ROOT / "params.yaml")
+    assert {name: one.path for name, one in artifacts.items()} == {
+        name: params.variants[name].model for name in ("sft", "sft-dpo")
+    }
+    assert {one.type for one in artifacts.values()} == {"model"}
+
+
+# Publishing
+
+
+def spoil(what: str) -> None:
+    match what:
+        case "no card":
+            Path("reports/cards/sft.md").unlink()
+        case "another variant's":
+            shutil.copy("reports/cards/sft-dpo.md", "reports/cards/sft.md")
+        case "other weights":
+            path = Path("models/sft/adapter_model.safetensors")
+            path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("no card", r"sft\.md is missing, .*run `dvc repro card@sft`"),
+        ("another variant's", "the card of 'sft-dpo', not of 'sft'"),
+        ("other weights", r"does not belong to what is in models/sft; these differ: adapter_model\.safetensors"),
+    ],
+)
+def test_nothing_is_published_without_its_own_card(what, error, run):
+    main("sft", run)
+    main("sft-dpo", run)
+    spoil(what)
+    with pytest.raises(CardError, match=error):
+        checked_card("sft", Path("models/sft"), False)
+
+
+@pytest.mark.parametrize("licence", ["private, for those whom its owners allow to use it", "not stated"])
+def test_private_data_make_no_public_model(licence, run):
+    restate(licence)
+    main("sft", run)
+    main("base", run)
+    assert "**Not to be made public**" in card("sft").text
+    with pytest.raises(PushError, match="without --public"):
+        checked_card("sft", Path("models/sft"), True)
+    checked_card("sft", Path("models/sft"), False)
+    # The base model has seen none of the data.
+    checked_card("base", Path("models/base"), True)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's API as a commit of small files takes."""
+
+    def answer(self, values, status=200):
+        content = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self):
+        self.answer({"id": "me/one", "modelId": "me/one", "private": self.server.private, "tags": [], "siblings": []})
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen.append((self.path, self.headers.get("Authorization"), content))
+        if self.path.endswith("/create"):
+            self.answer({"url": f"http://127.0.0.1:{self.server.server_port}/me/one"})
+        elif "/preupload/" in self.path:
+            paths = [file["path"] for file in json.loads(content)["files"]]
+            self.answer({"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in paths]})
+        elif "/commit/" in self.path:
+            self.answer({"commitUrl": "http://127.0.0.1/me/one/commit/0123", "commitOid": "0123", "success": True})
+        else:
+            self.answer({"errors": [], "warnings": []})
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def hub(private=True):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.seen, server.private = [], private
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def pushed(server, *arguments, token=TOKEN):
+    """`python -m stages.push` against `server`, and the files of its commit."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
+        "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "stages.push", *arguments]
+    environment |= {"HF_TOKEN": token} if token else {}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = [line for path, _, content in server.seen if "/commit/" in path for line in content.splitlines()]
+    values = [json.loads(line)["value"] for line in lines if b'"file"' in line[:20]]
+    return done, {value["path"]: base64.b64decode(value["content"]) for value in values}
+
+
+def test_a_push_takes_weights_configurations_tokenizer_and_card_and_nothing_else(run, tmp_path):
+    main("sft", run)
+    # What trainers and people leave in such folders.
+    for name in ("optimizer.pt", "training_args.bin", "adapter_model.bin", "train.csv", "notes.txt", "state.pkl"):
+        Path("models/sft", name).write_text("x", encoding="utf-8")
+    Path("models/sft/checkpoint").mkdir()
+    shutil.copy("models/sft/adapter_model.safetensors", "models/sft/checkpoint")
+    with hub() as server:
+        done, files = pushed(server, "sft", "me/one")
+    assert (done.returncode, done.stdout) == (0, "http://127.0.0.1/me/one/commit/0123\n"), done.stderr
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert files.keys() - {"base/chat_template.jinja"} == names | {f"base/{name}" for name in BASE_FILES}
+    assert files["README.md"] == Path("reports/cards/sft.md").read_bytes()
+    made = next(json.loads(content) for path, _, content in server.seen if path.endswith("/create"))
+    assert (made["visibility"], made["name"]) == ("private", "one")
+    sent = {token for path, token, _ in server.seen if "validate-yaml" not in path}
+    assert sent == {f"Bearer {TOKEN}"}
+    written = [path for path in Path().rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert TOKEN not in done.stdout + done.stderr and not written
+    assert TOKEN.encode() not in b"".join(files.values())
+    loads_as_the_card_says(files, tmp_path / "taken")
+
+
+def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
+    """Put the files where a reader has them, and run the card's code on them."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    code = files["README.md"].decode().split("```python\n")[1].split("```")[0]
+    code = code.replace('snapshot_download("…")', repr(str(folder)))
+    names: dict = {}
+    exec(code, names)
+    assert type(names["model"]).__name__.startswith("PeftModel")
+    weights = {name for name, _ in names["model"].named_parameters() if "lora_A" in name}
+    assert weights and names["tokenizer"].chat_template
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "private", "error"),
+    [
+        (["sft", "me/one"], None, True, "error: nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN"),
+        (["sft", "me/one"], TOKEN, False, "error: me/one is there and public: take another name, or say --public"),
+        (["sft", "no such//name"], TOKEN, True, "error: no such//name: the hub took nothing: "),
+        (["other", "me/one"], TOKEN, True, "error: 'other' is none of variants: base, sft, sft-dpo"),
+    ],
+)
+def test_a_push_that_cannot_be_uploads_nothing(arguments, token, private, error, run):
+    main("sft", run)
+    with hub(private) as server:
+        done, files = pushed(server, *arguments, token=token)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(error), done.stderr
+    assert not files and TOKEN not in done.stdout + done.stderr

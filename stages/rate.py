@@ -2,11 +2,14 @@
 
     python -m stages.rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
     python -m stages.rate sft sft-dpo --export ratings/sft-dpo.csv
+    python -m stages.rate sft sft-dpo --share           # puts the answers where `report` finds them
 
 Each rater gives a name, sees the replies to a context without the variants' names in an order of chance, answers with
 the better one or a tie and, if they like, a reason, and goes on where they stopped. Answers are kept in
 `ratings/answers.sqlite`; `--export` writes those to the replies of now as csv and prints the win rate and the raters'
-agreement. The page is served to this machine alone; `--host` serves it to others, without a password.
+agreement. `--share` adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage `report` hangs
+on that file, since a clone has no database and DVC runs no stage of which a dep is missing. The page is served to this
+machine alone; `--host` serves it to others, without a password.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from stages.errors import UserError, reported
 from stages.files import write_text
 from stages.params import Params, load, named
 from stages.rate_page import PAGE, POLICY
-from stages.ratings import Answer, Item, RatingsError, Store, as_csv, first, items, order, summary
-from stages.report import REPLIES, read_replies
+from stages.ratings import Answer, Item, RatingsError, Store, as_csv, current, first, items, order, read_csv, shared
+from stages.report import RATINGS, REPLIES, read_replies
+from stages.win_rates import summary
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -129,12 +133,6 @@ def _answer(given: Any, by_example: dict[str, Item], names: tuple[str, str], see
     return Answer(rater, item.example, *names, choice, reason, begun, item.replies, time)
 
 
-def current(answers: Sequence[Answer], found: Sequence[Item], names: tuple[str, str]) -> list[Answer]:
-    """The answers that compare these variants and were given to the replies of now."""
-    now = {item.example: item.replies for item in found}
-    return [one for one in answers if (one.variant_a, one.variant_b) == names and now.get(one.example) == one.replies]
-
-
 def read(names: tuple[str, str], params: Params) -> list[Item]:
     """What there is to compare of two variants.
 
@@ -151,14 +149,27 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
 
 def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
     """Write the answers and print what they say."""
-    found = summary(answers, params.evaluate.resamples, params.seed)
+    found = summary(answers, params.corpus.targets)
     write_text(path, as_csv(answers))
     agreed = f"Krippendorff's alpha {found['agreement']:.2f}" if "agreement" in found else "no agreement to tell"
     print(
         f"{answers[0].variant_b} is the better one against {answers[0].variant_a} in {found['win_rate']:.1f} % "
         f"({found['win_rate.low']:.1f} to {found['win_rate.high']:.1f}) of {found['answers']:.0f} answers, ties "
-        f"counted half, to {found['examples']:.0f} contexts by {found['raters']:.0f} raters; {agreed}"
+        f"counted half, to {found['dialogues']:.0f} dialogues by {found['raters']:.0f} raters; {agreed}"
     )
+
+
+def share(answers: Sequence[Answer]) -> None:
+    """Add the answers, without names and reasons, to those that `report` shows.
+
+    Raises:
+        RatingsError: there are none, or the file cannot be read.
+    """
+    if not answers:
+        raise RatingsError(f"no answers yet to these replies: nothing is added to {RATINGS}")
+    kept = shared(answers, read_csv(RATINGS))
+    write_text(RATINGS, as_csv(kept))
+    print(f"{RATINGS} has {len(kept)} answers: `dvc repro report` shows what they say")
 
 
 def main() -> None:
@@ -171,11 +182,15 @@ def main() -> None:
     parser.add_argument("--host", default=LOOPBACK, help="where to listen; this machine alone")
     parser.add_argument("--port", type=int, default=PORT, help=str(PORT))
     parser.add_argument("--export", type=Path, metavar="CSV", help="write the answers and serve nothing")
+    parser.add_argument("--share", action="store_true", help=f"add the answers to {RATINGS} and serve nothing")
     given = parser.parse_args()
     params, names = load(), (given.a, given.b)
     found, store = read(names, params), Store(ANSWERS)
     if given.export:
         export(current(store.answers(), found, names), given.export, params)
+    if given.share:
+        share(current(store.answers(), found, names))
+    if given.export or given.share:
         return
     hosts = [f"{name}:{given.port}" for name in (LOOPBACK, "localhost")] if given.host == LOOPBACK else []
     print(f"{len(found)} contexts: http://{given.host}:{given.port}/ (Ctrl-C ends)", flush=True)

@@ -1,4 +1,4 @@
-"""Blind comparisons of two variants' replies: what people are asked, their answers in SQLite, what follows from them.
+"""Blind comparisons of two variants' replies: what people are asked, and their answers in SQLite and csv.
 
 A rater sees the replies of both variants to a context in an order that is drawn for the rater and the context, without
 their names. An answer is kept with the hash of both replies: after another training run, answers to replies that are
@@ -11,10 +11,9 @@ import csv
 import hashlib
 import io
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,53 +142,64 @@ def as_csv(answers: Sequence[Answer]) -> str:
     return buffer.getvalue()
 
 
-def summary(answers: Sequence[Answer], resamples: int, seed: int) -> dict[str, float]:
-    """How often b wins, and how far raters agree, of answers that compare the same two variants.
-
-    Returns:
-        `answers`, `examples`, `raters`; `win_rate`, the share x 100 of answers for b, a tie counting half, with
-        `win_rate.low` and `win_rate.high`, its 95 % interval by the bootstrap over examples, all answers to one drawn
-        together; `ties` x 100; and `agreement`, Krippendorff's alpha of nominal data (2004, chapter 11), where two
-        raters at least have answered the same example: 1 is perfect, 0 chance.
+def read_csv(path: Path) -> list[Answer]:
+    """The answers of a csv that `as_csv` wrote; none where there is no such file.
 
     Raises:
-        RatingsError: there are none.
+        RatingsError: a column or a value does not fit; names file, line and value.
     """
-    import numpy as np
-
-    if not answers:
-        raise RatingsError("no answers yet: `python -m stages.rate` asks for them")
-    worth = {"a": 0.0, "b": 1.0, "tie": 0.5}
-    by_example: dict[str, list[float]] = {}
-    for one in answers:
-        by_example.setdefault(one.example, []).append(worth[one.choice])
-    sums = np.array([[sum(values), len(values)] for values in by_example.values()])
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples) @ sums
-    low, high = np.percentile(100 * drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    counts = Counter(one.choice for one in answers)
-    found = {
-        "answers": float(len(answers)),
-        "examples": float(len(by_example)),
-        "raters": float(len({one.rater for one in answers})),
-        "win_rate": float(100 * sums[:, 0].sum() / len(answers)),
-        "win_rate.low": float(low),
-        "win_rate.high": float(high),
-        "ties": 100 * counts["tie"] / len(answers),
-    }
-    agreement = alpha(answers)
-    return found if agreement is None else found | {"agreement": agreement}
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            rows = [(reader.line_num, row) for row in reader]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise RatingsError(f"{path}: line {reader.line_num + 1} is no csv ({error})") from None
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise RatingsError(f"{path}: the columns are {', '.join(reader.fieldnames or ())}, not {', '.join(COLUMNS)}")
+    return [_checked(row, f"{path}: line {line}") for line, row in rows]
 
 
-def alpha(answers: Sequence[Answer]) -> float | None:
-    """Krippendorff's alpha; None where no example has two answers, or all answers are the same."""
-    import krippendorff
-    import numpy as np
+def _checked(row: Mapping[Any, Any], where: str) -> Answer:
+    from pydantic import TypeAdapter, ValidationError
 
-    raters, examples = (sorted({getattr(one, name) for one in answers}) for name in ("rater", "example"))
-    values = np.full((len(raters), len(examples)), np.nan)
-    for one in answers:
-        values[raters.index(one.rater), examples.index(one.example)] = CHOICES.index(one.choice)
-    compared = values[:, (~np.isnan(values)).sum(0) > 1]
-    if len(np.unique(compared[~np.isnan(compared)])) < 2:
-        return None
-    return float(krippendorff.alpha(reliability_data=compared, level_of_measurement="nominal"))
+    try:
+        return TypeAdapter(Answer).validate_python(row)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise RatingsError(f"{where}: {'.'.join(map(str, found['loc']))}: {found['msg'].lower()}") from None
+
+
+def shared(answers: Iterable[Answer], known: Iterable[Answer]) -> list[Answer]:
+    """The answers without what tells who gave them, joined to those that are known; a later one takes the place of one
+    of the same rater to the same replies.
+
+    A rater's name becomes a hash of it, the same on every machine, so that answers collected in several places meet.
+    It tells raters apart and keeps names out of the file; who knows a name can find its hash.
+    """
+    own = (replace(one, rater=_alias(one.rater), reason="") for one in answers)
+    kept = {(one.rater, one.example, one.variant_a, one.variant_b, one.replies): one for one in (*known, *own)}
+    return [kept[key] for key in sorted(kept)]
+
+
+def _alias(rater: str) -> str:
+    return hashlib.blake2b(rater.encode(), digest_size=4).hexdigest()
+
+
+def current(answers: Iterable[Answer], found: Iterable[Item], names: tuple[str, str]) -> list[Answer]:
+    """The answers that compare these variants and were given to the replies of now."""
+    now = {item.example: item.replies for item in found}
+    return [one for one in answers if (one.variant_a, one.variant_b) == names and now.get(one.example) == one.replies]
+
+
+def flipped(answer: Answer) -> Answer:
+    """The same answer with the variants named the other way round."""
+    other: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
+    return replace(
+        answer,
+        variant_a=answer.variant_b,
+        variant_b=answer.variant_a,
+        choice=other[answer.choice],
+        first="b" if answer.first == "a" else "a",
+    )

@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages import drawing, samples_page
+from stages import drawing, samples_page, win_rates
 from stages.drawing import Curve, Rounds
 from stages.errors import reported
 from stages.files import write_text
 from stages.params import Params, Round, load
 from stages.preferences.opposite_emotion import uniform
+from stages.ratings import read_csv
 from stages.results import METRICS, missing, read_metrics, read_object, read_text, read_variants, unreadable
 from stages.tables import (
     BEHAVIOUR_CLASSIFIERS,
@@ -46,6 +47,7 @@ REPLIES = Path("data/replies")
 SCORES = Path("data/scores")
 CURVES = Path("reports/curves")
 DPO = Path("models/dpo")
+RATINGS = Path("data/ratings.csv")
 SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.md")
 BROWSER = Path("reports/samples.html")
@@ -72,6 +74,7 @@ class Results:
     scores: dict[str, dict[str, Metrics]]
     losses: dict[str, Curve]
     rounds: Rounds
+    preferred: dict[tuple[str, str], Metrics]
 
 
 def read(params: Params) -> Results:
@@ -79,6 +82,7 @@ def read(params: Params) -> Results:
 
     Raises:
         ReportError: a file is missing or does not fit; names the file and the stage that makes it.
+        RatingsError: the answers of people cannot be read.
     """
     first = next(iter(params.variants))
     losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
@@ -88,6 +92,7 @@ def read(params: Params) -> Results:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
     variants, intervals = read_variants(params)
+    replies = {key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants}
     return Results(
         data=read_metrics(METRICS / "data.json", "prepare"),
         variants=variants,
@@ -95,10 +100,11 @@ def read(params: Params) -> Results:
         classifiers=read_classifiers(params),
         signature=read_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
         pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
-        replies={key: read_replies(REPLIES / f"{key}.parquet", f"generate@{key}") for key in params.variants},
+        replies=replies,
         scores={key: read_scores(SCORES / f"{key}.parquet", f"evaluate@{key}") for key in params.variants},
         losses=losses,
         rounds=read_rounds(params.dpo.rounds),
+        preferred=win_rates.compared(read_csv(RATINGS), replies, params.corpus.targets),
     )
 
 
@@ -203,7 +209,7 @@ diff: mean squared difference of a reply's EPITOME level, 0 to 2, to the human r
 {table("variant", beside_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes)}
 
 The classifiers behind them are right on {right(results.classifiers, EMPATHY_CLASSIFIERS)} of held-out posts.
-{dbt(results, notes)}{behaviour(results, notes)}
+{dbt(results, notes)}{behaviour(results, notes)}{win_rates.section(results.preferred)}
 ## Overlap and diversity
 
 {table("variant", results.variants, COLUMNS, notes)}

@@ -7,7 +7,7 @@
 Studies are the files of `studies/`. Each has two scales: `tiny`, which a machine with two cores runs, and `paper`
 (`--scale paper`). Overrides behind the name replace those of the scale: `seed=7 generate.limit=100`. An experiment is
 named after the study and what it overrides; one that is done at this commit is not run again, so that a study that was
-stopped goes on with what is left.
+stopped goes on with what is left. How many run side by side (`-j`) decides no name: `collect` needs none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.errors import reported
 from stages.params import compose
@@ -29,6 +30,10 @@ from stages.study_results import collect
 
 # Seconds between two looks at the queue.
 PAUSE = 5.0
+# Looks for a worker that was started, a second or two each; counted, since a machine may be suspended meanwhile.
+LOOKS = 100
+THREADS = "hardware.threads"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def done(points: Sequence[Experiment]) -> dict[str, str]:
@@ -51,8 +56,14 @@ def states(points: Sequence[Experiment]) -> dict[str, str]:
     return {one["name"]: one["status"] for one in listed if one["name"] in names}
 
 
-def queue(points: Sequence[Experiment], targets: Sequence[str]) -> int:
+def queue(points: Sequence[Experiment], targets: Sequence[str], threads: int | None) -> int:
     """Queue what is neither done nor in the queue.
+
+    Args:
+        points: of the grid.
+        targets: the stages to run; all for none.
+        threads: of each experiment that does not override `hardware.threads` itself; None: those of the params. They
+            are no part of an experiment's name, so that one is found however many ran beside it.
 
     Returns:
         How many were queued.
@@ -63,14 +74,60 @@ def queue(points: Sequence[Experiment], targets: Sequence[str]) -> int:
     finished, waiting = done(points), states(points)
     new = [one for one in points if one.name not in finished and waiting.get(one.name) not in ("Queued", "Running")]
     for one in new:
-        settings = [argument for override in one.arguments for argument in ("-S", override)]
+        own = [] if threads is None or THREADS in one.overrides else [f"{THREADS}={threads}"]
+        settings = [argument for override in (*one.arguments, *own) for argument in ("-S", override)]
         _dvc("exp", "run", "--queue", "--name", one.name, *settings, *targets)
     return len(new)
 
 
-def start(jobs: int) -> None:
-    """Start DVC's workers; they go on where this process ends."""
-    _dvc("queue", "start", "-j", str(jobs))
+def start(jobs: int, devices: Sequence[str]) -> None:
+    """Start DVC's workers where something is queued; they go on where this process ends.
+
+    A worker passes its environment on to the stages that it runs, so each is started in one that shows it its device
+    alone. `dvc queue start -j 3` starts those of the workers 1 to 3 that are not there: once 1 and 2 are, it is the
+    third. Worker k always has the same device, whichever were there before.
+
+    Args:
+        jobs: number of workers.
+        devices: of `devices`; none: one start for all.
+
+    Raises:
+        StudyError: a worker does not come up.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        workers = repo.experiments.celery_queue
+        if not devices and any(workers.iter_queued()):
+            _dvc("queue", "start", "-j", str(jobs))
+        for number, environment in enumerate(environments(jobs, devices), start=1):
+            if any(workers.iter_queued()):
+                _dvc("queue", "start", "-j", str(number), environment=environment)
+                _await(number, workers)
+
+
+def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
+    """What the environment of each worker says: its device, in turns where there are more workers than devices."""
+    return [{VISIBLE: devices[number % len(devices)]} for number in range(jobs)] if devices else []
+
+
+def devices(count: int, visible: str | None) -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Args:
+        count: of `torch.cuda.device_count()`.
+        visible: `CUDA_VISIBLE_DEVICES`, where it is set; CUDA ends at the first name that is no device.
+    """
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+def _await(number: int, workers: Any) -> None:
+    """Wait until a worker answers, since a second start before that starts it twice; or until nothing is left to do."""
+    for _ in range(LOOKS):
+        if not any(workers.iter_queued()) or any(f"-{number}@" in name for name in workers.worker_status()):
+            return
+        time.sleep(PAUSE / 5)
+    raise StudyError(f"worker {number} of DVC's queue does not start: see {workers.wdir}/*.out")
 
 
 def wait(points: Sequence[Experiment]) -> None:
@@ -96,9 +153,9 @@ def wait(points: Sequence[Experiment]) -> None:
         )
 
 
-def share_out(jobs: int, cores: int) -> list[str]:
-    """The override that gives each of `jobs` experiments its part of the cores, since threads in excess wait."""
-    return [f"hardware.threads={max(1, cores // jobs)}"] if jobs > 1 else []
+def share_out(jobs: int, cores: int) -> int | None:
+    """The threads of each of `jobs` experiments, since threads in excess wait; None where one has all cores."""
+    return max(1, cores // jobs) if jobs > 1 else None
 
 
 def show(points: Sequence[Experiment], targets: Sequence[str]) -> None:
@@ -120,8 +177,9 @@ def stages_of(point: Experiment, targets: Sequence[str]) -> list[str]:
         params.write_bytes(kept)
 
 
-def _dvc(*arguments: str) -> None:
-    finished = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    command, own = [sys.executable, "-m", "dvc", *arguments], {**os.environ, **(environment or {})}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     if finished.returncode:
         raise StudyError(f"dvc {' '.join(arguments)}: {finished.stderr.strip() or finished.stdout.strip()}")
 
@@ -133,17 +191,19 @@ def main() -> None:
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
     parser.add_argument("--scale", default="tiny", choices=["tiny", "paper"])
-    parser.add_argument("-j", "--jobs", type=int, default=1, help="experiments side by side; 1")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="of run: experiments side by side; 1")
     given = parser.parse_args()
     study = read(given.name)
-    overrides = [*share_out(given.jobs, os.cpu_count() or 1), *given.overrides]
-    points = experiments(given.name, study, given.scale, overrides)
+    points = experiments(given.name, study, given.scale, given.overrides)
     if given.action == "show":
         show(points, study.targets)
         return
     if given.action == "run":
-        print(f"{queue(points, study.targets)} experiments queued, {len(points)} in all", flush=True)
-        start(given.jobs)
+        import torch
+
+        queued = queue(points, study.targets, share_out(given.jobs, os.cpu_count() or 1))
+        print(f"{queued} experiments queued, {len(points)} in all", flush=True)
+        start(given.jobs, devices(torch.cuda.device_count(), os.environ.get(VISIBLE)))
         wait(points)
     collect(given.name, study, points, done(points))
 

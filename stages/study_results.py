@@ -160,6 +160,10 @@ def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
             axes.set(xlabel=shown.x, ylabel=COLUMNS[metric][0])
             if min(float(row.point[shown.x]) for row in rows) > 0:
                 axes.set_xscale("log")
+            # A tick for each value of the grid: the powers of ten of a logarithmic axis are formulas, which are off.
+            places = {float(row.point[shown.x]): row.point[shown.x] for row in rows}
+            axes.set_xticks(list(places), list(places.values()))
+            axes.minorticks_off()
         if len(shown.variants) > 1:
             panels[-1].legend(frameon=False)
         found = {ending: _saved(drawn, ending) for ending in ("svg", "png")}

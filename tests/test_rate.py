@@ -9,6 +9,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPConnection
+from itertools import product
+from math import comb
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -16,8 +19,9 @@ from helpers import ROOT, open_browser
 
 from stages.errors import UserError
 from stages.params import load
-from stages.rate import app, current, export, read
-from stages.ratings import Answer, RatingsError, Store, alpha, as_csv, first, items, order, summary
+from stages.rate import app, export, read, share
+from stages.ratings import Answer, RatingsError, Store, as_csv, current, first, items, order, read_csv
+from stages.win_rates import alpha, compared, section, summary, wilson
 
 NAMES = ("sft", "sft-dpo")
 HOSTILE = "<img src=x onerror=\"document.title = 'taken'\">"
@@ -30,7 +34,8 @@ def replies(words, count=12):
     ]
 
 
-ITEMS = items(replies("plain"), [*replies("warm")[:10], replies("plain")[10], {**replies("x")[11], "reply": HOSTILE}])
+PLAIN, WARM = replies("plain"), [*replies("warm")[:10], replies("plain")[10], {**replies("x")[11], "reply": HOSTILE}]
+ITEMS = items(PLAIN, WARM)
 
 
 def an_answer(rater="ann", example=0, choice="b", **changes):
@@ -164,18 +169,45 @@ def test_answers_are_on_the_disk_when_they_are_kept(tmp_path):
         assert base.execute("SELECT count(*) FROM answers").fetchone() == (1,)
 
 
-def test_the_win_rate_counts_ties_half_and_its_interval_holds_it():
+def test_the_win_rate_counts_ties_half_and_its_interval_is_wilsons():
     answers = [an_answer(example=i, choice="b") for i in range(6)] + [an_answer(example=i, choice="a") for i in (6, 7)]
     answers += [an_answer(example=i, choice="tie") for i in (8, 9)]
-    found = summary(answers, 1000, 13)
-    assert (found["win_rate"], found["ties"], found["answers"], found["raters"]) == (70, 20, 10, 1)
-    assert found["win_rate.low"] < 70 < found["win_rate.high"] and "agreement" not in found
-    assert summary(answers, 1000, 13) == found
-    # Ten answers to one context are one context.
-    same = [an_answer(rater=f"{i}", example=0) for i in range(10)]
-    assert summary([*same, an_answer(example=1, choice="a")], 1000, 13)["win_rate.low"] == 0
+    found = summary(answers, "last")
+    counted = {"answers": 10, "dialogues": 10, "raters": 1, "wins_a": 2, "ties": 2, "wins_b": 6, "win_rate": 70}
+    assert {key: found[key] for key in counted} == counted and "agreement" not in found
+    # Brown, Cai and DasGupta 2001, equation 4, of 7 successes in 10.
+    assert (found["win_rate.low"], found["win_rate.high"]) == pytest.approx((39.68, 89.22), abs=0.01)
     with pytest.raises(RatingsError, match="no answers yet"):
-        summary([], 1000, 13)
+        summary([], "last")
+
+
+@pytest.mark.parametrize("choice", ["a", "b"])
+def test_answers_that_are_all_the_same_leave_an_interval(choice):
+    """Of n draws alike Wilson's interval ends at n / (n + z^2)."""
+    found = summary([an_answer(example=i, choice=choice) for i in range(5)], "last")
+    low = 100 * 5 / (5 + 1.959964**2)
+    ends = {"b": (low, 100), "a": (0, 100 - low)}[choice]
+    assert (found["win_rate.low"], found["win_rate.high"]) == pytest.approx(ends)
+
+
+def test_answers_to_one_dialogue_are_one_draw_however_many_gave_them():
+    once = [an_answer(example=i, choice="ab"[i % 2]) for i in range(6)]
+    often = [replace(one, rater=f"{i}") for one in once for i in range(20)]
+    ends = ("win_rate", "win_rate.low", "win_rate.high")
+    assert [summary(often, "last")[end] for end in ends] == pytest.approx([summary(once, "last")[end] for end in ends])
+    # One turn after the other of the same dialogue, too.
+    turns = [replace(one, example=f"{one.example}:{turn}") for one in once for turn in (1, 3, 5)]
+    assert summary(turns, "every")["dialogues"] == 6
+    assert summary(turns, "every")["win_rate.low"] == pytest.approx(summary(once, "last")["win_rate.low"])
+
+
+@pytest.mark.parametrize("count", [20, 40, 100])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.8])
+def test_the_interval_holds_the_true_share_in_95_of_100_studies(count, share):
+    """The exact probability, over all numbers of wins."""
+    held = [low <= share <= high for low, high in (wilson(wins / count, count) for wins in range(count + 1))]
+    chances = [comb(count, wins) * share**wins * (1 - share) ** (count - wins) for wins in range(count + 1)]
+    assert 0.92 < sum(chance for chance, inside in zip(chances, held, strict=True) if inside) < 0.98
 
 
 def test_agreement_is_krippendorffs_alpha():
@@ -185,6 +217,7 @@ def test_agreement_is_krippendorffs_alpha():
     coded = [an_answer(rater=who, example=i, choice=c) for who, codes in units for i, c in enumerate(codes)]
     # By hand: of 20 values 3 are a; 3 examples disagree, so 6 of 20 pairs; by chance 2 * 3 * 17 of 20 * 19 would.
     assert alpha(coded) == pytest.approx(1 - (6 / 20) / (2 * 3 * 17 / (20 * 19)))
+    assert summary(coded, "last")["agreement"] == alpha(coded)
     assert alpha([one for one in coded if one.rater == "ben"]) is None
 
 
@@ -194,8 +227,61 @@ def test_export_is_the_answers_and_what_they_say(tmp_path, capsys):
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["choice"] for row in csv.DictReader(file)] == ["b"] * 9
     text = capsys.readouterr().out
-    assert "sft-dpo is the better one against sft in 100.0 % (100.0 to 100.0) of 9 answers" in text
+    assert "sft-dpo is the better one against sft in 100.0 % (65.7 to 100.0) of 9 answers" in text
     assert as_csv(answers).count("\n") == 10
+
+
+def test_what_was_answered_on_the_page_is_in_the_report(server, tmp_path, monkeypatch):
+    """Two raters on the page, a third on another machine who compared the variants the other way round."""
+    port, store = server
+    for (rater, better), item in product({"ann": "second", "ben": "tie"}.items(), ITEMS):
+        body = {"rater": rater, "example": item.example, "hash": item.replies, "better": better, "reason": "private"}
+        assert ask(port, "POST", "/answer", body)[0] == 200
+    monkeypatch.chdir(tmp_path)
+    share(current(store.answers(), ITEMS, NAMES))
+    other = items(WARM, PLAIN)
+    share([Answer("eve", one.example, *NAMES[::-1], "a", "", "a", one.replies, "2024-01-31") for one in other])
+    # The same answers again are the same answers.
+    share(current(store.answers(), ITEMS, NAMES))
+    text = Path("data/ratings.csv").read_text()
+    assert text.count("\n") == 1 + 3 * len(ITEMS)
+    assert not any(word in text for word in ("private", "ann", "ben", "eve"))
+    found = compared(read_csv(Path("data/ratings.csv")), {"sft": PLAIN, "sft-dpo": WARM}, "last")
+    seconds = Counter("ab"[first(item, "ann", 13) == "a"] for item in ITEMS)
+    own = found["sft", "sft-dpo"]
+    assert found.keys() == {NAMES} and (own["raters"], own["dialogues"], own["ties"]) == (3, len(ITEMS), len(ITEMS))
+    assert (own["wins_a"], own["wins_b"]) == (seconds["a"], seconds["b"] + len(ITEMS))
+    head, _, line = section(found).split("\n\n")[1].splitlines()
+    cells = dict(zip(*([cell.strip() for cell in one.strip("|").split("|")] for one in (head, line)), strict=True))
+    assert (cells["A, B"], cells["answers"], cells["A wins"], cells["ties"]) == (
+        "sft, sft-dpo", "33", f"{seconds['a']}", "11",
+    )  # fmt: skip
+    assert (
+        cells["win rate of B %"] == f"{own['win_rate']:.1f} ({own['win_rate.low']:.1f} to {own['win_rate.high']:.1f})"
+    )
+    assert cells["alpha"] == f"{own['agreement']:.2f}"
+    # Answers to replies that are gone count no more.
+    assert compared(read_csv(Path("data/ratings.csv")), {"sft": replies("new"), "sft-dpo": WARM}, "last") == {}
+    assert section({}) == ""
+
+
+def test_the_ratings_that_the_project_comes_with_are_none():
+    assert read_csv(ROOT / "data/ratings.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("choice", "what"), r"ratings\.csv: the columns are .*what.*, not rater, example"),
+        ((",b,", ",c,"), r"ratings\.csv: line 2: choice: input should be 'a', 'b' or 'tie'"),
+        (("ann,", ""), r"ratings\.csv: line 2: "),
+        (("2024-01-31", "2024-01-31,more"), r"ratings\.csv: line 2: "),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, changes, message):
+    (tmp_path / "ratings.csv").write_text(as_csv([an_answer()]).replace(*changes))
+    with pytest.raises(RatingsError, match=message):
+        read_csv(tmp_path / "ratings.csv")
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):

@@ -20,7 +20,19 @@ from omegaconf import OmegaConf
 from stages.files import write_json, write_text
 from stages.generate import write_replies
 from stages.params import check
-from stages.report import choose, escape, main, quote, read_curve, read_rounds, table
+from stages.ratings import Answer, as_csv, items
+from stages.report import (
+    choose,
+    escape,
+    main,
+    quote,
+    read,
+    read_curve,
+    read_replies,
+    read_rounds,
+    summary,
+    table,
+)
 from stages.results import ReportError
 
 ROOT = Path(__file__).parents[1]
@@ -202,6 +214,25 @@ def test_what_a_counsellor_does_is_shown_beside_people():
     )
     found = next(t for t in (rows(PAGES[0].read_text(), "variant", i) for i in range(4)) if "R:Q" in t["variant"])
     assert found["base"][:2] == ["1.50 ± 0.50", "30.0"] and found["people"][:2] == ["\u2013", "60.0"]
+
+
+def test_what_people_prefer_is_shown_where_they_were_asked():
+    """Of replies that are there: an answer to others does not count."""
+    assert "What people prefer" not in summary(read(params()), params())
+    a, b = (read_replies(Path(f"data/replies/{name}.parquet"), "") for name in ("sft", "sft-dpo"))
+    answers = [
+        Answer(rater, item.example, "sft", "sft-dpo", choice, "", "a", item.replies, "2024-01-31")
+        for item, choice in zip(items(a, b), ["a", "tie", *["b"] * 10], strict=True)
+        for rater in ("1f", "2e")
+    ]
+    answers.append(replace(answers[0], example="test/5", replies="gone"))
+    write_text(Path("data/ratings.csv"), as_csv(answers))
+    text = summary(read(params()), params())
+    found = rows(text, "A, B")
+    row = dict(zip(found["A, B"], found["sft, sft-dpo"], strict=True))
+    assert row["A wins"] == "2" and row["ties"] == "2" and row["B wins"] == "20"
+    assert row["dialogues"] == "12" and row["alpha"] == "1.00"
+    assert row["win rate of B %"] == "87.5 (59.8 to 97.1)"
 
 
 def test_the_summary_says_what_was_run():

@@ -200,11 +200,18 @@ FORBIDDEN = {
 
 
 def dangerous(source):
-    """Calls that could run what a file holds, or a shell."""
+    """Calls that could run what a file holds, or a shell, or that ask whether to run a model's own code."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    keywords = {call: {f"{one.arg}={ast.unparse(one.value)}" for one in call.keywords} for call in calls}
     found = {ast.unparse(call.func) for call in calls} & FORBIDDEN
-    keywords = {f"{one.arg}={ast.unparse(one.value)}" for call in calls for one in call.keywords}
-    return found | (keywords & {"shell=True", "allow_pickle=True", "trust_remote_code=True", "weights_only=False"})
+    # Without the keyword transformers asks the person at the terminal.
+    asking = {
+        name for call, own in keywords.items()
+        if re.fullmatch(r"Auto\w+\.from_pretrained", name := ast.unparse(call.func))
+        and "trust_remote_code=False" not in own
+    }  # fmt: skip
+    unsafe = {"shell=True", "allow_pickle=True", "trust_remote_code=True", "weights_only=False"}
+    return found | asking | (set().union(*keywords.values()) & unsafe)
 
 
 def test_no_code_here_loads_pickles_or_starts_a_shell(recorded):
@@ -215,6 +222,7 @@ def test_no_code_here_loads_pickles_or_starts_a_shell(recorded):
                            "failures": len(found)}])  # fmt: skip
     assert found == {}
     assert dangerous("np.load(path, allow_pickle=True)") == {"np.load", "allow_pickle=True"}
+    assert dangerous("AutoModel.from_pretrained(folder)") == {"AutoModel.from_pretrained"}
 
 
 # Archives

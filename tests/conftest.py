@@ -11,7 +11,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZE
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
-CAMPAIGNS = pytest.StashKey[dict]()
 SENTENCES = [
     "I lost my dog.",
     "I am sorry!",
@@ -37,14 +36,12 @@ def pytest_collection_modifyitems(config, items):
 def recorded(request):
     """`recorded(name, rows)`: keep a campaign's rows, {what, cases, failures, …}, where --record asks for it.
 
-    Rows that several tests of a file give to one campaign stand together, those of an earlier run are replaced.
+    Rows that several tests of a file give to one campaign stand together, those of another commit are replaced.
     """
 
     def keep(name, rows):
         if request.config.getoption("--record"):
-            found = request.config.stash.setdefault(CAMPAIGNS, {}).setdefault(name, [])
-            found += rows
-            reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", found)
+            reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", rows)
 
     return keep
 

@@ -21,9 +21,13 @@ SECTIONS = ("kill", "checkpoints", "resources", "inputs", "load", "security", "d
 
 
 def keep(name, command, rows):
-    """Write a campaign's counts with commit, date and machine, and the page."""
+    """Write a campaign's counts with commit, date and machine, and the page; other rows of this commit stay."""
     record = {"command": command, "commit": commit(), "date": date.today().isoformat(), "machine": machine()}
-    write_json(RESULTS / f"{name}.json", {**record, "rows": rows})
+    before = results().get(name, {"rows": []})
+    same = all(before.get(key) == record[key] for key in ("command", "commit"))
+    new = {row["what"] for row in rows}
+    kept = [row for row in before["rows"] if same and row["what"] not in new]
+    write_json(RESULTS / f"{name}.json", {**record, "rows": [*kept, *rows]})
     write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results()))
 
 

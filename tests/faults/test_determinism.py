@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,10 @@ def trained(folder: Path, threads: int, hash_seed: int) -> tuple[dict[str, float
 
 
 def test_equal_runs_are_equal_to_the_byte_and_two_threads_within_tolerance(tmp_path, recorded):
-    one, outs = trained(tmp_path / "one", 1, 1)
-    again, same = trained(tmp_path / "again", 1, 2)
-    two, others = trained(tmp_path / "two", 2, 3)
+    runs = {"one": (1, 1), "again": (1, 2), "two": (2, 3)}
+    with ThreadPoolExecutor(len(runs)) as pool:
+        started = [pool.submit(trained, tmp_path / name, *settings) for name, settings in runs.items()]
+    (one, outs), (again, same), (two, others) = (each.result() for each in started)
     assert {"base/model.safetensors", "sft/adapter_model.safetensors", "replies.json"} <= outs.keys()
     unequal = [name for name in outs.keys() | same.keys() if outs.get(name) != same.get(name)]
     apart = {name: abs(two[name] - one[name]) for name in one}

@@ -105,8 +105,9 @@ def tolerance(metric: str, committed: Metrics, bounds: Metrics) -> float:
         committed: the values of its file.
         bounds: of `metrics/intervals/`, `<metric>.low` and `<metric>.high` where there is an interval.
     """
-    if f"{metric}.low" in bounds:
-        return (bounds[f"{metric}.high"] - bounds[f"{metric}.low"]) / 2
+    # Where all examples are alike (no empty reply) the interval is a point, and says nothing.
+    if width := bounds.get(f"{metric}.high", 0.0) - bounds.get(f"{metric}.low", 0.0):
+        return width / 2
     if f"{metric}_stderr" in committed:
         return 1.96 * committed[f"{metric}_stderr"]
     value = committed.get(metric, 0)

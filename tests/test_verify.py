@@ -64,6 +64,7 @@ def test_a_metric_is_judged_by_its_tolerance(metric, value, outside, tmp_path):
 
 def test_tolerances():
     assert tolerance("rouge_l", METRICS["sft"], METRICS["intervals/sft"]) == 1
+    assert tolerance("empty", {"empty": 0.0}, {"empty.low": 0.0, "empty.high": 0.0}) == 0.5
     assert tolerance("acc", METRICS["mmlu/sft"], {}) == pytest.approx(7.84)
     assert tolerance("share", {"share": 40.0}, {}) == 2 and tolerance("share", {"share": 0.0}, {}) == 0.5
     assert tolerance("pairs", {"pairs": 768}, {}) == 0

@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro diff test lint bench study clean params lock
+.PHONY: help setup repro diff test lint bench study verify audit clean params lock
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -45,6 +45,12 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 
 study: setup ## Run a study of studies/ (make study NAME=empo-figure3)
 	python -m stages.study run $(NAME)
+
+verify: setup ## Run the committed pipeline anew in a clone, and compare what it gives with what is committed
+	python -m stages.verify
+
+audit: ## Look for known vulnerabilities of the locked packages (needs the network)
+	.ci/audit
 
 clean: ## Remove caches and unfinished work; results and .venv stay
 	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache

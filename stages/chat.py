@@ -20,6 +20,7 @@ from stages.dialogues import Turn
 from stages.errors import UserError, reported
 from stages.params import Params, load, named
 from stages.preferences.opposite_emotion import uniform
+from stages.tables import visible
 
 BASE = Path("models/base")
 NOTICE = (
@@ -98,7 +99,7 @@ def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str]:
                 reply, left_out = conversation.say(text)
                 if left_out:
                     yield f"(the oldest {left_out} turns no longer fit, and were not read)"
-                yield reply or "(an empty reply)"
+                yield "\n".join(map(visible, reply.splitlines())) or "(an empty reply)"
 
 
 def typed() -> Iterator[str]:

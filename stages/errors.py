@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from stages.tables import visible
+
 
 class UserError(Exception):
     """Something that the person who runs the pipeline can mend; the message says what, where and how."""
@@ -17,5 +19,6 @@ def reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A message may quote a hostile file.
+        print("error: " + "\n".join(map(visible, str(error).split("\n"))), file=sys.stderr)
         sys.exit(1)

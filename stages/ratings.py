@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,14 +88,21 @@ def first(item: Item, rater: str, seed: int) -> Literal["a", "b"]:
 
 
 class Store:
-    """The answers in a SQLite file; every answer is on the disk before `keep` returns."""
+    """The answers in a SQLite file; every answer is on the disk before `keep` returns.
+
+    Threads take turns on one connection: SQLite's own waiting lets some of many writers wait for ever, and a connection
+    for each answer would copy the log into the file each time that the last one is closed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._turn = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._base = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
         with self._open() as base:
-            # Readers do not wait for the writer.
+            # Readers, of other processes too, do not wait for the writer; an answer is synced before it is confirmed.
             base.execute("PRAGMA journal_mode = WAL")
+            base.execute("PRAGMA synchronous = FULL")
             base.execute(
                 f"CREATE TABLE IF NOT EXISTS answers ({', '.join(f'{name} TEXT NOT NULL' for name in COLUMNS)}, "
                 "PRIMARY KEY (rater, example, variant_a, variant_b, replies))"
@@ -102,16 +110,12 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each use, so that threads share none."""
-        base = sqlite3.connect(self.path, timeout=PATIENCE)
+        """The connection, for one thread, in a transaction of its own."""
         try:
-            base.execute("PRAGMA synchronous = FULL")
-            with base:
+            with self._turn, self._base as base:
                 yield base
         except sqlite3.DatabaseError as error:
             raise RatingsError(f"{self.path} cannot be read or written ({error})") from None
-        finally:
-            base.close()
 
     def keep(self, answer: Answer) -> None:
         """Keep an answer; a second one of the same rater to the same item takes the first one's place.
@@ -128,9 +132,11 @@ class Store:
     def answers(self, rater: str | None = None) -> list[Answer]:
         """All answers, or those of a rater, by rater and example."""
         names = ", ".join(COLUMNS)
-        asked = f"SELECT {names} FROM answers WHERE ? IS NULL OR rater = ? ORDER BY {names}"
+        # By the key's first column where a rater is named: the page asks before each answer.
+        which, values = ("", ()) if rater is None else ("WHERE rater = ?", (rater,))
         with self._open() as base:
-            return [Answer(*row) for row in base.execute(asked, (rater, rater))]
+            found = base.execute(f"SELECT {names} FROM answers {which} ORDER BY {names}", values)
+            return [Answer(*row) for row in found]
 
 
 def as_csv(answers: Sequence[Answer]) -> str:

@@ -71,7 +71,7 @@ def _samples(before: Replies | None, after: Replies, seed: int) -> Sequence[str]
     for key in choose(changed, seed):
         said = quote(after[key]["context"][-1]["text"], "**user:** ")
         replies = (quote(side[key]["reply"], f"**{name}:** ") for name, side in (("before", before), ("after", after)))
-        parts.append("\n\n".join([f"{escape(changed[key])} ({escape(key)})", said, *replies]))
+        parts.append("\n\n".join([f"{escape(changed[key].strip())} ({escape(key)})", said, *replies]))
     return parts
 
 

@@ -220,9 +220,17 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in rest) + " |"
 
 
+def visible(text: str) -> str:
+    """Text of any origin as one line without what would act on a terminal or turn letters around.
+
+    Control characters (escape sequences begin with one) and invisible marks become U+FFFD, white space blanks.
+    """
+    return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
+
+
 def escape(text: str) -> str:
     """Text of one line as Markdown that shows it as it is, whatever it contains."""
-    text = "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
+    text = visible(text)
     text = re.sub(r"[\\`*_{}\[\]<>#|~$&]", r"\\\g<0>", text)
     # Bare addresses, which GitHub links.
     text = re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", text, flags=re.IGNORECASE)

@@ -1,10 +1,10 @@
 """Shared fixtures. Nothing in the tests reaches a hub."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+import reliability
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Before torch is imported: two threads in each of two test processes would wait for each other.
@@ -25,16 +25,23 @@ def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="keep what the campaigns count in docs/reliability/")
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--record"):
+        for item in items:
+            if item.get_closest_marker("campaign"):
+                item.add_marker(pytest.mark.skip(reason="a campaign of full size: --record runs and keeps it"))
+
+
 @pytest.fixture
 def recorded(request):
-    """`recorded(name, rows)`: keep a campaign's rows, {what, cases, failures, …}, where --record asks for it."""
+    """`recorded(name, rows)`: keep a campaign's rows, {what, cases, failures, …}, where --record asks for it.
+
+    Rows that several tests of a file give to one campaign stand together, those of another commit are replaced.
+    """
 
     def keep(name, rows):
         if request.config.getoption("--record"):
-            file = ROOT / "docs/reliability" / f"{name}.json"
-            file.parent.mkdir(exist_ok=True)
-            command = f"python -m pytest {request.node.nodeid.partition('::')[0]} --record"
-            file.write_text(json.dumps({"command": command, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+            reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", rows)
 
     return keep
 

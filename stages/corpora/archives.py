@@ -1,6 +1,7 @@
 """Published archives (tar or zip): the wanted members become plain files, nothing else touches the disk.
 
-Archives are not trusted: absolute names, names with `..` and links are passed over.
+Archives are not trusted: absolute names, names with `..`, links and devices are passed over, and what is wanted may
+not unpack to more than `MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,8 @@ from tempfile import TemporaryDirectory
 
 from stages.corpora.sources import Archive, DownloadError, is_inside
 
+# Of all wanted members together, unpacked; the largest published corpus here has 0.2 GiB.
+MOST_BYTES = 4 * 2**30
 # What broken, encrypted or hostile archives raise.
 _UNPACKING = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
@@ -24,7 +27,8 @@ def unpack(path: Path, archive: Archive, target: Path) -> list[str]:
     """Unpack the members of `archive`, which lies at `path`, below `target`, and return their names there.
 
     Raises:
-        DownloadError: it is no whole archive, a member is missing or no plain file, or their number is another.
+        DownloadError: it is no whole archive, a member is missing or no plain file, their number is another, or they
+            would unpack to more than `MOST_BYTES`.
     """
     extract = _from_zip if zipfile.is_zipfile(path) else _from_tar
     with TemporaryDirectory(prefix=".unpack-", dir=target.parent) as scratch:
@@ -65,6 +69,7 @@ def check_count(archive: Archive, files: Collection[str], where: str) -> None:
 def _from_tar(path: Path, archive: Archive, scratch: Path) -> dict[str, str]:
     with tarfile.open(path) as tar:
         wanted = {file: each for each in tar if each.isreg() and (file := _wanted(each.name, archive))}
+        _check_size(each.size for each in wanted.values())
         tar.extractall(scratch, members=wanted.values(), filter="data")
     return {file: member.name for file, member in wanted.items()}
 
@@ -73,9 +78,20 @@ def _from_zip(path: Path, archive: Archive, scratch: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as zipped:
         # A link is a file with a type in the upper half of its attributes; its content would be the link's target.
         plain = [each for each in zipped.infolist() if not each.is_dir() and each.external_attr >> 28 in (0, 0o10)]
-        wanted = {file: each.filename for each in plain if (file := _wanted(each.filename, archive))}
+        wanted = {file: each for each in plain if (file := _wanted(each.filename, archive))}
+        _check_size(each.file_size for each in wanted.values())
         zipped.extractall(scratch, members=wanted.values())
-    return wanted
+    return {file: member.filename for file, member in wanted.items()}
+
+
+def _check_size(sizes: Iterable[int]) -> None:
+    """Before anything is written: neither tarfile nor zipfile unpacks more of a member than its head declares.
+
+    Raises:
+        ValueError: it is too much. A sparse file counts with its holes, which a reader would read.
+    """
+    if (total := sum(sizes)) > MOST_BYTES:
+        raise ValueError(f"its wanted members have {total:,} bytes, and at most {MOST_BYTES:,} are unpacked")
 
 
 def _wanted(member: str, archive: Archive) -> str | None:

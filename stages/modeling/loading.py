@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from stages.params import Hardware, Lora
 
 RECORD = "base.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def origin(base: Path) -> tuple[str, str | None]:
@@ -29,12 +32,13 @@ def load_tokenizer(base: Path) -> Tokenizer:
     """The base model's tokenizer, with a pad token.
 
     Raises:
-        ModelError: it has no chat template, or no end-of-sequence token.
+        ModelError: its files cannot be read, it has no chat template, or no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
     source, commit = origin(base)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
+    with _loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
         raise ModelError(f"{source} has no chat template or no EOS token: take an instruction-tuned model")
     if tokenizer.pad_token is None:
@@ -46,7 +50,8 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     """The base model on the CPU or GPU: fp32 weights on a CPU (bf16 comes from autocast), `hardware.dtype` on a GPU.
 
     Raises:
-        ModelError: `hardware.device` is cuda and there is none, or the model is an encoder.
+        ModelError: `hardware.device` is cuda and there is none, the model is an encoder, it has no safetensors, or it
+            cannot be loaded without code of its own.
     """
     import torch
 
@@ -55,15 +60,30 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
         raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     source, commit = origin(base)
     in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
-    model = _model_class(source, commit).from_pretrained(
-        source,
-        revision=commit,
-        dtype=torch.bfloat16 if in_bf16 else torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with _loading(source):
+        model = _model_class(source, commit).from_pretrained(
+            source,
+            revision=commit,
+            dtype=torch.bfloat16 if in_bf16 else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     loaded: PreTrainedModel = model.to(hardware.device)
     return loaded
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Turn what transformers says of files that it refuses into an error for people."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Its further lines say how to have the code run.
+        first = str(error).strip().splitlines()[0].rstrip(" .")
+        raise ModelError(
+            f"{source} cannot be loaded: {first}. Take a model with safetensors that transformers knows: no pickled "
+            "weights are loaded, and no code that comes with a model is run"
+        ) from None
 
 
 def _model_class(source: str, commit: str | None) -> Any:
@@ -102,15 +122,23 @@ def require_positions(model: Any, key: str, length: int) -> None:
 
 def is_adapter(folder: Path) -> bool:
     """Whether `folder` holds an adapter rather than a base model."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
-    """`model` with the adapter of `folder` on it, as a PeftModel."""
+    """`model` with the adapter of `folder` on it, as a PeftModel.
+
+    Raises:
+        ModelError: there is none, it is no LoRA, or it has no safetensors: PEFT would take pickled weights instead.
+    """
     from peft import PeftModel
 
-    if not is_adapter(folder):
-        raise ModelError(f"{folder} holds no adapter (adapter_config.json is missing)")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} holds no adapter ({name} is missing)")
+    kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type = {kind!r}, but adapters here are LORA")
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 

@@ -80,7 +80,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
         if not (folder / name).is_file():
             raise EpitomeError(f"{folder / name} is missing: run `dvc repro epitome`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
     seeker = AutoModel.from_config(config)
     models = {}
@@ -92,7 +92,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
         models[mechanism].to(hardware.device).eval()
         if hardware.dtype == "bf16":
             _cast_linear(models[mechanism])
-    return Classifiers(models, AutoTokenizer.from_pretrained(folder), settings["max_length"])
+    return Classifiers(models, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings["max_length"])
 
 
 def _cast_linear(model: nn.ModuleDict) -> None:

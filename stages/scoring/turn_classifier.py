@@ -198,7 +198,9 @@ def load(folder: Path, hardware: Hardware, maker: str) -> TurnClassifier:
         if not (folder / name).is_file():
             raise ClassifierError(f"{folder / name} is missing: run `dvc repro {maker}`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    model = make_model(AutoModel.from_config(AutoConfig.from_pretrained(folder)), len(settings["labels"]))
+    model = make_model(
+        AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)), len(settings["labels"])
+    )
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
@@ -206,5 +208,9 @@ def load(folder: Path, hardware: Hardware, maker: str) -> TurnClassifier:
     model.to(hardware.device).eval()
     labels = tuple(settings["labels"])
     return TurnClassifier(
-        model, AutoTokenizer.from_pretrained(folder), labels, settings["max_length"], settings["context_turns"]
+        model,
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        labels,
+        settings["max_length"],
+        settings["context_turns"],
     )

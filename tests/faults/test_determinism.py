@@ -1,0 +1,114 @@
+"""Equal runs give equal bytes; another number of threads gives metrics within a stated tolerance."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from test_pipeline import MICRO, Clone
+
+from stages.verify import compare
+
+# Of one and two threads: relative, of losses; in points of a hundred, of metrics of replies (a reply that hangs on a
+# last digit has other words).
+LOSS, POINTS = 1e-3, 2.0
+
+RUN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from stages import base, sft
+from stages.corpora import empathetic_dialogues
+from stages.files import settle_model_files
+from stages.modeling.chat import encode_dialogue, encode_prompt
+from stages.modeling.generation import generate_replies
+from stages.modeling.training import save_adapter
+from stages.params import Hardware, Lora, Model, Sft, Tiny
+from stages.scoring.overlap import overlap
+
+dialogues, _ = empathetic_dialogues.read(Path(sys.argv[1]))
+train, held = ([one for one in dialogues if one.split == split] for split in ("train", "test"))
+hardware = Hardware("cpu", "fp32", int(sys.argv[2]), 8, False, False, 512, 100)
+tiny = Tiny(500, 96, 192, 2, 2, 128, "sample", 1, 3e-3, 16, 64, "llama")
+model = Model("tiny", None, None, None, None, False, False, None)
+made, tokenizer = base.make([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"))
+for one in (made, tokenizer):
+    one.save_pretrained("base")
+settle_model_files(Path("base"))
+settings = Sft(1, 3e-3, 16, "cosine", 0, 96, "assistant", {})
+policy = sft.fine_tune(made, tokenizer, train[:32], settings, Lora(4, 8, 0.1), hardware, 1, Path("c2"), Path("curves"))
+save_adapter(policy, Path("sft"))
+policy.eval()
+losses = []
+with torch.no_grad():
+    for one in held[:12]:
+        coded = encode_dialogue(tokenizer, one.turns, loss_on="assistant", max_length=96)
+        ids, mask = torch.tensor([coded.ids]), torch.tensor([coded.mask])
+        labels = ids.masked_fill(~mask, -100)
+        losses.append(policy(input_ids=ids, labels=labels).loss.item())
+replies = generate_replies(
+    policy, tokenizer, [encode_prompt(tokenizer, one.turns[:1], 64) for one in held[:16]], 12, hardware
+)
+found = overlap(replies, [one.turns[1].text for one in held[:16]])
+Path("replies.json").write_text(json.dumps(replies))
+metrics = {name: found[name] for name in ("bleu_1", "rouge_l", "dist_2")}
+print(json.dumps({"threads": torch.get_num_threads(), "loss": sum(losses) / len(losses), **metrics}))
+"""
+
+
+def trained(folder: Path, threads: int, hash_seed: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Base model, SFT and replies in a process of its own: the metrics, and the hash of every out."""
+    folder.mkdir()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", RUN, str(ROOT / "data/sample/empatheticdialogues"), str(threads)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outs = [path for top in ("base", "sft", "curves", "replies.json") for path in sorted(folder.glob(f"{top}/**/*"))]
+    files = [path for path in [*outs, folder / "replies.json"] if path.is_file()]
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return json.loads(done.stdout.splitlines()[-1]), hashes
+
+
+def test_equal_runs_are_equal_to_the_byte_and_two_threads_within_tolerance(tmp_path, recorded):
+    runs = {"one": (1, 1), "again": (1, 2), "two": (2, 3)}
+    with ThreadPoolExecutor(len(runs)) as pool:
+        started = [pool.submit(trained, tmp_path / name, *settings) for name, settings in runs.items()]
+    (one, outs), (again, same), (two, others) = (each.result() for each in started)
+    assert {"base/model.safetensors", "sft/adapter_model.safetensors", "replies.json"} <= outs.keys()
+    unequal = [name for name in outs.keys() | same.keys() if outs.get(name) != same.get(name)]
+    # So small a model may well give equal bytes with two threads, too: nothing is asked but that there were two.
+    assert [each.pop("threads") for each in (one, again, two)] == [1, 1, 2] and others.keys() == outs.keys()
+    apart = {name: abs(two[name] - one[name]) for name in one}
+    outside = [name for name, gap in apart.items() if gap > (LOSS * one[name] if name == "loss" else POINTS)]
+    recorded("determinism", [
+        {"what": "files of two equal runs (base model, SFT, curves, replies) that differ", "cases": len(outs),
+         "failures": len(unequal)},
+        *({"what": f"{name} with two threads instead of one", "cases": 1, "failures": int(name in outside),
+           "one": round(one[name], 6), "two": round(two[name], 6),
+           "tolerance": f"{LOSS:.1%}" if name == "loss" else f"{POINTS} points"} for name in one),
+    ])  # fmt: skip
+    assert (unequal, again, outside) == ([], one, []), apart
+
+
+def in_two_clones(tmp_path, *targets):
+    """The pipeline with a very small model, run in two clones with caches of their own."""
+    clones = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        clones.append(Clone(tmp_path / name))
+        clones[-1].run(sys.executable, "-m", "stages.params", *MICRO)
+        clones[-1].run("dvc", "repro", *targets)
+    return compare(clones[0].folder, clones[1].folder)
+
+
+@pytest.mark.campaign
+def test_two_clones_give_equal_bytes_for_every_out(tmp_path, recorded):
+    found = in_two_clones(tmp_path)
+    recorded("determinism", [{"what": "outs of the whole pipeline in two clones that differ", "cases": found.outs,
+                              "failures": len(found.other_outs)}])  # fmt: skip
+    assert (found.other_outs, found.differences) == ((), ())

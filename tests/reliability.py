@@ -1,0 +1,80 @@
+"""The tables of docs/reliability.md, from what campaigns of tests counted (docs/reliability/<campaign>.json).
+
+    python tests/reliability.py
+
+writes them anew, as `pytest --record` does, and leaves the prose alone.
+"""
+
+import json
+import subprocess
+from datetime import date
+from pathlib import Path
+
+from stages.files import write_json, write_text
+from stages.machine import machine
+from stages.tables import aligned, escape
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs/reliability"
+PAGE = ROOT / "docs/reliability.md"
+SECTIONS = ("kill", "checkpoints", "resources", "inputs", "load", "security", "determinism")
+
+
+def keep(name, command, rows):
+    """Write a campaign's counts with commit, date and machine, and the page; other rows of this commit stay."""
+    record = {"command": command, "commit": commit(), "date": date.today().isoformat(), "machine": machine()}
+    before = results().get(name, {"rows": []})
+    same = all(before.get(key) == record[key] for key in ("command", "commit"))
+    new = {row["what"] for row in rows}
+    kept = [row for row in before["rows"] if same and row["what"] not in new]
+    write_json(RESULTS / f"{name}.json", {**record, "rows": [*kept, *rows]})
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results()))
+
+
+def commit():
+    """HEAD, and whether code or tests differ from it."""
+    output = [
+        subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "stages", "tests", "conf"])
+    ]
+    return output[0] + (" with changes" if output[1] else "")
+
+
+def results():
+    """The campaigns by the names of their files."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def page(text, found):
+    """`text` with each section's table made anew; a `ValueError` where a mark is missing, or there is no section."""
+    if unknown := found.keys() - set(SECTIONS):
+        raise ValueError(f"{', '.join(sorted(unknown))} has no section in {PAGE.name}: SECTIONS names them")
+    for name in SECTIONS:
+        begin, end = f"<!-- {name}: written by pytest --record -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + block(found.get(name)) + end + after
+    return text
+
+
+def block(record):
+    """A campaign's table, and what it was counted on."""
+    if record is None:
+        return "Not counted yet.\n"
+    rows = record["rows"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    body = [[escape(str(row["what"])), *(shown(row.get(key)) for key in columns if key != "what")] for row in rows]
+    table = aligned([["what", *(escape(key) for key in columns if key != "what")], *body])
+    on = record.get("machine", {})
+    ground = [f"`{record['command']}`", record.get("date"), record.get("commit"), on.get("processor")]
+    ground += [f"{on['cores']} cores", f"Python {on['python']}", f"torch {on['torch']}"] if on else []
+    return f"{table}\n\n" + "; ".join(filter(None, ground)) + ".\n"
+
+
+def shown(value):
+    """A number with its thousands apart, a text as it is, nothing as a dash."""
+    return "\u2013" if value is None else f"{value:,}" if isinstance(value, (int, float)) else escape(str(value))
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results()))

@@ -47,7 +47,7 @@ study: setup ## Run a study of studies/ (make study NAME=empo-figure3)
 	python -m stages.study run $(NAME)
 
 clean: ## Remove caches and unfinished work; results and .venv stay
-	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .checkpoints .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 params: setup ## Write params.yaml, the default composition of conf/

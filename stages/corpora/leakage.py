@@ -113,4 +113,4 @@ def _passages(turns: Sequence[Turn]) -> list[str]:
 
 
 def _is_long(text: str) -> bool:
-    return len(text.split()) >= WORDS
+    return len(text.split(maxsplit=WORDS - 1)) == WORDS

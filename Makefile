@@ -53,7 +53,7 @@ audit: ## Look for known vulnerabilities of the locked packages (needs the netwo
 	.ci/audit
 
 clean: ## Remove caches and unfinished work; results and .venv stay
-	rm -rf .checkpoints .cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .checkpoints .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 params: setup ## Write params.yaml, the default composition of conf/

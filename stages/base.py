@@ -7,14 +7,13 @@ an encoder becomes a decoder, and is pretrained as one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.checkpoints import checkpoints
-from stages.corpora import empathetic_dialogues
-from stages.dialogues import CorpusError, Turn, join_turns
+from stages.corpora import empathetic_dialogues, pretraining
+from stages.dialogues import Turn
 from stages.errors import reported
 from stages.files import settle_model_files, write_json
 from stages.modeling.loading import RECORD
@@ -50,24 +49,14 @@ def resolve(model: Model) -> dict[str, Any]:
 def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
     """What a made model is pretrained on: the train split of the embedded sample, or a folder's `dialogues.jsonl`.
 
-    A line of the latter is `{"source": …, "turns": [text, …]}`; the first turn is the user's.
+    Raises:
+        CorpusError: as the readers.
     """
     if corpus == "sample":
         dialogues, _ = empathetic_dialogues.read(SAMPLE)
         yield from (d.turns for d in dialogues if d.split == "train")
         return
-    path = RAW / corpus / "dialogues.jsonl"
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            yield _jsonl_turns(line, f"{path}:{number}")
-
-
-def _jsonl_turns(line: str, where: str) -> tuple[Turn, ...]:
-    try:
-        texts = json.loads(line)["turns"]
-        return join_turns(Turn("assistant" if i % 2 else "user", str(text)) for i, text in enumerate(texts))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorpusError(f'{where}: expected {{"turns": [text, …]}}: {error!r}') from None
+    yield from (turns for _, turns in pretraining.read(RAW / corpus))
 
 
 def start(dialogues: list[tuple[Turn, ...]], model: Model, tiny: Tiny, seed: int) -> tuple[Any, Any]:

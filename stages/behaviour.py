@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.checkpoints import checkpoints
 from stages.corpora import miti_sentences
+from stages.corpora.leakage import sentences_of
 from stages.corpora.reading import read_every_split
-from stages.dialogues import SPLITS, Dialogue
+from stages.dialogues import SPLITS, Dialogue, normalise
 from stages.errors import reported
 from stages.files import write_json
 from stages.params import Behaviour, Params, TurnTraining, folder_of, load
@@ -64,8 +65,13 @@ def sentence_folder(corpus: str) -> Path:
     return SAMPLE if corpus == "sample" else RAW / corpus
 
 
-def label_sentences(folder: Path, table: Mapping[str, str]) -> Labelled:
-    """The labelled sentences by split, each a reply without context.
+def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[Dialogue]) -> tuple[Labelled, int]:
+    """The labelled sentences by split, each a reply without context; and how many were left out.
+
+    Args:
+        folder: with the sentences.
+        table: of adherence.
+        prepared: the dialogues of all splits; train sentences of held-out ones are left out.
 
     Raises:
         CorpusError: as `miti_sentences.read`.
@@ -73,14 +79,19 @@ def label_sentences(folder: Path, table: Mapping[str, str]) -> Labelled:
     """
     found: Labelled = {split: [] for split in SPLITS}
     unknown = Counter[str]()
-    for one in miti_sentences.read(folder):
+    sentences = miti_sentences.read(folder)
+    held_out = sentences_of(prepared, [one.text for one in sentences if one.split == "train"])
+    left_out = [one for one in sentences if one.split == "train" and normalise(one.text) in held_out]
+    for one in sentences:
+        if one in left_out:
+            continue
         if one.act in table:
             found[one.split].append(LabelledTurn((), one.text, ADHERENCE.index(table[one.act])))
         else:
             unknown[one.act] += 1
     require_known(unknown, "miti.adherence")
     require_two(found, "miti.adherence")
-    return found
+    return found, len(left_out)
 
 
 def read(params: Params) -> dict[str, Part]:
@@ -92,9 +103,10 @@ def read(params: Params) -> dict[str, Part]:
     acts, miti = params.behaviour, params.miti
     identity = {label: label for label in BEHAVIOURS}
     turns, without = label_turns(read_turns(acts), identity, BEHAVIOURS, acts.context_turns, "behaviour.corpus")
-    sentences = label_sentences(sentence_folder(miti.corpus), read_adherence(Path(miti.adherence)))
+    prepared, adherence = read_every_split(DIALOGUES, None), read_adherence(Path(miti.adherence))
+    sentences, left_out = label_sentences(sentence_folder(miti.corpus), adherence, prepared)
     origin = {"classifier": f"trained on {acts.corpus or params.corpus.name}", "turns_without_act": str(without)}
-    named = {"classifier": f"trained on {miti.corpus}", "adherence": miti.adherence}
+    named = {"classifier": f"trained on {miti.corpus}", "adherence": miti.adherence, "left_out": str(left_out)}
     return {
         BEHAVIOUR: Part(BEHAVIOURS, turns, acts, acts.context_turns, origin),
         MITI: Part(ADHERENCE, sentences, miti, 0, named),
@@ -113,7 +125,7 @@ def main(name: str, params: Params) -> None:
 
     acts, miti, rest = params.behaviour, params.miti, (params.hardware, params.seed)
     folder = folder_of(acts.classifiers, name, "behaviour.classifiers")
-    deps = [Path("stages"), Path(miti.adherence), source(acts), sentence_folder(miti.corpus)]
+    deps = [Path("stages"), Path(miti.adherence), source(acts), sentence_folder(miti.corpus), DIALOGUES]
     parts, made = read(params), {}
     with checkpoints(f"behaviour@{name}", (params.encoder, acts, miti, *rest), deps) as kept:
         for key, part in parts.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Dialogue:
 
     @property
     def text(self) -> str:
-        """All turns, normalised: lower-cased words and digits with single spaces. Equal text is the same dialogue."""
+        """All turns, normalised: words and digits without case, with single spaces. Equal text is the same dialogue."""
         return normalise(" ".join(turn.text for turn in self.turns))
 
 
@@ -72,8 +73,8 @@ class Example:
 
 
 def normalise(text: str) -> str:
-    """Lower-cased words and digits, joined by single spaces: what counts as the same text."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """Words and digits without case (NFKC, casefold), joined by single spaces: what counts as the same text."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -1,11 +1,131 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and reading one that people or other programs wrote: whole or an error.
+
+What is read is UTF-8. A byte order mark and the kind of line ends say nothing and are passed over; another encoding, a
+character NUL and a broken quote are errors, since what is read past them would be other text than was written. Each
+error is the caller's kind of `UserError` and names the file and, where there is one, the line.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from stages.errors import UserError
+
+
+def read_text(path: Path, error: type[UserError], missing: str) -> str:
+    """The text of a file, its line ends as they are.
+
+    Args:
+        path: of the file.
+        error: what is raised.
+        missing: what to do where there is no such file.
+
+    Raises:
+        UserError: `error`, where there is no such file, it cannot be read, is no UTF-8, or holds a NUL.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path} is missing: {missing}") from None
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}: it should be a file") from None
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        where = f"{path}:{_line(content, problem.start)}"
+        raise error(f"{where}: not UTF-8 at byte {problem.start}: save it as UTF-8") from None
+    if (at := content.find(b"\0")) >= 0:
+        where = f"{path}:{_line(content, at)}"
+        raise error(f"{where}: a NUL at byte {at}: no text, or UTF-16 or -32: save it as UTF-8")
+    return text.removeprefix("\ufeff")
+
+
+def read_lines(path: Path, error: type[UserError], missing: str) -> list[str]:
+    """The lines of a file without their ends, the first first; arguments and errors as those of `read_text`."""
+    return read_text(path, error, missing).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int, list[str]]]:
+    """The rows of a csv file, each with the line that it begins on; blank ones are left out.
+
+    Quotes are read strictly: of one that is left open the rest of the file would be a single field.
+
+    Raises:
+        UserError: as `read_text`, and where the file is no csv.
+    """
+    # With newline="": line ends inside of quotes stay as they are.
+    reader = csv.reader(io.StringIO(read_text(path, error, missing), newline=""), strict=True)
+    rows, line = [], 1
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                rows.append((line, values))
+            line = reader.line_num + 1
+    except csv.Error as problem:
+        raise error(f"{path}:{line}: no valid csv: {problem}") from None
+    return rows
+
+
+def read_header(
+    path: Path, rows: Sequence[tuple[int, list[str]]], columns: Sequence[str], error: type[UserError]
+) -> list[str]:
+    """The names of the columns, which the first row of `read_csv` has.
+
+    Raises:
+        UserError: `error`, where one of `columns` is not there, or is there twice.
+    """
+    line, values = rows[0] if rows else (1, [])
+    header = [name.strip() for name in values]
+    found = ", ".join(header)[:200] or "nothing"
+    if lost := [name for name in columns if name not in header]:
+        raise error(f"{path}:{line}: no column {', '.join(lost)}; found {found}")
+    if twice := [name for name in columns if header.count(name) > 1]:
+        raise error(f"{path}:{line}: column {', '.join(twice)} is there twice: {found}")
+    return header
+
+
+def read_records(
+    path: Path, columns: Sequence[str], error: type[UserError], missing: str
+) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a csv file with a header, each with the line that it begins on; its other columns are kept.
+
+    Raises:
+        UserError: as `read_csv` and `read_header`, and where a row has more or fewer fields than the header.
+    """
+    rows = read_csv(path, error, missing)
+    header = read_header(path, rows, columns, error)
+    for line, values in rows[1:]:
+        if len(values) != len(header):
+            raise error(f"{path}:{line}: {len(values)} columns, expected {len(header)}: {values[0][:40]!r}")
+    return [(line, dict(zip(header, values, strict=True))) for line, values in rows[1:]]
+
+
+def read_yaml(path: Path, error: type[UserError], missing: str) -> Any:
+    """The content of a YAML file, as JSON has it: a date is the text that it was.
+
+    Raises:
+        UserError: as `read_text`, and where the file is no YAML, or holds what JSON has no form for.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    text = read_text(path, error, missing)
+    try:
+        return json.loads(json.dumps(YAML(typ="safe").load(text), default=str))
+    # A date that there is not, a number of too many digits, a list that holds itself, a key that is a list.
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
+        raise error(f"{path} is no valid YAML: {problem}") from None
+
+
+def _line(content: bytes, at: int) -> int:
+    """The line, from 1, that a byte is in."""
+    return len((content[:at] + b"x").splitlines())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from stages.errors import UserError, reported
+from stages.files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 # Optimizer steps between two points of a training curve.
@@ -469,15 +470,7 @@ def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
     Raises:
         ParamsError: the file is missing or is no YAML mapping, or a key is unknown, missing or out of range.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing: run from the project's root, or write it with `make params`") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is no valid YAML: {error}") from None
+    values = read_yaml(path, ParamsError, "run from the project's root, or write it with `make params`")
     return check(values, source or str(path))
 
 

@@ -1,10 +1,15 @@
-"""The stages of the pipeline that `dvc.yaml` and `params.yaml` make together."""
+"""The stages of the pipeline that `dvc.yaml` and `params.yaml` make together.
+
+    python -m stages.pipeline
+
+prints the diagram of the README: `dvc dag` with the stages of a foreach as one, without the arrows that others imply.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.errors import UserError
+from stages.errors import UserError, reported
 
 
 def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
@@ -29,3 +34,23 @@ def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
         wanted = {one for target in targets for one in (*ancestors(graph, named[target]), named[target])}
         ordered = lexicographical_topological_sort(graph, key=place.__getitem__)
         return [stage.addressing for stage in ordered if not targets or stage in wanted]
+
+
+def diagram() -> str:
+    """The kinds of stages as a Mermaid flowchart: an arrow runs to what needs a stage and nothing that needs it before."""
+    from dvc.repo import Repo
+    from networkx import DiGraph, transitive_reduction
+
+    kinds: DiGraph = DiGraph()
+    with Repo() as repo:
+        for needs, needed in repo.index.graph.edges:
+            before, after = (stage.addressing.partition("@")[0] for stage in (needed, needs))
+            if before != after:
+                kinds.add_edge(before, after)
+    arrows = sorted(transitive_reduction(kinds).edges)
+    return "flowchart LR\n" + "".join(f"\t{before} --> {after}\n" for before, after in arrows)
+
+
+if __name__ == "__main__":
+    with reported():
+        print(diagram(), end="")

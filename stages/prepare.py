@@ -1,8 +1,9 @@
 """Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema; `metrics/data.json`.
 
 Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
-assistant who speaks first), dialogues without an assistant turn after a user's, and train dialogues whose text
-(normalised) is also in valid or test. Of a mixture, the train dialogues that its weights leave no room for.
+assistant who speaks first), dialogues without an assistant turn after a user's, train dialogues that copy one of valid
+or test, and valid dialogues that copy one of test (`stages.corpora.leakage`). Of a mixture, the train dialogues that
+its weights leave no room for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from stages.corpora.leakage import without_copies
 from stages.corpora.masking import KINDS, mask, read_names
 from stages.corpora.reading import read_corpus
 from stages.corpora.splits import place
@@ -34,9 +36,8 @@ def drop_unusable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> tuple
     dropped = dropped + Counter(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
     answered = [d for d in opened if examples(d, "last", None)]
     dropped.update(f"{d.split}_no_assistant_turn" for d in opened if not examples(d, "last", None))
-    held_out = {d.text for d in answered if d.split != "train"}
-    kept = [d for d in answered if d.split != "train" or d.text not in held_out]
-    dropped["train_overlap_with_held_out"] = len(answered) - len(kept)
+    kept, copies = without_copies(answered)
+    dropped.update(copies)
     return kept, dropped
 
 
@@ -91,8 +92,6 @@ def describe(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> dict[str, 
         metrics[f"{split}_turns"] = len(turns)
         metrics[f"{split}_words_per_turn"] = round(sum(len(t.text.split()) for t in turns) / max(len(turns), 1), 4)
     metrics |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
-    texts = {split: {d.text for d in dialogues if d.split == split} for split in SPLITS}
-    metrics["overlap_valid_test"] = len(texts["valid"] & texts["test"])
     labels = Counter(d.label for d in dialogues if d.split == "train")
     return metrics | {f"train_label_{label}": count for label, count in sorted(labels.items())}
 

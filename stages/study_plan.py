@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from stages.errors import UserError
+from stages.files import read_yaml
 from stages.params import Name, section
 
 STUDIES = Path("studies")
@@ -72,18 +73,12 @@ def read(name: str, folder: Path = STUDIES) -> Study:
     Raises:
         StudyError: there is none of this name, or a key of it is missing, unknown or does not fit.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = folder / f"{name}.yaml"
+    known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
+    # Through JSON, as the params.
+    values = json.dumps(read_yaml(path, StudyError, f"studies: {known}"))
     try:
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        study = TypeAdapter(Study).validate_json(json.dumps(values))
-    except FileNotFoundError:
-        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml"))) or "none"
-        raise StudyError(f"{path} is missing; studies: {known}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is no valid YAML: {error}") from None
+        study = TypeAdapter(Study).validate_json(values)
     except ValidationError as error:
         found = [(".".join(map(str, one["loc"])), one["msg"].lower()) for one in error.errors()]
         raise StudyError("\n".join(f"{path}: {key or 'the file'}: {text}" for key, text in found)) from None

@@ -11,16 +11,15 @@ Encoder and layer are those of params.yaml; without `models/epitome` the levels 
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from stages.errors import UserError, reported
+from stages.files import read_csv, read_header
 from stages.params import Params, bertscore_encoder, load
 from stages.scoring import overlap
 from stages.scoring.epitome import MECHANISMS
@@ -51,28 +50,20 @@ def read(path: Path) -> list[Rated]:
     Raises:
         RatingsError: the file is missing, is no UTF-8, lacks a column, or a row does not fit; names file and line.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(_rows(csv.reader(stream), path))
-    except FileNotFoundError:
-        raise RatingsError(f"{path} is missing") from None
-    except UnicodeDecodeError as error:
-        raise RatingsError(f"{path}: {error}: save it as UTF-8") from None
+    rows = list(_rows(read_csv(path, RatingsError, "the first argument names the file of ratings"), path))
     if len(rows) < 3:
         raise RatingsError(f"{path}: {len(rows)} rows: a correlation needs three at least")
     return rows
 
 
-def _rows(reader: Any, path: Path) -> Iterator[Rated]:
-    header: list[str] = next(reader, [])
+def _rows(rows: Sequence[tuple[int, list[str]]], path: Path) -> Iterator[Rated]:
+    header = read_header(path, rows, ("context", "reply"), RatingsError)
     raters = [name for name in header if re.fullmatch(r"rating(_\d+)?", name)]
-    for name in ("context", "reply"):
-        if name not in header:
-            raise RatingsError(f"{path}:1: column {name} is missing")
     if not raters:
         raise RatingsError(f"{path}:1: column rating is missing (or rating_1, rating_2, …)")
-    for cells in reader:
-        where = f"{path}:{reader.line_num}"
+    read_header(path, rows, raters, RatingsError)
+    for line, cells in rows[1:]:
+        where = f"{path}:{line}"
         if len(cells) != len(header):
             raise RatingsError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
         row = dict(zip(header, cells, strict=True))

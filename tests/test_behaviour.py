@@ -168,7 +168,7 @@ def write(folder, *lines):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["Text,Label", "a,b"], r"csv:1: needs the columns Text, Ground truth"),
+        (["Text,Label", "a,b"], r"csv:1: no column Ground truth; found Text, Label"),
         (["Text,Ground truth", "..., "], "holds no sentences"),
         (["Text,Ground truth", "Hello., "], r"csv:2: 'Hello\.' has no label"),
     ],
@@ -186,9 +186,9 @@ def test_a_file_of_sentences_that_is_missing(tmp_path):
 def test_a_label_that_the_table_lacks_is_named(tmp_path):
     folder = write(tmp_path, "Text,Ground truth", "One.,Hug", "Two.,Hug", "Three.,Warn")
     with pytest.raises(LabelError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(2\)"):
-        behaviour.label_sentences(folder, TABLE)
+        behaviour.label_sentences(folder, TABLE, [])
     with pytest.raises(LabelError, match="fewer than two labels"):
-        behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE)
+        behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])
 
 
 def test_the_split_of_a_sentence_hangs_on_its_words_alone():
@@ -210,7 +210,7 @@ def test_the_embedded_sentences_have_every_label():
 
 @pytest.mark.corpora
 def test_the_published_sentences(corpora_dir):
-    labelled = behaviour.label_sentences(corpora_dir / "mi", TABLE)
+    labelled, _ = behaviour.label_sentences(corpora_dir / "mi", TABLE, [])
     assert {split: len(rows) for split, rows in labelled.items()} == {"train": 1193, "valid": 162, "test": 322}
     texts = {split: {one.reply.lower() for one in rows} for split, rows in labelled.items()}
     assert not texts["train"] & (texts["valid"] | texts["test"])

@@ -92,10 +92,10 @@ def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "has no rows"),
+        ("strategy,stage\n", "has no rows"),
         ("strategy,stage\nQuestion,asking\n", r":2: stage 'asking' is none of listening, .*, none, and not empty"),
         ("strategy,stage\nQuestion,listening\nQuestion,\n", ":3: strategy 'Question' has two rows"),
-        ("name,stage\nQuestion,listening\n", ":2: expected the columns strategy, stage, source"),
+        ("name,stage\nQuestion,listening\n", ":1: no column strategy; found name, stage"),
     ],
 )
 def test_a_table_that_does_not_fit(tmp_path, rows, message):

@@ -257,8 +257,8 @@ def test_a_rationale_beyond_the_cut_marks_what_is_left(classifiers):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sp_id,rp_id,seeker_post,response_post,level,rationales\na,b,c,d,3,\n", r"a\.csv, row 1: level = '3' is none"),
-        ("sp_id,rp_id,seeker_post,response_post,rationales\na,b,c,d,\n", r"a\.csv, row 1: column level is missing"),
+        ("sp_id,rp_id,seeker_post,response_post,level,rationales\na,b,c,d,3,\n", r"a\.csv:2: level = '3' is none"),
+        ("sp_id,rp_id,seeker_post,response_post,rationales\na,b,c,d,\n", r"a\.csv:1: no column level; "),
         ("sp_id,rp_id,seeker_post,response_post,level,rationales\n", r"a\.csv holds no rows"),
         (None, r"a\.csv is missing: run `dvc repro download`"),
     ],

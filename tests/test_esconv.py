@@ -81,7 +81,7 @@ def test_missing_and_undecodable_files(tmp_path):
     with pytest.raises(CorpusError, match=r"train\.txt is missing: run stage `download`$"):
         read(tmp_path)
     (corpus(tmp_path) / "valid.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(CorpusError, match=r"valid\.txt: not UTF-8 at byte 3$"):
+    with pytest.raises(CorpusError, match=r"valid\.txt:1: not UTF-8 at byte 3: "):
         read(tmp_path)
 
 

@@ -406,7 +406,7 @@ BROKEN = {
     "empty question": (GOOD + " ,1,2,3,4,A\n", r"test\.csv:4: column question is empty$"),
     "empty choice": (GOOD + "Q?,1,2,,4,A\n", r"test\.csv:4: column C is empty$"),
     "quote left open": (GOOD + '"Q?,1,2,3,4,A\n', r"test\.csv:4: no valid csv: unexpected end of data$"),
-    "no UTF-8": (GOOD.encode() + b"\xe9?,1,2,3,4,A\n", r"test\.csv: not UTF-8 at byte "),
+    "no UTF-8": (GOOD.encode() + b"\xe9?,1,2,3,4,A\n", r"test\.csv:4: not UTF-8 at byte "),
     "one row": ("Q?,1,2,3,4,A\n", r"test\.csv: 1 rows, expected at least 2"),
     "empty": ("", r"test\.csv: 0 rows, expected at least 2"),
 }

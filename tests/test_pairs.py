@@ -199,13 +199,13 @@ def test_an_empty_opposite_group():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "table.csv:1: needs the columns emotion and opposite, found None"),
-        ("emotion,contrary\nsad,joyful\n", "table.csv:1: needs the columns emotion and opposite, found ['emotion', "),
+        ("", "table.csv:1: no column emotion, opposite; found nothing"),
+        ("emotion,contrary\nsad,joyful\n", "table.csv:1: no column opposite; found emotion, contrary"),
         ("emotion,opposite\nsad,joyful\nsad,proud\n", "table.csv:3: emotion 'sad', opposite 'proud': empty, equal or"),
         ("emotion,opposite\nsad,sad\n", "table.csv:2: emotion 'sad', opposite 'sad': empty, equal or repeated"),
         ("emotion,opposite\nsad,\n", "table.csv:2: emotion 'sad', opposite '': empty, equal or repeated"),
         ("emotion,opposite\n,sad\n", "table.csv:2: emotion '', opposite 'sad': empty, equal or repeated"),
-        ("emotion,opposite\nsad\n", "table.csv:2: emotion 'sad', opposite None: empty, equal or repeated"),
+        ("emotion,opposite\nsad\n", "table.csv:2: 1 columns, expected 2: 'sad'"),
     ],
 )
 def test_a_broken_table(tmp_path, text, message):

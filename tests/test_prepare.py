@@ -177,13 +177,13 @@ def test_a_train_dialogue_that_is_held_out_is_removed_and_counted(tmp_path):
     train = [
         *talk("c1", "my dog died...", "OH NO", label="angry"),  # in test, but for case and punctuation
         *talk("c2", "I moved house!", "Where  to?"),  # in valid
-        *talk("c3", "My dog died.", "Oh no!", "Yes."),  # goes on
+        *talk("c3", "My dog died.", "Oh no!", "Yes."),  # the user has the last word, and nothing answers it
         *talk("c4", "My dog died.", "Oh yes!"),
     ]
     valid, test = talk("v", "I moved house.", "Where to?"), talk("t", "My dog died.", "Oh no!")
     kept, dropped = prepare(corpus(tmp_path, train=train, valid=valid, test=test), "empathetic_dialogues")
-    assert [one.id for one in kept] == ["train/c3", "train/c4", "valid/v", "test/t"]
-    assert +dropped == Counter(train_overlap_with_held_out=2)
+    assert [one.id for one in kept] == ["train/c4", "valid/v", "test/t"]
+    assert +dropped == Counter(train_overlap_with_held_out=3)
 
 
 BROKEN = {
@@ -228,7 +228,7 @@ def test_a_wrong_header(tmp_path):
 def test_a_file_in_another_encoding(tmp_path):
     corpus(tmp_path, encoding="latin-1", test=talk("c", "My café closed.", "Oh no!"))
     at = (tmp_path / "test.csv").read_bytes().index(b"\xe9")
-    with pytest.raises(CorpusError, match=rf"test\.csv: not UTF-8 at byte {at}$"):
+    with pytest.raises(CorpusError, match=rf"test\.csv:\d+: not UTF-8 at byte {at}: "):
         read(tmp_path)
 
 
@@ -295,7 +295,6 @@ def test_describe_by_hand():
         "test_words_per_turn": 1.5,  # (2 + 1) / 2
         "dropped_train_overlap_with_held_out": 0,
         "dropped_valid_no_assistant_turn": 1,
-        "overlap_valid_test": 1,
         "train_label_proud": 1,
         "train_label_sad": 2,
     }

@@ -124,8 +124,8 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        (["context", "rating"], [], r"^ratings\.csv:1: column reply is missing$"),
-        (["reply", "rating"], [], r"^ratings\.csv:1: column context is missing$"),
+        (["context", "rating"], [], r"^ratings\.csv:1: no column reply; "),
+        (["reply", "rating"], [], r"^ratings\.csv:1: no column context; "),
         (["context", "reply", "ratings"], [], r"^ratings\.csv:1: column rating is missing"),
         (
             ["context", "reply", "rating"],
@@ -135,8 +135,8 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
         (["context", "reply", "rating"], [*GOOD[:2], ["c", "r", "nan"]], r"^ratings\.csv:4: rating = 'nan' is not a n"),
         (["context", "reply", "rating"], [["c", "r", " "]], r"^ratings\.csv:2: no rating$"),
         (["context", "reply", "rating"], [["c", "r"]], r"^ratings\.csv:2: 2 cells, but the header has 3$"),
-        # The line where the row ends, behind a text of two lines.
-        (["context", "reply", "rating"], [["a\nb", "r", "x"]], r"^ratings\.csv:3: rating = 'x'"),
+        # The line where the row begins, before a text of two lines.
+        (["context", "reply", "rating"], [["a\nb", "r", "x"]], r"^ratings\.csv:2: rating = 'x'"),
         (["context", "reply", "rating"], GOOD[:2], r"^ratings\.csv: 2 rows: a correlation needs three at least$"),
     ],
 )
@@ -146,10 +146,10 @@ def test_a_file_that_does_not_fit(header, rows, message):
 
 
 def test_a_file_that_is_missing_or_no_utf_8():
-    with pytest.raises(RatingsError, match=r"^ratings\.csv is missing$"):
+    with pytest.raises(RatingsError, match=r"^ratings\.csv is missing: the first"):
         read(Path("ratings.csv"))
     Path("ratings.csv").write_bytes(b"context,reply,rating\nc,caf\xe9,1\n")
-    with pytest.raises(RatingsError, match=r"^ratings\.csv: .*save it as UTF-8"):
+    with pytest.raises(RatingsError, match=r"^ratings\.csv:2: .*save it as UTF-8"):
         read(Path("ratings.csv"))
 
 

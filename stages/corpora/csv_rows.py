@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.dialogues import CorpusError
+from stages.files import read_csv, read_header
 
 # Problems that an error names one by one.
 SHOWN = 20
+# And of each at most so many characters, since a field may hold a whole file.
+WIDTH = 300
+# Of a position or an id that is a number.
+DIGITS = 18
 
 
 class Row(NamedTuple):
@@ -38,24 +41,17 @@ def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequen
         CorpusError: the file is missing, is no UTF-8, lacks a column, has one that may not be there or one twice, or
             has rows that do not fit; it names each of the first `SHOWN` bad rows by file and line.
     """
-    # With newline="": other ends of lines than those of csv stay in the field that they are in.
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise CorpusError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200] or 'nothing'}")
-        if optional is not None:
-            _refuse_others(path, header, [*columns, *optional])
-        rows, problems = [], []
-        for line, values in _numbered(reader):
-            wrong = _wrong_length(values, header)
-            fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
-            if problem := wrong or check(fields):
-                problems.append((line, problem))
-            rows.append(Row(line, fields))
-    except csv.Error as error:
-        raise CorpusError(f"{path}:{reader.line_num}: no csv: {error}") from None
+    found = read_csv(path, CorpusError, "run stage `download`")
+    header = read_header(path, found, columns, CorpusError)
+    if optional is not None:
+        _refuse_others(path, header, [*columns, *optional])
+    rows, problems = [], []
+    for line, values in found[1:]:
+        wrong = _wrong_length(values, header)
+        fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
+        if problem := wrong or check(fields):
+            problems.append((line, problem))
+        rows.append(Row(line, fields))
     refuse(path, problems)
     return rows
 
@@ -64,7 +60,7 @@ def refuse(path: Path, problems: Sequence[tuple[int, str]]) -> None:
     """Raise a `CorpusError` that lists the problems by line, where there are any."""
     if problems:
         more = [f"… and {len(problems) - SHOWN} more bad rows"] if len(problems) > SHOWN else []
-        raise CorpusError("\n".join([*(f"{path}:{line}: {text}" for line, text in problems[:SHOWN]), *more]))
+        raise CorpusError("\n".join([*(f"{path}:{line}: {text[:WIDTH]}" for line, text in problems[:SHOWN]), *more]))
 
 
 def grouped(path: Path, rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
@@ -114,7 +110,12 @@ def empty(fields: dict[str, str], columns: Sequence[str]) -> str | None:
 def number(fields: dict[str, str], column: str) -> str | None:
     """What is wrong where a field is no whole number from 0."""
     value = fields[column]
-    return None if value.isascii() and value.isdecimal() else f"{column} {value!r} is no whole number from 0"
+    return None if is_number(value) else f"{column} {value[:40]!r} is no whole number from 0"
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a whole number from 0, of digits that a position in a file can need."""
+    return text.isascii() and text.isdecimal() and len(text) <= DIGITS
 
 
 def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> None:
@@ -131,26 +132,7 @@ def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> N
         raise CorpusError(f"{path}:1: a column stands there twice: {', '.join(header)}")
 
 
-def _numbered(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the line that they begin on; blank lines are left out."""
-    start = reader.line_num  # type: ignore[attr-defined]
-    for values in reader:
-        if any(value.strip() for value in values):
-            yield start + 1, values
-        start = reader.line_num  # type: ignore[attr-defined]
-
-
 def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:
     if len(values) == len(header):
         return None
     return f"{len(values)} columns, expected {len(header)}: {values[0][:40]!r}"
-
-
-def _text(path: Path) -> str:
-    try:
-        # As bytes, since reading as text would change line ends inside of quotes.
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is missing: run stage `download`") from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}") from None

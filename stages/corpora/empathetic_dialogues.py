@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
+from stages.corpora.csv_rows import is_number
 from stages.dialogues import SPLITS, CorpusError, Dialogue, Role, Turn, join_turns
+from stages.files import read_lines
 
 COLUMNS = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
 ARTEFACT = "hit:"
@@ -46,6 +48,12 @@ def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
         if conv_id in seen:
             raise CorpusError(f"{path}:{line}: the rows of dialogue {conv_id!r} are not together")
         seen.add(conv_id)
+        for (_, one), (other, another) in pairwise(rows):
+            if int(one[1]) == int(another[1]):
+                raise CorpusError(f"{path}:{other}: utterance_idx {another[1]} of dialogue {conv_id!r} is there twice")
+        for other, row in rows:
+            if row[2] != first[2]:
+                raise CorpusError(f"{path}:{other}: context {row[2]!r}, but {first[2]!r} in line {line}")
         # Worker ids in the original, 1 and 0 elsewhere: in both the first to speak is the one who tells.
         speaker = first[4]
         turns = join_turns(_turn(row, row[4] == speaker) for _, row in rows)
@@ -59,25 +67,21 @@ def _turn(row: list[str], is_speaker: bool) -> Turn:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Lines of the file, numbered from 1 and split at commas, checked."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is missing: run stage `download`") from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}") from None
-    lines = text.split("\n")
-    if lines[0].rstrip("\r").split(",")[: len(COLUMNS)] != COLUMNS:
+    lines = read_lines(path, CorpusError, "run stage `download`")
+    if lines[0].split(",")[: len(COLUMNS)] != COLUMNS:
         raise CorpusError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {lines[0][:80]!r}")
     for number, line in enumerate(lines[1:], start=2):
         if line.strip():
-            yield number, _checked(line.rstrip("\r").split(","), path, number)
+            yield number, _checked(line.split(","), path, number)
 
 
 def _checked(row: list[str], path: Path, number: int) -> list[str]:
     if len(row) < len(COLUMNS):
         raise CorpusError(f"{path}:{number}: {len(row)} columns, expected at least {len(COLUMNS)}: {row[0][:40]!r}")
-    if not row[1].isdecimal():
-        raise CorpusError(f"{path}:{number}: utterance_idx {row[1]!r} is no number")
-    if not row[2] or not row[5].strip():
-        raise CorpusError(f"{path}:{number}: empty {'context' if not row[2] else 'utterance'}")
+    if not is_number(row[1]):
+        raise CorpusError(f"{path}:{number}: utterance_idx {row[1][:40]!r} is no number")
+    for i, name in enumerate(COLUMNS):
+        # The situation is not read.
+        if name != "prompt" and not row[i].strip():
+            raise CorpusError(f"{path}:{number}: empty {name}")
     return row

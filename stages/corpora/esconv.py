@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 
 from stages.corpora.splits import SHARES, place
 from stages.dialogues import SPLITS, CorpusError, Dialogue, Role, Turn, join_turns, normalise
+from stages.files import read_lines, read_text
 
 CORPUS = "esconv"
 WHOLE = "ESConv.json"
+MISSING = "run stage `download`"
 ROLES: dict[str, Role] = {
     "usr": "user",
     "seeker": "user",
@@ -59,7 +61,7 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
         CorpusError: a file is missing, is no UTF-8 or no JSON, or a conversation does not fit the format.
     """
     whole = folder / WHOLE
-    if whole.is_file() and not any((folder / f"{split}.txt").is_file() for split in SPLITS):
+    if whole.exists() and not any((folder / f"{split}.txt").exists() for split in SPLITS):
         return _read_list(whole), Counter()
     return [dialogue for split in SPLITS for dialogue in _read_lines(folder / f"{split}.txt", split)], Counter()
 
@@ -71,7 +73,7 @@ def split_of(turns: Sequence[Turn]) -> str:
 
 
 def _read_lines(path: Path, split: str) -> Iterator[Dialogue]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path, CorpusError, MISSING), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -85,7 +87,7 @@ def _read_lines(path: Path, split: str) -> Iterator[Dialogue]:
 
 def _read_list(path: Path) -> list[Dialogue]:
     try:
-        records = json.loads(_text(path))
+        records = json.loads(read_text(path, CorpusError, MISSING))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: no JSON: {error}") from None
     if not isinstance(records, list):
@@ -96,15 +98,6 @@ def _read_list(path: Path) -> list[Dialogue]:
         split = split_of(turns)
         dialogues.append(Dialogue(f"{split}/{number}", CORPUS, split, label, turns))
     return dialogues
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is missing: run stage `download`") from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def _conversation(record: Any, layout: Layout, where: str) -> tuple[str, tuple[Turn, ...]]:

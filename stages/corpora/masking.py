@@ -6,7 +6,6 @@ or a date, which stay.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.dialogues import CorpusError, Dialogue
+from stages.files import read_csv
 
 KINDS = ("name", "email", "phone", "url")
 COLUMNS = ["name", "alone"]
@@ -65,16 +65,13 @@ def read_names(path: Path) -> Names:
     Raises:
         CorpusError: the file is missing or has another header or value; it names the line.
     """
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is missing: corpus.mask takes given names from it") from None
-    if not rows or rows[0] != COLUMNS:
+    rows = read_csv(path, CorpusError, "corpus.mask takes given names from it")
+    if not rows or rows[0][1] != COLUMNS:
         raise CorpusError(f"{path}:1: the header should be {','.join(COLUMNS)}")
     found: dict[str, set[str]] = {"yes": set(), "no": set()}
-    for line, row in enumerate(rows[1:], start=2):
+    for line, row in rows[1:]:
         if len(row) != len(COLUMNS) or row[1] not in found or not re.fullmatch(WORD, row[0]):
-            raise CorpusError(f"{path}:{line}: expected a capitalised name and yes or no, found {','.join(row)!r}")
+            raise CorpusError(f"{path}:{line}: expected a capitalised name and yes or no, found {','.join(row)[:40]!r}")
         found[row[1]].add(row[0])
     return Names(frozenset(found["yes"]), frozenset(found["no"]))
 

@@ -6,12 +6,12 @@ sentences stand without their conversations and without splits.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.dialogues import CorpusError, normalise
+from stages.files import read_records
 
 FILE = "boosting_mi_gold_test_output.csv"
 COLUMNS = ("Text", "Ground truth")
@@ -33,16 +33,8 @@ def read(folder: Path) -> list[Sentence]:
         CorpusError: the file is missing, is no csv with the columns, has no sentences, or one without a label.
     """
     path = folder / FILE
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise CorpusError(f"{path}:1: needs the columns {', '.join(COLUMNS)}, found {reader.fieldnames}")
-            rows = [(reader.line_num, row["Text"] or "", (row["Ground truth"] or "").strip()) for row in reader]
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is missing: miti.corpus names its folder") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path} is no csv: {error}") from None
+    table = read_records(path, COLUMNS, CorpusError, "miti.corpus names its folder")
+    rows = [(line, row["Text"], row["Ground truth"].strip()) for line, row in table]
     found = [(line, text.strip(), act) for line, text, act in rows if normalise(text)]
     if not found:
         raise CorpusError(f"{path} holds no sentences")

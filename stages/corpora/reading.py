@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from stages.corpora.leakage import without_copies
 from stages.dialogues import SPLITS, Dialogue, read_dialogues
 
 
@@ -28,9 +29,11 @@ def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue]
 def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:
     """The dialogues of all splits: of a corpus, or, without a reader, those that stage `prepare` wrote to `folder`.
 
+    Those of a corpus that are copies across its splits are left out, as `prepare` does.
+
     Raises:
         CorpusError: as `read_corpus`.
     """
     if reader is None:
         return [one for split in SPLITS for one in read_dialogues(folder / f"{split}.parquet")]
-    return read_corpus(folder, reader)[0]
+    return without_copies(read_corpus(folder, reader)[0])[0]

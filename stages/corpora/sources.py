@@ -16,6 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from stages.errors import UserError
+from stages.files import read_yaml
 
 
 class DownloadError(UserError):
@@ -80,15 +81,7 @@ def load(path: Path) -> dict[str, Source]:
     Raises:
         DownloadError: the file is missing or is no YAML, or a key is unknown, missing or malformed (naming it).
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DownloadError(f"{path} is missing: run from the project's root") from None
-    except YAMLError as error:
-        raise DownloadError(f"{path} is no valid YAML: {error}") from None
+    values = read_yaml(path, DownloadError, "run from the project's root")
     return _check(values, path)
 
 

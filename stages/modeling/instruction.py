@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stages.dialogues import Role, Turn
 from stages.errors import UserError
+from stages.files import read_lines
 from stages.modeling.chat import MARK, TemplateError, encode_prompt, fit_context, render
 
 SIDES: tuple[Role, Role] = ("user", "assistant")
@@ -24,10 +25,7 @@ def read_instruction(path: Path) -> str:
     Raises:
         UserError: the file is missing, is no UTF-8, or says nothing.
     """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, the instruction of a variant, cannot be read: {error}") from None
+    text = "\n".join(read_lines(path, UserError, "variants name it as the instruction of one")).strip()
     if not text:
         raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
     return text

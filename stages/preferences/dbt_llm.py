@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from stages.dialogues import Example, Turn
+from stages.files import read_lines
 from stages.params import Llm
 from stages.preferences.dbt import Candidates, Judge, Source
 from stages.preferences.endpoint import EndpointError, Request, ask
@@ -53,9 +54,8 @@ def read_prompt(path: Path, names: set[str]) -> Template:
     Raises:
         EndpointError: the file is missing or does not have exactly `names`.
     """
-    if not path.is_file():
-        raise EndpointError(f"{path} is missing: llm.prompt and llm.judge_prompt name the texts that are sent")
-    template = Template(path.read_text(encoding="utf-8"))
+    lines = read_lines(path, EndpointError, "llm.prompt and llm.judge_prompt name the texts that are sent")
+    template = Template("\n".join(lines))
     if not template.is_valid() or set(template.get_identifiers()) != names:
         raise EndpointError(f"{path} must have {', '.join(f'${name}' for name in sorted(names))} and no other $ name")
     return template

@@ -7,7 +7,6 @@ subset and number of workers: any part of an epoch's pairs can be made anywhere 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from stages.dialogues import Example, Turn, normalise
 from stages.errors import UserError
+from stages.files import read_records
 
 
 class PairError(UserError):
@@ -42,15 +42,10 @@ def read_opposites(path: Path) -> dict[str, str]:
     Raises:
         PairError: the file or a column is missing, a label is empty or its own opposite, or stands there twice.
     """
-    if not path.is_file():
-        raise PairError(f"{path} is missing: pairs.opposites names the table of opposite labels")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"emotion", "opposite"} <= set(reader.fieldnames or ()):
-            raise PairError(f"{path}:1: needs the columns emotion and opposite, found {reader.fieldnames}")
-        rows = [(reader.line_num, row["emotion"], row["opposite"]) for row in reader]
+    table = read_records(path, ("emotion", "opposite"), PairError, "pairs.opposites names the table of opposite labels")
     opposites: dict[str, str] = {}
-    for line, emotion, opposite in rows:
+    for line, row in table:
+        emotion, opposite = row["emotion"].strip(), row["opposite"].strip()
         if not emotion or not opposite or emotion == opposite or emotion in opposites:
             raise PairError(f"{path}:{line}: emotion {emotion!r}, opposite {opposite!r}: empty, equal or repeated")
         opposites[emotion] = opposite

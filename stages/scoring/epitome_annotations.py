@@ -6,7 +6,6 @@ of the response, each followed by a `|`.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.dialogues import normalise
+from stages.files import read_records
 from stages.scoring.epitome import lowered
 from stages.scoring.epitome_model import Classifiers, EpitomeError
 
@@ -22,6 +22,7 @@ FILES = {
     "interpretations": "interpretations-reddit.csv",
     "explorations": "explorations-reddit.csv",
 }
+COLUMNS = ("seeker_post", "response_post", "level", "rationales")
 IGNORED = -100  # the label that cross-entropy passes over
 
 
@@ -49,24 +50,21 @@ def read_annotations(path: Path) -> list[Annotation]:
     """Read one mechanism's csv.
 
     Raises:
-        EpitomeError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the row.
+        EpitomeError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the
+            line.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise EpitomeError(f"{path} is missing: run `dvc repro download`, or take epitome.corpus=sample") from None
+    rows = read_records(path, COLUMNS, EpitomeError, "run `dvc repro download`, or take epitome.corpus=sample")
     if not rows:
         raise EpitomeError(f"{path} holds no rows")
-    return [_annotation(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+    return [_annotation(row, f"{path}:{line}") for line, row in rows]
 
 
 def _annotation(row: dict[str, str], where: str) -> Annotation:
-    for column in ("seeker_post", "response_post", "level", "rationales"):
-        if row.get(column) is None:
-            raise EpitomeError(f"{where}: column {column} is missing")
+    for column in ("seeker_post", "response_post"):
+        if not row[column].strip():
+            raise EpitomeError(f"{where}: empty {column}")
     if row["level"] not in ("0", "1", "2"):
-        raise EpitomeError(f"{where}: level = {row['level']!r} is none of 0, 1, 2")
+        raise EpitomeError(f"{where}: level = {row['level'][:40]!r} is none of 0, 1, 2")
     parts = tuple(part.strip() for part in row["rationales"].split("|") if part.strip())
     return Annotation(row["seeker_post"], row["response_post"], int(row["level"]), parts)
 

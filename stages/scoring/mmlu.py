@@ -7,16 +7,15 @@ where its rows come from.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
+from stages.files import read_csv
 
 LETTERS = "ABCD"
 # The harness's groups, in its order; a part of them where the rows cover no more.
@@ -78,25 +77,8 @@ def _subject(folder: Path, name: str, shots: int, limit: int | None) -> Subject:
 
 
 def _questions(path: Path) -> Iterator[Question]:
-    """The rows of a file; a quoted field may hold line breaks, and an error names the line that its row begins at."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise MmluError(f"{path} is missing: a subject needs a dev and a test file") from None
-    except UnicodeDecodeError as error:
-        raise MmluError(f"{path}: not UTF-8 at byte {error.start}") from None
-    reader = csv.reader(StringIO(text, newline="\n"), strict=True)
-    line = 1
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise MmluError(f"{path}:{line}: no valid csv: {error}") from None
-        if row is None:
-            return
-        if row:
-            yield _checked(row, f"{path}:{line}")
-        line = reader.line_num + 1
+    for line, row in read_csv(path, MmluError, "a subject needs a dev and a test file"):
+        yield _checked(row, f"{path}:{line}")
 
 
 def _checked(row: list[str], where: str) -> Question:

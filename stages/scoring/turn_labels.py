@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from stages.dialogues import SPLITS, Dialogue, Turn, examples
 from stages.errors import UserError
+from stages.files import read_records
 
 SOURCE = "source"
 """The last column of every table of acts: who says so."""
@@ -45,21 +45,14 @@ def read_table(path: Path, key: str, columns: tuple[str, str], labels: Sequence[
         LabelError: it is missing or no csv with the columns, names a label that there is not, or an act twice.
     """
     act_column, label_column = columns
-    expected = f"expected the columns {', '.join((*columns, SOURCE))}"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise LabelError(f"{path} is missing: {key} names the table") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"{path} is no csv: {error}") from None
+    rows = read_records(path, columns, LabelError, f"{key} names the table")
     if not rows:
-        raise LabelError(f"{path} has no rows: {expected}")
+        raise LabelError(f"{path} has no rows: expected the columns {', '.join((*columns, SOURCE))}")
     found: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        act, label = (row.get(act_column) or "").strip(), (row.get(label_column) or "").strip() or labels[-1]
-        if not act or label_column not in row:
-            raise LabelError(f"{path}:{line}: {expected}, with the {act_column}")
+    for line, row in rows:
+        act, label = row[act_column].strip(), row[label_column].strip() or labels[-1]
+        if not act:
+            raise LabelError(f"{path}:{line}: empty {act_column}")
         if act in found:
             raise LabelError(f"{path}:{line}: {act_column} {act!r} has two rows")
         if label not in labels:

@@ -1,0 +1,214 @@
+"""Stage `audit`: no test or valid dialogue among what any model of the pipeline learns from; `metrics/audit.json`.
+
+Looked through are the train split (SFT), the pairs of every round, what the base model is pretrained on, and what the
+scorers learn from: EPITOME's annotations, the dialogues of `dbt.corpus` and `behaviour.corpus`; stage `behaviour`
+leaves held-out sentences of `miti.corpus` out, and they are counted. A leak, which `stages.corpora.leakage` defines,
+ends the pipeline with an error that names the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.corpora import empathetic_dialogues, miti_sentences, pretraining
+from stages.corpora.leakage import HeldOut, sentences_of
+from stages.corpora.masking import mask, read_names
+from stages.corpora.reading import read_every_split
+from stages.dialogues import SPLITS, Dialogue, Turn, dialogue_of, to_turns
+from stages.errors import UserError, reported
+from stages.files import write_json
+from stages.params import Behaviour, Dbt, Miti, Params, load
+from stages.scoring.epitome_annotations import FILES, part_of, read_annotations
+
+DIALOGUES = Path("data/dialogues")
+PAIRS = Path("data/pairs")
+RAW = Path("data/raw")
+SAMPLE = Path("data/sample")
+NAMES = Path("data/given_names.csv")
+METRICS = Path("metrics/audit.json")
+# Leaks that an error names one by one.
+SHOWN = 10
+WHAT_TO_DO = {
+    "train": "run `dvc repro prepare`, which drops copies",
+    "pairs": "pairs are made of train dialogues alone: run `dvc repro pairs`",
+    "base": "take the lines out of the corpus that tiny.corpus names",
+    "epitome": "take the pairs out of the annotations that epitome.corpus names",
+    "dbt": "take the dialogues out of the corpus that dbt.corpus names",
+    "behaviour": "take the dialogues out of the corpus that behaviour.corpus names",
+    "valid": "run `dvc repro prepare`, which drops copies",
+}
+
+
+class AuditError(UserError):
+    """Held-out text was found among what a model learns from; the message names it."""
+
+
+class Text(NamedTuple):
+    """What a model learns from: where it stands (file, and line, row or id), its turns, and the dialogues' ids."""
+
+    where: str
+    turns: tuple[Turn, ...]
+    ids: tuple[str, ...] = ()
+
+
+class Leak(NamedTuple):
+    """A text of a part of the training, and the held-out dialogue that it has text of."""
+
+    part: str
+    where: str
+    held_out: str
+    split: str
+
+
+def look(part: str, texts: Iterable[Text], held_out: HeldOut, whole: bool = False) -> tuple[int, list[Leak]]:
+    """The number of texts, and those that leak.
+
+    Args:
+        part: of the training.
+        texts: that it learns from.
+        held_out: the texts of valid and test.
+        whole: whether copies of whole dialogues alone are leaks: within a corpus, people say the same things.
+    """
+    find: Callable[[Sequence[Turn]], str | None] = held_out.copy_of if whole else held_out.find
+    checked, leaks = 0, []
+    for text in texts:
+        checked += 1
+        own = next((one for one in text.ids if one in held_out.splits), None)
+        if found := own or find(text.turns):
+            leaks.append(Leak(part, text.where, found, held_out.splits[found]))
+    return checked, leaks
+
+
+def of_split(dialogues: Sequence[Dialogue], split: str) -> Iterator[Text]:
+    """The dialogues of a split."""
+    file = DIALOGUES / f"{split}.parquet"
+    return (Text(f"{file}: {one.id}", one.turns) for one in dialogues if one.split == split)
+
+
+def of_pairs(params: Params) -> Iterator[Text]:
+    """Both sides of the pairs of every round, each after its context."""
+    import pyarrow.parquet as pq
+
+    for key in params.dpo.rounds:
+        path = PAIRS / f"{key}.parquet"
+        for number, row in enumerate(pq.read_table(path).to_pylist(), start=1):
+            ids = {"chosen": row["id"], "rejected": row.get("rejected_id")}
+            for side, one in ids.items():
+                turns = (*to_turns(row["prompt"]), Turn("assistant", row[side]))
+                own = (dialogue_of(one, params.corpus.targets),) if one else ()
+                yield Text(f"{path}, row {number} ({row['id']}), {side}", turns, own)
+
+
+def of_base(params: Params) -> Iterator[Text]:
+    """What the base model is pretrained on, where a stage makes it."""
+    if params.tiny.corpus == "sample":
+        folder = SAMPLE / "empatheticdialogues"
+        found, _ = empathetic_dialogues.read(folder)
+        return (Text(f"{folder / 'train.csv'}: {one.id}", one.turns) for one in found if one.split == "train")
+    folder = RAW / params.tiny.corpus
+    return (Text(f"{folder / pretraining.FILE}:{line}", turns) for line, turns in pretraining.read(folder))
+
+
+def of_epitome(params: Params) -> Iterator[Text]:
+    """The annotated pairs that the classifiers of empathy are trained on."""
+    folder = SAMPLE / "epitome" if params.epitome.corpus == "sample" else RAW / "epitome"
+    for file in FILES.values():
+        for number, one in enumerate(read_annotations(folder / file), start=1):
+            if part_of(one.seeker_post) == "train":
+                turns = (Turn("user", one.seeker_post), Turn("assistant", one.response_post))
+                yield Text(f"{folder / file}, pair {number}", turns)
+
+
+def of_scorer(settings: Dbt | Behaviour, sample: str) -> Iterator[Text]:
+    """The train split of a corpus that a classifier of turns has of its own."""
+    assert settings.corpus is not None
+    folder = SAMPLE / sample if settings.corpus == "sample" else RAW / settings.corpus
+    found = read_every_split(folder, settings.reader)
+    return (Text(f"{folder}: {one.id}", one.turns) for one in found if one.split == "train")
+
+
+def parts(params: Params) -> dict[str, Iterable[Text]]:
+    """What the models of a run learn from beside the train split, by the part of the training."""
+    found: dict[str, Iterable[Text]] = {"pairs": of_pairs(params)}
+    if params.model.is_made:
+        found["base"] = of_base(params)
+    if params.epitome.checkpoints is None:
+        found["epitome"] = of_epitome(params)
+    if params.dbt.classifiers and params.dbt.corpus:
+        found["dbt"] = of_scorer(params.dbt, "esconv_sample")
+    if params.behaviour.classifiers and params.behaviour.corpus:
+        found["behaviour"] = of_scorer(params.behaviour, "annomi_sample")
+    return found
+
+
+def left_out(miti: Miti, prepared: Sequence[Dialogue]) -> dict[str, float]:
+    """Train sentences of the classifier of adherence, and those that stage `behaviour` leaves out as held out."""
+    folder = SAMPLE / "miti_sentences" if miti.corpus == "sample" else RAW / miti.corpus
+    train = [one.text for one in miti_sentences.read(folder) if one.split == "train"]
+    return {"miti_left_out": len(sentences_of(prepared, train)), "miti_checked": len(train)}
+
+
+def masked(texts: Iterable[Text]) -> Iterator[Text]:
+    """The texts as stage `prepare` would have masked them, one by one."""
+    names = read_names(NAMES)
+    for text in texts:
+        [one], _ = mask([Dialogue("", "", "", "", text.turns)], names)
+        yield text._replace(turns=one.turns)
+
+
+def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
+    """Count and find the leaks of all parts.
+
+    Raises:
+        CorpusError, EpitomeError: what a part learns from cannot be read.
+    """
+    prepared = read_every_split(DIALOGUES, None)
+    held_out = HeldOut(prepared)
+    test = HeldOut([one for one in prepared if one.split == "test"])
+    looks = {
+        "valid": look("valid", of_split(prepared, "valid"), test, whole=True),
+        "train": look("train", of_split(prepared, "train"), held_out, whole=True),
+    }
+    for part, texts in parts(params).items():
+        known = masked(texts) if params.corpus.mask and part != "pairs" else texts
+        looks[part] = look(part, known, held_out)
+    metrics: dict[str, float] = {}
+    for part, (checked, leaks) in looks.items():
+        for split in SPLITS[1:] if part != "valid" else ("test",):
+            metrics[f"{part}_in_{split}"] = sum(leak.split == split for leak in leaks)
+        metrics[f"{part}_checked"] = checked
+    if params.behaviour.classifiers:
+        metrics |= left_out(params.miti, prepared)
+    return metrics, [leak for _, leaks in looks.values() for leak in leaks]
+
+
+def refuse(leaks: Sequence[Leak]) -> None:
+    """Say which leaks there are.
+
+    Raises:
+        AuditError: there is one; names the first `SHOWN` by file and place, and what to do of each part.
+    """
+    if not leaks:
+        return
+    named = [f"{one.where}: text of the {one.split} dialogue {one.held_out}" for one in leaks[:SHOWN]]
+    more = [f"… and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
+    todo = [f"{part}: {WHAT_TO_DO[part]}" for part in dict.fromkeys(leak.part for leak in leaks)]
+    raise AuditError("\n".join([f"{len(leaks)} texts that models learn from are held out:", *named, *more, *todo]))
+
+
+def main(params: Params) -> None:
+    """Write the counts, all of them 0.
+
+    Raises:
+        AuditError: one is not; nothing is written.
+    """
+    metrics, leaks = audit(params)
+    refuse(leaks)
+    write_json(METRICS, metrics)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(load())

@@ -1,0 +1,116 @@
+"""Held-out text among what models learn from: copies of whole dialogues, and passages that only held-out ones have.
+
+A *copy* of a dialogue has its text, whole or up to its last reply, whatever case, punctuation and spacing
+(`normalise`), and may go on. A *passage* is a turn, or a turn and the reply to it, of `WORDS` words or more. One that
+held-out dialogues have is evidence of a leak wherever a model learns it, unless train dialogues have its turns,
+too: that is what people say to each other, and so are shorter texts ("Thank you.").
+
+Thirteen words are the length of the n-grams by which Brown et al. 2020 (appendix C) tell test texts in training data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+
+from stages.dialogues import SPLITS, Dialogue, Turn, normalise
+
+WORDS = 13
+
+
+def texts_of(turns: Sequence[Turn]) -> set[str]:
+    """The texts that stand for a dialogue: all of it, and all up to the last reply; without words it has none."""
+    said = _beginnings(turns)
+    replies = [text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant"]
+    return {text for text in (*said[-1:], *replies[-1:]) if text}
+
+
+def without_copies(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Counter[str]]:
+    """The dialogues that copy none of another split that counts for more: test before valid before train.
+
+    Returns:
+        In their order, and how many were dropped: `train_overlap_with_held_out`, `valid_overlap_with_test`.
+    """
+    texts = {split: {t for d in dialogues if d.split == split for t in texts_of(d.turns)} for split in SPLITS}
+    above = {"test": set[str](), "valid": texts["test"], "train": texts["test"] | texts["valid"]}
+    kept = [one for one in dialogues if not copied(one.turns) & above[one.split]]
+    lost = Counter(one.split for one in dialogues) - Counter(one.split for one in kept)
+    return kept, Counter(train_overlap_with_held_out=lost["train"], valid_overlap_with_test=lost["valid"])
+
+
+def copied(turns: Sequence[Turn]) -> set[str]:
+    """The texts whose dialogue these turns are a copy of: `texts_of`, and every long beginning that ends in a reply."""
+    said = zip(turns, _beginnings(turns), strict=True)
+    return texts_of(turns) | {text for turn, text in said if turn.role == "assistant" and _is_long(text)}
+
+
+class HeldOut:
+    """The texts of held-out dialogues by which leaks are told, each with the id of the dialogue that has it.
+
+    Args:
+        dialogues: of all splits, as stage `prepare` wrote them.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue]) -> None:
+        said = {normalise(turn.text) for one in dialogues if one.split == "train" for turn in one.turns}
+        self.splits = {one.id: one.split for one in dialogues if one.split != "train"}
+        self._texts: dict[str, str] = {}
+        self._passages: dict[str, str] = {}
+        for one in dialogues:
+            if one.split != "train":
+                self._texts |= dict.fromkeys(filter(_is_long, texts_of(one.turns)), one.id)
+                own = (text for text in _passages(one.turns) if not said.issuperset(text.split("\n")))
+                self._passages |= dict.fromkeys(own, one.id)
+
+    def copy_of(self, turns: Sequence[Turn]) -> str | None:
+        """The id of a held-out dialogue that the turns are a copy of."""
+        return next((self._texts[text] for text in sorted(copied(turns)) if text in self._texts), None)
+
+    def find(self, turns: Sequence[Turn]) -> str | None:
+        """The id of a held-out dialogue that the turns are a copy of, or have a passage of."""
+        passages = (self._passages[text] for text in _passages(turns) if text in self._passages)
+        return self.copy_of(turns) or next(passages, None)
+
+
+def sentences_of(dialogues: Iterable[Dialogue], sentences: Iterable[str]) -> dict[str, str]:
+    """The sentences of `WORDS` words or more that stand within a turn of held-out dialogues and of no train dialogue.
+
+    Args:
+        dialogues: of all splits.
+        sentences: that a model learns from.
+
+    Returns:
+        Of each that does, normalised, the id of the dialogue.
+    """
+    by_start: dict[tuple[str, ...], set[str]] = {}
+    for text in {normalise(one) for one in sentences}:
+        if _is_long(text):
+            by_start.setdefault(tuple(text.split()[:WORDS]), set()).add(text)
+    found: dict[str, str] = {}
+    train: set[str] = set()
+    for one in dialogues:
+        for text in (normalise(turn.text) for turn in one.turns):
+            words = text.split()
+            for start in range(len(words) - WORDS + 1):
+                for sentence in by_start.get(tuple(words[start : start + WORDS]), ()):
+                    if f" {sentence} " in f" {text} ":
+                        train |= {sentence} if one.split == "train" else set()
+                        found |= {} if one.split == "train" else {sentence: one.id}
+    return {sentence: one for sentence, one in found.items() if sentence not in train}
+
+
+def _beginnings(turns: Sequence[Turn]) -> list[str]:
+    """Of each turn the text up to its end."""
+    return list(accumulate((normalise(turn.text) for turn in turns), lambda one, other: f"{one} {other}".strip()))
+
+
+def _passages(turns: Sequence[Turn]) -> list[str]:
+    """Long turns, and long exchanges; a line end keeps one from looking like the other."""
+    texts = [normalise(turn.text) for turn in turns]
+    exchanges = [f"{one}\n{other}" for one, other in pairwise(texts)]
+    return [text for text in (*texts, *exchanges) if _is_long(text)]
+
+
+def _is_long(text: str) -> bool:
+    return len(text.split(maxsplit=WORDS - 1)) == WORDS

@@ -37,7 +37,7 @@ def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
 
 
 def diagram() -> str:
-    """The kinds of stages as a Mermaid flowchart: an arrow runs to what needs a stage and nothing that needs it before."""
+    """The kinds of stages as a Mermaid flowchart, each arrow from a stage to one that needs it."""
     from dvc.repo import Repo
     from networkx import DiGraph, transitive_reduction
 

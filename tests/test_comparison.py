@@ -10,7 +10,7 @@ from stages import comparison
 from stages.comparison import ComparisonError, Drawing, against_specialised, against_standard, differences, keep, read
 from stages.comparison_page import Pairing, sections, verdict
 from stages.params import Variant
-from stages.scoring.intervals import draws
+from stages.scoring.intervals import distances, draws
 from stages.tables import direction
 
 NONE = "data/dialogues"
@@ -172,6 +172,13 @@ def test_distances_to_people_by_hand():
     # In every draw own does as people do, and other is no nearer.
     assert found["behaviour_questions_distance.diff_high"] <= 0.0
     assert differences(own, own, DRAWING)["level_er_distance.diff_low"] == 0.0
+
+
+def test_words_of_the_references_are_no_metric_of_people():
+    counts = {f"bleu_{kind}_{n}": np.ones(2) for kind in ("match", "total") for n in (1, 2, 3, 4)}
+    words = {"bleu_reply_words": np.ones(2), "bleu_reference_words": np.ones(2)}
+    levels = {"level_er": np.array([1.0, 2.0]), "reference_level_er": np.zeros(2)}
+    assert distances(counts | words | levels, np.ones((1, 2))) == {"level_er_distance": 1.5}
 
 
 def test_the_examples_of_a_dialogue_are_drawn_together():

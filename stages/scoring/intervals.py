@@ -55,7 +55,12 @@ def distances(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
     Returns:
         `<metric>_distance` to (R,) values, for each metric whose columns both have.
     """
-    human = {name.replace(HUMAN, "_"): column for name, column in columns.items() if HUMAN in name}
+    # BLEU's counts of the reference's words carry the same infix and are no metric of it.
+    human = {
+        name.replace(HUMAN, "_"): column
+        for name, column in columns.items()
+        if HUMAN in name and not name.startswith("bleu_")
+    }
     levels = {name.removeprefix(REFERENCE): one for name, one in columns.items() if name.startswith(REFERENCE)}
     own, people = metrics(columns, weights), metrics(human | levels, weights)
     return {f"{name}{DISTANCE}": np.abs(own[name] - people[name]) for name in people if name in own}

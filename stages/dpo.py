@@ -51,7 +51,8 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     from stages.modeling.loading import load_adapter, load_base, load_tokenizer, require_positions
     from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
-    from stages.modeling.training import counted_anew, last_checkpoint, run
+    from stages.modeling.resume import last_checkpoint
+    from stages.modeling.training import counted_anew, run
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
@@ -93,7 +94,7 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
 
 def is_over(folder: Path, start: Path | None) -> bool:
     """Whether the round has been trained to its end and was killed behind it: going on would train the next epoch."""
-    from stages.modeling.training import last_checkpoint
+    from stages.modeling.resume import last_checkpoint
 
     def epochs(checkpoint: Path | None) -> float:
         return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0

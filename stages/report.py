@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from stages import drawing, samples_page
+from stages.checkpoints import tidy
 from stages.drawing import Curve, Rounds
 from stages.errors import UserError, reported
 from stages.files import write_text
@@ -414,6 +415,7 @@ def plots(results: Results, params: Params) -> str:
 
 def main(params: Params) -> None:
     """Write the pages."""
+    tidy()
     results = read(params)
     told = ("Attune: replies side by side", lead(results, params), MACHINE)
     pages = {

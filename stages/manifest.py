@@ -43,6 +43,8 @@ def damage(folder: Path) -> str | None:
     except FileNotFoundError as error:
         name = Path(error.filename).name
         return "it was not written to its end" if name == MANIFEST else f"{name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None if manifest else f"{MANIFEST} names no file"

@@ -70,7 +70,8 @@ def read(path: Path, reference: str) -> dict[str, float]:
 
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        logps = dict(zip(table["key"].to_pylist(), table["logp"].to_pylist(), strict=True))
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DamagedReference(f"{path} cannot be read ({error})") from None
     metadata = table.schema.metadata or {}
     found = metadata.get(IDENTITY, b"").decode()
@@ -79,7 +80,6 @@ def read(path: Path, reference: str) -> dict[str, float]:
             f"{path} holds the log-probabilities of another reference model ({found[:12] or 'unnamed'}, not "
             f"{reference[:12]}): base model, adapter, device or precision changed; run the rounds again from the first"
         )
-    logps = dict(zip(table["key"].to_pylist(), table["logp"].to_pylist(), strict=True))
     if metadata.get(DIGEST, b"").decode() != _digest(logps):
         raise DamagedReference(f"{path} has changed since it was written")
     return logps

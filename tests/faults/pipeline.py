@@ -101,10 +101,11 @@ class Run:
         return (RUNNING.findall(self.output) or ["before the first stage"])[-1]
 
 
-def start(folder: Path, log: Path, *words: str) -> Run:
+def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = None) -> Run:
+    env = environment() | (env or {})
     with log.open("wb") as output:
         process = subprocess.Popen(
-            words, cwd=folder, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            words, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     return Run(process, log)
 

@@ -1,6 +1,7 @@
 """A folder in which stage `sft` can run: params, a model of a few thousand weights and a few dialogues."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def text(number: int) -> str:
 def dialogue(number: int) -> Dialogue:
     turns = [Turn("assistant" if i % 2 else "user", text(4 * number + i)) for i in range(4)]
     return Dialogue(f"train/{number:04}", "sample", "train", "sad", tuple(turns))
+
+
+def recorded_by_dvc(folder: Path) -> None:
+    """As if DVC had recorded the stages that have ended in `folder`: they begin anew."""
+    (folder / "dvc.lock").touch()
+    for done in folder.glob(".checkpoints/*/.done"):
+        os.utime(done, (1, 1))
 
 
 def make(folder: Path, dialogues: int, overrides: list[str] = OVERRIDES) -> Path:

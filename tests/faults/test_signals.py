@@ -40,7 +40,7 @@ def made(folder: Path) -> dict[str, bytes]:
 def undisturbed(folder) -> dict[str, bytes]:
     run = sft(folder, "undisturbed")
     assert run.process.wait() == 0, run.output
-    (folder / "dvc.lock").touch()  # DVC has recorded it: the next run begins anew
+    small.recorded_by_dvc(folder)
     return made(folder)
 
 
@@ -60,7 +60,7 @@ def test_a_signal_ends_training_with_a_checkpoint(number, name, folder, undistur
     assert again.process.wait() == 0, again.output
     assert f"checkpoint-{step}" in again.output
     assert made(folder) == undisturbed
-    (folder / "dvc.lock").touch()
+    small.recorded_by_dvc(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -122,5 +122,5 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def steps_seen(output: str) -> int:
     """The optimizer step that training has reached in the last stage of the output: its bar has no name before it."""
-    bars = re.findall(r"(?:^|[\r\n])\s*\d+%\|[^|]*\| (\d+)/\d+ \[", output[output.rfind("Running stage") :])
+    bars = re.findall(r"(?:^|[\r\n])\s*\d+%\|[^|]*\| (\d+)/\d+ \[", output[max(output.rfind("Running stage"), 0) :])
     return int(bars[-1]) if bars else 0

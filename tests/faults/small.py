@@ -13,7 +13,7 @@ from stages.params import Tiny, compose
 
 WORDS = ("i", "feel", "so", "happy", "sad", "today", "my", "dog", "ran", "away", "and", "came", "home", "sorry")
 OVERRIDES = [
-    "lora.r=4", "sft.batch_size=4", "sft.max_length=64", "hardware.threads=1", "hardware.dtype=fp32",
+    "lora.r=4", "sft.epochs=1", "sft.batch_size=4", "sft.max_length=64", "hardware.threads=1", "hardware.dtype=fp32",
     "hardware.micro_batch_size=2", "hardware.save_every=500",
 ]  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from stages.errors import UserError
@@ -84,4 +83,4 @@ def halving(attempt: Callable[[Hardware], Result], hardware: Hardware, section: 
             f"out of memory with micro-batches of {most}: going on with {smaller} (hardware.micro_batch_size)",
             file=sys.stderr,
         )
-        hardware = replace(hardware, micro_batch_size=smaller)
+        hardware = type(hardware)(**vars(hardware) | {"micro_batch_size": smaller})

@@ -15,7 +15,7 @@ from stages.checkpoints import checkpoints
 from stages.corpora import empathetic_dialogues, pretraining
 from stages.dialogues import Turn
 from stages.errors import reported
-from stages.files import settle_model_files, write_json
+from stages.files import settle_model_files, whole_folder, write_json
 from stages.modeling.loading import RECORD
 from stages.modeling.process import ModelError, set_up_process
 from stages.params import Hardware, Model, Params, Tiny, load
@@ -149,12 +149,13 @@ def main(params: Params) -> None:
     settings = (params.model, params.tiny, params.hardware, params.seed)
     with checkpoints("base", settings, deps) as folder:
         model, tokenizer = make(dialogues, *settings, folder)
-        model.save_pretrained(TARGET)
-        tokenizer.save_pretrained(TARGET)
-        settle_model_files(TARGET)
         made_of = encoder_signature(params.model) if params.model.as_decoder else None
         record = {"name": params.model.name, "hub_id": None, "revision": None, "commit": None, "made_of": made_of}
-        write_json(TARGET / RECORD, record)
+        with whole_folder(TARGET, sum(one.nbytes for one in model.state_dict().values())) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            settle_model_files(partial)
+            write_json(partial / RECORD, record)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def main(name: str, params: Params) -> None:
         for key, part in parts.items():
             encoder = load_encoder(params.encoder, params.hardware)
             given = (part.labels, part.labelled, part.settings, part.context_turns)
-            made[key] = learn(encoder, *given, *rest, kept / f"{key}.pt")
+            made[key] = learn(encoder, *given, *rest, kept / key)
         for key, part in parts.items():
             counts = {f"{split}_examples": str(len(rows)) for split, rows in part.labelled.items()}
             signature = encoder_signature(params.encoder) | part.origin | counts

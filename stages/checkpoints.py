@@ -7,6 +7,7 @@ finds its own checkpoints again, and a stage whose code, data or params changed 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,16 @@ from pathlib import Path
 from stages.errors import UserError
 
 ROOT = Path(".checkpoints")
+DONE = ".done"
+LOCK = Path("dvc.lock")
 
 
 @contextmanager
 def checkpoints(stage: str, params: object, deps: list[Path]) -> Iterator[Path]:
-    """The checkpoint folder of a stage; it is removed when the block ends well and kept when it does not.
+    """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage made.
+
+    A stage that is killed behind its end, while DVC hashes its outs, so loses nothing. One that DVC has recorded and
+    runs again (`dvc repro --force`) begins anew.
 
     Args:
         stage: the stage's name, `dpo@e1`.
@@ -32,8 +38,18 @@ def checkpoints(stage: str, params: object, deps: list[Path]) -> Iterator[Path]:
     folder = ROOT / f"{stage.replace('@', '-')}-{_digest(params, deps)}"
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock"), stage):
+        tidy()
+        folder.mkdir(exist_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
         yield folder
-        shutil.rmtree(folder)
+        (folder / DONE).touch()
+
+
+def tidy() -> None:
+    """Remove the folders of stages that DVC has recorded since their end: `dvc.lock` is the younger one."""
+    for done in ROOT.glob(f"*/{DONE}"):
+        if LOCK.is_file() and LOCK.stat().st_mtime_ns > done.stat().st_mtime_ns:
+            shutil.rmtree(done.parent)
 
 
 @contextmanager
@@ -41,12 +57,18 @@ def _lock(path: Path, stage: str) -> Iterator[None]:
     """Hold an advisory lock, which the kernel releases however the process ends."""
     import fcntl
 
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"stage {stage} is running in another process, which holds {path}: wait for it") from None
+        except BlockingIOError:
+            file.seek(0)
+            holder = f"process {pid}" if (pid := file.read().strip()) else "another process"
+            raise UserError(
+                f"stage {stage} is running in {holder}, which holds {path}: wait for it, or end it"
+            ) from None
         # The file stays: were it removed, a process that waits on it and one that makes it anew could both go on.
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
         yield
 
 

@@ -60,7 +60,7 @@ def main(name: str, params: Params) -> None:
     labelled, without = label_turns(read(settings), table, LABELS, turns, "dbt.stages")
     with checkpoints(f"dbt@{name}", (params.encoder, settings, params.hardware, params.seed), deps) as kept:
         encoder = load_encoder(params.encoder, params.hardware)
-        rest = (params.hardware, params.seed, kept / "dbt.pt")
+        rest = (params.hardware, params.seed, kept / "dbt")
         classifier, metrics = learn(encoder, LABELS, labelled, settings, turns, *rest)
         signature = encoder_signature(params.encoder) | counts(labelled, without, settings, params.corpus.name)
         save(classifier, signature, folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.errors import UserError
+from stages.files import write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -134,15 +135,13 @@ def read_examples(path: Path, corpus: Corpus) -> list[Example]:
 def write_dialogues(dialogues: Sequence[Dialogue], path: Path) -> None:
     """Write parquet with the columns id, corpus, split, label, turns (a list of role, text, act), quality."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = [(name, pa.string()) for name in ("id", "corpus", "split", "label")]
     table = pa.Table.from_pylist(
         [asdict(d) for d in dialogues],
         schema=pa.schema([*columns, ("turns", turn_list_type()), ("quality", pa.string())]),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    write_table(path, table)
 
 
 def turn_list_type() -> pa.DataType:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.checkpoints import checkpoints
 from stages.dialogues import to_turns
-from stages.errors import reported
-from stages.params import Params, load
+from stages.errors import UserError, reported
+from stages.modeling.process import halving
+from stages.params import Hardware, Params, load
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")
@@ -46,12 +48,14 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     Raises:
         ReferenceGap: the log-probabilities in `init` are another reference's.
         ModelError: `dpo.max_length` exceeds the model's positions.
+        UserError: there is no pair.
     """
     from stages.modeling.dpo import make_trainer
     from stages.modeling.loading import load_adapter, load_base, load_tokenizer, require_positions
     from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
-    from stages.modeling.training import counted_anew, last_checkpoint, run
+    from stages.modeling.resume import last_checkpoint
+    from stages.modeling.training import counted_anew, run
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
@@ -59,6 +63,8 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
     encoded: list[dict[str, Any]] = list(encode(tokenizer, pairs, params.dpo.max_length))
+    if not encoded:
+        raise UserError(f"{pairs} holds no pair: run `dvc repro -f pairs@{key}`")
     if unserved(policy) is None:
         prepare(policy, params.hardware, params.dpo.max_length)
         reference = identity(base, adapter, params.hardware)
@@ -93,7 +99,7 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
 
 def is_over(folder: Path, start: Path | None) -> bool:
     """Whether the round has been trained to its end and was killed behind it: going on would train the next epoch."""
-    from stages.modeling.training import last_checkpoint
+    from stages.modeling.resume import last_checkpoint
 
     def epochs(checkpoint: Path | None) -> float:
         return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
@@ -143,7 +149,11 @@ def main(key: str, params: Params) -> None:
     pairs = PAIRS / f"{key}.parquet"
     deps = [Path("stages"), BASE, pairs, Path(params.dpo.rounds[key].init)]
     with checkpoints(f"dpo@{key}", (params.dpo, params.lora, params.hardware, params.seed), deps) as folder:
-        keep(train_round(key, params, BASE, pairs, folder, CURVES / key), TARGET / key)
+
+        def attempt(hardware: Hardware) -> Path:
+            return train_round(key, replace(params, hardware=hardware), BASE, pairs, folder, CURVES / key)
+
+        keep(halving(attempt, params.hardware, params.dpo), TARGET / key)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def learn(
         settings: hyperparameters.
         hardware: device and precision.
         seed: of order and dropout.
-        folder: for checkpoints, one a mechanism, written after each epoch.
+        folder: for checkpoints, a folder a mechanism.
 
     Returns:
         The metrics of all mechanisms, with the mechanism's short name before each.
@@ -83,7 +83,7 @@ def learn(
         encoded = {part: encode(classifiers, some) for part, some in parts.items()}
         if not settings.checkpoints:
             key = f"{seed}:{mechanism}"
-            train(model, encoded["train"], states, settings, hardware, key, folder / f"{mechanism}.pt")
+            train(model, encoded["train"], states, settings, hardware, key, folder / mechanism)
         found = measure(model, encoded["test"], states, hardware)
         found["valid_accuracy"] = measure(model, encoded["valid"], states, hardware)["accuracy"]
         metrics |= {f"{MECHANISMS[mechanism]}_{name}": value for name, value in found.items()}

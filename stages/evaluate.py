@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from stages import own_metrics
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
-from stages.files import write_json
+from stages.files import whole_file, write_json
 from stages.params import Params, bertscore_encoder, load
 from stages.scoring import overlap
 from stages.scoring.epitome import MECHANISMS, seeker_post
@@ -233,8 +233,8 @@ def main(variant: str, params: Params) -> None:
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:
     """Write the scores of the examples as parquet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scores.to_parquet(path, index=False)
+    with whole_file(path, int(scores.memory_usage(deep=True).sum())) as temporary:
+        scores.to_parquet(temporary, index=False)
 
 
 if __name__ == "__main__":

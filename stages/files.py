@@ -11,11 +11,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.errors import UserError
+from stages.errors import UserError, writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_text(path: Path, error: type[UserError], missing: str) -> str:
@@ -140,16 +145,56 @@ def write_bytes(path: Path, content: bytes) -> None:
     which then takes the name. A symbolic link at `path` is replaced, what it points to (a cache, say) is left alone.
 
     Raises:
-        OSError: the folder cannot be made or written to; the temporary file is removed.
+        StorageError: the disk is full, or may not be written to.
+        OSError: the folder cannot be made or written to for another reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
+    """A temporary file for the block to write, which then takes the name `path`, or is removed where the block fails.
+
+    Args:
+        path: of the file, whose folder is made where it is missing.
+        need: its bytes, if known.
+
+    Raises:
+        StorageError: as `writing`.
+    """
     # Opened as an ordinary file, so that the umask decides its mode (tempfile would make it private).
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path, need):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
+    """As `whole_file` of a folder, which the block makes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path, need):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table to `path` as parquet, as `write_bytes`."""
+    import pyarrow.parquet as pq
+
+    with whole_file(path, table.nbytes) as temporary:
+        pq.write_table(table, temporary)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

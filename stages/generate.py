@@ -17,6 +17,7 @@ from typing import Any
 
 from stages.dialogues import Example, read_examples, turn_list_type
 from stages.errors import reported
+from stages.files import write_table
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
@@ -127,13 +128,11 @@ def answer(
 def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Parquet with the fields of `answer`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     text, number = pa.string(), pa.float64()
     fields = [("id", text), ("label", text), ("context", turn_list_type()), ("reference", text), ("reply", text)]
     fields += [("rejected", text), ("reference_logp", number), ("rejected_logp", number)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(records), schema=pa.schema(fields)), path)
+    write_table(path, pa.Table.from_pylist(list(records), schema=pa.schema(fields)))
 
 
 def main(variant: str, params: Params) -> None:

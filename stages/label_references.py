@@ -14,6 +14,7 @@ from pathlib import Path
 
 from stages.dialogues import read_examples
 from stages.errors import reported
+from stages.files import write_table
 from stages.params import Params, load
 
 TEST = Path("data/dialogues/test.parquet")
@@ -27,7 +28,6 @@ def main(scorer: str, folder: Path, params: Params) -> None:
         ClassifierError: the folder is not what stage `<scorer>` writes.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from stages.modeling.process import set_up_process
 
@@ -36,7 +36,7 @@ def main(scorer: str, folder: Path, params: Params) -> None:
     some = read_examples(TEST, params.corpus)
     rows = labels.probabilities(folder, [one.context for one in some], [one.target for one in some], params.hardware)
     columns = {label: [row[i] for row in rows] for i, label in enumerate(labels.LABELS)}
-    pq.write_table(pa.table({"id": [one.id for one in some], **columns}), TARGETS / f"references_{scorer}.parquet")
+    write_table(TARGETS / f"references_{scorer}.parquet", pa.table({"id": [one.id for one in some], **columns}))
 
 
 if __name__ == "__main__":

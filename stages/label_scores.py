@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
-from stages.files import write_json
+from stages.files import write_json, write_table
 from stages.params import Params, folder_of, label_scorers, load
 
 REPLIES = Path("data/replies")
@@ -68,7 +68,6 @@ def main(variant: str, params: Params, scorer: str) -> None:
         UserError: `<scorer>.variants` does not name it, or `read` and `references` as they say.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from stages.modeling.process import set_up_process
 
@@ -84,10 +83,8 @@ def main(variant: str, params: Params, scorer: str) -> None:
     human = references(REFERENCES / f"references_{scorer}.parquet", ids, labels.LABELS, stage)
     columns = made.per_example(own, human)
     scores, metrics = SCORES / scorer, METRICS / scorer
-    scores.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.table({"id": ids, "label": [row["label"] for row in replies], **columns}), scores / f"{variant}.parquet"
-    )
+    table = pa.table({"id": ids, "label": [row["label"] for row in replies], **columns})
+    write_table(scores / f"{variant}.parquet", table)
     found = {name: round(value, DIGITS) for name, value in made.metrics(columns).items()}
     write_json(metrics / f"{variant}.json", found)
     counted = {f"{scorer}_examples": str(len(ids))}

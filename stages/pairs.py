@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stages.dialogues import Example, normalise, read_examples, turn_list_type
 from stages.errors import reported
-from stages.files import write_json
+from stages.files import write_json, write_table
 from stages.params import Params, Round, chain, load
 from stages.preferences.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
 from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
@@ -189,12 +189,10 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
 def write_pairs(pairs: Sequence[Pair | ScoredPair], path: Path) -> None:
     """Parquet with the fields of the pairs; `prompt` is a list of role, text, act."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type()}
     schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(pairs[0])])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema), path)
+    write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema))
 
 
 def main(key: str, params: Params) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.dialogues import Example, read_examples
 from stages.errors import reported
+from stages.files import write_table
 from stages.params import Hardware, Params, load
 from stages.scoring.epitome import MECHANISMS, score, seeker_post
 
@@ -33,15 +34,13 @@ def reference_levels(examples: Sequence[Example], classifiers: Path, hardware: H
 def main(params: Params) -> None:
     """Write `data/references.parquet`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from stages.modeling.process import set_up_process
 
     set_up_process(params.hardware)
     examples = read_examples(TEST, params.corpus)
     columns = reference_levels(examples, CLASSIFIERS, params.hardware)
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), TARGET)
+    write_table(TARGET, pa.table(columns))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from stages import drawing, samples_page, win_rates
+from stages.checkpoints import tidy
 from stages.drawing import Curve, Rounds
 from stages.errors import reported
 from stages.files import write_text
@@ -358,6 +359,7 @@ def plots(results: Results, params: Params) -> str:
 
 def main(params: Params) -> None:
     """Write the pages."""
+    tidy()
     results = read(params)
     told = ("Attune: replies side by side", lead(results, params), MACHINE)
     pages = {

@@ -17,6 +17,7 @@ from typing import Any
 from stages.checkpoints import checkpoints
 from stages.dialogues import Dialogue, read_dialogues
 from stages.errors import UserError, reported
+from stages.modeling.process import ModelError, halving
 from stages.params import Hardware, Lora, Params, Sft, folder_of, load
 
 BASE = Path("models/base")
@@ -53,7 +54,7 @@ def fine_tune(
         The trained PeftModel.
 
     Raises:
-        ModelError: `sft.max_length` exceeds the model's positions.
+        ModelError: `sft.max_length` exceeds the model's positions, or no dialogue has a token to learn.
     """
     from functools import partial
 
@@ -65,12 +66,18 @@ def fine_tune(
     from stages.modeling.training import common_arguments, run
 
     require_positions(model, "sft.max_length", sft.max_length)
+    examples = supervised(tokenizer, dialogues, sft)
+    if not examples:
+        raise ModelError(
+            f"none of {len(dialogues)} dialogues has a token of the {sft.loss_on} within sft.max_length = "
+            f"{sft.max_length} tokens: raise it, or change sft.loss_on"
+        )
     policy = add_adapter(model, lora, seed)
     trainer = supervised_trainer(
         policy,
         hardware,
         args=TrainingArguments(**common_arguments(sft, hardware, seed, folder)),
-        train_dataset=supervised(tokenizer, dialogues, sft),
+        train_dataset=examples,
         data_collator=partial(pad_supervised, pad_id=tokenizer.pad_token_id),
     )
     run(trainer, curves)
@@ -120,8 +127,13 @@ def main(params: Params, quality: str | None = None) -> None:
         dialogues, name, target = _chosen(dialogues, quality, params)
     settings = (params.sft, params.lora, params.hardware, params.seed)
     with checkpoints(name, settings, [Path("stages"), BASE, TRAIN]) as folder:
-        model, tokenizer = load_base(BASE, params.hardware), load_tokenizer(BASE)
-        save_adapter(fine_tune(model, tokenizer, dialogues, *settings, folder, CURVES / name), target)
+        tokenizer = load_tokenizer(BASE)
+
+        def attempt(hardware: Hardware) -> Any:
+            settings = (params.sft, params.lora, hardware, params.seed)
+            return fine_tune(load_base(BASE, hardware), tokenizer, dialogues, *settings, folder, CURVES / name)
+
+        save_adapter(halving(attempt, params.hardware, params.sft), target)
 
 
 def _chosen(dialogues: Sequence[Dialogue], quality: str, params: Params) -> tuple[list[Dialogue], str, Path]:

@@ -1,5 +1,6 @@
 """A killed stage finds its checkpoints again, a changed one does not, and two writers never meet."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,20 @@ def test_killed_stage_finds_its_checkpoints():
     folder = killed({"beta": 0.1})
     with checkpoints("dpo@e1", {"beta": 0.1}, [Path("code")]) as again:
         assert again == folder and (again / "checkpoint").read_text() == "half"
-    assert not folder.exists()
+
+
+def test_checkpoints_are_kept_until_dvc_has_recorded_the_stage():
+    """A kill while DVC hashes the outs costs nothing; what is recorded and runs again begins anew."""
+    with checkpoints("sft", 1, [Path("code")]) as folder:
+        (folder / "checkpoint").write_text("whole")
+    with checkpoints("sft", 1, [Path("code")]) as again:
+        assert (again / "checkpoint").read_text() == "whole"
+    os.utime(folder / ".done", (1, 1))
+    Path("dvc.lock").write_text("recorded")
+    with checkpoints("dpo", 1, [Path("code")]):
+        assert not folder.exists()
+    with checkpoints("sft", 1, [Path("code")]) as again:
+        assert not list(again.iterdir())
 
 
 @pytest.mark.parametrize("change", ["params", "content", "new file", "stage"])
@@ -61,8 +75,8 @@ def test_second_process_is_refused():
         second = subprocess.run(
             [sys.executable, "-c", script], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
         )
-        assert second.returncode and "stage sft is running in another process" in second.stderr
-        with pytest.raises(UserError, match="another process"), checkpoints("sft", 1, [Path("code")]):
+        assert second.returncode and f"stage sft is running in process {os.getpid()}, which holds" in second.stderr
+        with pytest.raises(UserError, match=f"process {os.getpid()}, "), checkpoints("sft", 1, [Path("code")]):
             pass
     third = subprocess.run(
         [sys.executable, "-c", script], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False

@@ -319,7 +319,7 @@ def test_the_learning_rates_fall_to_zero_in_a_line(classifiers, tmp_path):
     )
     parts, posts = prepared(classifiers, "explorations", 40)
     settings = replace(SETTINGS, learning_rate=1e-3, head_learning_rate=1e-2)
-    train(classifiers.models["explorations"], parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c.pt")
+    train(classifiers.models["explorations"], parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c")
     hook.remove()
     steps = 2 * math.ceil(len(parts["train"]) / 8)
     assert rates == [pytest.approx([1e-3 * (1 - i / steps), 1e-2 * (1 - i / steps)]) for i in range(steps)]
@@ -332,19 +332,19 @@ def test_it_learns_the_sample(minilm, tmp_path):
     classifiers = Classifiers({"explorations": model}, tokenizer, 64)
     parts, posts = prepared(classifiers, "explorations")
     settings = replace(SETTINGS, epochs=3, learning_rate=2e-4)
-    train(model, parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c.pt")
+    train(model, parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c")
     found = measure(model, parts["test"], posts, HARDWARE)
     assert found["accuracy"] > found["majority_accuracy"] + 25
     assert found["macro_f1"] > found["majority_macro_f1"] + 40
     assert found["rationale_f1"] > 80
 
 
-def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c.pt"):
+def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c", hardware=HARDWARE):
     """The state of one classifier after training on a part of the sample."""
     classifiers = copy.deepcopy(classifiers)
     model = classifiers.models["explorations"]
     parts, posts = prepared(classifiers, "explorations", 40)
-    train(model, parts["train"], posts, replace(SETTINGS, epochs=epochs), HARDWARE, seed, tmp_path / name)
+    train(model, parts["train"], posts, replace(SETTINGS, epochs=epochs), hardware, seed, tmp_path / name)
     return digest(model)
 
 
@@ -364,27 +364,24 @@ def test_all_but_the_seeker_encoder_is_trained(either, tmp_path):
 
 def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
     one, again, other = (
-        trained(classifiers, tmp_path, seed, name=f"{i}.pt") for i, seed in enumerate(("1:e", "1:e", "2:e"))
+        trained(classifiers, tmp_path, seed, name=f"{i}") for i, seed in enumerate(("1:e", "1:e", "2:e"))
     )
     assert same(one, again) and not same(one, other)
 
 
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(either, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(step, either, tmp_path, monkeypatch, capsys):
+    """In the middle of an epoch of four steps, too, with dropout."""
     from stages.scoring import classifier
 
-    whole = trained(either, tmp_path, epochs=3, name="whole.pt")
-    keep = classifier._keep
-
-    def killed(model, optimizer, epoch, checkpoint):
-        keep(model, optimizer, epoch, checkpoint)
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(classifier, "_keep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trained(either, tmp_path, epochs=3, name="cut.pt")
-    monkeypatch.setattr(classifier, "_keep", keep)
-    assert same(whole, trained(either, tmp_path, epochs=3, name="cut.pt"))
+    monkeypatch.setattr(classifier, "drop_older", lambda *_: None)
+    whole = trained(either, tmp_path, epochs=3, name="whole", hardware=replace(HARDWARE, save_every=1))
+    kept = sorted((tmp_path / "whole").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(kept) == 12
+    for path in kept[step:]:
+        shutil.rmtree(path)
+    assert same(whole, trained(either, tmp_path, epochs=3, name="whole", hardware=HARDWARE))
+    assert f"going on from {kept[step - 1]}" in capsys.readouterr().err
 
 
 def test_metrics_by_hand():
@@ -585,7 +582,7 @@ def test_the_stage_takes_published_checkpoints_without_training(published, encod
     before = digest(classifiers.models["explorations"])
     metrics = stage.learn(classifiers, annotations, settings, HARDWARE, 5, tmp_path)
     assert same(before, digest(classifiers.models["explorations"]))
-    assert "ex_accuracy" in metrics and not list(tmp_path.glob("*.pt"))
+    assert "ex_accuracy" in metrics and not list(tmp_path.iterdir())
 
 
 def test_levels_of_the_references_stand_with_their_ids(classifiers, tmp_path):

@@ -19,8 +19,9 @@ from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
 from stages.modeling.packed import prepare
 from stages.modeling.reference import complete, identity, with_reference
+from stages.modeling.resume import last_checkpoint
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.modeling.training import keep, last_checkpoint, save_adapter
+from stages.modeling.training import keep, save_adapter
 from stages.pairs import write_pairs
 from stages.params import Dpo, Hardware, Lora, Round, Sft, Tiny
 from stages.preferences.opposite_emotion import Pair

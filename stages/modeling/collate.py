@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from stages.modeling.process import ModelError, free_memory, out_of_memory
 
 IGNORED = -100  # the label that the loss of transformers passes over
 
@@ -91,3 +94,37 @@ def batches_by_tokens(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         rows = max(1, most // lengths[order[0]])
         yield order[:rows]
         order = order[rows:]
+
+
+def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]], None]) -> None:
+    """Have `work` done for the batches of `batches_by_tokens`, of half the tokens from where one does not fit.
+
+    Args:
+        lengths: tokens of each row.
+        most: as `hardware.batch_tokens`.
+        work: of a batch of indices; done again where memory ran out in it.
+
+    Raises:
+        ModelError: one row by itself does not fit.
+    """
+    rows = list(range(len(lengths)))
+    while rows:
+        batch = [rows[i] for i in next(batches_by_tokens([lengths[row] for row in rows], most))]
+        try:
+            work(batch)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            done = set(batch)
+            rows = [row for row in rows if row not in done]
+            continue
+        free_memory()
+        longest = max(lengths[row] for row in batch)
+        if len(batch) == 1:
+            raise ModelError(
+                f"a row of {longest} tokens does not fit into memory by itself: lower generate.max_length, or "
+                "pairs.max_new_tokens and dpo.max_length, where the model is sampled for pairs"
+            )
+        most = longest * (len(batch) // 2)
+        print(f"out of memory: going on with batches of {most} tokens (hardware.batch_tokens)", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages.modeling.chat import Completion, stop_tokens
-from stages.modeling.collate import batches_by_tokens
+from stages.modeling.collate import within_memory
 from stages.modeling.cpu import plain_attention
 from stages.modeling.decoding import decode, left_pad
 from stages.modeling.loading import autocast, positions
@@ -48,13 +48,16 @@ def generate_replies(
     stops, replies = stop_tokens(tokenizer), [""] * len(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     bar = tqdm(total=len(prompts), desc="replies", unit="reply")
+
+    def reply(batch: list[int]) -> None:
+        choose = drawn(draws, batch, hardware.device) if draws else greedy
+        found = decode(model, [prompts[i] for i in batch], max_new_tokens, stops, choose, _pad_id(tokenizer))
+        for i, text in zip(batch, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
+            replies[i] = text.strip()
+        bar.update(len(batch))
+
     with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
-        for batch in batches_by_tokens(lengths, hardware.batch_tokens):
-            choose = drawn(draws, batch, hardware.device) if draws else greedy
-            found = decode(model, [prompts[i] for i in batch], max_new_tokens, stops, choose, _pad_id(tokenizer))
-            for i, text in zip(batch, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
-                replies[i] = text.strip()
-            bar.update(len(batch))
+        within_memory(lengths, hardware.batch_tokens, reply)
     return replies
 
 
@@ -75,12 +78,16 @@ def mean_logps(
     completions = [_cut(one, positions(model)) for one in completions]
     scores = [0.0] * len(completions)
     lengths = [len(c.prompt) + len(c.reply) for c in completions]
-    with torch.no_grad(), autocast(hardware), tqdm(total=len(completions), desc=progress, unit="reply") as bar:
-        for batch in batches_by_tokens(lengths, hardware.batch_tokens):
-            means = _batch_logps(model, [completions[i] for i in batch], _pad_id(tokenizer), hardware.device)
-            for i, score in zip(batch, means.tolist(), strict=True):
-                scores[i] = score
-            bar.update(len(batch))
+    bar = tqdm(total=len(completions), desc=progress, unit="reply")
+
+    def score(batch: list[int]) -> None:
+        means = _batch_logps(model, [completions[i] for i in batch], _pad_id(tokenizer), hardware.device)
+        for i, value in zip(batch, means.tolist(), strict=True):
+            scores[i] = value
+        bar.update(len(batch))
+
+    with bar, torch.no_grad(), autocast(hardware):
+        within_memory(lengths, hardware.batch_tokens, score)
     return scores
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.params import Hardware
+    from stages.params import Dpo, Hardware, Sft
+
+Result = TypeVar("Result")
 
 
 class ModelError(UserError):
@@ -21,7 +25,6 @@ def set_up_process(hardware: Hardware) -> None:
     that was half of the time of a DPO step (sys beside user time). Values are not touched by it.
     """
     import ctypes
-    import sys
 
     import torch
 
@@ -33,3 +36,51 @@ def set_up_process(hardware: Hardware) -> None:
             libc.mallopt(mmap_max, 0)
             libc.mallopt(trim_threshold, 2**31 - 1)
             libc.mallopt(top_pad, 2**28)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch had no memory left: a class of its own on a GPU, words on a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt held, once nothing refers to it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def halving(attempt: Callable[[Hardware], Result], hardware: Hardware, section: Sft | Dpo) -> Result:
+    """What `attempt` returns, with micro-batches of half the size as often as one does not fit into memory.
+
+    An attempt goes on from the last checkpoint. The effective batch is the same, gradients are accumulated over more
+    micro-batches: without dropout the result is the same but for rounding.
+
+    Raises:
+        ModelError: one example by itself does not fit.
+    """
+    while True:
+        try:
+            return attempt(hardware)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        free_memory()
+        name, most = type(section).__name__.lower(), min(hardware.micro_batch_size, section.batch_size)
+        if most == 1:
+            raise ModelError(
+                f"an example of up to {section.max_length} tokens ({name}.max_length) does not fit into the memory of "
+                f"{hardware.device}: lower it, or set hardware.gradient_checkpointing=true"
+            )
+        smaller = next(size for size in range(most // 2, 0, -1) if section.batch_size % size == 0)
+        print(
+            f"out of memory with micro-batches of {most}: going on with {smaller} (hardware.micro_batch_size)",
+            file=sys.stderr,
+        )
+        hardware = type(hardware)(**vars(hardware) | {"micro_batch_size": smaller})

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
+import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
+from stages.files import write_table
 from stages.modeling.loading import autocast, origin
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from stages.params import Hardware
 
 Pair = Mapping[str, Sequence[int]]
-IDENTITY = b"reference"
+IDENTITY, DIGEST = b"reference", b"sha256"
 # Positions in one forward pass, padding aside: enough to keep two cores or a GPU busy, little beside training's
 # activations since nothing is kept for a backward pass.
 TOKENS_A_PASS = 4096
@@ -33,6 +34,10 @@ TOKENS_A_PASS = 4096
 
 class ReferenceGap(UserError):
     """The reference's log-probabilities are missing, or are another reference's."""
+
+
+class DamagedReference(ReferenceGap):
+    """The file of the reference's log-probabilities is not what was written."""
 
 
 def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
@@ -58,32 +63,41 @@ def read(path: Path, reference: str) -> dict[str, float]:
 
     Raises:
         ReferenceGap: the file was computed with another reference than `reference`.
+        DamagedReference: it is cut short or has changed.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    found = (table.schema.metadata or {}).get(IDENTITY, b"").decode()
+    try:
+        table = pq.read_table(path)
+        logps = dict(zip(table["key"].to_pylist(), table["logp"].to_pylist(), strict=True))
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise DamagedReference(f"{path} cannot be read ({error})") from None
+    metadata = table.schema.metadata or {}
+    found = metadata.get(IDENTITY, b"").decode()
     if found != reference:
         raise ReferenceGap(
             f"{path} holds the log-probabilities of another reference model ({found[:12] or 'unnamed'}, not "
             f"{reference[:12]}): base model, adapter, device or precision changed; run the rounds again from the first"
         )
-    return dict(zip(table["key"].to_pylist(), table["logp"].to_pylist(), strict=True))
+    if metadata.get(DIGEST, b"").decode() != _digest(logps):
+        raise DamagedReference(f"{path} has changed since it was written")
+    return logps
+
+
+def _digest(logps: Mapping[str, float]) -> str:
+    """Of keys and values as the file has them: a flipped byte may give another number and no error."""
+    values = array("f", logps.values()).tobytes()
+    return hashlib.sha256("".join(logps).encode() + values).hexdigest()
 
 
 def write(path: Path, reference: str, logps: Mapping[str, float]) -> None:
     """Write `logps` to `path` whole or not at all."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema([("key", pa.string()), ("logp", pa.float32())], metadata={IDENTITY: reference.encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(pa.table({"key": list(logps), "logp": list(logps.values())}, schema=schema), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    metadata = {IDENTITY: reference.encode(), DIGEST: _digest(logps).encode()}
+    schema = pa.schema([("key", pa.string()), ("logp", pa.float32())], metadata=metadata)
+    write_table(path, pa.table({"key": list(logps), "logp": list(logps.values())}, schema=schema))
 
 
 def complete(
@@ -110,8 +124,7 @@ def complete(
     # Passes are made of what the earlier round lacks, not of what is left after a kill: a reply then meets the same
     # others in its pass, and its value is the same to the bit.
     passes = list(_passes(_missing(pairs, known)))
-    kept = read(path, reference) if path.is_file() else {}
-    known |= kept
+    known |= _kept(path, reference)
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(hardware):
@@ -127,6 +140,15 @@ def complete(
     model.train(was_training)
     write(path, reference, known)
     return known
+
+
+def _kept(path: Path, reference: str) -> dict[str, float]:
+    """What a killed run has computed; nothing, and a word of it, where the file is not whole."""
+    try:
+        return read(path, reference) if path.is_file() else {}
+    except DamagedReference as error:
+        print(f"{error}: computing it anew", file=sys.stderr)
+        return {}
 
 
 def _missing(pairs: Iterable[Pair], known: Mapping[str, float]) -> list[Block]:

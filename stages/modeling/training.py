@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.files import settle_model_files, write_json
+from stages.files import settle_model_files, whole_folder, write_json
+from stages.manifest import KEPT, MANIFEST
+from stages.modeling.resume import RUNNING, is_sealed, train
 from stages.params import LOGGING_STEPS
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
 
 # What a finished run needs no more: logs of the library, and a pickle that nothing here ever loads.
-LEFTOVERS = ("training_args.bin", "README.md")
+LEFTOVERS = ("training_args.bin", "README.md", MANIFEST, RUNNING)
 CURVES = (
     "loss",
     "learning_rate",
@@ -75,8 +77,10 @@ def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": hardware.save_every,
-        "save_total_limit": 2,
+        "save_total_limit": KEPT,
         "logging_first_step": True,
+        # A loss that is no number is to be seen (`require_finite`), not to be left out of the mean.
+        "logging_nan_inf_filter": False,
         "logging_steps": LOGGING_STEPS,
         "report_to": "none",
         "dataloader_pin_memory": hardware.device == "cuda",
@@ -91,6 +95,9 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
         trainer: its `output_dir` is the stage's checkpoint folder.
         curves: folder for the DVCLive curves (`plots/metrics/<metric>.tsv`, a row a logged step).
         start: checkpoint of an earlier round, with optimizer, schedule and random state.
+
+    Raises:
+        Stopped, StorageError, UserError: as `resume.train`.
     """
     from transformers import PrinterCallback, ProgressCallback
 
@@ -99,14 +106,7 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_progress_callback())
     trainer.add_callback(_curves_callback(curves))
-    checkpoint = last_checkpoint(Path(str(trainer.args.output_dir))) or start
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of `folder` that was written to its end (its `trainer_state.json` is there)."""
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+    train(trainer, start)
 
 
 def counted_anew(start: Path, trainer: Trainer, folder: Path) -> Path:
@@ -135,25 +135,28 @@ def counted_anew(start: Path, trainer: Trainer, folder: Path) -> Path:
 
 
 def keep(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint to a stage's out, without what nobody needs, appearing whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
-    settle_model_files(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(target)
+    """Copy a checkpoint to a stage's out, without what nobody needs, appearing whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    need = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    with whole_folder(target, need) as partial:
+        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+        settle_model_files(partial)
 
 
 def save_adapter(model: Any, target: Path) -> None:
-    """Write an adapter (safetensors and its configuration) to a stage's out, whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial))
-    (partial / "README.md").unlink(missing_ok=True)
-    settle_model_files(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    """Write an adapter (safetensors and its configuration) to a stage's out, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    need = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    with whole_folder(target, need) as partial:
+        model.save_pretrained(str(partial))
+        (partial / "README.md").unlink(missing_ok=True)
+        settle_model_files(partial)
 
 
 def stop_after_epoch() -> Any:
@@ -165,7 +168,8 @@ def stop_after_epoch() -> Any:
 
     class StopAfterEpoch(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            control.should_save = True
+            # Where the last step has been saved, saving it again could spoil it.
+            control.should_save = not is_sealed(Path(str(args.output_dir)), state.global_step)
             control.should_training_stop = True
             return control
 

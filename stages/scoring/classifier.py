@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stages.errors import Stopped, UserError, noted_signals, writing
+from stages.manifest import drop_older, seal, settle
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 # Texts encoded at once: on two cores more is no faster.
 BATCH = 64
 MAX_NORM = 1.0
+NAME, STATE = "step", "state.pt"
 # Batches whose examples are sorted by length together: little padding, and still another mixture in every epoch.
 POOL = 8
 BINS = 10
@@ -45,32 +50,54 @@ def fit(
         batch_size: examples a step.
         hardware: device and precision.
         seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
-        checkpoint: file to go on from, written after each epoch.
+        checkpoint: folder of what to go on from, written every `hardware.save_every` steps and after each epoch.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; the step that was reached is kept.
+        StorageError: the checkpoint cannot be written.
+        UserError: there is nothing to learn from, or the loss is no number any more.
     """
     import torch
     from torch.optim import AdamW
     from tqdm import tqdm
 
+    if not lengths:
+        raise UserError(f"{seed.rpartition(':')[2]}: there is no example to learn from: take another corpus")
+
     optimizer = AdamW([{"params": list(group), "peak": rate} for group, rate in groups], fused=True)
     chosen = {id(parameter) for group, _ in groups for parameter in group}
     trained = [parameter for parameter in model.parameters() if id(parameter) in chosen]
-    begin = _resume(model, optimizer, checkpoint)
+    done, random_state = _resume(model, optimizer, checkpoint)
     steps = -(-len(lengths) // batch_size)
-    for epoch in range(begin, epochs):
-        rng = random.Random(f"{seed}:{epoch}")
-        torch.manual_seed(rng.getrandbits(63))
-        model.train()
-        order = mixed_batches(lengths, batch_size, rng)
-        bar = tqdm(order, total=steps, desc=f"{seed.rpartition(':')[2]}, epoch {epoch + 1}", unit="step")
-        for step, batch in enumerate(bar, start=epoch * steps):
-            _set_rates(optimizer, 1 - step / (steps * epochs))
-            with autocast(hardware):
-                value = loss(batch)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-        _keep(model, optimizer, epoch + 1, checkpoint)
+    model.train()
+    with noted_signals() as noted:
+        for epoch in range(done // steps, epochs):
+            rng = random.Random(f"{seed}:{epoch}")
+            torch.manual_seed(rng.getrandbits(63))
+            order = mixed_batches(lengths, batch_size, rng)[done % steps :]
+            if done % steps:
+                _set_random_state(random_state, hardware)
+            name = f"{seed.rpartition(':')[2]}, epoch {epoch + 1}"
+            for batch in tqdm(order, initial=done % steps, total=steps, desc=name, unit="step"):
+                _set_rates(optimizer, 1 - done / (steps * epochs))
+                with autocast(hardware):
+                    value = loss(batch)
+                if not torch.isfinite(value):
+                    raise UserError(
+                        f"{name}: the loss is {float(value)} at step {done + 1}: lower the learning rates of this "
+                        "stage, or take hardware.dtype=fp32"
+                    )
+                value.backward()
+                torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
+                optimizer.step()
+                optimizer.zero_grad()
+                done += 1
+                if noted or done % hardware.save_every == 0 or done % steps == 0:
+                    _keep(model, optimizer, done, checkpoint, hardware)
+                if noted:
+                    raise Stopped(
+                        noted[0], f"step {done} of {steps * epochs} of {name} is kept; the same command goes on there"
+                    )
     model.eval()
 
 
@@ -150,24 +177,41 @@ def _set_rates(optimizer: AdamW, share: float) -> None:
         group["lr"] = group["peak"] * share
 
 
-def _keep(model: nn.Module, optimizer: AdamW, epoch: int, checkpoint: Path) -> None:
+def _keep(model: nn.Module, optimizer: AdamW, step: int, checkpoint: Path, hardware: Hardware) -> None:
     import torch
 
     parameters = model.named_parameters(remove_duplicate=False)
     frozen = {name for name, parameter in parameters if not parameter.requires_grad}
     state = {name: value for name, value in model.state_dict().items() if name not in frozen}
-    partial = checkpoint.with_suffix(".partial")
-    torch.save({"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()}, partial)
-    partial.replace(checkpoint)
+    random_state = {"cpu": torch.get_rng_state()}
+    if hardware.device == "cuda":
+        random_state["cuda"] = torch.cuda.get_rng_state()
+    kept = {"step": step, "model": state, "optimizer": optimizer.state_dict(), "random": random_state}
+    target = checkpoint / f"{NAME}-{step}"
+    need = 3 * sum(value.nbytes for value in state.values())
+    with writing(target, need, undo=lambda: shutil.rmtree(target, ignore_errors=True)):
+        target.mkdir(parents=True, exist_ok=True)
+        torch.save(kept, target / STATE)
+        seal(target)
+    drop_older(checkpoint, NAME)
 
 
-def _resume(model: nn.Module, optimizer: AdamW, checkpoint: Path) -> int:
-    """Epochs that are done, after putting their weights in place; 0 without a checkpoint."""
+def _resume(model: nn.Module, optimizer: AdamW, checkpoint: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Steps that are done, after putting their weights in place, and the random state behind them; 0 without."""
     import torch
 
-    if not checkpoint.is_file():
-        return 0
-    kept = torch.load(checkpoint, weights_only=True)
+    newest = settle(checkpoint, NAME)
+    if newest is None:
+        return 0, {}
+    kept = torch.load(newest / STATE, weights_only=True)
     model.load_state_dict(kept["model"], strict=False)  # what is frozen is not in it
     optimizer.load_state_dict(kept["optimizer"])
-    return int(kept["epoch"])
+    return int(kept["step"]), kept["random"]
+
+
+def _set_random_state(state: dict[str, torch.Tensor], hardware: Hardware) -> None:
+    import torch
+
+    torch.set_rng_state(state["cpu"])
+    if hardware.device == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])

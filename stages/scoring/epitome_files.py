@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from stages.files import settle_model_files, write_json
+from stages.files import settle_model_files, whole_folder, write_json
 from stages.scoring.epitome_model import (
     MECHANISMS,
     Classifiers,
@@ -47,23 +46,20 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
     """Write `folder`, whole or not at all; `signature` is what explains the numbers, kept in `epitome.json`."""
     from safetensors.torch import save_file
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     models = list(classifiers.models.values())
     seekers = {id(encoder_of(model, "seeker_encoder")) for model in models}
-    if len(seekers) == 1:
-        save_file(_part(models[0], seeker=True), partial / SHARED)
-    for mechanism, model in classifiers.models.items():
-        own = _part(model, seeker=False) | (_part(model, seeker=True) if len(seekers) > 1 else {})
-        save_file(own, partial / f"{mechanism}.safetensors")
-    encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
-    classifiers.tokenizer.save_pretrained(str(partial))
-    settle_model_files(partial)
-    settings = {"max_length": classifiers.max_length, "frozen_layers": frozen_layers(models[0])}
-    write_json(partial / CONFIG, settings | dict(signature))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with whole_folder(folder) as partial:
+        partial.mkdir()
+        if len(seekers) == 1:
+            save_file(_part(models[0], seeker=True), partial / SHARED)
+        for mechanism, model in classifiers.models.items():
+            own = _part(model, seeker=False) | (_part(model, seeker=True) if len(seekers) > 1 else {})
+            save_file(own, partial / f"{mechanism}.safetensors")
+        encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
+        classifiers.tokenizer.save_pretrained(str(partial))
+        settle_model_files(partial)
+        settings = {"max_length": classifiers.max_length, "frozen_layers": frozen_layers(models[0])}
+        write_json(partial / CONFIG, settings | dict(signature))
 
 
 def load(folder: Path, hardware: Hardware) -> Classifiers:

@@ -62,7 +62,7 @@ def train(
         settings: hyperparameters.
         hardware: device and precision.
         seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
-        checkpoint: file to go on from, written after each epoch.
+        checkpoint: folder of what to go on from, of `fit`.
     """
     encoder = {id(p) for p in model["responder_encoder"].parameters()}
     trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]

@@ -7,7 +7,6 @@ user's, so that nothing need name the speakers. Which labels there are is the ca
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.dialogues import Turn
 from stages.errors import UserError
-from stages.files import settle_model_files, write_json
+from stages.files import settle_model_files, whole_folder, write_json
 from stages.scoring.classifier import BATCH, autocast, batches, pad
 
 if TYPE_CHECKING:
@@ -142,18 +141,16 @@ def save(classifier: TurnClassifier, signature: Mapping[str, object], folder: Pa
     """Write `folder`, whole or not at all; `signature` is what explains the numbers, kept in `classifier.json`."""
     from safetensors.torch import save_file
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     parts: Any = classifier.model
-    save_file({k: v.cpu().contiguous() for k, v in parts.state_dict().items()}, partial / WEIGHTS)
-    parts["encoder"].config.save_pretrained(partial)
-    classifier.tokenizer.save_pretrained(str(partial))
-    settle_model_files(partial)
-    read = {"max_length": classifier.max_length, "context_turns": classifier.context_turns}
-    write_json(partial / CONFIG, {"labels": list(classifier.labels), **read, **signature})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    weights = {name: value.cpu().contiguous() for name, value in parts.state_dict().items()}
+    with whole_folder(folder, sum(value.nbytes for value in weights.values())) as partial:
+        partial.mkdir()
+        save_file(weights, partial / WEIGHTS)
+        parts["encoder"].config.save_pretrained(partial)
+        classifier.tokenizer.save_pretrained(str(partial))
+        settle_model_files(partial)
+        read = {"max_length": classifier.max_length, "context_turns": classifier.context_turns}
+        write_json(partial / CONFIG, {"labels": list(classifier.labels), **read, **signature})
 
 
 def classify(

@@ -38,7 +38,7 @@ def learn(
         context_turns: turns before the reply that it reads; 0: the reply alone.
         hardware: device and precision.
         seed: of the head, order and dropout.
-        checkpoint: file to go on from, written after each epoch; its name keys the order, too.
+        checkpoint: folder of what to go on from, of `fit`; its name keys the order, too.
 
     Returns:
         The classifier; `quality` on the test split with accuracy and macro-F1 on valid, by which hyperparameters are
@@ -81,7 +81,7 @@ def train(
         settings: hyperparameters.
         hardware: device and precision.
         seed: keys order and dropout of each epoch.
-        checkpoint: file to go on from, written after each epoch.
+        checkpoint: folder of what to go on from, of `fit`.
     """
     model = classifier.model
     encoder = list(model["encoder"].parameters())

@@ -1,0 +1,131 @@
+"""How training is interrupted and goes on: checkpoints that are known to be whole, and signals."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import Stopped, UserError, noted_signals, writing
+from stages.files import write_json
+from stages.manifest import MANIFEST, newest_whole, seal, settle
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+NAME = "checkpoint"
+RUNNING = "running.json"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of `folder` that is whole."""
+    return newest_whole(folder, NAME)
+
+
+def train(trainer: Trainer, start: Path | None) -> None:
+    """Train from the newest whole checkpoint in the trainer's folder, else from `start`, else from the beginning.
+
+    Every checkpoint is sealed, with the running means that transformers and TRL leave out of theirs: curves go on, too.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the step that was reached.
+        StorageError: a checkpoint cannot be written; what there was of it is removed.
+        UserError: the loss is no number any more.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    checkpoint = settle(folder, NAME) or start
+    with noted_signals() as noted, writing(folder, lambda: _bytes(trainer), lambda: _drop_unsealed(folder)):
+        trainer.add_callback(_seal_callback(trainer))
+        trainer.add_callback(_stop_callback(noted))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if noted:
+        state = trainer.state
+        raise Stopped(
+            noted[0], f"step {state.global_step} of {state.max_steps} is kept; the same command goes on there"
+        )
+
+
+def is_sealed(folder: Path, step: int) -> bool:
+    """Whether the checkpoint of a step has been written already."""
+    return (folder / f"{NAME}-{step}" / MANIFEST).is_file()
+
+
+def _seal_callback(trainer: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Seal(TrainerCallback):
+        """Seals checkpoints; keeps and restores what a log averages that has not been written yet.
+
+        Attributes of transformers 5.23 (`_tr_loss`, `_globalstep_last_logged`) and of TRL 1.16 (`_metrics`,
+        `_total_train_tokens`).
+        """
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
+            if not (folder / RUNNING).is_file():
+                return
+            kept = json.loads((folder / RUNNING).read_text(encoding="utf-8"))
+            trainer._tr_loss += kept["loss"]
+            trainer._globalstep_last_logged = kept["logged"]
+            if hasattr(trainer, "_metrics"):
+                trainer._metrics["train"].update(kept["metrics"])
+                trainer._total_train_tokens = kept["tokens"]
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            require_finite(logs, state.global_step)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            loss = trainer._tr_loss.item()
+            require_finite({"loss": loss}, state.global_step)
+            trainer.accelerator.wait_for_everyone()
+            if state.is_world_process_zero:
+                folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
+                metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
+                tokens = getattr(trainer, "_total_train_tokens", 0)
+                logged = trainer._globalstep_last_logged
+                write_json(folder / RUNNING, {"loss": loss, "logged": logged, "metrics": metrics, "tokens": tokens})
+                seal(folder)
+
+    return Seal()
+
+
+def _stop_callback(noted: list[int]) -> Any:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        """Ends training with a checkpoint at the end of the step in which a signal came."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            if noted:
+                control.should_save = control.should_training_stop = True
+            return control
+
+    return Stop()
+
+
+def require_finite(logs: dict[str, Any], step: int) -> None:
+    """Check that loss and gradient are numbers.
+
+    Raises:
+        UserError: one is not; names the step.
+    """
+    for name in ("loss", "grad_norm"):
+        value = float(logs.get(name, 0.0))
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at or shortly before step {step}: lower the learning rate of this stage, or take "
+                "hardware.dtype=fp32; the last checkpoint before it is kept"
+            )
+
+
+def _bytes(trainer: Any) -> int:
+    """Of a checkpoint: what is trained, and two moments of it."""
+    return sum(3 * p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+
+
+def _drop_unsealed(folder: Path) -> None:
+    for path in folder.glob(f"{NAME}-*"):
+        if not (path / MANIFEST).is_file():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""The embedded pipeline, very small, as `dvc repro` in a process group of its own that can be killed."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import ROOT, project
+
+# One variant that is its own reference, two rounds: the fewest stages in which every kind of stage has a part, and
+# 20 to 60 steps in each that trains.
+MICRO = [
+    "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
+    "tiny.heads=2", "tiny.epochs=0.2", "tiny.batch_size=8", "tiny.max_length=128", "lora.r=4", "sft.epochs=1",
+    "sft.batch_size=32", "sft.max_length=64", "pairs.limit=160", "dpo.batch_size=8", "dpo.max_length=128",
+    "~dpo.rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
+    "evaluate.reference=sft-dpo", "generate.limit=64", "generate.max_new_tokens=8", "generate.do_sample=true",
+    "epitome.epochs=1", "epitome.max_length=16", "epitome.batch_size=16", "mmlu.limit=2", "mmlu.shots=1",
+    "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32", "hardware.save_every=5",
+]  # fmt: skip
+# What a person takes from a run; pages of the report are made of these.
+RESULTS = (
+    "models",
+    "data/dialogues",
+    "data/pairs",
+    "data/replies",
+    "data/scores",
+    "data/references.parquet",
+    "metrics",
+)
+RUNNING = re.compile(r"Running stage '([^']+)'")
+POLL = 0.002
+
+
+def make(folder: Path, overrides: list[str]) -> Path:
+    """A project that DVC runs: code, data and params, without Git."""
+    project(folder)
+    for name in ("stages", "data/sample", "data/prompts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for pattern in ("*.csv", "*.yaml"):
+        for table in (ROOT / "data").glob(pattern):
+            shutil.copy(table, folder / "data")
+    command(folder, sys.executable, "-m", "stages.params", *overrides)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    scripts = str(Path(sys.executable).parent)
+    # A test's own folder of modules would shadow the copy's.
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return inherited | {"PATH": scripts + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+@dataclass
+class Run:
+    """A command in a process group of its own, whose output goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def going(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_until(self, seen: Callable[[], bool]) -> bool:
+        """Whether `seen` came true before the command ended."""
+        while self.going:
+            if seen():
+                return True
+            time.sleep(POLL)
+        return False
+
+    def send(self, number: int) -> int:
+        """Send a signal to the whole group and wait for its end; returns the exit status."""
+        if self.going:
+            os.killpg(self.process.pid, number)
+        return self.process.wait()
+
+    def kill(self) -> bool:
+        """SIGKILL to the whole group; whether it was still at work."""
+        return self.send(signal.SIGKILL) == -signal.SIGKILL
+
+    def stage(self) -> str:
+        """The stage that the output names last."""
+        return (RUNNING.findall(self.output) or ["before the first stage"])[-1]
+
+
+def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = None) -> Run:
+    env = environment() | (env or {})
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Run(process, log)
+
+
+def repro(folder: Path, log: Path) -> Run:
+    return start(folder, log, "dvc", "repro")
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file of a run's results, by its path."""
+    paths = [path for name in RESULTS for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def steps_seen(output: str) -> int:
+    """The optimizer step that training has reached in the last stage of the output: its bar has no name before it."""
+    bars = re.findall(r"(?:^|[\r\n])\s*\d+%\|[^|]*\| (\d+)/\d+ \[", output[max(output.rfind("Running stage"), 0) :])
+    return int(bars[-1]) if bars else 0

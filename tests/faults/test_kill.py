@@ -1,0 +1,141 @@
+"""The pipeline killed at random points, again and again, ends with the bits of one that nobody disturbed."""
+
+import os
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_seen
+
+from stages.manifest import newest_whole, step_of
+
+SEED = 20260101
+# ATTUNE_KILLS: fewer where a campaign is to be short.
+KILLS = int(os.environ.get("ATTUNE_KILLS", "52"))
+SAVE_EVERY = 5
+TRAINED = {"base": "base", "sft": "sft", "dpo@e1": "dpo-e1", "dpo@e2": "dpo-e2"}
+# A kill of these stages comes three times as often: they have more to lose.
+WEIGHT = 3
+# The longest pause after a file has appeared, in seconds: a checkpoint is written in less.
+WRITING = 0.03
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run that nobody killed made, and when its stages began, in seconds; the last one is the end."""
+
+    results: dict[str, bytes]
+    order: list[str]
+    began: list[float]
+
+    def seconds(self, stage: str) -> float:
+        at = self.order.index(stage)
+        return self.began[at + 1] - self.began[at]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: the stage that was to be hit and the one that was, and the moment in it."""
+
+    aimed: str
+    hit: str
+    moment: str
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    make(folder, MICRO)
+    run, order, began = repro(folder, folder / "log.txt"), [], []
+
+    def note() -> bool:
+        for stage in RUNNING.findall(run.output)[len(order) :]:
+            order.append(stage)
+            began.append(time.monotonic())
+        return False
+
+    run.wait_until(note)
+    note()
+    assert run.process.returncode == 0, run.output[-4000:]
+    return Undisturbed(results(folder), order, [*began, time.monotonic()])
+
+
+def wait_for(run: Run, stage: str, order: list[str], moment: str, seconds: float, rng: random.Random) -> None:
+    """Wait until `stage`, or one behind it, is at the moment of the kill."""
+    reached = order[order.index(stage) :]
+    if not run.wait_until(lambda: run.stage() in reached):
+        return
+    begin, pause = time.monotonic(), rng.random() * seconds
+    step = rng.randrange(1, 30)
+    kept = Path(run.log.parent / "project/.checkpoints")
+    before = set(kept.rglob("*"))
+    match moment:
+        case "any":
+            run.wait_until(lambda: time.monotonic() - begin > pause)
+        case "step":
+            run.wait_until(lambda: steps_seen(run.output) >= step or run.stage() != stage)
+        case "writing":
+            # The next checkpoint's folder appears, or a file in it.
+            run.wait_until(lambda: set(kept.rglob("checkpoint-*")) - before or run.stage() != stage)
+            begin, pause = time.monotonic(), rng.random() * WRITING
+            run.wait_until(lambda: time.monotonic() - begin > pause)
+
+
+def lost_steps(project: Path, stage: str, output: str) -> int:
+    """Steps of a killed stage that its newest whole checkpoint does not hold."""
+    folders = list((project / ".checkpoints").glob(f"{TRAINED[stage]}-*/"))
+    kept = [step_of(whole) for folder in folders if (whole := newest_whole(folder, "checkpoint"))]
+    return steps_seen(output) - max(kept, default=0)
+
+
+def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Stage and moment of each kill, in the order of the stages; every stage has its part."""
+    pool = [stage for stage in order for _ in range(WEIGHT if stage in TRAINED else 1)]
+    drawn = [pool[i % len(pool)] for i in range(kills)] if kills >= len(pool) else rng.sample(pool, kills)
+    return [
+        (stage, rng.choice(("any", "step", "writing")) if stage in TRAINED else "any")
+        for stage in sorted(drawn, key=order.index)
+    ]
+
+
+@pytest.mark.campaign
+def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded):
+    rng = random.Random(SEED)
+    project = tmp_path / "project"
+    project.mkdir()
+    make(project, MICRO)
+    killed: list[Kill] = []
+    lost: list[int] = []
+    ended = 0
+    for number, (stage, moment) in enumerate(schedule(undisturbed.order, KILLS, rng)):
+        run = repro(project, tmp_path / f"{number}.txt")
+        wait_for(run, stage, undisturbed.order, moment, undisturbed.seconds(stage), rng)
+        hit = run.stage()
+        if not run.kill():
+            assert run.process.returncode == 0, run.output[-4000:]
+            ended += 1
+            continue
+        killed.append(Kill(stage, hit, moment))
+        if hit in TRAINED:
+            lost.append(lost_steps(project, hit, run.output))
+            assert lost[-1] <= SAVE_EVERY, f"{killed[-1]}: {lost[-1]} steps are lost\n{run.output[-2000:]}"
+    last = repro(project, tmp_path / "last.txt")
+    assert last.process.wait() == 0, last.output[-4000:]
+    found = results(project)
+    different = [name for name, content in undisturbed.results.items() if found.get(name) != content]
+    assert not different and found.keys() == undisturbed.results.keys()
+    assert len(killed) >= 0.9 * KILLS and ended <= 0.1 * KILLS
+    keep(recorded, killed, lost, undisturbed.order)
+    shutil.rmtree(project)
+
+
+def keep(recorded, killed: list[Kill], lost: list[int], order: list[str]) -> None:
+    rows = [
+        {"what": f"killed in {stage}", "cases": sum(kill.hit == stage for kill in killed), "failures": 0}
+        for stage in ["before the first stage", *order]
+    ]
+    rows.append({"what": "most steps lost", "cases": len(lost), "failures": 0, "steps": max(lost, default=0)})
+    recorded("kill", [row for row in rows if row["cases"]])

@@ -1,0 +1,85 @@
+"""Where memory runs out, training and generation go on in smaller batches to the same result."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import small
+import torch
+from safetensors.torch import load_file
+
+from stages import sft as sft_stage
+from stages.modeling import supervised
+from stages.modeling.collate import within_memory
+from stages.modeling.process import ModelError, halving
+from stages.params import Hardware, Lora, Sft
+
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
+# The words of torch 2.13 on a CPU, and its class on a GPU.
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …")
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize("error", [CPU, GPU, MemoryError()])
+def test_rows_that_do_not_fit_together_are_done_in_halves_each_once(error, capsys):
+    lengths, done, tried = [7, 3, 9, 9, 2, 5, 8, 1], [], []
+
+    def work(batch: list[int]) -> None:
+        tried.append(len(batch) * max(lengths[row] for row in batch))
+        if tried[-1] > 20:
+            raise error
+        done.extend(batch)
+
+    within_memory(lengths, 80, work)
+    assert sorted(done) == list(range(8)) and max(tried) <= 80
+    # Once a size has failed, none as large is tried again.
+    failed = [size for size in tried if size > 20]
+    assert tried[: len(failed)] == failed == sorted(failed, reverse=True)
+    assert capsys.readouterr().err.count("out of memory: going on with batches of") == len(failed)
+
+
+def test_a_row_that_does_not_fit_by_itself_is_named():
+    def work(batch: list[int]) -> None:
+        if 2 in batch:
+            raise GPU
+
+    with pytest.raises(ModelError, match=r"a row of 90 tokens does not fit into memory by itself: lower generate"):
+        within_memory([5, 7, 90, 3], 400, work)
+    with pytest.raises(RuntimeError, match="another error"):
+        within_memory([5], 400, lambda _: (_ for _ in ()).throw(RuntimeError("another error")))
+
+
+def test_micro_batches_are_halved_to_divisors_of_the_batch():
+    sizes = []
+
+    def attempt(hardware: Hardware) -> int:
+        sizes.append(hardware.micro_batch_size)
+        raise GPU
+
+    with pytest.raises(ModelError, match=r"an example of up to 64 tokens \(sft\.max_length\) does not fit"):
+        halving(attempt, replace(HARDWARE, micro_batch_size=12), replace(SFT, batch_size=12))
+    assert sizes == [12, 6, 3, 1]
+
+
+def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
+    """48 dialogues in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are read."""
+    monkeypatch.chdir(small.make(tmp_path, 48))
+    params = SimpleNamespace(sft=SFT, lora=Lora(4, 8, 0.0), hardware=HARDWARE, seed=5)
+    sft_stage.main(params)
+    whole = load_file("models/sft/adapter_model.safetensors")
+    small.recorded_by_dvc(tmp_path)
+    loss, calls = supervised.token_loss, []
+
+    def limited(outputs, labels, num_items_in_batch=None):
+        calls.append(len(labels))
+        if len(calls) > 10 and len(labels) > 2:
+            raise CPU
+        return loss(outputs, labels, num_items_in_batch)
+
+    monkeypatch.setattr(supervised, "token_loss", limited)
+    sft_stage.main(params)
+    said = capsys.readouterr().err
+    assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
+    for name, weight in load_file("models/sft/adapter_model.safetensors").items():
+        torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)

@@ -44,6 +44,7 @@ PEERS = {
 }
 MEMORY = ("ours", "live", "precomputed", "sft")
 STEPS, BATCH, MICRO = 6, 16, 16
+TOKENS_A_ROUND = 10_000
 # The model's positions, the room of a pair with a made context, and where real pairs are cut.
 POSITIONS, MAX_LENGTH, CUT = 1024, 768, 256
 LONGEST = 64
@@ -57,8 +58,9 @@ class Case:
         self.tokenizer, self.size, self.pairs, self.params = tokenizer, size, pairs, params
         self.dpo = replace(params.dpo, batch_size=batch, max_length=MAX_LENGTH, epochs=1)
         self.hardware = replace(params.hardware, micro_batch_size=MICRO)
-        # Pairs of a round.
-        self.share = batch * min(STEPS, max(2, 96 // batch))
+        # Pairs of a round: of long ones fewer, so that no case takes much longer than another.
+        tokens = sum(len(ids) for pair in pairs for ids in pair.values()) / len(pairs)
+        self.share = batch * min(STEPS, max(2, round(TOKENS_A_ROUND / tokens / batch)))
 
     def policy(self) -> Any:
         """A random model with an adapter that is not the identity."""

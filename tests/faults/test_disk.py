@@ -71,7 +71,7 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_leaves_the_old_file_and_says_what_is_needed(kind, mount):
+def test_a_full_disk_leaves_the_old_file_and_says_what_is_needed(kind, mount, recorded):
     folder = mount("rw")
     WRITERS[kind](folder / "a", FEW)
     before = content(folder / "a")
@@ -83,10 +83,11 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_is_needed(kind, mount):
     assert needed >= 4 * MANY and free < ROOM
     assert content(folder / "a") == before
     assert [one.name for one in folder.iterdir()] == ["a"], "what was half-written is still there"
+    recorded("resources", [{"what": f"full disk, {kind}", "cases": 1, "failures": 0}])
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_disk_that_may_not_be_written_to_is_named(kind, mount):
+def test_a_disk_that_may_not_be_written_to_is_named(kind, mount, recorded):
     folder = mount("rw")
     WRITERS[kind](folder / "a", FEW)
     before = content(folder / "a")
@@ -94,9 +95,10 @@ def test_a_disk_that_may_not_be_written_to_is_named(kind, mount):
     with pytest.raises(StorageError, match=r"/a cannot be written \(Read-only file system\): .* give this user"):
         WRITERS[kind](folder / "a", FEW)
     assert content(folder / "a") == before
+    recorded("resources", [{"what": f"read-only file system, {kind}", "cases": 1, "failures": 0}])
 
 
-def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(mount, tmp_path, monkeypatch):
+def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(mount, tmp_path, monkeypatch, recorded):
     """Behind the first checkpoint the disk fills up: the trainer's own writer fails, in safetensors or in torch."""
     from dataclasses import replace
 
@@ -125,6 +127,7 @@ def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(m
         )  # fmt: skip
     assert [one.name for one in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-5"]
     assert newest_whole(folder / "checkpoints", "checkpoint") == folder / "checkpoints/checkpoint-5"
+    recorded("resources", [{"what": "disk full in a checkpoint of SFT", "cases": 1, "failures": 0}])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])

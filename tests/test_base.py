@@ -154,7 +154,7 @@ from stages.modeling.loading import load_base, load_tokenizer, origin
 from stages.params import Hardware, Model, load
 
 params = load(Path(sys.argv[1]))
-main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None)))
+main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None)))
 base = Path("models/base")
 model = load_base(base, replace(params.hardware, device="cpu", dtype="fp32", threads=1))
 print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base))]))
@@ -196,7 +196,7 @@ def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkey
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False, None))
+        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False, None, None))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):

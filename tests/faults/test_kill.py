@@ -101,7 +101,7 @@ def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded):
     rng = random.Random(SEED)
     project = tmp_path / "project"

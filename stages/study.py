@@ -18,9 +18,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stages.errors import reported
 from stages.params import compose
@@ -30,10 +29,7 @@ from stages.study_results import collect
 
 # Seconds between two looks at the queue.
 PAUSE = 5.0
-# Looks for a worker that was started, a second or two each; counted, since a machine may be suspended meanwhile.
-LOOKS = 100
 THREADS = "hardware.threads"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def done(points: Sequence[Experiment]) -> dict[str, str]:
@@ -80,54 +76,14 @@ def queue(points: Sequence[Experiment], targets: Sequence[str], threads: int | N
     return len(new)
 
 
-def start(jobs: int, devices: Sequence[str]) -> None:
-    """Start DVC's workers where something is queued; they go on where this process ends.
-
-    A worker passes its environment on to the stages that it runs, so each is started in one that shows it its device
-    alone. `dvc queue start -j 3` starts those of the workers 1 to 3 that are not there: once 1 and 2 are, it is the
-    third. Worker k always has the same device, whichever were there before.
-
-    Args:
-        jobs: number of workers.
-        devices: of `devices`; none: one start for all.
-
-    Raises:
-        StudyError: a worker does not come up.
-    """
+def start(jobs: int) -> None:
+    """Start DVC's workers where something is queued; they go on where this process ends."""
     from dvc.repo import Repo
 
     with Repo() as repo:
-        workers = repo.experiments.celery_queue
-        if not devices and any(workers.iter_queued()):
-            _dvc("queue", "start", "-j", str(jobs))
-        for number, environment in enumerate(environments(jobs, devices), start=1):
-            if any(workers.iter_queued()):
-                _dvc("queue", "start", "-j", str(number), environment=environment)
-                _await(number, workers)
-
-
-def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
-    """What the environment of each worker says: its device, in turns where there are more workers than devices."""
-    return [{VISIBLE: devices[number % len(devices)]} for number in range(jobs)] if devices else []
-
-
-def devices(count: int, visible: str | None) -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
-
-    Args:
-        count: of `torch.cuda.device_count()`.
-        visible: `CUDA_VISIBLE_DEVICES`, where it is set; CUDA ends at the first name that is no device.
-    """
-    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
-
-
-def _await(number: int, workers: Any) -> None:
-    """Wait until a worker answers, since a second start before that starts it twice; or until nothing is left to do."""
-    for _ in range(LOOKS):
-        if not any(workers.iter_queued()) or any(f"-{number}@" in name for name in workers.worker_status()):
-            return
-        time.sleep(PAUSE / 5)
-    raise StudyError(f"worker {number} of DVC's queue does not start: see {workers.wdir}/*.out")
+        waiting = any(repo.experiments.celery_queue.iter_queued())
+    if waiting:
+        _dvc("queue", "start", "-j", str(jobs))
 
 
 def wait(points: Sequence[Experiment]) -> None:
@@ -177,9 +133,8 @@ def stages_of(point: Experiment, targets: Sequence[str]) -> list[str]:
         params.write_bytes(kept)
 
 
-def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    command, own = [sys.executable, "-m", "dvc", *arguments], {**os.environ, **(environment or {})}
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
+def _dvc(*arguments: str) -> None:
+    finished = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if finished.returncode:
         raise StudyError(f"dvc {' '.join(arguments)}: {finished.stderr.strip() or finished.stdout.strip()}")
 
@@ -199,11 +154,9 @@ def main() -> None:
         show(points, study.targets)
         return
     if given.action == "run":
-        import torch
-
         queued = queue(points, study.targets, share_out(given.jobs, os.cpu_count() or 1))
         print(f"{queued} experiments queued, {len(points)} in all", flush=True)
-        start(given.jobs, devices(torch.cuda.device_count(), os.environ.get(VISIBLE)))
+        start(given.jobs)
         wait(points)
     collect(given.name, study, points, done(points))
 

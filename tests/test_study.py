@@ -33,7 +33,7 @@ SCORE = """
 import json, os, pathlib, signal, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
 beta, seed, threads = params["dpo"]["beta"], params["seed"], params["hardware"]["threads"]
-with open(sys.argv[1], "a") as log: log.write(f"{beta} {seed} {threads} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+with open(sys.argv[1], "a") as log: log.write(f"{beta} {seed} {threads}\\n")
 if beta < 0:
     signal.alarm(300)
     open(sys.argv[1] + ".pipe", "r" if seed == 13 else "w").close()
@@ -88,7 +88,7 @@ def points(*overrides):
 
 def run(found, threads):
     queued = study.queue(found, [], threads)
-    study.start(1, [])
+    study.start(1)
     study.wait(found)
     return queued
 
@@ -203,34 +203,16 @@ def _rows():
     ]  # fmt: skip
 
 
-def test_experiments_side_by_side_have_a_device_each_and_those_that_fail_are_named(small):
+def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(small):
     study.queue(points("dpo.beta=-1"), [], 3)
     # In a process of its own: Celery keeps one broker a process, here that of another test's project.
-    started = "from stages import study; study.start(2, ['GPU-a', 'GPU-b'])"
+    started = "from stages import study; study.start(2)"
     subprocess.run([sys.executable, "-c", started], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     with pytest.raises(StudyError, match=r"2 of 2 experiments did not come to their end: `dvc queue logs small-"):
         study.wait(points("dpo.beta=-1"))
     ran = [line.split() for line in small.read_text().splitlines()]
-    assert sorted(seed for _, seed, _, _ in ran) == ["13", "14"]
-    assert sorted(device for _, _, _, device in ran) == ["GPU-a", "GPU-b"]
-    assert {threads for _, _, threads, _ in ran} == {"3"}
-
-
-@pytest.mark.parametrize(
-    ("jobs", "devices", "seen"),
-    [(3, [], []), (1, ["0"], ["0"]), (3, ["0"], ["0", "0", "0"]), (4, ["2", "5", "7", "9"], ["2", "5", "7", "9"]),
-     (1, ["2", "5", "7", "9"], ["2"]), (6, ["2", "5", "7", "9"], ["2", "5", "7", "9", "2", "5"])],
-)  # fmt: skip
-def test_a_worker_sees_one_device_and_devices_are_shared_in_order(jobs, devices, seen):
-    assert study.environments(jobs, devices) == [{"CUDA_VISIBLE_DEVICES": device} for device in seen]
-
-
-@pytest.mark.parametrize(
-    ("visible", "count", "found"),
-    [(None, 0, []), (None, 2, ["0", "1"]), ("", 0, []), ("3,GPU-8a1f", 2, ["3", "GPU-8a1f"]), ("1,-1,0", 1, ["1"])],
-)
-def test_devices_are_those_that_this_process_may_use(visible, count, found):
-    assert study.devices(count, visible) == found
+    assert sorted(seed for _, seed, _ in ran) == ["13", "14"]
+    assert {threads for _, _, threads in ran} == {"3"}
 
 
 def test_what_is_not_there_is_named(files):

@@ -216,7 +216,7 @@ def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(
 
 
 def test_what_is_not_there_is_named(files):
-    with pytest.raises(StudyError, match=r"studies/large\.yaml is missing; studies: small"):
+    with pytest.raises(StudyError, match=r"studies/large\.yaml is missing: studies: small"):
         read("large")
     with pytest.raises(StudyError, match="small has no scale paper: tiny"):
         experiments("small", read("small"), "paper", [])

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from stages.corpora.fetch import sha256_of
 from stages.corpora.sources import Source
 from stages.corpora.sources import load as load_sources
 from stages.errors import UserError, reported
-from stages.files import write_text
+from stages.files import sha256_of, write_text
 from stages.licences import NOT_STATED, Licence, terms
 from stages.licences import load as load_licences
 from stages.params import BASE, ROUNDS, Params, chain, load, named

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.dialogues import Turn
-from stages.errors import UserError, reported
+from stages.errors import UserError, reported, visible
 from stages.params import Params, load, named
 from stages.preferences.opposite_emotion import uniform
-from stages.tables import visible
 
 BASE = Path("models/base")
 NOTICE = (

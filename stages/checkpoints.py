@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stages.errors import UserError
+from stages.files import sha256_of
 
 ROOT = Path(".checkpoints")
 DONE = ".done"
@@ -76,8 +77,7 @@ def _digest(params: object, deps: list[Path]) -> str:
     digest = hashlib.sha256(repr(params).encode())
     for file in sorted(_files(deps)):
         digest.update(str(file).encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(sha256_of(file).encode())
     return digest.hexdigest()[:16]
 
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.corpora.fetch import Web, from_local, from_web, require_public, sha256_of
+from stages.corpora.fetch import Web, from_local, from_web, require_public
 from stages.corpora.sources import DownloadError, Source, is_inside
 from stages.corpora.sources import load as load_sources
 from stages.errors import reported
-from stages.files import write_text
+from stages.files import sha256_of, write_text
 from stages.params import Params
 from stages.params import load as load_params
 

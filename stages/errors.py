@@ -13,10 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from stages.tables import visible
-
 # What the person who runs the pipeline can mend, of the errors that writing a file can end with.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+JOINERS = "\u200c\u200d"
+"""Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
 
 
 class UserError(Exception):
@@ -101,6 +101,14 @@ def writing(path: Path, need: int | Callable[[], int] | None, undo: Callable[[],
         if undo is not None:
             undo()
         raise StorageError(message) from None
+
+
+def visible(text: str) -> str:
+    """Text of any origin as one line without what would act on a terminal or turn letters around.
+
+    Control characters (escape sequences begin with one) and invisible marks become U+FFFD, white space blanks.
+    """
+    return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def storage_message(path: Path, number: int, need: int | None = None) -> str:

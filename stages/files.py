@@ -8,6 +8,7 @@ error is the caller's kind of `UserError` and names the file and, where there is
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -126,6 +127,12 @@ def read_yaml(path: Path, error: type[UserError], missing: str) -> Any:
     # A date that there is not, a number of too many digits, a list that holds itself, a key that is a list.
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
         raise error(f"{path} is no valid YAML: {problem}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, as 64 lower-case hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _line(content: bytes, at: int) -> int:

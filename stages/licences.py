@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stages.errors import UserError
+from stages.files import read_yaml
 
 LICENCES = Path("data/licences.yaml")
 NOT_STATED = "not stated"
@@ -40,16 +41,9 @@ def load(path: Path = LICENCES) -> dict[str, Licence]:
     Raises:
         LicenceError: the file is missing or no YAML, or a key is unknown, missing or of another type (naming it).
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
+    values = read_yaml(path, LicenceError, "run from the project's root")
     try:
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, Licence]).validate_python(values)
-    except FileNotFoundError:
-        raise LicenceError(f"{path} is missing: run from the project's root") from None
-    except YAMLError as error:
-        raise LicenceError(f"{path} is no valid YAML: {error}") from None
     except ValidationError as error:
         problems = (f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
         raise LicenceError("\n".join(problems)) from None

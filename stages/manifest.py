@@ -6,14 +6,13 @@ manifest, or with a file that does not fit it, is not read: the one before it is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from stages.files import write_json
+from stages.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
 KEPT = 2
@@ -24,7 +23,7 @@ def seal(folder: Path) -> None:
     manifest = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         to_disk(path)
-        manifest[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        manifest[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     write_json(folder / MANIFEST, manifest)
     for path in (folder / MANIFEST, folder, folder.parent):
         to_disk(path)
@@ -38,7 +37,7 @@ def damage(folder: Path) -> str | None:
             size = (folder / name).stat().st_size
             if size != said["bytes"]:
                 return f"{name} has {size} of {said['bytes']} bytes"
-            if digest(folder / name) != said["sha256"]:
+            if sha256_of(folder / name) != said["sha256"]:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         name = Path(error.filename).name
@@ -79,12 +78,6 @@ def drop_older(folder: Path, name: str) -> None:
 def step_of(path: Path) -> int:
     """The step in the name of a folder `<name>-<step>`."""
     return int(path.name.rpartition("-")[2])
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def to_disk(path: Path) -> None:

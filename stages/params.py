@@ -39,6 +39,7 @@ SOURCES = {
 }
 
 Positive = Annotated[int, Field(gt=0)]
+Passes = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -153,7 +154,7 @@ class Tiny:
     heads: Positive
     max_positions: Positive
     corpus: Name
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Passes
     learning_rate: Rate
     batch_size: Positive
     max_length: Positive
@@ -173,7 +174,7 @@ class Lora:
 class Sft:
     """Supervised fine-tuning of the adapter; `by_quality` are further adapters, of the dialogues of one quality."""
 
-    epochs: Positive
+    epochs: Passes
     learning_rate: Rate
     batch_size: Positive
     lr_scheduler: Scheduler

@@ -124,7 +124,9 @@ def main(params: Params, quality: str | None = None) -> None:
 
     dialogues, name, target = read_dialogues(TRAIN), "sft", TARGET
     if quality is not None:
-        dialogues, name, target = _chosen(dialogues, quality, params)
+        folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
+        target = folder_of(folders, quality, "sft.by_quality")
+        dialogues, name = of_quality(dialogues, quality), f"sft-{quality}"
     settings = (params.sft, params.lora, params.hardware, params.seed)
     with checkpoints(name, settings, [Path("stages"), BASE, TRAIN]) as folder:
         tokenizer = load_tokenizer(BASE)
@@ -134,13 +136,6 @@ def main(params: Params, quality: str | None = None) -> None:
             return fine_tune(load_base(BASE, hardware), tokenizer, dialogues, *settings, folder, CURVES / name)
 
         save_adapter(halving(attempt, params.hardware, params.sft), target)
-
-
-def _chosen(dialogues: Sequence[Dialogue], quality: str, params: Params) -> tuple[list[Dialogue], str, Path]:
-    """The dialogues of a quality, the name of the training on them, and the folder of its adapter."""
-    folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
-    target = folder_of(folders, quality, "sft.by_quality")
-    return of_quality(dialogues, quality), f"sft-{quality}", target
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from stages.errors import visible
 from stages.own_metrics import OWN
 
 Metrics = dict[str, float]
 
 DASH = "\u2013"
 """What stands for a missing number."""
-JOINERS = "\u200c\u200d"
-"""Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
 
 EMPATHY_COLUMNS = {
     "mmlu": ("MMLU ↑", 1),
@@ -218,14 +217,6 @@ def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     first, *rest = zip(cells, widths, strict=True)
     return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in rest) + " |"
-
-
-def visible(text: str) -> str:
-    """Text of any origin as one line without what would act on a terminal or turn letters around.
-
-    Control characters (escape sequences begin with one) and invisible marks become U+FFFD, white space blanks.
-    """
-    return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def escape(text: str) -> str:

@@ -216,6 +216,13 @@ def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tm
         assert (tmp_path / "curves" / curve.relative_to(tmp_path / "whole-curves")).read_text() == curve.read_text()
 
 
+def test_a_fraction_of_an_epoch_is_as_many_of_its_steps_with_a_schedule_that_ends_there(base, tmp_path):
+    """32 dialogues in batches of 4 are 8 steps; a quarter is 2."""
+    fine_tune(base, tmp_path, tmp_path / "quarter", sft=replace(SFT, epochs=0.25))
+    state = json.loads((last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())
+    assert (state["global_step"], state["max_steps"], state["log_history"][0]["learning_rate"]) == (2, 2, 5e-3)
+
+
 def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
     """8 dialogues a step as 1 x 8 and as 4 x 2: the loss is a mean over tokens, not over micro-batches."""
     no_dropout = replace(LORA, dropout=0.0)

@@ -18,16 +18,10 @@ from pathlib import Path
 
 from stages.corpora.archives import check_count, matches, unpack
 from stages.corpora.sources import Archive, DownloadError, Source
-from stages.files import write_json
+from stages.files import sha256_of, write_json
 
 TIMEOUT_SECONDS = 30
 RETRIES = 2
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, as 64 lower-case hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # From a local folder

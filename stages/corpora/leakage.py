@@ -41,8 +41,9 @@ def without_copies(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Count
 
 def copied(turns: Sequence[Turn]) -> set[str]:
     """The texts whose dialogue these turns are a copy of: `texts_of`, and every long beginning that ends in a reply."""
-    said = zip(turns, _beginnings(turns), strict=True)
-    return texts_of(turns) | {text for turn, text in said if turn.role == "assistant" and _is_long(text)}
+    said = _beginnings(turns)
+    replies = [text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant"]
+    return {text for text in (*said[-1:], *replies[-1:], *filter(_is_long, replies)) if text}
 
 
 class HeldOut:
@@ -69,8 +70,9 @@ class HeldOut:
 
     def find(self, turns: Sequence[Turn]) -> str | None:
         """The id of a held-out dialogue that the turns are a copy of, or have a passage of."""
-        passages = (self._passages[text] for text in _passages(turns) if text in self._passages)
-        return self.copy_of(turns) or next(passages, None)
+        if copied_from := self.copy_of(turns):
+            return copied_from
+        return next((self._passages[text] for text in _passages(turns) if text in self._passages), None)
 
 
 def sentences_of(dialogues: Iterable[Dialogue], sentences: Iterable[str]) -> dict[str, str]:

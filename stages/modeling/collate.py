@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stages.modeling.process import ModelError, free_memory, out_of_memory
@@ -82,18 +82,19 @@ def _rows(batches: Sequence[dict[str, Any]], key: str, filler: int) -> Any:
     )
 
 
-def batches_by_tokens(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+def batches_by_tokens(lengths: Sequence[int] | Mapping[int, int], most: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first: little padding, and a lack of memory shows at once.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each row, or of some rows by their indices.
         most: rows x longest row of a batch; a row that is longer has a batch to itself.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    rows = lengths if isinstance(lengths, Mapping) else range(len(lengths))
+    order = sorted(rows, key=lambda i: (-lengths[i], i))
     while order:
-        rows = max(1, most // lengths[order[0]])
-        yield order[:rows]
-        order = order[rows:]
+        size = max(1, most // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
 
 
 def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]], None]) -> None:
@@ -107,17 +108,17 @@ def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]],
     Raises:
         ModelError: one row by itself does not fit.
     """
-    rows = list(range(len(lengths)))
-    while rows:
-        batch = [rows[i] for i in next(batches_by_tokens([lengths[row] for row in rows], most))]
+    left = set(range(len(lengths)))
+    batches = batches_by_tokens(lengths, most)
+    while left:
+        batch = next(batches)
         try:
             work(batch)
         except Exception as error:
             if not out_of_memory(error):
                 raise
         else:
-            done = set(batch)
-            rows = [row for row in rows if row not in done]
+            left -= set(batch)
             continue
         free_memory()
         longest = max(lengths[row] for row in batch)
@@ -128,3 +129,4 @@ def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]],
             )
         most = longest * (len(batch) // 2)
         print(f"out of memory: going on with batches of {most} tokens (hardware.batch_tokens)", file=sys.stderr)
+        batches = batches_by_tokens({row: lengths[row] for row in left}, most)

@@ -5,13 +5,13 @@ It stands behind the scorers (section `encoder`), or is what a decoder is made o
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.files import sha256_of
 from stages.modeling.process import ModelError, set_up_process
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stages.params import Encoder, Hardware, Model
 
 WEIGHTS = "model.safetensors"
+# Asked for by every stage that scores, of a file that does not change while one runs.
+_hash = cache(sha256_of)
 
 
 def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel, Tokenizer]:
@@ -34,8 +36,6 @@ def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel,
     from transformers import AutoModel, AutoTokenizer
 
     set_up_process(hardware)
-    if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     folder = str(checked_weights(encoder).parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
@@ -50,7 +50,7 @@ def encoder_signature(encoder: Encoder | Model) -> dict[str, str]:
     """
     weights = checked_weights(encoder)
     origin = f"{encoder.package} {version(encoder.package)}" if encoder.package else encoder.revision
-    return {"encoder": encoder.name, "encoder_origin": str(origin), "encoder_sha256": _sha256(weights)}
+    return {"encoder": encoder.name, "encoder_origin": str(origin), "encoder_sha256": _hash(weights)}
 
 
 def checked_weights(encoder: Encoder | Model) -> Path:
@@ -61,7 +61,7 @@ def checked_weights(encoder: Encoder | Model) -> Path:
     """
     section = type(encoder).__name__.lower()
     path = _package_weights(encoder.package, section) if encoder.package else _hub_weights(encoder, section)
-    if encoder.sha256 not in (None, actual := _sha256(path)):
+    if encoder.sha256 not in (None, actual := _hash(path)):
         raise ModelError(f"{path}: sha256 is {actual}, but {section}.sha256 pins {encoder.sha256}: install it again")
     return path
 
@@ -99,9 +99,3 @@ def _hub_weights(encoder: Encoder | Model, section: str) -> Path:
             "that has one (the hub keeps conversions as pull requests), since pickled weights are not loaded"
         )
     return path
-
-
-@cache
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

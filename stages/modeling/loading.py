@@ -56,8 +56,6 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     import torch
 
     set_up_process(hardware)
-    if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     source, commit = origin(base)
     in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
     with _loading(source):

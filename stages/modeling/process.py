@@ -23,11 +23,16 @@ def set_up_process(hardware: Hardware) -> None:
 
     glibc returns every large tensor to the kernel and has each of its pages zeroed again at the next step: on two cores
     that was half of the time of a DPO step (sys beside user time). Values are not touched by it.
+
+    Raises:
+        ModelError: `hardware.device` is cuda and there is none.
     """
     import ctypes
 
     import torch
 
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     torch.set_num_threads(hardware.threads)
     if hardware.device == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.files import write_table
+from stages.files import sha256_of, write_table
 from stages.modeling.loading import autocast, origin
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
@@ -47,8 +47,7 @@ def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
     digest = hashlib.sha256(f"{commit and (source, commit)} {hardware.device} {hardware.dtype}".encode())
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 

@@ -82,16 +82,13 @@ def fit(
                 _set_rates(optimizer, 1 - done / (steps * epochs))
                 with autocast(hardware):
                     value = loss(batch)
+                done += 1
                 if not torch.isfinite(value):
                     raise UserError(
-                        f"{name}: the loss is {float(value)} at step {done + 1}: lower the learning rates of this "
-                        "stage, or take hardware.dtype=fp32"
+                        f"{name}: the loss is {float(value)} at step {done}: lower the learning rates of this stage, "
+                        "or take hardware.dtype=fp32"
                     )
-                value.backward()
-                torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
-                done += 1
+                _step(value, trained, optimizer)
                 if noted or done % hardware.save_every == 0 or done % steps == 0:
                     _keep(model, optimizer, done, checkpoint, hardware)
                 if noted:
@@ -170,6 +167,15 @@ def calibration_error(truth: Sequence[int], probabilities: Sequence[Sequence[flo
         top = max(row)
         sums[min(int(top * BINS), BINS - 1)] += top - (row.index(top) == label)
     return 100 * sum(map(abs, sums)) / max(len(truth), 1)
+
+
+def _step(loss: torch.Tensor, trained: Sequence[nn.Parameter], optimizer: AdamW) -> None:
+    import torch
+
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _set_rates(optimizer: AdamW, share: float) -> None:

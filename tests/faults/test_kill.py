@@ -1,6 +1,5 @@
 """The pipeline killed at random points, again and again, ends with the bits of one that nobody disturbed."""
 
-import os
 import random
 import shutil
 import time
@@ -13,8 +12,8 @@ from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_seen
 from stages.manifest import newest_whole, step_of
 
 SEED = 20260101
-# ATTUNE_KILLS: fewer where a campaign is to be short.
-KILLS = int(os.environ.get("ATTUNE_KILLS", "52"))
+# With --record, and without.
+KILLS, FEW_KILLS = 52, 8
 SAVE_EVERY = 5
 TRAINED = {"base": "base", "sft": "sft", "dpo@e1": "dpo-e1", "dpo@e2": "dpo-e2"}
 # A kill of these stages comes three times as often: they have more to lose.
@@ -101,8 +100,8 @@ def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str
     ]
 
 
-@pytest.mark.campaign
-def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded):
+def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded, request):
+    kills = KILLS if request.config.getoption("--record") else FEW_KILLS
     rng = random.Random(SEED)
     project = tmp_path / "project"
     project.mkdir()
@@ -110,7 +109,7 @@ def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, r
     killed: list[Kill] = []
     lost: list[int] = []
     ended = 0
-    for number, (stage, moment) in enumerate(schedule(undisturbed.order, KILLS, rng)):
+    for number, (stage, moment) in enumerate(schedule(undisturbed.order, kills, rng)):
         run = repro(project, tmp_path / f"{number}.txt")
         wait_for(run, stage, undisturbed.order, moment, undisturbed.seconds(stage), rng)
         hit = run.stage()
@@ -127,7 +126,7 @@ def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, r
     found = results(project)
     different = [name for name, content in undisturbed.results.items() if found.get(name) != content]
     assert not different and found.keys() == undisturbed.results.keys()
-    assert len(killed) >= 0.9 * KILLS and ended <= 0.1 * KILLS
+    assert len(killed) >= 0.9 * kills and ended <= 0.1 * kills
     keep(recorded, killed, lost, undisturbed.order)
     shutil.rmtree(project)
 

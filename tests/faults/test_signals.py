@@ -91,9 +91,12 @@ def test_a_signal_ends_the_training_of_a_classifier_with_a_checkpoint(number, tm
 
 
 def test_a_signal_outside_of_training_is_one_line_and_its_exit_code(capsys):
+    # A shell has the commands that it runs in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
-        before = signal.getsignal(signal.SIGTERM)
+        own = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as ended, reported():
             signal.raise_signal(number)
         assert ended.value.code == 128 + number and capsys.readouterr().err == f"stopped by {name}\n"
-        assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) == own
+    signal.signal(signal.SIGINT, before)

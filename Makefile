@@ -21,6 +21,7 @@ $(INSTALLED): requirements.lock Makefile
 	@touch $@
 
 repro: setup ## Run what has changed of the pipeline, then show the metrics of each variant
+	@python -m stages.restore
 	dvc repro
 	@python -m stages.report --show
 

@@ -111,7 +111,8 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
 
 
 def repro(folder: Path, log: Path) -> Run:
-    return start(folder, log, "dvc", "repro")
+    """What `make repro` runs."""
+    return start(folder, log, "sh", "-c", f"{sys.executable} -m stages.restore && exec dvc repro")
 
 
 def results(folder: Path) -> dict[str, bytes]:

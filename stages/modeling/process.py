@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from stages.devices import keep_to_one_device
 from stages.errors import UserError
-from stages.modeling.devices import keep_to_one_device
 
 if TYPE_CHECKING:
     from stages.params import Dpo, Hardware, Sft

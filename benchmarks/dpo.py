@@ -2,13 +2,14 @@
 
     python -m benchmarks.dpo
 
-The headline is 15 M parameters on EmpatheticDialogues' pairs; other sizes, lengths of context and batch sizes follow.
-Same random model, adapter, pairs, order, batch, optimizer, precision and process; the pairs are those of EmPO's first
-round (of EmpatheticDialogues below CORPORA_DIR, else of the embedded sample). TRL runs as its users run it here: bf16
-autocast on the CPU, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our time includes
-the reference's log-probabilities of both replies, TRL's its own precomputation; what a trainer sets up before is left
-out on all sides. The allocator's setting of `set_up_process` serves both. Every round has its own pairs, every side is
-warmed up, the sides alternate, and the ratio is taken round by round.
+The headline is 15 M parameters on EmPO's pairs of EmpatheticDialogues (below CORPORA_DIR, else of the embedded sample):
+three epochs, each with a rejected reply of its own behind the same context and chosen reply. Other sizes, one epoch
+alone, lengths of context and batch sizes follow. Same random model, adapter, pairs, order, batch, optimizer, precision
+and process. TRL runs as its users run it here: bf16 autocast on the CPU, with its `ref` adapter live in every step, or
+with `precompute_ref_log_probs`. Our time includes the reference's log-probabilities of every reply, TRL's its own
+precomputation; what a trainer sets up before is left out on all sides. The allocator's setting of `set_up_process`
+serves both. Every round of the benchmark has its own contexts, every side is warmed up, the sides alternate, and the
+ratio is taken round by round.
 
 The peaks of memory are those of processes that train on the longest pairs, and of stage `sft`'s trainer on their
 contexts with the chosen replies.
@@ -43,7 +44,7 @@ PEERS = {
     "precomputed": "TRL DPOTrainer with precompute_ref_log_probs, its precomputation included",
 }
 MEMORY = ("ours", "live", "precomputed", "sft")
-STEPS, BATCH, MICRO = 6, 16, 16
+STEPS, BATCH, MICRO, EPOCHS = 6, 16, 16, 3
 TOKENS_A_ROUND = 10_000
 # The model's positions, the room of a pair with a made context, and where real pairs are cut.
 POSITIONS, MAX_LENGTH, CUT = 1024, 768, 256
@@ -58,9 +59,11 @@ class Case:
         self.tokenizer, self.size, self.pairs, self.params = tokenizer, size, pairs, params
         self.dpo = replace(params.dpo, batch_size=batch, max_length=MAX_LENGTH, epochs=1)
         self.hardware = replace(params.hardware, micro_batch_size=MICRO)
-        # Pairs of a round: of long ones fewer, so that no case takes much longer than another.
+        # Pairs of a round: of long ones fewer, so that no case takes much longer than another. Those of a context stand
+        # behind each other, one for each epoch, and a round has all of them.
         tokens = sum(len(ids) for pair in pairs for ids in pair.values()) / len(pairs)
-        self.share = batch * min(STEPS, max(2, round(TOKENS_A_ROUND / tokens / batch)))
+        steps = min(STEPS, round(TOKENS_A_ROUND / tokens / batch))
+        self.share = batch * max(EPOCHS, steps - steps % EPOCHS)
 
     def policy(self) -> Any:
         """A random model with an adapter that is not the identity."""
@@ -181,7 +184,7 @@ class Side:
 def main() -> None:
     """Measure, print and write the results."""
     params, tokenizer, real, source = set_up()
-    cases = {"headline": (measure.HEADLINE, real, BATCH)}
+    cases = {"headline": (measure.HEADLINE, real, BATCH), "one epoch": (measure.HEADLINE, real[::EPOCHS], BATCH)}
     cases |= {f"size {size}": (size, real, BATCH) for size in measure.SIZES if size != measure.HEADLINE}
     cases |= {f"context {n}": (measure.HEADLINE, made_pairs(tokenizer, n, 20), BATCH) for n in (64, 256, 512)}
     cases |= {f"batch {n}": (measure.HEADLINE, real, n) for n in (4, 64)}
@@ -210,7 +213,7 @@ def save(measured: dict[str, dict[str, dict[str, Any]]], common: dict[str, Any])
 
 
 def set_up() -> tuple[Params, Any, Pairs, str]:
-    """The params, a tokenizer, pairs as token ids, and where they are from."""
+    """The params, a tokenizer, pairs as token ids, those of a context behind each other, and where they are from."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -220,7 +223,9 @@ def set_up() -> tuple[Params, Any, Pairs, str]:
     found, source = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
     train = [one for dialogue in found if dialogue.split == "train" for one in examples(dialogue, "last", None)]
-    _, pairs = epoch_pairs(train, read_opposites(Path(params.pairs.opposites)), 2048, params.seed, 1)
+    opposites = read_opposites(Path(params.pairs.opposites))
+    epochs = (epoch_pairs(train, opposites, 1024, params.seed, epoch)[1] for epoch in range(1, EPOCHS + 1))
+    pairs = [pair for context in zip(*epochs, strict=True) for pair in context]
     encoded = [encode_pair(tokenizer, pair.prompt, pair.chosen, pair.rejected, CUT) for pair in pairs]
     return params, tokenizer, encoded, source
 
@@ -232,9 +237,11 @@ def made_pairs(tokenizer: Any, context: int, reply: int) -> Pairs:
     def tokens(length: int) -> list[int]:
         return [draw.randrange(5, len(tokenizer)) for _ in range(length)]
 
-    return [
-        {"prompt_ids": tokens(context), "chosen_ids": tokens(reply), "rejected_ids": tokens(reply)} for _ in range(512)
-    ]
+    found = []
+    for _ in range(256):
+        asked = {"prompt_ids": tokens(context), "chosen_ids": tokens(reply)}
+        found += [{**asked, "rejected_ids": tokens(reply)} for _ in range(EPOCHS)]
+    return found
 
 
 def compare(case: Case, rate: float) -> dict[str, dict[str, Any]]:

@@ -62,7 +62,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     adapter, later = reference_of(start), is_later_round(start)
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
-    encoded: list[dict[str, Any]] = list(encode(tokenizer, pairs, params.dpo.max_length))
+    encoded, ahead = encode(tokenizer, pairs, params.dpo.max_length)
     if not encoded:
         raise UserError(f"{pairs} holds no pair: run `dvc repro -f pairs@{key}`")
     if unserved(policy) is None:
@@ -70,7 +70,8 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         reference = identity(base, adapter, params.hardware)
         earlier = start / REFERENCE / LOGPS if later else None
         # The policy still is the reference: its own weights come with the checkpoint.
-        logps = complete(policy, encoded, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
+        asked = [*encoded, *ahead]
+        logps = complete(policy, asked, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
     if not is_over(folder, start if later else None):
@@ -131,15 +132,19 @@ def hand_on_reference(adapter: Path, logps: Path, target: Path) -> None:
         shutil.copyfile(logps, target / LOGPS)
 
 
-def encode(tokenizer: Any, pairs: Path, max_length: int) -> list[dict[str, list[int]]]:
-    """The pairs of a parquet file as token ids."""
+def encode(tokenizer: Any, pairs: Path, max_length: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The pairs of a parquet file as token ids, and those that later rounds will make of the same contexts."""
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
     from stages.modeling.dpo import encode_pair
 
-    rows = tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair")
-    return [encode_pair(tokenizer, to_turns(r["prompt"]), r["chosen"], r["rejected"], max_length) for r in rows]
+    found, ahead = [], []
+    for row in tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair"):
+        asked = (tokenizer, to_turns(row["prompt"]), row["chosen"])
+        found.append(encode_pair(*asked, row["rejected"], max_length))
+        ahead += [encode_pair(*asked, rejected, max_length) for rejected in row.get("ahead") or ()]
+    return found, ahead
 
 
 def main(key: str, params: Params) -> None:

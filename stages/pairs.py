@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from stages.dialogues import Example, normalise, read_examples, turn_list_type
@@ -152,6 +152,28 @@ def by_own_rule(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
     return pairs, metrics | repeated(pairs, [pair for one in earlier for pair in one])
 
 
+def by_draws(train: Sequence[Example], params: Params, epoch: int) -> tuple[Sequence[Pair], dict[str, float]]:
+    """The pairs of an epoch by a rule whose draws hang on data alone, and their metrics."""
+    match params.pairs.rule:
+        case "counselling":
+            return counselling(train, params, epoch)
+        case "opposite_emotion":
+            return opposite_emotion(train, params, epoch)
+        case _:
+            return by_own_rule(train, params, epoch)
+
+
+def with_ahead(pairs: Sequence[Pair], later: Sequence[Sequence[Pair]]) -> list[Pair]:
+    """`pairs` with what later epochs reject behind the same contexts.
+
+    Args:
+        pairs: of the first epoch.
+        later: of each of the others.
+    """
+    rejected = [{pair.id: pair.rejected for pair in one} for one in later]
+    return [replace(pair, ahead=tuple(one[pair.id] for one in rejected if pair.id in one)) for pair in pairs]
+
+
 def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
     """Metrics of an epoch's pairs; shares in percent, lengths in words.
 
@@ -190,24 +212,25 @@ def write_pairs(pairs: Sequence[Pair | ScoredPair], path: Path) -> None:
     """Parquet with the fields of the pairs; `prompt` is a list of role, text, act."""
     import pyarrow as pa
 
-    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type()}
+    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type(),
+             "tuple[str, ...]": pa.list_(pa.string())}  # fmt: skip
     schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(pairs[0])])
     write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema))
 
 
 def main(key: str, params: Params) -> None:
-    """Write the pairs of round `key` and their metrics."""
+    """Write the pairs of round `key` and their metrics.
+
+    Where draws hang on data alone, the first round's pairs know what all epochs of `dpo.epochs` reject.
+    """
     train, epoch = read_examples(TRAIN, params.corpus), len(chain(params.dpo.rounds, key))
     pairs: Sequence[Pair | ScoredPair]
-    match params.pairs.rule:
-        case "dbt":
-            pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
-        case "counselling":
-            pairs, metrics = counselling(train, params, epoch)
-        case "opposite_emotion":
-            pairs, metrics = opposite_emotion(train, params, epoch)
-        case _:
-            pairs, metrics = by_own_rule(train, params, epoch)
+    if params.pairs.rule == "dbt":
+        pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
+    else:
+        drawn, metrics = by_draws(train, params, epoch)
+        rounds = range(2, params.dpo.epochs + 1) if epoch == 1 else ()
+        pairs = with_ahead(drawn, [by_draws(train, params, later)[0] for later in rounds])
     write_pairs(pairs, PAIRS / f"{key}.parquet")
     write_json(METRICS / f"{key}.json", metrics)
 

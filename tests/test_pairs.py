@@ -278,10 +278,13 @@ def test_the_stage_draws_from_train_alone(tmp_path, monkeypatch):
     write_dialogues(train, Path("data/dialogues/train.parquet"))
     write_dialogues(dialogues(80, "valid"), Path("data/dialogues/valid.parquet"))
     write_dialogues(dialogues(80, "test"), Path("data/dialogues/test.parquet"))
-    for key in ("e1", "e2"):
+    for key in ("e1", "e2", "e3"):
         main(key, params)
 
-    first, second = (pq.read_table(f"data/pairs/{key}.parquet").to_pylist() for key in ("e1", "e2"))
+    first, second, third = (pq.read_table(f"data/pairs/{key}.parquet").to_pylist() for key in ("e1", "e2", "e3"))
+    later = zip(second, third, strict=True)
+    assert [row["ahead"] for row in first] == [[two["rejected"], three["rejected"]] for two, three in later]
+    assert all(row["ahead"] == [] for row in (*second, *third))
     by_id = {one.id: one for one in asked(train)}
     for epoch, rows in ((1, first), (2, second)):
         assert [row["id"] for row in rows] == sorted(by_id)

@@ -18,11 +18,11 @@ from stages.dialogues import Dialogue, Turn, write_dialogues
 from stages.errors import UserError
 from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
 from stages.modeling.packed import prepare
-from stages.modeling.reference import complete, identity, with_reference
+from stages.modeling.reference import complete, identity, read, with_reference
 from stages.modeling.resume import last_checkpoint
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, save_adapter
-from stages.pairs import write_pairs
+from stages.pairs import with_ahead, write_pairs
 from stages.params import Dpo, Hardware, Lora, Round, Sft, Tiny
 from stages.preferences.opposite_emotion import Pair
 
@@ -298,7 +298,7 @@ def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path
 def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
     """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
     prepare(policy, HARDWARE, DPO.max_length)
-    encoded = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded, _ = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
     known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
     return with_reference(encoded, known)
 
@@ -309,6 +309,27 @@ def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DP
         keep(train_round(base, pairs, init, folder / key, dpo=dpo), folder / f"out-{key}")
         init = folder / f"out-{key}"
     return init
+
+
+def test_what_later_rounds_reject_is_read_in_the_first_one_and_nothing_is_left_for_them(base, sft, tmp_path):
+    """A context is then read once for all rounds; log-probabilities are those that each round would have computed."""
+    rounds = [[replace(pair(i), rejected=text(100 * e + i, 4 + i % 7)) for i in range(24)] for e in (1, 2)]
+    rounds[0] = with_ahead(rounds[0], rounds[1:])
+    init, known = sft, []
+    for number, pairs in enumerate(rounds, start=1):
+        write_pairs(pairs, tmp_path / f"e{number}.parquet")
+        end = train_round(base, tmp_path / f"e{number}.parquet", init, tmp_path / f"r{number}")
+        keep(end, tmp_path / f"out-{number}")
+        init = tmp_path / f"out-{number}"
+        known.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
+    assert known[1] == known[0] and len(known[0]) == 3 * 24
+    write_pairs(rounds[1], tmp_path / "alone.parquet")
+    alone = read(
+        train_round(base, tmp_path / "alone.parquet", sft, tmp_path / "alone") / "reference/logps.parquet",
+        identity(base, sft, HARDWARE),
+    )
+    assert len(alone) == 2 * 24
+    assert [known[0][name] for name in alone] == pytest.approx(list(alone.values()), rel=1e-5)
 
 
 def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):

@@ -1,7 +1,8 @@
 """Log-probabilities of replies under the reference model: computed once, kept in a file, and looked up in training.
 
 The reference does not move, so neither do its log-probabilities. A file passes from round to round: what an earlier
-round computed (every chosen reply) is there already, and only the rest is computed. An entry is found by the token ids
+round computed (every chosen reply, and the rejected ones that it knew of) is there already, and only the rest is
+computed: the replies behind one context together, so that it is read once. An entry is found by the token ids
 of context and reply; the whole file is bound to the base weights, the adapter and the precision that it was computed
 with.
 """

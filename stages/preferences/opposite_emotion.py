@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages.dialogues import Example, Turn, normalise
@@ -24,7 +24,10 @@ class PairError(UserError):
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: `chosen` is the human reply to `prompt`, `rejected` a reply to someone who feels the opposite."""
+    """One preference: `chosen` is the human reply to `prompt`, `rejected` a reply to someone who feels the opposite.
+
+    `ahead`, in the first round, is what the later ones reject: the reference then reads all of it behind one context.
+    """
 
     id: str
     epoch: int
@@ -34,6 +37,7 @@ class Pair:
     label: str
     rejected_label: str
     rejected_id: str
+    ahead: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 def read_opposites(path: Path) -> dict[str, str]:

@@ -8,11 +8,14 @@ import small
 import torch
 from safetensors.torch import load_file
 
+from stages import dpo as dpo_stage
 from stages import sft as sft_stage
-from stages.modeling import supervised
+from stages.modeling import packed_dpo, supervised
 from stages.modeling.collate import within_memory
 from stages.modeling.process import ModelError, halving
-from stages.params import Hardware, Lora, Sft
+from stages.pairs import write_pairs
+from stages.params import Dpo, Hardware, Lora, Round, Sft, load
+from stages.preferences.opposite_emotion import Pair
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
 SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
@@ -82,4 +85,34 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
     for name, weight in load_file("models/sft/adapter_model.safetensors").items():
+        torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
+
+
+def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
+    """48 pairs in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are laid out."""
+    monkeypatch.chdir(small.make(tmp_path, 48))
+    dialogues = [small.dialogue(number) for number in range(48)]
+    write_pairs(
+        [Pair(one.id, 1, one.turns[:3], one.turns[3].text, small.text(500 + i), "sad", "joyful", "train/x")
+         for i, one in enumerate(dialogues)], tmp_path / "data/pairs/e1.parquet",
+    )  # fmt: skip
+    rounds = {"e1": Round("models/base", "opposites", "data/dialogues", "data/dialogues")}
+    dpo = Dpo(0.1, 1, 5e-3, 8, "cosine", 0, 64, rounds)
+    params = replace(load(), dpo=dpo, lora=Lora(4, 8, 0.0), hardware=HARDWARE, seed=5)
+    dpo_stage.main("e1", params)
+    whole = load_file("models/dpo/e1/adapter_model.safetensors")
+    small.recorded_by_dvc(tmp_path)
+    output, calls = packed_dpo.pair_output, []
+
+    def limited(model, batch):
+        calls.append(len(batch["predictors"]) // 2)
+        if len(calls) > 10 and calls[-1] > 2:
+            raise CPU
+        return output(model, batch)
+
+    monkeypatch.setattr(packed_dpo, "pair_output", limited)
+    dpo_stage.main("e1", params)
+    said = capsys.readouterr().err
+    assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
+    for name, weight in load_file("models/dpo/e1/adapter_model.safetensors").items():
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)

@@ -33,9 +33,8 @@ from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import encode_pair
 from stages.modeling.process import set_up_process
 from stages.modeling.training import common_arguments
-from stages.pairs import epoch_pairs
 from stages.params import Params, load
-from stages.preferences.opposite_emotion import read_opposites
+from stages.preferences.opposite_emotion import build_pairs, group_by_label, random_part, read_opposites
 
 RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}
 PEERS = {
@@ -220,7 +219,8 @@ def set_up() -> tuple[Params, Any, Pairs, str]:
     found, source = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
     train = [one for dialogue in found if dialogue.split == "train" for one in examples(dialogue, "last", None)]
-    _, pairs = epoch_pairs(train, read_opposites(Path(params.pairs.opposites)), 2048, params.seed, 1)
+    opposites, part = read_opposites(Path(params.pairs.opposites)), random_part(train, 2048, params.seed)
+    pairs = build_pairs(part, group_by_label(train), opposites, seed=params.seed, epoch=1)
     encoded = [encode_pair(tokenizer, pair.prompt, pair.chosen, pair.rejected, CUT) for pair in pairs]
     return params, tokenizer, encoded, source
 

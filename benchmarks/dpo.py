@@ -34,9 +34,8 @@ from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import encode_pair
 from stages.modeling.process import set_up_process
 from stages.modeling.training import common_arguments
-from stages.pairs import epoch_pairs
 from stages.params import Params, load
-from stages.preferences.opposite_emotion import read_opposites
+from stages.preferences.opposite_emotion import build_pairs, group_by_label, random_part, read_opposites
 
 RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}
 PEERS = {
@@ -223,8 +222,9 @@ def set_up() -> tuple[Params, Any, Pairs, str]:
     found, source = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
     train = [one for dialogue in found if dialogue.split == "train" for one in examples(dialogue, "last", None)]
-    opposites = read_opposites(Path(params.pairs.opposites))
-    epochs = (epoch_pairs(train, opposites, 1024, params.seed, epoch)[1] for epoch in range(1, EPOCHS + 1))
+    opposites, part = read_opposites(Path(params.pairs.opposites)), random_part(train, 1024, params.seed)
+    groups = group_by_label(train)
+    epochs = (build_pairs(part, groups, opposites, seed=params.seed, epoch=epoch) for epoch in range(1, EPOCHS + 1))
     pairs = [pair for context in zip(*epochs, strict=True) for pair in context]
     encoded = [encode_pair(tokenizer, pair.prompt, pair.chosen, pair.rejected, CUT) for pair in pairs]
     return params, tokenizer, encoded, source

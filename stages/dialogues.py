@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,8 @@ from stages.errors import UserError
 from stages.files import write_table
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
     from stages.params import Corpus
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant"]
 Targets = Literal["last", "every"]
 SPLITS = ("train", "valid", "test")
+# Of ASCII the words without case and spaces between them: what `normalise` does where it is called most.
+FOLDED = bytes(ord(chr(i).lower()) if i < 128 and (chr(i).isalnum() or chr(i) == "_") else 32 for i in range(256))
 
 
 class CorpusError(UserError):
@@ -75,7 +80,20 @@ class Example:
 
 def normalise(text: str) -> str:
     """Words and digits without case (NFKC, casefold), joined by single spaces: what counts as the same text."""
+    if text.isascii():
+        return b" ".join(text.encode().translate(FOLDED).split()).decode()
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def text_keys(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """What stands for each text, as `normalise` gives it, where many are compared: 64 bits of BLAKE2b.
+
+    Of n texts two different ones have the same key with a probability below n**2 / 2**65.
+    """
+    import numpy as np
+
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
@@ -132,16 +150,33 @@ def read_examples(path: Path, corpus: Corpus) -> list[Example]:
     ]
 
 
-def write_dialogues(dialogues: Sequence[Dialogue], path: Path) -> None:
-    """Write parquet with the columns id, corpus, split, label, turns (a list of role, text, act), quality."""
+def dialogue_table(dialogues: Sequence[Dialogue]) -> pa.Table:
+    """The columns id, corpus, split, label, turns (a list of role, text, act), quality; a row a dialogue."""
+    import numpy as np
+    import pyarrow as pa
+
+    names = ("id", "corpus", "split", "label")
+    columns: list[pa.Array] = [pa.array([getattr(one, name) for one in dialogues], pa.string()) for name in names]
+    ends = np.cumsum([0, *(len(one.turns) for one in dialogues)], dtype=np.int32)
+    spoken = [turn for one in dialogues for turn in one.turns]
+    fields = [pa.array([getattr(turn, name) for turn in spoken], pa.string()) for name in ("role", "text", "act")]
+    turns = pa.StructArray.from_arrays(fields, fields=list(turn_list_type().value_type))
+    columns.append(pa.ListArray.from_arrays(pa.array(ends), turns, type=turn_list_type()))
+    columns.append(pa.array([one.quality for one in dialogues], pa.string()))
+    return pa.table(columns, schema=dialogue_schema())
+
+
+def dialogue_schema() -> pa.Schema:
+    """The columns of dialogues."""
     import pyarrow as pa
 
     columns = [(name, pa.string()) for name in ("id", "corpus", "split", "label")]
-    table = pa.Table.from_pylist(
-        [asdict(d) for d in dialogues],
-        schema=pa.schema([*columns, ("turns", turn_list_type()), ("quality", pa.string())]),
-    )
-    write_table(path, table)
+    return pa.schema([*columns, ("turns", turn_list_type()), ("quality", pa.string())])
+
+
+def write_dialogues(dialogues: Sequence[Dialogue], path: Path) -> None:
+    """Write `dialogue_table` as parquet."""
+    write_table(path, dialogue_table(dialogues))
 
 
 def turn_list_type() -> pa.DataType:

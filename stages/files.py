@@ -16,12 +16,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stages.errors import UserError, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# Bytes of a file whose lines are read one by one.
+BLOCK = 1 << 22
 
 
 def read_text(path: Path, error: type[UserError], missing: str) -> str:
@@ -35,26 +38,52 @@ def read_text(path: Path, error: type[UserError], missing: str) -> str:
     Raises:
         UserError: `error`, where there is no such file, it cannot be read, is no UTF-8, or holds a NUL.
     """
+    with _opened(path, error, missing) as file:
+        return _decoded(file.read(), path, error).removeprefix("\ufeff")
+
+
+def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str]:
+    """The lines of a file without their ends, one by one; arguments and errors as those of `read_text`.
+
+    No more than `BLOCK` bytes and a line are in memory. An error comes before the lines of its block.
+    """
+    rest, start, line, more = b"", 0, 1, True
+    with _opened(path, error, missing) as file:
+        while more:
+            more = bool(chunk := file.read(BLOCK))
+            block = rest + chunk
+            # Behind the last end of a line; what follows a \r at the end of the block may be its \n.
+            end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, -1)) + 1 if more else len(block)
+            text = _decoded(block[:end], path, error, start, line)
+            text = (text if start else text.removeprefix("\ufeff")).replace("\r\n", "\n").replace("\r", "\n")
+            found = text.split("\n")
+            # What stands behind the last end is a line, though empty, at the end of the file alone.
+            yield from found[:-1] if more else found
+            rest, start, line = block[end:], start + end, line + len(found) - 1
+
+
+@contextmanager
+def _opened(path: Path, error: type[UserError], missing: str) -> Iterator[BinaryIO]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise error(f"{path} is missing: {missing}") from None
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}: it should be a file") from None
+
+
+def _decoded(content: bytes, path: Path, error: type[UserError], start: int = 0, line: int = 1) -> str:
+    """The text of a part of a file, which begins with the byte `start` and the line `line`."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as problem:
-        where = f"{path}:{_line(content, problem.start)}"
-        raise error(f"{where}: not UTF-8 at byte {problem.start}: save it as UTF-8") from None
+        where = f"{path}:{line - 1 + _line(content, problem.start)}"
+        raise error(f"{where}: not UTF-8 at byte {start + problem.start}: save it as UTF-8") from None
     if (at := content.find(b"\0")) >= 0:
-        where = f"{path}:{_line(content, at)}"
-        raise error(f"{where}: a NUL at byte {at}: no text, or UTF-16 or -32: save it as UTF-8")
-    return text.removeprefix("\ufeff")
-
-
-def read_lines(path: Path, error: type[UserError], missing: str) -> list[str]:
-    """The lines of a file without their ends, the first first; arguments and errors as those of `read_text`."""
-    return read_text(path, error, missing).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        where = f"{path}:{line - 1 + _line(content, at)}"
+        raise error(f"{where}: a NUL at byte {start + at}: no text, or UTF-16 or -32: save it as UTF-8")
+    return text
 
 
 def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int, list[str]]]:

@@ -8,11 +8,12 @@ writes `data/pairs/e2.parquet` and `metrics/pairs/e2.json`.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from stages.dialogues import Example, normalise, read_examples, turn_list_type
+from stages.dialogues import Example, normalise, read_examples
 from stages.errors import reported
 from stages.files import write_json, write_table
 from stages.params import Params, Round, chain, load
@@ -20,53 +21,33 @@ from stages.preferences.counselling import MatchedPair, counselling_pairs, group
 from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, policy_source
 from stages.preferences.dbt_llm import llm_judge, llm_source
-from stages.preferences.opposite_emotion import (
-    Pair,
-    PairError,
-    build_pairs,
-    group_by_label,
-    random_part,
-    read_opposites,
-)
+from stages.preferences.epoch_draws import Epoch, write_epoch
+from stages.preferences.opposite_emotion import Pair, PairError, random_part, read_opposites, schema_of
 from stages.preferences.rules import rule_of
 from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
 PAIRS = Path("data/pairs")
+# What is in the way where a run was killed; Git ignores it.
+WORK = Path("data/.pairs")
 METRICS = Path("metrics/pairs")
 
 
-def epoch_pairs(
-    examples: Sequence[Example], opposites: dict[str, str], limit: int | None, seed: int, epoch: int
-) -> tuple[list[Example], list[Pair]]:
-    """The examples that an epoch trains on and their pairs.
-
-    Args:
-        examples: of the train split; their targets are what is drawn from.
-        opposites: label to opposite label.
-        limit: as `pairs.limit`; the part is the same in every epoch.
-        seed: of the run.
-        epoch: from 1.
+def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> dict[str, float]:
+    """Write the pairs of an epoch by EmPO's rule to `target`, and give their metrics; `work` is a folder for them.
 
     Raises:
         PairError: a label has no opposite, an opposite no replies, or no pair is left.
     """
-    part = random_part(examples, limit, seed)
-    pairs = build_pairs(part, group_by_label(examples), opposites, seed=seed, epoch=epoch)
-    if not pairs:
-        raise PairError(f"no pair was made of {len(part)} dialogues: every opposite group holds only the chosen reply")
-    return part, pairs
-
-
-def opposite_emotion(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
-    """The pairs of an epoch by EmPO's rule, and their metrics."""
     opposites = read_opposites(Path(params.pairs.opposites))
-    examples, pairs = epoch_pairs(train, opposites, params.pairs.limit, params.seed, epoch)
-    # Draws are keyed by epoch, so those of earlier epochs come out again without their files.
-    rounds = (epoch_pairs(train, opposites, params.pairs.limit, params.seed, e)[1] for e in range(1, epoch))
-    earlier = [pair for one in rounds for pair in one]
-    return pairs, describe(examples, pairs, len(opposites)) | repeated(pairs, earlier)
+    corpus, limit = params.corpus, params.pairs.limit
+    ahead = ahead_of(epoch, params)
+    draws = Epoch(TRAIN, corpus.targets, corpus.max_context_turns, opposites, limit, params.seed, epoch, ahead)
+    counts = write_epoch(draws, target, work)
+    return measures(counts, len(opposites)) | {
+        "repeated_rejected": percent(counts["repeated_rejected"], counts["pairs"])
+    }
 
 
 def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[MatchedPair], dict[str, float]]:
@@ -153,14 +134,10 @@ def by_own_rule(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
 
 
 def by_draws(train: Sequence[Example], params: Params, epoch: int) -> tuple[Sequence[Pair], dict[str, float]]:
-    """The pairs of an epoch by a rule whose draws hang on data alone, and their metrics."""
-    match params.pairs.rule:
-        case "counselling":
-            return counselling(train, params, epoch)
-        case "opposite_emotion":
-            return opposite_emotion(train, params, epoch)
-        case _:
-            return by_own_rule(train, params, epoch)
+    """The pairs of an epoch by a rule, other than EmPO's, whose draws hang on data alone, and their metrics."""
+    if params.pairs.rule == "counselling":
+        return counselling(train, params, epoch)
+    return by_own_rule(train, params, epoch)
 
 
 def with_ahead(pairs: Sequence[Pair], later: Sequence[Sequence[Pair]]) -> list[Pair]:
@@ -175,28 +152,46 @@ def with_ahead(pairs: Sequence[Pair], later: Sequence[Sequence[Pair]]) -> list[P
 
 
 def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
-    """Metrics of an epoch's pairs; shares in percent, lengths in words.
+    """Metrics of an epoch's pairs, of `labels` labels."""
+    words = [(len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
+    counts = Counter(
+        asked=len(examples),
+        pairs=len(pairs),
+        labels=len({p.label for p in pairs}),
+        chosen_words=sum(c for c, _ in words),
+        rejected_words=sum(r for _, r in words),
+        longer_rejected=sum(r > c for c, r in words),
+    )
+    return measures(counts, labels)
+
+
+def measures(counts: Counter[str], labels: int) -> dict[str, float]:
+    """Metrics from the counts of `write_epoch`; shares in percent, lengths in words.
 
     `longer_rejected` is the share of pairs whose rejected reply is the longer one: far from 50 it is a bias that a
     model can learn instead of the preference.
     """
-    words = [(len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
-    n = len(pairs)
+    n = counts["pairs"]
     return {
         "pairs": n,
-        "dropped": round(100 * (len(examples) - n) / len(examples), 4),
-        "label_coverage": round(100 * len({p.label for p in pairs}) / labels, 4),
-        "chosen_words": round(sum(c for c, _ in words) / n, 4),
-        "rejected_words": round(sum(r for _, r in words) / n, 4),
-        "longer_rejected": round(100 * sum(r > c for c, r in words) / n, 4),
+        "dropped": percent(counts["asked"] - n, counts["asked"]),
+        "label_coverage": percent(counts["labels"], labels),
+        "chosen_words": round(counts["chosen_words"] / n, 4),
+        "rejected_words": round(counts["rejected_words"] / n, 4),
+        "longer_rejected": percent(counts["longer_rejected"], n),
     }
+
+
+def percent(part: int, whole: int) -> float:
+    """The share in percent, as metrics have it."""
+    return round(100 * part / whole, 4)
 
 
 def repeated(pairs: Sequence[Pair], earlier: Sequence[Pair]) -> dict[str, float]:
     """The share, in percent, whose rejected reply is one that an earlier epoch drew for the same dialogue."""
     drawn_before = {(p.id, normalise(p.rejected)) for p in earlier}
-    share = sum((p.id, normalise(p.rejected)) in drawn_before for p in pairs) / len(pairs)
-    return {"repeated_rejected": round(100 * share, 4)}
+    times = sum((p.id, normalise(p.rejected)) in drawn_before for p in pairs)
+    return {"repeated_rejected": percent(times, len(pairs))}
 
 
 def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
@@ -209,13 +204,10 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
 
 
 def write_pairs(pairs: Sequence[Pair | ScoredPair], path: Path) -> None:
-    """Parquet with the fields of the pairs; `prompt` is a list of role, text, act."""
+    """Parquet with the fields of the pairs."""
     import pyarrow as pa
 
-    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type(),
-             "tuple[str, ...]": pa.list_(pa.string())}  # fmt: skip
-    schema = pa.schema([(field.name, types[str(field.type)]) for field in fields(pairs[0])])
-    write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema))
+    write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema_of(type(pairs[0]))))
 
 
 def main(key: str, params: Params) -> None:
@@ -223,16 +215,28 @@ def main(key: str, params: Params) -> None:
 
     Where draws hang on data alone, the first round's pairs know what all epochs of `dpo.epochs` reject.
     """
-    train, epoch = read_examples(TRAIN, params.corpus), len(chain(params.dpo.rounds, key))
-    pairs: Sequence[Pair | ScoredPair]
-    if params.pairs.rule == "dbt":
-        pairs, metrics = dbt(train, params, params.dpo.rounds[key], epoch)
+    target, epoch = PAIRS / f"{key}.parquet", len(chain(params.dpo.rounds, key))
+    if params.pairs.rule == "opposite_emotion":
+        metrics = opposite_emotion(params, epoch, target, WORK / key)
     else:
-        drawn, metrics = by_draws(train, params, epoch)
-        rounds = range(2, params.dpo.epochs + 1) if epoch == 1 else ()
-        pairs = with_ahead(drawn, [by_draws(train, params, later)[0] for later in rounds])
-    write_pairs(pairs, PAIRS / f"{key}.parquet")
+        pairs, metrics = in_memory(read_examples(TRAIN, params.corpus), params, key, epoch)
+        write_pairs(pairs, target)
     write_json(METRICS / f"{key}.json", metrics)
+
+
+def in_memory(
+    train: Sequence[Example], params: Params, key: str, epoch: int
+) -> tuple[Sequence[Pair | ScoredPair], dict[str, float]]:
+    """The pairs of round `key` by a rule that looks at all examples at once, and their metrics."""
+    if params.pairs.rule == "dbt":
+        return dbt(train, params, params.dpo.rounds[key], epoch)
+    pairs, metrics = by_draws(train, params, epoch)
+    return with_ahead(pairs, [by_draws(train, params, later)[0] for later in ahead_of(epoch, params)]), metrics
+
+
+def ahead_of(epoch: int, params: Params) -> range:
+    """The epochs whose rejected replies the pairs of `epoch` are to name."""
+    return range(2, params.dpo.epochs + 1) if epoch == 1 else range(0)
 
 
 if __name__ == "__main__":

@@ -8,124 +8,96 @@ its weights leave no room for.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
-from stages.corpora.leakage import without_copies
+from stages.batches import scratch
 from stages.corpora.masking import KINDS, mask, read_names
-from stages.corpora.reading import read_corpus
-from stages.corpora.splits import place
-from stages.dialogues import SPLITS, CorpusError, Dialogue, examples, from_first_user, write_dialogues
+from stages.corpora.reading import stream_corpus
+from stages.corpora.store import Store
+from stages.dialogues import SPLITS, Dialogue, examples, from_first_user
 from stages.errors import reported
-from stages.files import write_json
+from stages.files import whole_folder, write_json
 from stages.params import Corpus, load
 
 RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")
+# What is in the way where a run was killed; Git ignores it.
+WORK = Path("data/.prepare")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
+# Dialogues in hand at a time.
+CHUNK = 4096
 
 
-def drop_unusable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> tuple[list[Dialogue], Counter[str]]:
-    """The dialogues that can be trained on and answered, and `dropped` with what was dropped here."""
-    opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
-    dropped = dropped + Counter(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
-    answered = [d for d in opened if examples(d, "last", None)]
-    dropped.update(f"{d.split}_no_assistant_turn" for d in opened if not examples(d, "last", None))
-    kept, copies = without_copies(answered)
-    dropped.update(copies)
-    return kept, dropped
-
-
-def read_parts(raw: Path, corpus: Corpus) -> tuple[list[Dialogue], Counter[str]]:
-    """All dialogues of the corpus in force from `raw/<corpus>`, and how many the readers dropped by reason.
+def read_parts(raw: Path, corpus: Corpus, dropped: Counter[str]) -> Iterator[Dialogue]:
+    """All dialogues of the corpus in force from `raw/<corpus>`; `dropped` grows by those that the readers drop.
 
     Those of a mixture take the name of their part for their corpus and in front of their id.
     """
-    dialogues: list[Dialogue] = []
-    dropped: Counter[str] = Counter()
     for name, part in corpus.parts.items():
         given = {key: value for key in ("file", "columns") if (value := getattr(part, key)) is not None}
-        found, lost = read_corpus(raw / name, part.reader, **given)
-        dialogues += [replace(d, corpus=name, id=f"{name}/{d.id}") for d in found] if corpus.mix else found
-        dropped += lost
-    return dialogues, dropped
+        for one in stream_corpus(raw / name, part.reader, dropped, **given):
+            yield replace(one, corpus=name, id=f"{name}/{one.id}") if corpus.mix else one
 
 
-def weigh(dialogues: Sequence[Dialogue], weights: Mapping[str, float], seed: int) -> list[Dialogue]:
-    """The largest part of a mixture whose train split has the corpora in the proportion of their weights.
+def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogue]:
+    """The dialogues that can be trained on and answered; `dropped` grows by the others, and by turns before them."""
+    opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
+    dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
+    answered = [bool(examples(d, "last", None)) for d in opened]
+    dropped.update(f"{d.split}_no_assistant_turn" for d, good in zip(opened, answered, strict=True) if not good)
+    return [d for d, good in zip(opened, answered, strict=True) if good]
 
-    No dialogue is repeated, so the corpus that is smallest for its weight is there whole; of another one those with
-    the lowest hashes of (seed, id), whatever their order. Valid and test stay whole.
+
+def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, float]:
+    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason, train labels.
 
     Args:
-        dialogues: of all corpora, which `Dialogue.corpus` names.
-        weights: of each corpus, > 0; only their proportion counts.
-        seed: of the choice.
-
-    Raises:
-        CorpusError: a corpus has no train dialogue.
+        counts: of `stages.corpora.store.count`.
+        dropped: dialogues, and turns, by reason.
     """
-    # As decimals, since 0.3 is not three times 0.1 in floating point.
-    shares = {name: Fraction(str(weight)) for name, weight in weights.items()}
-    train = {name: [d for d in dialogues if d.split == "train" and d.corpus == name] for name in shares}
-    if without := [name for name, found in train.items() if not found]:
-        raise CorpusError(f"corpus.mix: {', '.join(without)} has no train dialogue to mix")
-    unit = min(len(found) / shares[name] for name, found in train.items())
-    taken: set[str] = set()
-    for name, found in train.items():
-        ids = sorted((d.id for d in found), key=lambda one: (place(f"{seed}:{one}"), one))
-        taken.update(ids[: math.floor(shares[name] * unit)])
-    return [d for d in dialogues if d.split != "train" or d.id in taken]
-
-
-def describe(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> dict[str, float]:
-    """Counts a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason, train labels."""
     metrics: dict[str, float] = {}
     for split in SPLITS:
-        turns = [turn for d in dialogues if d.split == split for turn in d.turns]
-        metrics[f"{split}_dialogues"] = sum(d.split == split for d in dialogues)
-        metrics[f"{split}_turns"] = len(turns)
-        metrics[f"{split}_words_per_turn"] = round(sum(len(t.text.split()) for t in turns) / max(len(turns), 1), 4)
+        turns = counts.get(f"{split}_turns", 0)
+        metrics[f"{split}_dialogues"] = counts.get(f"{split}_dialogues", 0)
+        metrics[f"{split}_turns"] = turns
+        metrics[f"{split}_words_per_turn"] = round(counts.get(f"{split}_words", 0) / max(turns, 1), 4)
     metrics |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
-    labels = Counter(d.label for d in dialogues if d.split == "train")
-    return metrics | {f"train_label_{label}": count for label, count in sorted(labels.items())}
-
-
-def describe_parts(dialogues: Sequence[Dialogue], corpora: Iterable[str]) -> dict[str, float]:
-    """Dialogues of each corpus of a mixture by split."""
-    counts = Counter((d.corpus, d.split) for d in dialogues)
-    return {f"{name}_{split}_dialogues": counts[name, split] for name in corpora for split in SPLITS}
-
-
-def write(dialogues: Sequence[Dialogue], folder: Path) -> None:
-    """One parquet file a split, in order of the ids."""
-    for split in SPLITS:
-        write_dialogues(
-            sorted((d for d in dialogues if d.split == split), key=lambda d: d.id), folder / f"{split}.parquet"
-        )
+    return metrics | {key: count for key, count in sorted(counts.items()) if key.startswith("train_label_")}
 
 
 def main(corpus: Corpus, seed: int) -> None:
     """Read `data/raw/<corpus>`, write `data/dialogues` and the metrics."""
-    dialogues, dropped = read_parts(RAW, corpus)
-    more: dict[str, float] = {}
-    if corpus.mask:
-        # Before texts are compared: train must not hold what is equal to a test dialogue once both are masked.
-        dialogues, masked = mask(dialogues, read_names(NAMES))
-        more |= {f"masked_{kind}": masked[kind] for kind in KINDS}
-    dialogues, dropped = drop_unusable(dialogues, dropped)
-    if corpus.mix:
-        usable = len(dialogues)
-        dialogues = weigh(dialogues, {name: part.weight for name, part in corpus.mix.items()}, seed)
-        dropped["train_beyond_weight"] = usable - len(dialogues)
-        more |= describe_parts(dialogues, corpus.mix)
-    write(dialogues, DIALOGUES)
-    write_json(METRICS, describe(dialogues, dropped) | more)
+    dropped: Counter[str] = Counter()
+    masked: Counter[str] = Counter()
+    weights = {name: part.weight for name, part in corpus.mix.items()}
+    names = read_names(NAMES) if corpus.mask else None
+    with scratch(WORK) as work, whole_folder(DIALOGUES) as folder:
+        folder.mkdir()
+        store = Store(work, weights, seed)
+        for some in chunks(read_parts(RAW, corpus, dropped)):
+            if names:
+                # Before texts are compared: train must not hold what is equal to a test dialogue once both are masked.
+                some, found = mask(some, names)
+                masked += found
+            store.add(usable(some, dropped))
+        counts = store.write(folder, dropped)
+    metrics = describe(counts, dropped)
+    if names:
+        metrics |= {f"masked_{kind}": masked[kind] for kind in KINDS}
+    parts = (f"{name}_{split}_dialogues" for name in corpus.mix for split in SPLITS)
+    write_json(METRICS, metrics | {key: counts[key] for key in parts})
+
+
+def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
+    """The dialogues, some at a time."""
+    following = iter(dialogues)
+    while some := list(islice(following, CHUNK)):
+        yield some
 
 
 if __name__ == "__main__":

@@ -7,20 +7,28 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from stages.corpora.reading import read_corpus
-from stages.dialogues import Dialogue
-from stages.prepare import drop_unusable
+from stages.corpora.reading import stream_corpus
+from stages.corpora.store import Store
+from stages.dialogues import SPLITS, Dialogue, read_dialogues
+from stages.prepare import usable
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
-    """The usable dialogues of a corpus and what was dropped, as stage `prepare` has them before it mixes or masks."""
-    return drop_unusable(*read_corpus(folder, reader))
+    """The usable dialogues of a corpus and what was dropped, as stage `prepare` writes them where it mixes and masks
+    nothing."""
+    dropped: Counter[str] = Counter()
+    with TemporaryDirectory() as made:
+        store = Store(Path(made), {}, 0)
+        store.add(usable(list(stream_corpus(folder, reader, dropped)), dropped))
+        store.write(Path(made), dropped)
+        return [one for split in SPLITS for one in read_dialogues(Path(made) / f"{split}.parquet")], dropped
 
 
 def project(folder: Path) -> None:

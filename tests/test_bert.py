@@ -36,9 +36,10 @@ from stages.modeling.process import ModelError
 from stages.modeling.sampling import Draws
 from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
 from stages.modeling.training import save_adapter
-from stages.pairs import epoch_pairs, write_pairs
+from stages.pairs import write_pairs
 from stages.params import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 from stages.preferences.dbt_candidates import policy_source
+from stages.preferences.opposite_emotion import build_pairs, group_by_label
 from stages.scoring import mmlu
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
@@ -399,7 +400,8 @@ def test_the_whole_recipe(base, tmp_path):
 
     labels = ["joyful", "sad"]
     examples = [Example(f"train/{i}", labels[i % 2], dialogue(i)[:3], f"{REPLIES[i % 4]} {i}") for i in range(12)]
-    _, pairs = epoch_pairs(examples, {"sad": "joyful", "joyful": "sad"}, None, seed=1, epoch=1)
+    groups = group_by_label(examples)
+    pairs = build_pairs(examples, groups, {"sad": "joyful", "joyful": "sad"}, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
     sampling = Pairs("dbt", "-", None, "classifier", 0.1, 2, 6, 1.0, 0.95)
     samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])

@@ -8,15 +8,17 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from stages.corpora.store import last_places, mixture_place
 from stages.dialogues import CorpusError, Dialogue, Turn, read_dialogues
 from stages.download import needed
 from stages.params import ParamsError, check
-from stages.prepare import main, weigh
+from stages.prepare import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +42,14 @@ def one(corpus, number, split="train"):
 def many(**sizes):
     held_out = [one(name, i, split) for name in sizes for i in range(3) for split in ("valid", "test")]
     return [one(name, i) for name, size in sizes.items() for i in range(size)] + held_out
+
+
+def weigh(dialogues, weights, seed):
+    """What of a mixture's dialogues is taken, in their order."""
+    places = {d: mixture_place(d.id, seed) for d in dialogues if d.split == "train"}
+    of = {name: np.array([places[d] for d in places if d.corpus == name], np.uint64) for name in weights}
+    last = last_places(of, weights)
+    return [d for d in dialogues if d.split != "train" or places[d] <= last[d.corpus]]
 
 
 def train(dialogues):

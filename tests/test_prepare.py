@@ -11,9 +11,20 @@ import pytest
 from helpers import prepare
 
 from stages.corpora.empathetic_dialogues import read
-from stages.dialogues import CorpusError, Dialogue, Example, Turn, examples, read_dialogues, write_dialogues
+from stages.corpora.store import Store, count
+from stages.dialogues import (
+    SPLITS,
+    CorpusError,
+    Dialogue,
+    Example,
+    Turn,
+    dialogue_table,
+    examples,
+    read_dialogues,
+    write_dialogues,
+)
 from stages.params import Corpus
-from stages.prepare import describe, main, write
+from stages.prepare import describe, main, usable
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
 
@@ -261,10 +272,10 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path):
     rows = [talk(f"c{i}", f"Story {i}.", "Oh no!") for i in range(20)]
     for name, order in (("first", rows), ("second", rows), ("third", rows[::-1])):
         (tmp_path / name).mkdir()
-        kept, _ = prepare(
-            corpus(tmp_path / name, train=[line for lines in order for line in lines]), "empathetic_dialogues"
-        )
-        write(kept, tmp_path / name)
+        corpus(tmp_path / name, train=[line for lines in order for line in lines])
+        store = Store(tmp_path / name, {}, 0)
+        store.add(usable(read(tmp_path / name)[0], Counter()))
+        store.write(tmp_path / name, Counter())
     for split in ("train", "valid", "test"):
         files = [(tmp_path / name / f"{split}.parquet").read_bytes() for name in ("first", "second", "third")]
         assert files[0] == files[1] == files[2]
@@ -283,7 +294,8 @@ def test_describe_by_hand():
         one("2", "valid", "angry", "He lied!", "Who?"),
         one("1", "test", "angry", "he lied", "who"),
     ]
-    assert describe(dialogues, Counter(valid_no_assistant_turn=1, train_overlap_with_held_out=0)) == {
+    counts = sum((count(dialogue_table(of(dialogues, split)), split) for split in SPLITS), Counter())
+    assert describe(counts, Counter(valid_no_assistant_turn=1, train_overlap_with_held_out=0)) == {
         "train_dialogues": 3,
         "train_turns": 7,
         "train_words_per_turn": 2.0,  # (3 + 2 + 1 + 3 + 2 + 2 + 1) / 7
@@ -298,7 +310,7 @@ def test_describe_by_hand():
         "train_label_proud": 1,
         "train_label_sad": 2,
     }
-    assert describe([], Counter())["train_words_per_turn"] == 0
+    assert describe(count(dialogue_table([]), "train"), Counter())["train_words_per_turn"] == 0
 
 
 def test_the_stage_reads_its_corpus_and_writes_three_files(tmp_path, monkeypatch):

@@ -9,7 +9,9 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
-SHARED = {"devices", "dialogues", "errors", "files", "manifest", "params", "machine", "tables", "own_metrics"}
+SHARED = {
+    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "machine", "tables", "own_metrics",
+}  # fmt: skip
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
 
 
@@ -87,6 +89,7 @@ DECIDE_NOTHING = {
     "__init__.py",
     "params.py",
     "files.py",
+    "batches.py",
     "errors.py",
     "checkpoints.py",
     "machine.py",

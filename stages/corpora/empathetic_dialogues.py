@@ -7,12 +7,17 @@ column of candidates. The speaker, who tells of the emotion, is the user; the li
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from stages.corpora.csv_rows import is_number
+from stages.corpora.splits import place
 from stages.dialogues import SPLITS, CorpusError, Dialogue, Role, Turn, join_turns
 from stages.files import read_lines
 
@@ -29,25 +34,27 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
     Raises:
         CorpusError: a file is missing, is no UTF-8, or has a row that does not fit the format.
     """
-    dialogues: list[Dialogue] = []
     dropped: Counter[str] = Counter()
+    return list(stream(folder, dropped)), dropped
+
+
+def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
+    """As `read`, one by one; `dropped` grows."""
     for split in SPLITS:
         for dialogue in _read_split(folder / f"{split}.csv", split):
             if any(ARTEFACT in turn.text for turn in dialogue.turns):
                 dropped[f"{split}_collection_artefact"] += 1
             else:
-                dialogues.append(dialogue)
-    return dialogues, dropped
+                yield dialogue
 
 
 def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
-    seen: set[str] = set()
-    for conv_id, group in groupby(_rows(path), key=lambda row: row[1][0]):
-        rows = sorted(group, key=lambda row: int(row[1][1]))
+    # Eight bytes a dialogue, where a set of the ids would have a hundred.
+    seen = array("Q")
+    for conv_id, group in groupby(_rows(path), key=_conv_id):
+        rows = sorted(group, key=_index)
         line, first = rows[0]
-        if conv_id in seen:
-            raise CorpusError(f"{path}:{line}: the rows of dialogue {conv_id!r} are not together")
-        seen.add(conv_id)
+        seen.append(place(conv_id))
         for (_, one), (other, another) in pairwise(rows):
             if int(one[1]) == int(another[1]):
                 raise CorpusError(f"{path}:{other}: utterance_idx {another[1]} of dialogue {conv_id!r} is there twice")
@@ -58,6 +65,28 @@ def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
         speaker = first[4]
         turns = join_turns(_turn(row, row[4] == speaker) for _, row in rows)
         yield Dialogue(f"{split}/{conv_id}", "empathetic_dialogues", split, first[2], turns)
+    _require_together(path, np.frombuffer(seen, np.uint64))
+
+
+def _require_together(path: Path, seen: npt.NDArray[np.uint64]) -> None:
+    """No dialogue's rows stand apart; `seen` has the places of the ids, and is sorted."""
+    seen.sort()
+    twice = set(seen[1:][seen[1:] == seen[:-1]].tolist())
+    met: set[str] = set()
+    for conv_id, group in groupby(_rows(path), key=_conv_id) if twice else ():
+        if conv_id in met:
+            line, _ = min(group, key=_index)
+            raise CorpusError(f"{path}:{line}: the rows of dialogue {conv_id!r} are not together")
+        if place(conv_id) in twice:
+            met.add(conv_id)
+
+
+def _conv_id(row: tuple[int, list[str]]) -> str:
+    return row[1][0]
+
+
+def _index(row: tuple[int, list[str]]) -> int:
+    return int(row[1][1])
 
 
 def _turn(row: list[str], is_speaker: bool) -> Turn:
@@ -68,9 +97,10 @@ def _turn(row: list[str], is_speaker: bool) -> Turn:
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Lines of the file, numbered from 1 and split at commas, checked."""
     lines = read_lines(path, CorpusError, "run stage `download`")
-    if lines[0].split(",")[: len(COLUMNS)] != COLUMNS:
-        raise CorpusError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {lines[0][:80]!r}")
-    for number, line in enumerate(lines[1:], start=2):
+    header = next(lines)
+    if header.split(",")[: len(COLUMNS)] != COLUMNS:
+        raise CorpusError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {header[:80]!r}")
+    for number, line in enumerate(lines, start=2):
         if line.strip():
             yield number, _checked(line.split(","), path, number)
 

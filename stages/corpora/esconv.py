@@ -60,10 +60,18 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
     Raises:
         CorpusError: a file is missing, is no UTF-8 or no JSON, or a conversation does not fit the format.
     """
+    dropped: Counter[str] = Counter()
+    return list(stream(folder, dropped)), dropped
+
+
+def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
+    """As `read`, the conversations of the three files one by one."""
     whole = folder / WHOLE
     if whole.exists() and not any((folder / f"{split}.txt").exists() for split in SPLITS):
-        return _read_list(whole), Counter()
-    return [dialogue for split in SPLITS for dialogue in _read_lines(folder / f"{split}.txt", split)], Counter()
+        yield from _read_list(whole)
+        return
+    for split in SPLITS:
+        yield from _read_lines(folder / f"{split}.txt", split)
 
 
 def split_of(turns: Sequence[Turn]) -> str:

@@ -10,40 +10,88 @@ Thirteen words are the length of the n-grams by which Brown et al. 2020 (appendi
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-from stages.dialogues import SPLITS, Dialogue, Turn, normalise
+import numpy as np
+import numpy.typing as npt
+
+from stages.dialogues import SPLITS, Dialogue, Turn, normalise, text_keys
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WORDS = 13
+# What copies of a split are counted as.
+DROPPED = {"train": "train_overlap_with_held_out", "valid": "valid_overlap_with_test"}
 
 
 def texts_of(turns: Sequence[Turn]) -> set[str]:
     """The texts that stand for a dialogue: all of it, and all up to the last reply; without words it has none."""
-    said = _beginnings(turns)
-    replies = [text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant"]
-    return {text for text in (*said[-1:], *replies[-1:]) if text}
-
-
-def without_copies(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Counter[str]]:
-    """The dialogues that copy none of another split that counts for more: test before valid before train.
-
-    Returns:
-        In their order, and how many were dropped: `train_overlap_with_held_out`, `valid_overlap_with_test`.
-    """
-    texts = {split: {t for d in dialogues if d.split == split for t in texts_of(d.turns)} for split in SPLITS}
-    above = {"test": set[str](), "valid": texts["test"], "train": texts["test"] | texts["valid"]}
-    kept = [one for one in dialogues if not copied(one.turns) & above[one.split]]
-    lost = Counter(one.split for one in dialogues) - Counter(one.split for one in kept)
-    return kept, Counter(train_overlap_with_held_out=lost["train"], valid_overlap_with_test=lost["valid"])
+    return _whole(turns, _beginnings(turns))
 
 
 def copied(turns: Sequence[Turn]) -> set[str]:
     """The texts whose dialogue these turns are a copy of: `texts_of`, and every long beginning that ends in a reply."""
     said = _beginnings(turns)
-    replies = [text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant"]
-    return {text for text in (*said[-1:], *replies[-1:], *filter(_is_long, replies)) if text}
+    replies = (text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant")
+    return _whole(turns, said) | {text for text in replies if _is_long(text)}
+
+
+class Copies:
+    """Which dialogues copy one of another split that counts for more: test before valid before train.
+
+    Texts are compared by `text_keys`: of a held-out dialogue two are kept, 8 bytes each.
+    """
+
+    def __init__(self) -> None:
+        self._own = {split: array("Q") for split in SPLITS[1:]}
+
+    def add(self, dialogues: Iterable[Dialogue]) -> pa.Array:
+        """Take note of dialogues; of each a list of the keys that `among` looks for, once all have been added."""
+        import pyarrow as pa
+
+        found = []
+        for one in dialogues:
+            if one.split != "train":
+                self._own[one.split].extend(text_keys(texts_of(one.turns)).tolist())
+            found.append(text_keys(copied(one.turns)))
+        return pa.array(found, pa.list_(pa.uint64()))
+
+    def among(self, split: str, keys: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which dialogues of a split, by their keys from `add`, are copies."""
+        above, values = self._above[split], keys.flatten().to_numpy()
+        if not len(above):
+            return np.zeros(len(keys), bool)
+        hits = above[np.minimum(np.searchsorted(above, values), len(above) - 1)] == values
+        rows = np.repeat(np.arange(len(keys)), np.diff(keys.offsets.to_numpy()))
+        return np.bincount(rows[hits], minlength=len(keys)) > 0
+
+    @cached_property
+    def _above(self) -> dict[str, npt.NDArray[np.uint64]]:
+        valid, test = (np.array(self._own[split], np.uint64) for split in ("valid", "test"))
+        held_out = np.concatenate([valid, test])
+        for keys in (held_out, test):
+            keys.sort()
+        return {"train": held_out, "valid": test, "test": test[:0]}
+
+
+def without_copies(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], Counter[str]]:
+    """The dialogues that are not among the `Copies`.
+
+    Returns:
+        In their order, and how many were dropped: `train_overlap_with_held_out`, `valid_overlap_with_test`.
+    """
+    copies = Copies()
+    keys = copies.add(dialogues)
+    copy = {split: copies.among(split, keys) for split in SPLITS}
+    kept = [one for i, one in enumerate(dialogues) if not copy[one.split][i]]
+    lost = Counter(one.split for one in dialogues) - Counter(one.split for one in kept)
+    return kept, Counter({DROPPED[split]: lost[split] for split in DROPPED})
 
 
 class HeldOut:
@@ -100,6 +148,11 @@ def sentences_of(dialogues: Iterable[Dialogue], sentences: Iterable[str]) -> dic
                         train |= {sentence} if one.split == "train" else set()
                         found |= {} if one.split == "train" else {sentence: one.id}
     return {sentence: one for sentence, one in found.items() if sentence not in train}
+
+
+def _whole(turns: Sequence[Turn], said: Sequence[str]) -> set[str]:
+    replies = [text for turn, text in zip(turns, said, strict=True) if turn.role == "assistant"]
+    return {text for text in (*said[-1:], *replies[-1:]) if text}
 
 
 def _beginnings(turns: Sequence[Turn]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue]
     """
     found: tuple[list[Dialogue], Counter[str]] = import_module(f"stages.corpora.{reader}").read(folder, **names)
     return found
+
+
+def stream_corpus(folder: Path, reader: str, dropped: Counter[str], **names: Any) -> Iterator[Dialogue]:
+    """The dialogues of a corpus, one by one where its reader has a function `stream(folder, dropped)`.
+
+    `dropped` grows by what the reader drops; arguments and errors otherwise as `read_corpus`.
+    """
+    module = import_module(f"stages.corpora.{reader}")
+    if hasattr(module, "stream"):
+        yield from module.stream(folder, dropped)
+        return
+    found, lost = read_corpus(folder, reader, **names)
+    dropped.update(+lost)
+    yield from found
 
 
 def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:

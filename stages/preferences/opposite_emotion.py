@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stages.dialogues import Example, Turn, normalise
+from stages.dialogues import Example, Turn, normalise, turn_list_type
 from stages.errors import UserError
 from stages.files import read_records
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Draws that may hit the target before the others are listed.
+ATTEMPTS = 64
 
 
 class PairError(UserError):
@@ -38,6 +45,15 @@ class Pair:
     rejected_label: str
     rejected_id: str
     ahead: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+def schema_of(kind: type[Any]) -> pa.Schema:
+    """The Arrow schema of pairs: their fields; `prompt` is a list of role, text, act."""
+    import pyarrow as pa
+
+    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type(),
+             "tuple[str, ...]": pa.list_(pa.string())}  # fmt: skip
+    return pa.schema([(field.name, types[str(field.type)]) for field in fields(kind)])
 
 
 def read_opposites(path: Path) -> dict[str, str]:
@@ -64,10 +80,8 @@ def group_by_label(examples: Iterable[Example]) -> dict[str, list[Example]]:
     return dict(groups)
 
 
-def check_coverage(
-    labels: Iterable[str], opposites: Mapping[str, str], groups: Mapping[str, Sequence[Example]]
-) -> None:
-    """Every label has an opposite, and every opposite has replies to draw from.
+def check_coverage(labels: Iterable[str], opposites: Mapping[str, str], groups: Collection[str]) -> None:
+    """Every label has an opposite, and every opposite is among the labels that have replies to draw from.
 
     Raises:
         PairError: naming the labels that do not.
@@ -75,7 +89,7 @@ def check_coverage(
     labels = set(labels)
     if unknown := sorted(labels - set(opposites)):
         raise PairError(f"no opposite in the table for the labels {', '.join(unknown)}: add a row for each")
-    if empty := sorted(label for label in labels if not groups.get(opposites[label])):
+    if empty := sorted(label for label in labels if opposites[label] not in groups):
         wanted = ", ".join(f"{label} -> {opposites[label]}" for label in empty)
         raise PairError(f"no dialogue carries the opposite label, so nothing can be drawn: {wanted}")
 
@@ -98,13 +112,12 @@ def draw(one: Example, group: Sequence[Example], seed: int, epoch: int) -> Examp
     if not group:
         return None
     chosen = normalise(one.target)
-    attempts = 64
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         candidate = group[uniform(len(group), seed, epoch, one.id, attempt)]
         if normalise(candidate.target) != chosen:
             return candidate
     others = [candidate for candidate in group if normalise(candidate.target) != chosen]
-    return others[uniform(len(others), seed, epoch, one.id, attempts)] if others else None
+    return others[uniform(len(others), seed, epoch, one.id, ATTEMPTS)] if others else None
 
 
 def build_pairs(

@@ -16,6 +16,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from stages.study_results import collect
 
 # Seconds between two looks at the queue.
 PAUSE = 5.0
+# Seconds that a worker may take to begin.
+STARTING = 60.0
 THREADS = "hardware.threads"
 
 
@@ -86,13 +89,17 @@ def start(jobs: int) -> None:
         _dvc("queue", "start", "-j", str(jobs))
 
 
-def wait(points: Sequence[Experiment]) -> None:
+def wait(points: Sequence[Experiment], jobs: int) -> None:
     """Look at the queue until nothing of `points` waits or runs, and print what changes.
+
+    On a busy machine a worker of DVC 3.67 may get no answer from itself in time, take that for an empty queue and end
+    (dvc_task/worker/temporary.py, `monitor`): where fewer than `jobs` run and something waits, they are started again.
 
     Raises:
         StudyError: an experiment failed; names it and where its log is.
     """
     before: Counter[str] = Counter()
+    started = time.monotonic()
     while True:
         finished, found = done(points), states(points)
         now = Counter("done" if one.name in finished else found.get(one.name, "Lost").lower() for one in points)
@@ -101,6 +108,9 @@ def wait(points: Sequence[Experiment]) -> None:
         before = now
         if not now["queued"] and not now["running"]:
             break
+        if now["queued"] and now["running"] < jobs and time.monotonic() - started > STARTING:
+            start(jobs)
+            started = time.monotonic()
         time.sleep(PAUSE)
     if failed := [one for one in points if one.name not in finished]:
         raise StudyError(
@@ -134,9 +144,12 @@ def stages_of(point: Experiment, targets: Sequence[str]) -> list[str]:
 
 
 def _dvc(*arguments: str) -> None:
-    finished = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise StudyError(f"dvc {' '.join(arguments)}: {finished.stderr.strip() or finished.stdout.strip()}")
+    # Into a file: a worker that is started keeps a pipe open for as long as it works.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        if subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False).returncode:
+            said.seek(0)
+            raise StudyError(f"dvc {' '.join(arguments)}: {said.read().strip()}")
 
 
 def main() -> None:
@@ -157,7 +170,7 @@ def main() -> None:
         queued = queue(points, study.targets, share_out(given.jobs, os.cpu_count() or 1))
         print(f"{queued} experiments queued, {len(points)} in all", flush=True)
         start(given.jobs)
-        wait(points)
+        wait(points, given.jobs)
     collect(given.name, study, points, done(points))
 
 

@@ -89,7 +89,7 @@ def points(*overrides):
 def run(found, threads):
     queued = study.queue(found, [], threads)
     study.start(1)
-    study.wait(found)
+    study.wait(found, 1)
     return queued
 
 
@@ -139,6 +139,8 @@ def test_a_study_that_was_killed_runs_each_point_once_and_its_pages_say_what_cam
     command, here = [sys.executable, "-m", "stages.study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here) as killed:
         assert killed.stdout is not None and killed.stdout.readline() == "2 experiments queued, 2 in all\n"
+        # It looks on while the worker, which outlives it, begins.
+        assert killed.stdout.readline() == "2 queued\n"
         assert any("done" in line for line in killed.stdout)
         killed.kill()
     assert run(points(), None) == 0
@@ -203,13 +205,25 @@ def _rows():
     ]  # fmt: skip
 
 
+# Nobody has started a worker, or all of them have ended.
+WITHOUT_WORKERS = """
+from stages import study
+from stages.study_plan import experiments, read
+study.STARTING = 5.0
+study.wait(experiments("small", read("small"), "tiny", ["dpo.beta=-1"]), 2)
+"""
+
+
 def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(small):
     study.queue(points("dpo.beta=-1"), [], 3)
     # In a process of its own: Celery keeps one broker a process, here that of another test's project.
-    started = "from stages import study; study.start(2)"
-    subprocess.run([sys.executable, "-c", started], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    with pytest.raises(StudyError, match=r"2 of 2 experiments did not come to their end: `dvc queue logs small-"):
-        study.wait(points("dpo.beta=-1"))
+    waiting = subprocess.run(
+        [sys.executable, "-c", WITHOUT_WORKERS],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "2 of 2 experiments did not come to their end: `dvc queue logs small-" in waiting.stderr
     ran = [line.split() for line in small.read_text().splitlines()]
     assert sorted(seed for _, seed, _ in ran) == ["13", "14"]
     assert {threads for _, _, threads in ran} == {"3"}

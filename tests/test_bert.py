@@ -41,7 +41,7 @@ from stages.params import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Rou
 from stages.preferences.dbt_candidates import policy_source
 from stages.scoring import mmlu
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
 RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None)
 LORA = Lora(r=4, alpha=8, dropout=0.0)

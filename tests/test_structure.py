@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
-SHARED = {"dialogues", "errors", "files", "manifest", "params", "machine", "tables", "own_metrics"}
+SHARED = {"dialogues", "errors", "files", "manifest", "params", "machine", "ranks", "tables", "own_metrics"}
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
 
 
@@ -83,7 +83,10 @@ def test_the_rule_on_loads_sees_what_is_unsafe(source, unsafe):
 
 
 # Modules that decide no number, so that no stage hangs on them (dvc.yaml says so, too).
-DECIDE_NOTHING = {"__init__.py", "params.py", "files.py", "errors.py", "checkpoints.py", "machine.py", "manifest.py"}
+DECIDE_NOTHING = {
+    f"{name}.py"
+    for name in ("__init__", "params", "files", "errors", "checkpoints", "launch", "machine", "manifest", "ranks")
+}
 
 
 # What a stage imports and does not run: generate draws held-out pairs, which no classifier judges.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stages.modeling.process import ModelError, free_memory, out_of_memory
+from stages.ranks import rank, world_size
 
 IGNORED = -100  # the label that the loss of transformers passes over
 
@@ -99,6 +100,8 @@ def batches_by_tokens(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]], None]) -> None:
     """Have `work` done for the batches of `batches_by_tokens`, of half the tokens from where one does not fit.
 
+    Several ranks do the batches of one process in turn.
+
     Args:
         lengths: tokens of each row.
         most: as `hardware.batch_tokens`.
@@ -107,7 +110,8 @@ def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]],
     Raises:
         ModelError: one row by itself does not fit.
     """
-    rows = list(range(len(lengths)))
+    own = list(batches_by_tokens(lengths, most))[rank() :: world_size()]
+    rows = [row for batch in own for row in batch]
     while rows:
         batch = [rows[i] for i in next(batches_by_tokens([lengths[row] for row in rows], most))]
         try:

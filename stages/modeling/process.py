@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from stages.errors import UserError
+from stages.ranks import rank, world_size
 
 if TYPE_CHECKING:
     from stages.params import Dpo, Hardware, Sft
@@ -72,6 +73,12 @@ def halving(attempt: Callable[[Hardware], Result], hardware: Hardware, section: 
             if not out_of_memory(error):
                 raise
         free_memory()
+        if world_size() > 1:
+            # The others wait for this rank in the step that it could not do.
+            raise ModelError(
+                f"micro-batches of {hardware.micro_batch_size} do not fit into the memory of rank {rank()}: lower "
+                "hardware.micro_batch_size"
+            )
         name, most = type(section).__name__.lower(), min(hardware.micro_batch_size, section.batch_size)
         if most == 1:
             raise ModelError(

@@ -10,11 +10,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stages.errors import UserError
 from stages.files import sha256_of
+from stages.ranks import by_first, is_first, of_first
 
 ROOT = Path(".checkpoints")
 DONE = ".done"
@@ -26,7 +27,7 @@ def checkpoints(stage: str, params: object, deps: list[Path]) -> Iterator[Path]:
     """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage made.
 
     A stage that is killed behind its end, while DVC hashes its outs, so loses nothing. One that DVC has recorded and
-    runs again (`dvc repro --force`) begins anew.
+    runs again (`dvc repro --force`) begins anew. Of several ranks the first holds the lock, and makes the folder.
 
     Args:
         stage: the stage's name, `dpo@e1`.
@@ -36,14 +37,17 @@ def checkpoints(stage: str, params: object, deps: list[Path]) -> Iterator[Path]:
     Raises:
         UserError: another process is at work in the same folder (two writers would spoil it).
     """
-    folder = ROOT / f"{stage.replace('@', '-')}-{_digest(params, deps)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_suffix(".lock"), stage):
-        tidy()
-        folder.mkdir(exist_ok=True)
-        (folder / DONE).unlink(missing_ok=True)
+    folder = ROOT / f"{stage.replace('@', '-')}-{of_first(lambda: _digest(params, deps))}"
+    with _lock(folder.with_suffix(".lock"), stage) if is_first() else nullcontext():
+        by_first(lambda: _make(folder))
         yield folder
-        (folder / DONE).touch()
+        by_first((folder / DONE).touch)
+
+
+def _make(folder: Path) -> None:
+    tidy()
+    folder.mkdir(exist_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
 
 
 def tidy() -> None:
@@ -58,6 +62,7 @@ def _lock(path: Path, stage: str) -> Iterator[None]:
     """Hold an advisory lock, which the kernel releases however the process ends."""
     import fcntl
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

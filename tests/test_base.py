@@ -20,7 +20,7 @@ from stages.modeling.process import ModelError
 from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
 MADE = Model("t", None, None, None, None, False, False, None, None)
 TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
 DIALOGUES = [
@@ -206,4 +206,4 @@ def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
         pytest.skip("this machine has a GPU")
     folder = make(tmp_path, 1, monkeypatch)
     with pytest.raises(ModelError, match=r"hardware\.device = 'cuda', but no GPU is visible"):
-        load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5))
+        load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5, 1, 1, None, None))

@@ -42,7 +42,7 @@ from stages.preferences.dbt_candidates import policy_source
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
 from stages.scoring import mmlu
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
 RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None)
 LORA = Lora(r=4, alpha=8, dropout=0.0)

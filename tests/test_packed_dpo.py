@@ -27,9 +27,10 @@ from stages.modeling.reference import complete, key, read, with_reference, write
 from stages.modeling.tiny import train_tokenizer
 from stages.modeling.training import run
 from stages.params import Dpo, Hardware, Round
+from stages.ranks import is_first, joined
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
 DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -384,7 +385,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 if __name__ == "__main__":
-    rank = os.environ["RANK"]
-    weights = {family: trained(Path(sys.argv[1]) / f"rank-{rank}" / family, family, 1) for family in FAMILIES}
-    if rank == "0":
+    with joined("cpu"):
+        weights = {family: trained(Path(sys.argv[1]) / "ranks" / family, family, 1) for family in FAMILIES}
+    if is_first():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

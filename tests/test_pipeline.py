@@ -253,7 +253,7 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     interpolated |= {f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")}
     # And what `python -m stages.record` alone reads.
     interpolated |= {"sft.by_quality", "model.specialised", "model.stands_in_for"}
-    only_speed = {"hardware.save_every"}
+    only_speed = {"hardware.save_every", "hardware.rendezvous", "hardware.accelerate"}
     # How the endpoint is reached, and what its estimate says.
     only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}
     only_speed |= {"llm.input_price", "llm.output_price"}

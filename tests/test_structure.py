@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
 SHARED = {
-    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "machine", "tables", "own_metrics",
+    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "machine", "ranks", "tables",
+    "own_metrics",
 }  # fmt: skip
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
 
@@ -86,15 +87,20 @@ def test_the_rule_on_loads_sees_what_is_unsafe(source, unsafe):
 
 # Modules that decide no number, so that no stage hangs on them (dvc.yaml says so, too).
 DECIDE_NOTHING = {
-    "__init__.py",
-    "params.py",
-    "files.py",
-    "batches.py",
-    "errors.py",
-    "checkpoints.py",
-    "machine.py",
-    "manifest.py",
-    "devices.py",
+    f"{name}.py"
+    for name in (
+        "__init__",
+        "params",
+        "files",
+        "batches",
+        "errors",
+        "checkpoints",
+        "launch",
+        "machine",
+        "manifest",
+        "devices",
+        "ranks",
+    )
 }
 
 

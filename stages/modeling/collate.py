@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stages.modeling.process import ModelError, free_memory, out_of_memory
+from stages.ranks import rank, world_size
 
 IGNORED = -100  # the label that the loss of transformers passes over
 
@@ -100,6 +101,8 @@ def batches_by_tokens(lengths: Sequence[int] | Mapping[int, int], most: int) -> 
 def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]], None]) -> None:
     """Have `work` done for the batches of `batches_by_tokens`, of half the tokens from where one does not fit.
 
+    Several ranks do the batches of one process in turn.
+
     Args:
         lengths: tokens of each row.
         most: as `hardware.batch_tokens`.
@@ -108,8 +111,8 @@ def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]],
     Raises:
         ModelError: one row by itself does not fit.
     """
-    left = set(range(len(lengths)))
-    batches = batches_by_tokens(lengths, most)
+    own = list(batches_by_tokens(lengths, most))[rank() :: world_size()]
+    left, batches = {row for batch in own for row in batch}, iter(own)
     while left:
         batch = next(batches)
         try:

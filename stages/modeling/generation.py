@@ -11,6 +11,7 @@ from stages.modeling.cpu import plain_attention
 from stages.modeling.decoding import decode, left_pad
 from stages.modeling.loading import autocast, positions
 from stages.modeling.sampling import Draws, drawn, greedy
+from stages.ranks import merged, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ def generate_replies(
     hardware: Hardware,
     draws: Draws | None = None,
 ) -> list[str]:
-    """One reply to each prompt, in the order of the prompts.
+    """One reply to each prompt, in the order of the prompts. Several ranks share the batches; each returns all replies.
 
     Args:
         model: in eval mode, on `hardware.device`.
@@ -45,9 +46,9 @@ def generate_replies(
     import torch
     from tqdm import tqdm
 
-    stops, replies = stop_tokens(tokenizer), [""] * len(prompts)
+    stops, replies = stop_tokens(tokenizer), dict[int, str]()
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    bar = tqdm(total=len(prompts), desc="replies", unit="reply")
+    bar = tqdm(total=len(prompts) // world_size(), desc="replies", unit="reply")
 
     def reply(batch: list[int]) -> None:
         choose = drawn(draws, batch, hardware.device) if draws else greedy
@@ -58,7 +59,8 @@ def generate_replies(
 
     with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
         within_memory(lengths, hardware.batch_tokens, reply)
-    return replies
+    found = merged(replies)
+    return [found[i] for i in range(len(prompts))]
 
 
 def mean_logps(
@@ -70,15 +72,16 @@ def mean_logps(
 ) -> list[float]:
     """Length-normalised log-probability of each reply under its prompt: mean over its tokens in nats, end included.
 
-    A reply that does not fit into the model's positions behind its prompt is cut at its end, as in training.
+    A reply that does not fit into the model's positions behind its prompt is cut at its end, as in training. Several
+    ranks share the batches, as in `generate_replies`.
     """
     import torch
     from tqdm import tqdm
 
     completions = [_cut(one, positions(model)) for one in completions]
-    scores = [0.0] * len(completions)
+    scores: dict[int, float] = {}
     lengths = [len(c.prompt) + len(c.reply) for c in completions]
-    bar = tqdm(total=len(completions), desc=progress, unit="reply")
+    bar = tqdm(total=len(completions) // world_size(), desc=progress, unit="reply")
 
     def score(batch: list[int]) -> None:
         means = _batch_logps(model, [completions[i] for i in batch], _pad_id(tokenizer), hardware.device)
@@ -88,7 +91,8 @@ def mean_logps(
 
     with bar, torch.no_grad(), autocast(hardware):
         within_memory(lengths, hardware.batch_tokens, score)
-    return scores
+    found = merged(scores)
+    return [found[i] for i in range(len(completions))]
 
 
 def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_id: int, device: str) -> torch.Tensor:

@@ -2,23 +2,39 @@
 
 Of TRL's trainer only the batches and the forward pass are replaced: its losses, logging, checkpoints and callbacks work
 on the same tensors of log-probabilities, (2 B, R), the chosen replies first.
+
+TRL takes the mean over a micro-batch, and transformers that over the micro-batches: a pair weighs more in one that the
+end of an epoch has left small. Here each pair of an effective batch weighs the same, in how many micro-batches and on
+how many ranks it is dealt out.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.collate import IGNORED
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import PADDING, Block, lay_out
+from stages.modeling.shares import shared_loader
+from stages.ranks import total, world_size
 
 if TYPE_CHECKING:
     import torch
     from trl.trainer.dpo_trainer import DPOTrainer
 
+# A pair of which nothing is learned: of two equal replies the gradients cancel, and the loss is ln 2.
+FILLER = {
+    "prompt_ids": [0],
+    "chosen_ids": [0],
+    "rejected_ids": [0],
+    "ref_chosen_logps": 0.0,
+    "ref_rejected_logps": 0.0,
+}
 LAYOUT = ("row_ids", "row_positions", "row_blocks", "row_parts", "predictors", "targets")
 
 
@@ -36,7 +52,8 @@ def collate_pairs(
     Returns:
         The tensors of `lay_out`, replies in the order all chosen, all rejected. `input_ids` and `completion_mask`,
         (2 B, 1 + R), are the replies behind one place for the context. `attention_mask` (G, L) is 1 where a row holds a
-        token, for TRL to count. `ref_chosen_logps` and `ref_rejected_logps`, (B,), in nats.
+        token, for TRL to count. `ref_chosen_logps` and `ref_rejected_logps`, (B,), in nats. `real`, (B,) booleans, is
+        false for `FILLER`.
 
     Raises:
         ValueError: a context leaves no room for a reply within `max_length`.
@@ -58,6 +75,7 @@ def collate_pairs(
         "attention_mask": (batch["row_blocks"] != PADDING).long(),
         "ref_chosen_logps": torch.tensor([pair["ref_chosen_logps"] for pair in pairs]),
         "ref_rejected_logps": torch.tensor([pair["ref_rejected_logps"] for pair in pairs]),
+        "real": torch.tensor([pair != FILLER for pair in pairs]),
     }
 
 
@@ -75,6 +93,27 @@ def read_rows(model: Any) -> None:
         return pair_output(self, {name: kwargs[name] for name in LAYOUT})
 
     model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def real_alone(accelerator: Any, real: torch.Tensor) -> Iterator[None]:
+    """Within the block `accelerator.gather` leaves fillers out, so that TRL's means are of pairs that are none.
+
+    Args:
+        accelerator: whose `gather` TRL 1.16 calls for values of a rank's pairs, (B,).
+        real: of this rank's pairs, (B,) booleans.
+    """
+    if world_size() == 1:
+        yield
+        return
+    gather = accelerator.gather
+    kept = gather(real)
+    # Sums over a rank's tokens are single numbers.
+    accelerator.gather = lambda values: gather(values)[kept] if values.shape == real.shape else gather(values)
+    try:
+        yield
+    finally:
+        del accelerator.gather
 
 
 @functools.cache
@@ -110,5 +149,38 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
             # What `precompute_ref_log_probs` sets, without the pass over the data that comes with it.
             self.precompute_ref_logps = True
             read_rows(bare(policy))
+            # Of the effective batch: its pairs and micro-batches on all ranks, and the pairs of those that are done.
+            self.pairs, self.parts, self.done = 0, 0, list[int]()
+
+        def get_train_dataloader(self) -> Any:
+            return super().get_train_dataloader() if world_size() == 1 else shared_loader(self, FILLER)
+
+        def get_batch_samples(self, *args: Any) -> Any:
+            batches, items = super().get_batch_samples(*args)
+            self.pairs = total(sum(int(one["real"].sum()) for one in batches))
+            self.parts = len(batches) * world_size()
+            return batches, items
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            real = inputs.pop("real")
+            with real_alone(self.accelerator, real):
+                mean = super().compute_loss(model, inputs, *args, **kwargs)
+            fillers = int((~real).sum())
+            self._weigh_metrics(total(len(real) - fillers))
+            if not fillers and len(real) * self.parts in (self.pairs, 0):
+                return mean
+            # Of the micro-batches transformers takes the mean, and of the ranks' gradients DDP.
+            return (mean * len(real) - fillers * math.log(2)) * (self.parts / self.pairs)
+
+        def _weigh_metrics(self, pairs: int) -> None:
+            """Put the mean over the pairs of an effective batch in the place of what TRL noted of its micro-batches."""
+            self.done.append(pairs)
+            if sum(self.done) < self.pairs:
+                return
+            weights, self.done = self.done, []
+            for name, values in self._metrics["train"].items():
+                if name != "num_tokens" and len(weights) > 1:
+                    noted = zip(values[-len(weights) :], weights, strict=True)
+                    values[-len(weights) :] = [sum(value * weight for value, weight in noted) / sum(weights)]
 
     return EncodedPairsTrainer, PackedPairsTrainer

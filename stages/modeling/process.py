@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stages.devices import keep_to_one_device
 from stages.errors import UserError
+from stages.ranks import rank, world_size
 
 if TYPE_CHECKING:
     from stages.params import Dpo, Hardware, Sft
@@ -80,6 +81,12 @@ def halving(attempt: Callable[[Hardware], Result], hardware: Hardware, section: 
             if not out_of_memory(error):
                 raise
         free_memory()
+        if world_size() > 1:
+            # The others wait for this rank in the step that it could not do.
+            raise ModelError(
+                f"micro-batches of {hardware.micro_batch_size} do not fit into the memory of rank {rank()}: lower "
+                "hardware.micro_batch_size"
+            )
         name, most = type(section).__name__.lower(), min(hardware.micro_batch_size, section.batch_size)
         if most == 1:
             raise ModelError(

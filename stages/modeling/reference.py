@@ -22,6 +22,7 @@ from stages.files import sha256_of, write_table
 from stages.modeling.loading import autocast, origin
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
+from stages.ranks import gathered, is_first, of_first, rank, world_size
 
 if TYPE_CHECKING:
     from stages.params import Hardware
@@ -105,6 +106,8 @@ def complete(
 ) -> dict[str, float]:
     """The log-probabilities of all replies of `pairs`, computing those that neither file has.
 
+    Several ranks compute passes in turn, the same ones as one process; the first writes the file.
+
     Args:
         model: the reference, `prepare`d, with its adapter active.
         pairs: of `encode_pair`.
@@ -124,22 +127,40 @@ def complete(
     # Passes are made of what the earlier round lacks, not of what is left after a kill: a reply then meets the same
     # others in its pass, and its value is the same to the bit.
     passes = list(_passes(_missing(pairs, known)))
-    known |= _kept(path, reference)
+    known |= of_first(lambda: _kept(path, reference))
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast(hardware):
-        for number, blocks in enumerate(tqdm(passes, desc="reference", unit="pass"), start=1):
-            keys = [key(block.context, reply) for block in blocks for reply in block.replies]
-            if not known.keys() >= set(keys):
-                batch = lay_out(blocks, pad_id, takes_one_row(bare(model)))
-                output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
-                assert output.log_probs is not None
-                known |= zip(keys, output.log_probs.sum(dim=1).tolist(), strict=True)
-            if number % hardware.save_every == 0:
+    with torch.no_grad(), autocast(hardware), tqdm(total=len(passes), desc="reference", unit="pass") as bar:
+        # Without a pass, too, the file is written.
+        for start in range(0, max(len(passes), 1), hardware.save_every * world_size()):
+            part = passes[start : start + hardware.save_every * world_size()]
+            own: dict[str, float] = {}
+            for blocks in part[rank() :: world_size()]:
+                own |= _log_probs(model, blocks, known, hardware, pad_id)
+                bar.update(world_size())
+            found = {name: value for one in gathered(own) for name, value in one.items()}
+            # In the order of one process, in which the file has them.
+            known |= {name: found[name] for blocks in part for name in _keys(blocks) if name in found}
+            if is_first():
                 write(path, reference, known)
     model.train(was_training)
-    write(path, reference, known)
     return known
+
+
+def _log_probs(
+    model: Any, blocks: Sequence[Block], known: Mapping[str, float], hardware: Hardware, pad_id: int
+) -> dict[str, float]:
+    """Key to log-probability of the replies of a pass, nothing where all of them are known."""
+    if known.keys() >= set(_keys(blocks)):
+        return {}
+    batch = lay_out(blocks, pad_id, takes_one_row(bare(model)))
+    output = pair_output(bare(model), {name: one.to(hardware.device) for name, one in batch.items()})
+    assert output.log_probs is not None
+    return dict(zip(_keys(blocks), output.log_probs.sum(dim=1).tolist(), strict=True))
+
+
+def _keys(blocks: Sequence[Block]) -> list[str]:
+    return [key(block.context, reply) for block in blocks for reply in block.replies]
 
 
 def _kept(path: Path, reference: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import Stopped, UserError, noted_signals, writing
 from stages.files import write_json
 from stages.manifest import MANIFEST, newest_whole, seal, settle
+from stages.ranks import by_first, gathered, highest, is_first, of_first, rank
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -35,16 +36,16 @@ def train(trainer: Trainer, start: Path | None) -> None:
         UserError: the loss is no number any more.
     """
     folder = Path(str(trainer.args.output_dir))
-    checkpoint = settle(folder, NAME) or start
+    whole = of_first(lambda: str(settle(folder, NAME) or ""))
+    checkpoint = Path(whole) if whole else start
     with noted_signals() as noted, writing(folder, lambda: _bytes(trainer), lambda: _drop_unsealed(folder)):
         trainer.add_callback(_seal_callback(trainer))
         trainer.add_callback(_stop_callback(noted))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if noted:
+    # All ranks wait here for the first, which may still be sealing.
+    if number := highest(noted[0] if noted else 0):
         state = trainer.state
-        raise Stopped(
-            noted[0], f"step {state.global_step} of {state.max_steps} is kept; the same command goes on there"
-        )
+        raise Stopped(number, f"step {state.global_step} of {state.max_steps} is kept; the same command goes on there")
 
 
 def is_sealed(folder: Path, step: int) -> bool:
@@ -67,7 +68,7 @@ def _seal_callback(trainer: Any) -> Any:
             if not (folder / RUNNING).is_file():
                 return
             kept = json.loads((folder / RUNNING).read_text(encoding="utf-8"))
-            trainer._tr_loss += kept["loss"]
+            trainer._tr_loss += kept["losses"][rank()]
             trainer._globalstep_last_logged = kept["logged"]
             if hasattr(trainer, "_metrics"):
                 trainer._metrics["train"].update(kept["metrics"])
@@ -77,16 +78,23 @@ def _seal_callback(trainer: Any) -> Any:
             require_finite(logs, state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            loss = trainer._tr_loss.item()
-            require_finite({"loss": loss}, state.global_step)
-            trainer.accelerator.wait_for_everyone()
-            if state.is_world_process_zero:
-                folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
-                metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
-                tokens = getattr(trainer, "_total_train_tokens", 0)
-                logged = trainer._globalstep_last_logged
-                write_json(folder / RUNNING, {"loss": loss, "logged": logged, "metrics": metrics, "tokens": tokens})
+            # Of each rank: a log has their mean.
+            losses = gathered(trainer._tr_loss.item())
+            require_finite({"loss": sum(losses)}, state.global_step)
+            folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
+            kept = {
+                "losses": losses,
+                "logged": trainer._globalstep_last_logged,
+                "metrics": dict(getattr(trainer, "_metrics", {}).get("train", {})),
+                "tokens": getattr(trainer, "_total_train_tokens", 0),
+            }
+
+            def write() -> None:
+                write_json(folder / RUNNING, kept)
                 seal(folder)
+
+            # All ranks have written what they keep, and none goes on before the checkpoint is whole.
+            by_first(write)
 
     return Seal()
 
@@ -95,10 +103,10 @@ def _stop_callback(noted: list[int]) -> Any:
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
-        """Ends training with a checkpoint at the end of the step in which a signal came."""
+        """Ends training with a checkpoint at the end of the step in which a signal came, on all ranks in the same."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            if noted:
+            if highest(noted[0] if noted else 0):
                 control.should_save = control.should_training_stop = True
             return control
 
@@ -126,6 +134,6 @@ def _bytes(trainer: Any) -> int:
 
 
 def _drop_unsealed(folder: Path) -> None:
-    for path in folder.glob(f"{NAME}-*"):
+    for path in folder.glob(f"{NAME}-*") if is_first() else []:
         if not (path / MANIFEST).is_file():
             shutil.rmtree(path, ignore_errors=True)

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stages.ranks import merged, rank, world_size
+
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -107,6 +109,8 @@ def can_share(model: Any) -> bool:
 def score(lm: Any, requests: Sequence[Request], batch_size: int, disable_tqdm: bool = True) -> list[Answer]:
     """Log-likelihood of each continuation after its context, and whether it is the greedy one.
 
+    Several ranks share the batches of one process; each returns all answers.
+
     Args:
         lm: an `HFLM` of a causal model that `can_share`.
         requests: (texts, context ids, continuation ids).
@@ -119,21 +123,33 @@ def score(lm: Any, requests: Sequence[Request], batch_size: int, disable_tqdm: b
     import torch
     from tqdm import tqdm
 
-    answers: list[Answer] = [(0.0, False)] * len(requests)
+    answers: dict[int, Answer] = {}
     rows = fit(requests, lm.max_length)
     groups = clusters(rows) if keeps_keys(lm.model) else [Cluster(0, rows)]
     autocast = torch.autocast(
         lm.device.type, dtype=lm.mixed_precision_dtype, enabled=lm.mixed_precision_dtype is not None
     )
-    with torch.no_grad(), autocast, tqdm(total=len(rows), desc="questions", disable=disable_tqdm) as bar:
-        for cluster in groups:
+    shares = list(_own_batches(groups, batch_size))
+    own = sum(len(batch) for _, batches in shares for batch in batches)
+    with torch.no_grad(), autocast, tqdm(total=own, desc="questions", disable=disable_tqdm) as bar:
+        for cluster, batches in shares:
             cache = _read(lm, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
-            for batch in _batches(cluster.rows, batch_size):
+            for batch in batches:
                 for row, logps in zip(batch, _last_logps(lm, cache, cluster.shared, batch), strict=True):
                     for number, continuation in row.asked:
                         answers[number] = _answer(logps[len(logps) - len(continuation) :], continuation)
                 bar.update(len(batch))
-    return answers
+    found = merged(answers)
+    return [(logp, greedy) for logp, greedy in (found[number] for number in range(len(requests)))]
+
+
+def _own_batches(groups: Sequence[Cluster], size: int) -> Iterator[tuple[Cluster, list[list[Row]]]]:
+    """This rank's batches by cluster: neighbours, so that few clusters are read by two ranks."""
+    batches = [(cluster, batch) for cluster in groups for batch in _batches(cluster.rows, size)]
+    own = batches[len(batches) * rank() // world_size() : len(batches) * (rank() + 1) // world_size()]
+    for cluster in groups:
+        if mine := [batch for one, batch in own if one is cluster]:
+            yield cluster, mine
 
 
 def fit(requests: Sequence[Request], max_length: int) -> list[Row]:

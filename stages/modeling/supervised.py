@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stages.modeling.collate import IGNORED, by_length
 from stages.modeling.cpu import suit_cpu
 from stages.modeling.loading import autocast, compile_layers
+from stages.modeling.shares import shared_loader
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,11 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
 
     class SupervisedTrainer(Trainer):
         """transformers' trainer but for the order within an effective batch and the positions that are projected."""
+
+        def get_train_dataloader(self) -> Any:
+            if self.args.world_size == 1:
+                return super().get_train_dataloader()
+            return shared_loader(self, {"input_ids": [0, 0], "labels": [IGNORED, IGNORED]})
 
         def get_batch_samples(self, *args: Any) -> Any:
             batches, items = super().get_batch_samples(*args)

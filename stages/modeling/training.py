@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import UserError
 from stages.files import settle_model_files, whole_folder, write_json
 from stages.manifest import KEPT, MANIFEST
+from stages.modeling.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.modeling.resume import RUNNING, is_sealed, train
 from stages.params import LOGGING_STEPS
+from stages.ranks import by_first, world_size
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -41,12 +42,12 @@ CURVES = (
 def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
     """Keyword arguments of `TrainingArguments` and its subclasses, from the params.
 
-    The effective batch is `section.batch_size` however many processes torchrun has started (`WORLD_SIZE`).
+    The effective batch is `section.batch_size` however many ranks share it.
 
     Raises:
         UserError: the processes cannot share the batch equally, in whole micro-batches.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = world_size()
     share = section.batch_size // processes
     micro = min(share, hardware.micro_batch_size)
     if not share or section.batch_size % (processes * micro):
@@ -85,6 +86,8 @@ def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]
         "report_to": "none",
         "dataloader_pin_memory": hardware.device == "cuda",
         "remove_unused_columns": False,
+        # All that is trained is used in every step.
+        "ddp_find_unused_parameters": False,
     }
 
 
@@ -126,11 +129,15 @@ def counted_anew(start: Path, trainer: Trainer, folder: Path) -> Path:
     if state["global_step"] == done:
         return start
     copy = folder / "start"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(start, copy)
-    scheduler = torch.load(copy / "scheduler.pt", weights_only=True)
-    torch.save(scheduler | {"last_epoch": done, "_step_count": done + 1}, copy / "scheduler.pt")
-    write_json(copy / "trainer_state.json", state | {"global_step": done, "log_history": []})
+
+    def write() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(start, copy)
+        scheduler = torch.load(copy / "scheduler.pt", weights_only=True)
+        torch.save(scheduler | {"last_epoch": done, "_step_count": done + 1}, copy / "scheduler.pt")
+        write_json(copy / "trainer_state.json", state | {"global_step": done, "log_history": []})
+
+    by_first(write)
     return copy
 
 
@@ -143,6 +150,21 @@ def keep(checkpoint: Path, target: Path) -> None:
     need = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     with whole_folder(target, need) as partial:
         shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+        settle_model_files(partial)
+
+
+def keep_adapter(checkpoint: Path, target: Path) -> None:
+    """Copy the adapter of a checkpoint, and nothing else, to a stage's out, whole or not at all.
+
+    Where ranks have a part of the weights each (FSDP, ZeRO-3), a checkpoint is what has all of them.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with whole_folder(target, (checkpoint / ADAPTER_WEIGHTS).stat().st_size) as partial:
+        partial.mkdir()
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            shutil.copyfile(checkpoint / name, partial / name)
         settle_model_files(partial)
 
 
@@ -223,16 +245,20 @@ def _curves_callback(folder: Path) -> Any:
         """
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.is_world_process_zero:
+                return
             shutil.rmtree(folder, ignore_errors=True)
             self.live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
             for entry in state.log_history:
                 self._write(entry["step"], entry)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            self._write(state.global_step, logs)
+            if state.is_world_process_zero:
+                self._write(state.global_step, logs)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.live.end()
+            if state.is_world_process_zero:
+                self.live.end()
 
         def _write(self, step: int, logs: dict[str, float]) -> None:
             self.live.step = step

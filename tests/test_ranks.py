@@ -1,0 +1,185 @@
+"""Two ranks over gloo make of a stage what one process makes of it, and go on after a kill."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import small
+from faults.pipeline import Run, start, steps_seen
+from helpers import ROOT, random_classifiers
+from ranks_run import run_stages
+from safetensors.torch import load_file
+
+from stages.dialogues import read_examples, write_dialogues
+from stages.manifest import newest_whole
+from stages.pairs import write_pairs
+from stages.params import compose, load
+from stages.preferences.opposite_emotion import Pair
+from stages.scoring.epitome_model import MECHANISMS
+
+# Five steps an epoch, the last of five pairs or dialogues: micro-batches of 2, 2 and 1 in one process, and on two ranks
+# of 2 and 1, and of 2 and none.
+EXAMPLES = 37
+OVERRIDES = [
+    *small.OVERRIDES, "sft.epochs=3", "sft.batch_size=8", "dpo.batch_size=8", "dpo.max_length=64", "lora.dropout=0",
+    "sft.learning_rate=1e-3", "dpo.learning_rate=1e-3", "hardware.save_every=5", "~dpo.rounds.e3",
+    "variants.sft-dpo.model=models/dpo/e2", "generate.max_length=64", "generate.max_new_tokens=8",
+    "hardware.batch_tokens=256", "mmlu.shots=1", "mmlu.limit=4", "mmlu.batch_size=2",
+]  # fmt: skip
+SFT_STEPS = 15
+STAGES = ["sft", "dpo@e1", "dpo@e2", "generate@sft-dpo", "sample@sft", "evaluate@sft-dpo", "mmlu@sft-dpo"]
+RELATIVE = 1e-5
+METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+
+def make(folder: Path) -> Path:
+    small.make(folder, EXAMPLES, OVERRIDES)
+    for epoch in (1, 2):
+        pairs = [a_pair(number, epoch) for number in range(EXAMPLES)]
+        write_pairs(pairs, folder / f"data/pairs/e{epoch}.parquet")
+    test = [replace(small.dialogue(number), split="test", label=("sad", "joyful")[number % 2]) for number in range(9)]
+    write_dialogues(test, folder / "data/dialogues/test.parquet")
+    shutil.copytree(ROOT / "data/sample/mmlu", folder / "data/sample/mmlu")
+    for table in ("opposite_emotions.csv", "miti_adherence.csv"):
+        shutil.copy(ROOT / "data" / table, folder / "data")
+    random_classifiers(folder / "models/epitome")
+    names = [
+        one.id for one in read_examples(folder / "data/dialogues/test.parquet", load(folder / "params.yaml").corpus)
+    ]
+    levels = {f"level_{key}": [number % 3 for number in range(len(names))] for key in MECHANISMS.values()}
+    pd.DataFrame({"id": names, **levels}).to_parquet(folder / "data/references.parquet")
+    return folder
+
+
+def a_pair(number: int, epoch: int) -> Pair:
+    one = small.dialogue(number)
+    return Pair(one.id, epoch, one.turns[:3], one.turns[3].text, small.text(999 * epoch + number), "sad", "joyful", "x")
+
+
+def launched(folder: Path, log: str, *stages: str) -> Run:
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return start(folder, folder / f"{log}.txt", sys.executable, "-m", "ranks_run", *stages, env=env)
+
+
+def rank_of(launcher: int, number: int) -> int:
+    """The process id of a rank."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={number}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no rank {number}")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path, str]:
+    """A project whose stages ran in one process, one of two ranks of which one was killed, and what that said."""
+    one = make(tmp_path_factory.mktemp("one"))
+    two = tmp_path_factory.mktemp("two")
+    shutil.copytree(one, two, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(two)
+        compose([*OVERRIDES, "hardware.processes=2"])
+        killed = launched(two, "killed", "sft")
+        patch.chdir(one)
+        run_stages(STAGES, load())
+    assert killed.wait_until(lambda: steps_seen(killed.output) >= 7), killed.output
+    os.kill(rank_of(killed.process.pid, 1), signal.SIGKILL)
+    assert killed.process.wait() == 1, killed.output
+    assert not (two / "models/sft").exists()
+    run = launched(two, "two", *STAGES)
+    assert run.process.wait() == 0, run.output
+    return one, two, killed.output
+
+
+def test_a_rank_that_dies_ends_the_stage_with_its_log(folders):
+    *_, said = folders
+    log, last = re.findall(r"error: rank 1 of 2 was killed by SIGKILL; (.*stderr.log) ends with\n((?:  .*\n)+)", said)[
+        0
+    ]
+    assert (
+        "dialogue/s]" in last
+        and "Traceback" not in said
+        and said.endswith("\nthe other ranks were ended; the same command goes on from the last checkpoint\n")
+    )
+    assert not Path(log).exists(), "the run that went on ended well"
+
+
+def test_the_stage_went_on_from_its_checkpoint(folders):
+    _, two, _ = folders
+    said = (two / "two.txt").read_text()
+    assert re.search(r"going on from \S+/sft-\w+/checkpoint-(5|10)\n", said)
+    assert "checkpoint-" in said and "rank" not in said
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo/e1", "dpo/e2"])
+def test_the_same_adapter(folders, name):
+    one, two = (load_file(folder / "models" / name / "adapter_model.safetensors") for folder in folders[:2])
+    assert one.keys() == two.keys()
+    for key, weights in one.items():
+        assert (weights - two[key]).norm() <= 10 * RELATIVE * weights.norm(), key
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo-e1", "dpo-e2"])
+def test_the_same_metrics_of_training(folders, stage):
+    one, two = (history(folder, stage) for folder in folders[:2])
+    assert len(one) >= 2 and len(one) == len(two)
+    for log, other in zip(one, two, strict=True):
+        assert log == pytest.approx(other, rel=RELATIVE, abs=1e-7)
+
+
+def history(folder: Path, stage: str) -> list[dict[str, float]]:
+    (kept,) = (folder / ".checkpoints").glob(f"{stage}-*/")
+    state = json.loads((newest_whole(kept, "checkpoint") / "trainer_state.json").read_text())
+    return [{name: log[name] for name in ("step", *METRICS) if name in log} for log in state["log_history"]]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo/e1", "dpo/e2"])
+def test_the_same_curves(folders, stage):
+    one, two = (sorted((folder / "reports/curves" / stage).rglob("*.tsv")) for folder in folders[:2])
+    assert [path.name for path in one] == [path.name for path in two] and len(one) > 2
+    for path, other in zip(one, two, strict=True):
+        assert pd.read_csv(path, sep="\t")["step"].tolist() == pd.read_csv(other, sep="\t")["step"].tolist()
+
+
+@pytest.mark.parametrize("variant", ["sft-dpo", "sft"], ids=["greedy", "drawn"])
+def test_the_same_replies_in_the_same_order(folders, variant):
+    one, two = (pd.read_parquet(folder / f"data/replies/{variant}.parquet") for folder in folders[:2])
+    logps = ["reference_logp", "rejected_logp"]
+    assert one.drop(columns=[*logps, "context"]).equals(two.drop(columns=[*logps, "context"]))
+    assert one["reply"].nunique() > 2
+    for name in logps:
+        assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=10 * RELATIVE)
+
+
+def test_the_same_scores(folders):
+    one, two = (pd.read_parquet(folder / "data/scores/sft-dpo.parquet") for folder in folders[:2])
+    assert one["id"].tolist() == two["id"].tolist()
+    for name in one.columns.drop(["id", "label"]):
+        assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=RELATIVE, nan_ok=True), name
+
+
+@pytest.mark.parametrize("name", ["sft-dpo", "mmlu/sft-dpo"])
+def test_the_same_metrics_and_signature(folders, name):
+    one, two = (json.loads((folder / f"metrics/{name}.json").read_text()) for folder in folders[:2])
+    assert one == pytest.approx(two, rel=RELATIVE, abs=1e-4) and len(one) > 3
+    one, two = (json.loads((folder / f"metrics/{name}.signature.json").read_text()) for folder in folders[:2])
+    assert one == two
+
+
+def test_nothing_is_left_of_a_second_writer(folders):
+    """The same files, but for each rank's random state, and no partial one."""
+    one, two = (
+        {
+            str(path.relative_to(folder))
+            for name in ("models", "data", "metrics", "reports")
+            for path in (folder / name).rglob("*")
+        }
+        for folder in folders[:2]
+    )
+    assert {name for name in one ^ two if "rng_state" not in name} == set()

@@ -228,7 +228,15 @@ def main(variant: str, params: Params) -> None:
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
     classifiers = json.loads((EPITOME / "epitome.json").read_text(encoding="utf-8"))
     named = signature(replies, encoder_signature(encoder), params.bertscore.layer, classifiers)
-    write_json(METRICS / f"{variant}.signature.json", named)
+    write_json(METRICS / f"{variant}.signature.json", named | engine(REPLIES / f"{variant}.parquet"))
+
+
+def engine(path: Path) -> dict[str, str]:
+    """Name and version of what wrote the replies in `path`; nothing for the built-in engine, which does not say."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(b"engine")
+    return {"engine": found.decode()} if found else {}
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:

@@ -29,7 +29,7 @@ from stages.modeling.training import run
 from stages.params import Dpo, Hardware, Round
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, "adamw_torch_fused")
 DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
 SIZES = {
     "vocab_size": VOCABULARY,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.files import write_table
-from stages.modeling.loading import autocast, origin
+from stages.modeling.loading import autocast, origin, quantization
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
 
@@ -41,11 +41,13 @@ class DamagedReference(ReferenceGap):
 
 
 def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
-    """A hash of what decides the reference's log-probabilities: base weights, adapter, device and precision."""
+    """A hash of what decides the reference's log-probabilities: base weights, quantization, adapter, device, dtype."""
     source, commit = origin(base)
+    held = quantization(base)
     files = sorted(Path(source).glob("*.safetensors")) if commit is None else []
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
-    digest = hashlib.sha256(f"{commit and (source, commit)} {hardware.device} {hardware.dtype}".encode())
+    named = f"{commit and (source, commit)} {hardware.device} {hardware.dtype}" + (f" {held}" if held else "")
+    digest = hashlib.sha256(named.encode())
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import UserError
 from stages.files import settle_model_files, whole_folder, write_json
 from stages.manifest import KEPT, MANIFEST
+from stages.modeling.quantization import optimizer
 from stages.modeling.resume import RUNNING, is_sealed, train
 from stages.params import LOGGING_STEPS
 
@@ -45,6 +46,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
 
     Raises:
         UserError: the processes cannot share the batch equally, in whole micro-batches.
+        ModelError: `hardware.optimizer` cannot be had.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = section.batch_size // processes
@@ -62,6 +64,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         "gradient_accumulation_steps": share // micro,
         "lr_scheduler_type": section.lr_scheduler,
         "warmup_steps": section.warmup_steps,
+        "optim": optimizer(hardware),
         **run_arguments(hardware, seed, folder),
     }
 

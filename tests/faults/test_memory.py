@@ -14,7 +14,7 @@ from stages.modeling.collate import within_memory
 from stages.modeling.process import ModelError, halving
 from stages.params import Hardware, Lora, Sft
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
 # The words of torch 2.13 on a CPU, and its class on a GPU.
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …")

@@ -43,7 +43,13 @@ def resolve(model: Model) -> dict[str, Any]:
             f"model.hub_id = {model.hub_id!r} at revision {model.revision!r} cannot be resolved: {error}. "
             "Check the id, the network and HF_TOKEN, or compose with model=tiny"
         ) from None
-    return {"name": model.name, "hub_id": model.hub_id, "revision": model.revision, "commit": info.sha}
+    record = {"name": model.name, "hub_id": model.hub_id, "revision": model.revision, "commit": info.sha}
+    return record | held(model)
+
+
+def held(model: Model) -> dict[str, str]:
+    """What the record says of quantization: nothing where there is none."""
+    return {"quantization": model.quantization} if model.quantization else {}
 
 
 def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
@@ -151,6 +157,7 @@ def main(params: Params) -> None:
         model, tokenizer = make(dialogues, *settings, folder)
         made_of = encoder_signature(params.model) if params.model.as_decoder else None
         record = {"name": params.model.name, "hub_id": None, "revision": None, "commit": None, "made_of": made_of}
+        record |= held(params.model)
         with whole_folder(TARGET, sum(one.nbytes for one in model.state_dict().values())) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)

@@ -128,6 +128,11 @@ def lead(facts: Facts, params: Params) -> str:
         f"# {escape(title(facts, params))}\n\n{what} {escape(params.model.name)} ({origin}{commit}), made by the "
         f"pipeline Attune. Corpus: {escape(_corpus(params))}. What it writes is unchecked, and none of it is counsel."
     )
+    if params.model.quantization:
+        text += (
+            "\n\nThe linear layers of the base model were held in 4 bits (NF4, by bitsandbytes) in training and in all "
+            "that was measured; loaded whole it answers otherwise."
+        )
     if facts.instruction:
         quoted = "\n> ".join(escape(line) for line in facts.instruction.splitlines())
         text += f"\n\nBefore every conversation stands this instruction:\n\n> {quoted}"

@@ -251,7 +251,15 @@ def write(variant: str, replies: pd.DataFrame, scores: pd.DataFrame, params: Par
     classifiers = json.loads((EPITOME / "epitome.json").read_text(encoding="utf-8"))
     encoder = encoder_signature(bertscore_encoder(params))
     named = signature(replies, encoder, params.bertscore.layer, classifiers)
-    write_json(METRICS / f"{variant}.signature.json", named)
+    write_json(METRICS / f"{variant}.signature.json", named | engine(REPLIES / f"{variant}.parquet"))
+
+
+def engine(path: Path) -> dict[str, str]:
+    """Name and version of what wrote the replies in `path`; nothing for the built-in engine, which does not say."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(b"engine")
+    return {"engine": found.decode()} if found else {}
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:

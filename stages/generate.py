@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.dialogues import Example, read_examples, turn_list_type
+from stages.dialogues import Example, Turn, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_table
 from stages.launch import run as in_ranks
@@ -27,10 +27,15 @@ from stages.preferences.rules import rule_of
 from stages.ranks import by_first
 from stages.scoring.miti import read_adherence
 
+if TYPE_CHECKING:
+    from stages.modeling.sampling import Draws
+
 BASE = Path("models/base")
 TEST = Path("data/dialogues/test.parquet")
 REPLIES = Path("data/replies")
 HELD_OUT_EPOCH = 0
+# In the metadata of a file of replies: name and version of the engine that wrote them.
+ENGINE = "engine"
 
 
 def held_out(
@@ -62,6 +67,34 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
             return rule_of(params.pairs.rule)(part, examples, params, HELD_OUT_EPOCH)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: the contexts as they fit, with the instruction, their token ids, and how replies are drawn."""
+
+    contexts: list[tuple[Turn, ...]]
+    prompts: list[list[int]]
+    draws: Draws | None
+
+
+def ask(
+    tokenizer: Any,
+    rows: Sequence[tuple[Example, Pair | None]],
+    settings: Generate,
+    seed: int,
+    instruction: str | None = None,
+) -> Asked:
+    """The prompts of `rows`; see `answer`."""
+    from stages.modeling.chat import encode_prompt
+    from stages.modeling.instruction import fit_instructed
+    from stages.modeling.sampling import Draws
+
+    room = settings.max_length - settings.max_new_tokens
+    contexts = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
+    prompts = [encode_prompt(tokenizer, context, room) for context in contexts]
+    seeds = [uniform(2**63, seed, one.id, "reply") for one, _ in rows]
+    return Asked(contexts, prompts, Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None)
+
+
 def answer(
     model: Any,
     tokenizer: Any,
@@ -70,6 +103,7 @@ def answer(
     hardware: Hardware,
     seed: int,
     instruction: str | None = None,
+    replies: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer each context and rank its two replies.
 
@@ -81,6 +115,7 @@ def answer(
         hardware: device, precision, and the tokens of a batch.
         seed: of the sampling.
         instruction: stands before each context, for the replies and for the ranks.
+        replies: what another engine has answered; None: `model` answers.
 
     Returns:
         A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean
@@ -90,21 +125,16 @@ def answer(
     Raises:
         ModelError: `generate.max_length` exceeds the model's positions.
     """
-    from stages.modeling.chat import encode_completion, encode_prompt
+    from stages.modeling.chat import encode_completion
     from stages.modeling.generation import generate_replies, mean_logps
-    from stages.modeling.instruction import fit_instructed
     from stages.modeling.loading import require_positions
-    from stages.modeling.sampling import Draws
 
     require_positions(model, "generate.max_length", settings.max_length)
-    room = settings.max_length - settings.max_new_tokens
-    fitted = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
-    prompts = [encode_prompt(tokenizer, context, room) for context in fitted]
-    seeds = [uniform(2**63, seed, one.id, "reply") for one, _ in rows]
-    draws = Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None
-    replies = generate_replies(model, tokenizer, prompts, settings.max_new_tokens, hardware, draws)
+    asked = ask(tokenizer, rows, settings, seed, instruction)
+    if replies is None:
+        replies = generate_replies(model, tokenizer, asked.prompts, settings.max_new_tokens, hardware, asked.draws)
     paired = [pair for _, pair in rows if pair]
-    contexts = [context for context, (_, pair) in zip(fitted, rows, strict=True) if pair]
+    contexts = [context for context, (_, pair) in zip(asked.contexts, rows, strict=True) if pair]
     scores = {}
     for name, texts in (
         ("reference_logp", [p.chosen for p in paired]),
@@ -127,29 +157,38 @@ def answer(
     ]
 
 
-def write_replies(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Parquet with the fields of `answer`."""
+def write_replies(records: Sequence[dict[str, Any]], path: Path, engine: str | None = None) -> None:
+    """Parquet with the fields of `answer`; its metadata names the engine, where that is not the built-in one."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
     fields = [("id", text), ("label", text), ("context", turn_list_type()), ("reference", text), ("reply", text)]
     fields += [("rejected", text), ("reference_logp", number), ("rejected_logp", number)]
-    write_table(path, pa.Table.from_pylist(list(records), schema=pa.schema(fields)))
+    schema = pa.schema(fields, metadata={ENGINE: engine} if engine else None)
+    write_table(path, pa.Table.from_pylist(list(records), schema=schema))
 
 
 def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
     from stages.modeling.instruction import read_instruction
     from stages.modeling.loading import load_tokenizer, load_variant
+    from stages.modeling.vllm_engine import vllm_replies, vllm_signature
 
     one = params.variants[variant]
     instruction = read_instruction(one.instruction_file) if one.instruction_file else None
     examples = read_examples(TEST, params.corpus)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
+    tokenizer, settings = load_tokenizer(BASE), (params.generate, params.hardware)
+    replies, engine = None, None
+    if params.generate.engine == "vllm":
+        # Before the model that ranks is loaded: vLLM takes the GPU to itself.
+        asked = ask(tokenizer, rows, params.generate, params.seed, instruction)
+        replies = vllm_replies(BASE, Path(one.model), tokenizer, asked.prompts, *settings, asked.draws)
+        engine = vllm_signature()
     model = load_variant(BASE, Path(one.model), params.hardware)
-    records = answer(model, load_tokenizer(BASE), rows, params.generate, params.hardware, params.seed, instruction)
-    by_first(lambda: write_replies(records, REPLIES / f"{variant}.parquet"))
+    records = answer(model, tokenizer, rows, *settings, params.seed, instruction, replies)
+    by_first(lambda: write_replies(records, REPLIES / f"{variant}.parquet", engine))
 
 
 if __name__ == "__main__":
@@ -158,4 +197,8 @@ if __name__ == "__main__":
     variant = parser.parse_args().variant
     with reported():
         params = load()
-        in_ranks(lambda: main(variant, params), params.hardware)
+        hardware = params.hardware
+        if params.generate.engine == "vllm":
+            # It starts what processes it needs by itself.
+            hardware = replace(hardware, processes=1, nodes=1, rendezvous=None)
+        in_ranks(lambda: main(variant, params), hardware)

@@ -74,11 +74,12 @@ def measure(
 
 def describe(folder: Path) -> dict[str, str]:
     """The base model and its commit on the hub, and the adapter on it."""
-    from stages.modeling.loading import is_adapter, origin
+    from stages.modeling.loading import is_adapter, origin, quantization
 
     source, commit = origin(BASE)
     adapter = f"{folder}, not merged" if is_adapter(folder) else "none"
-    return {"model": source, "commit": commit or "none: made by stage base", "adapter": adapter}
+    held = {"quantization": short} if (short := quantization(BASE)) else {}
+    return {"model": source, "commit": commit or "none: made by stage base", "adapter": adapter} | held
 
 
 def main(variant: str, params: Params) -> None:

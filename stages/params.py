@@ -137,6 +137,7 @@ class Model:
     specialised: bool
     stands_in_for: Name | None
     licence: Name | None
+    quantization: Literal["nf4"] | None
 
     @property
     def is_made(self) -> bool:
@@ -257,6 +258,7 @@ class Generate:
     do_sample: bool
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
+    engine: Literal["builtin", "vllm"]
 
 
 @section
@@ -378,7 +380,7 @@ class Variant:
 
 @section
 class Hardware:
-    """What the machine offers; nothing here changes what is computed, beyond rounding."""
+    """What the machine offers; nothing here changes what is computed, beyond rounding (8-bit moments are rounded)."""
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]
@@ -393,6 +395,7 @@ class Hardware:
     # Not in its repr, by which checkpoints are found: a job may go on among other machines.
     rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None = field(repr=False)
     accelerate: Name | None
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -540,6 +543,11 @@ def _check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
+    if params.generate.engine == "vllm" and _is_bert(params):
+        raise ParamsError(
+            f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
+            "generate.engine = builtin"
+        )
     _check_label_scorers(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
@@ -557,6 +565,10 @@ def _check_processes(hardware: Hardware, source: str) -> None:
         )
     if hardware.accelerate is not None and hardware.device == "cpu":
         raise ParamsError(f"{source}: hardware.accelerate = {hardware.accelerate!r} is for GPUs: null on a CPU")
+
+
+def _is_bert(params: Params) -> bool:
+    return params.model.as_decoder or (params.model.hub_id is None and params.tiny.architecture == "bert")
 
 
 def _check_corpus(corpus: Corpus, source: str) -> None:
@@ -643,6 +655,11 @@ def _check_model(model: Model, source: str) -> None:
         raise ParamsError(
             f"{source}: model.stands_in_for = {model.stands_in_for!r} is for what is compared as a specialised model: "
             "set model.specialised = true"
+        )
+    if model.quantization is not None and model.as_decoder:
+        raise ParamsError(
+            f"{source}: model.quantization = {model.quantization!r} is for models of the hub, and "
+            "model.as_decoder = true makes one here: set model.quantization = null"
         )
 
 

@@ -20,8 +20,8 @@ from stages.modeling.process import ModelError
 from stages.modeling.tiny import packed_blocks, train_tokenizer
 from stages.params import Hardware, Model, Tiny
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
-MADE = Model("t", None, None, None, None, False, False, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+MADE = Model("t", None, None, None, None, False, False, None, None, None)
 TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
 DIALOGUES = [
     (Turn("user", f"i saw {n} dogs today"), Turn("assistant", f"wow {n} dogs that is a lot")) for n in range(40)
@@ -154,7 +154,7 @@ from stages.modeling.loading import load_base, load_tokenizer, origin
 from stages.params import Hardware, Model, load
 
 params = load(Path(sys.argv[1]))
-main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None)))
+main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None, None)))
 base = Path("models/base")
 model = load_base(base, replace(params.hardware, device="cpu", dtype="fp32", threads=1))
 print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base))]))
@@ -196,7 +196,7 @@ def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkey
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False, None, None))
+        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False, None, None, None))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
@@ -206,4 +206,4 @@ def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
         pytest.skip("this machine has a GPU")
     folder = make(tmp_path, 1, monkeypatch)
     with pytest.raises(ModelError, match=r"hardware\.device = 'cuda', but no GPU is visible"):
-        load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5, 1, 1, None, None))
+        load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused"))

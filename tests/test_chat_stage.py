@@ -18,7 +18,7 @@ from stages.modeling.tiny import train_tokenizer
 from stages.params import Hardware, load
 
 ROOT = Path(__file__).parents[1]
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 LINES = ["i lost my keys today", "and then my dog ran away", "why does it always rain", "nobody listens to me"]
 
 

@@ -22,7 +22,7 @@ from stages.params import Hardware, Tiny, load
 from stages.preferences.dbt import Candidates, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, other_act_pairs, policy_source
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 ACTS = ("Question", "Information", "Others")
 TEXTS = ["i lost my keys", "so happy today", "a", "my dog ran away and i looked for him all night long", "ok then"]
 

@@ -44,7 +44,7 @@ from stages.scoring.epitome_training import _loss, measure, post_states, train
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SETTINGS = Epitome("sample", None, 2, 1e-3, 1e-3, 8, 64, 0.2, 0, 1.0, 0.5)
 POSTS = ["I lost my job.", "My dog died yesterday and I miss him so much.", "I lost my job.", "", "Why? 😀", "x " * 200]
 REPLIES = ["I'm sorry.", "What happened?", "Stay strong.", "I'm sorry.", "", "That must be so hard for you. " * 30]

@@ -17,8 +17,8 @@ from stages.modeling.tiny import make_model, train_tokenizer
 from stages.params import Generate, Hardware, Tiny
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
-GREEDY = Generate(None, 12, 96, False, 1.0, 1.0)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+GREEDY = Generate(None, 12, 96, False, 1.0, 1.0, "builtin")
 OPPOSITES = {"sad": "joyful", "joyful": "sad"}
 TEXTS = [
     "i lost my keys",

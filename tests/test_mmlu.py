@@ -19,7 +19,7 @@ from stages.scoring import mmlu
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/mmlu"
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 LENGTHS = {"whole": 1024, "some cut": 330, "all cut": 160}
 GROUP_OF = {
     "astronomy": "stem",

@@ -30,7 +30,7 @@ from stages.params import Dpo, Hardware, Round
 from stages.ranks import is_first, joined
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
 SIZES = {
     "vocab_size": VOCABULARY,

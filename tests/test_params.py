@@ -155,6 +155,7 @@ def test_a_model_overrides_a_recipe():
         "specialised": False,
         "stands_in_for": None,
         "licence": None,
+        "quantization": None,
         **not_there,
     }
     assert tiny["lora"]["r"] == 32
@@ -264,6 +265,7 @@ REFUSED = {
     "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
+    "model.quantization": [("int8", "model.quantization = 'int8': input should be 'nf4'")],
     "hardware.device": [("tpu", "hardware.device = 'tpu': input should be 'cpu' or 'cuda'")],
     "corpus.name": [("", "corpus.name = '': string should have at least 1 character")],
     # Unknown, in a section, in a name's section and at the top.

@@ -38,7 +38,7 @@ from stages.modeling.supervised import predicts, projecting, projects_alone, sup
 from stages.modeling.training import common_arguments, run
 from stages.params import Hardware, Sft
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 BF16 = replace(HARDWARE, dtype="bf16")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 SMALL = {

@@ -26,7 +26,7 @@ from stages.pairs import with_ahead, write_pairs
 from stages.params import Dpo, Hardware, Lora, Round, Sft, Tiny
 from stages.preferences.opposite_emotion import Pair
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 LORA = Lora(r=4, alpha=8, dropout=0.1)
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stages.dialogues import Turn
 from stages.modeling.chat import Completion, encode_completion, fit_context
 from stages.modeling.packed import prepare, unserved
+from stages.modeling.quantization import keep_adapter_whole
 from stages.modeling.reference import require_reference
 from stages.modeling.training import assert_first_loss, common_arguments, stop_after_epoch
 
@@ -95,6 +96,7 @@ def make_trainer(
         prepare(policy, hardware, dpo.max_length)
     else:
         warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
+    keep_adapter_whole(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
     return (stock if reason else packed)(
         model=policy,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.modeling.process import ModelError, set_up_process
+from stages.modeling.quantization import in_4_bits, keep_differentiable
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,12 @@ def origin(base: Path) -> tuple[str, str | None]:
     """Where the weights of the base model lie: (folder or hub id, commit), from the record that stage `base` writes."""
     record = json.loads((base / RECORD).read_text(encoding="utf-8"))
     return (record["hub_id"], record["commit"]) if record["hub_id"] else (str(base), None)
+
+
+def quantization(base: Path) -> str | None:
+    """How the linear layers of the base model are held, from its record: nf4; None: as they are."""
+    found: str | None = json.loads((base / RECORD).read_text(encoding="utf-8")).get("quantization")
+    return found
 
 
 def load_tokenizer(base: Path) -> Tokenizer:
@@ -49,15 +56,18 @@ def load_tokenizer(base: Path) -> Tokenizer:
 def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     """The base model on the CPU or GPU: fp32 weights on a CPU (bf16 comes from autocast), `hardware.dtype` on a GPU.
 
+    Its linear layers are in 4 bits where the record of `base` says so (`quantization`).
+
     Raises:
-        ModelError: `hardware.device` is cuda and there is none, the model is an encoder, it has no safetensors, or it
-            cannot be loaded without code of its own.
+        ModelError: `hardware.device` is cuda and there is none, the model is an encoder, it has no safetensors, it
+            cannot be loaded without code of its own, or bitsandbytes is missing for a quantized one.
     """
     import torch
 
     set_up_process(hardware)
     source, commit = origin(base)
     in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
+    settings = in_4_bits(hardware) if quantization(base) else {}
     with _loading(source):
         model = _model_class(source, commit).from_pretrained(
             source,
@@ -65,8 +75,11 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
             dtype=torch.bfloat16 if in_bf16 else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            **settings,
         )
-    loaded: PreTrainedModel = model.to(hardware.device)
+    keep_differentiable(model)
+    # transformers puts a quantized model onto its device itself.
+    loaded: PreTrainedModel = model if settings else model.to(hardware.device)
     return loaded
 
 
@@ -155,15 +168,16 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
 def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:
     """The model of a variant, ready to answer: the base model, with `folder`'s adapter on it where it is one.
 
-    In fp32 the adapter is merged into the weights, which is faster. In bf16 it is not: a low learning rate moves
-    weights by less than bf16 resolves, and merging would round what was learned away.
+    In fp32 the adapter is merged into the weights, which is faster. In bf16 and in 4 bits it is not: a low learning
+    rate moves weights by less than these resolve, and merging would round what was learned away.
     """
     import torch
 
     model = load_base(base, hardware)
     if is_adapter(folder):
         adapted = load_adapter(model, folder, trainable=False)
-        model = adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
+        whole = model.dtype == torch.float32 and not quantization(base)
+        model = adapted.merge_and_unload() if whole else adapted
     return model.eval()
 
 

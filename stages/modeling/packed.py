@@ -107,20 +107,34 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
     from trl.trainer.utils import FusedCausalLMOutput
 
     ids, positions = batch["row_ids"], batch["row_positions"]
-    backbone: Any = model.base_model
     seen: dict[str, Any] = (
         {"blocks": spans(batch["row_blocks"], batch["row_parts"], positions)}
         if takes_one_row(model)
         else {"attention_mask": attention_masks(model, batch)}
     )
     scored = batch["targets"] != IGNORED
-    with reading_at(model, batch["predictors"][scored].unique()):
-        hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
-    # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
-    states = hidden.flatten(0, 1)[batch["predictors"][scored]]
+    places = batch["predictors"][scored]
+    states = states_at(model, ids, positions, seen, places, places.unique())
     per_token = project(model, states, batch["targets"][scored])
     spread = {name: values.new_zeros(scored.shape).masked_scatter(scored, values) for name, values in per_token.items()}
     return FusedCausalLMOutput(**spread, label_mask=scored)
+
+
+def states_at(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    seen: dict[str, Any],
+    places: torch.Tensor,
+    distinct: torch.Tensor,
+) -> torch.Tensor:
+    """Hidden states (M, H) of rows `ids` (G, L) at `places` (M,), with what decides who sees whom; `distinct`: once."""
+    backbone: Any = model.base_model
+    with reading_at(model, distinct):
+        hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
+    # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
+    found: torch.Tensor = hidden.flatten(0, 1)[places]
+    return found
 
 
 def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:

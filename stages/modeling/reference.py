@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 from stages.files import sha256_of, write_table
-from stages.modeling.loading import autocast, origin
+from stages.modeling.loading import autocast, origin, quantization
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import Block, lay_out
 from stages.ranks import gathered, is_first, of_first, rank, world_size
@@ -43,11 +43,13 @@ class DamagedReference(ReferenceGap):
 
 
 def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
-    """A hash of what decides the reference's log-probabilities: base weights, adapter, device and precision."""
+    """A hash of what decides the reference's log-probabilities: base weights, quantization, adapter, device, dtype."""
     source, commit = origin(base)
+    held = quantization(base)
     files = sorted(Path(source).glob("*.safetensors")) if commit is None else []
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
-    digest = hashlib.sha256(f"{commit and (source, commit)} {hardware.device} {hardware.dtype}".encode())
+    named = f"{commit and (source, commit)} {hardware.device} {hardware.dtype}" + (f" {held}" if held else "")
+    digest = hashlib.sha256(named.encode())
     for file in files:
         digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()

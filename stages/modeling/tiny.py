@@ -16,7 +16,7 @@ from stages.modeling.bert import AS_DECODER, decoder_class
 from stages.modeling.chat import render, role_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from stages.params import Tiny
 
@@ -41,38 +41,52 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> PreTrainedModel:
-    """A model of `tiny.architecture` with seeded random weights and tied embeddings.
+    """A model of `tiny.architecture` with seeded random weights and tied embeddings."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return from_config(configuration(tiny, len(tokenizer), **ids))
+
+
+def from_config(config: PretrainedConfig) -> PreTrainedModel:
+    """A causal language model of a configuration, with random weights; of BERT's, this project's class."""
+    from transformers import AutoModelForCausalLM
+
+    make: Any = decoder_class() if config.model_type == "bert" else AutoModelForCausalLM.from_config
+    model: PreTrainedModel = make(config)
+    return model
+
+
+def configuration(tiny: Tiny, vocab_size: int, **ids: int | None) -> PretrainedConfig:
+    """The configuration of a model of `tiny.architecture` with `vocab_size` tokens; `ids` are of special tokens.
 
     What sets them apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
     scales its embeddings by the root of their width and norms by 1 + weight, BERT has learnt positions and a transform
     before its head.
     """
-    from transformers import AutoModelForCausalLM, BertConfig, GemmaConfig, LlamaConfig, MistralConfig, set_seed
+    from transformers import BertConfig, GemmaConfig, LlamaConfig, MistralConfig
 
-    set_seed(seed)
-    common = {
-        "vocab_size": len(tokenizer),
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
         "hidden_size": tiny.hidden_size,
         "intermediate_size": tiny.intermediate_size,
         "num_hidden_layers": tiny.layers,
         "num_attention_heads": tiny.heads,
         "max_position_embeddings": tiny.max_positions,
         "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **ids,
     }
     heads: dict[str, Any] = {"num_key_value_heads": tiny.heads, "head_dim": tiny.hidden_size // tiny.heads}
     match tiny.architecture:
         case "mistral":
-            window = tiny.max_positions // 2
-            return AutoModelForCausalLM.from_config(MistralConfig(**common, **heads, sliding_window=window))
+            return MistralConfig(**common, **heads, sliding_window=tiny.max_positions // 2)
         case "gemma":
-            return AutoModelForCausalLM.from_config(GemmaConfig(**common, **heads))
+            return GemmaConfig(**common, **heads)
         case "llama":
-            return AutoModelForCausalLM.from_config(LlamaConfig(**common, **heads))
+            return LlamaConfig(**common, **heads)
         case "bert":
-            return decoder_class()(BertConfig(**common, **AS_DECODER))
+            return BertConfig(**common, **AS_DECODER)
 
 
 def packed_blocks(

@@ -14,6 +14,7 @@ from stages.errors import UserError
 from stages.files import settle_model_files, whole_folder, write_json
 from stages.manifest import KEPT, MANIFEST
 from stages.modeling.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.modeling.quantization import optimizer
 from stages.modeling.resume import RUNNING, is_sealed, train
 from stages.params import LOGGING_STEPS
 from stages.ranks import by_first, world_size
@@ -46,6 +47,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
 
     Raises:
         UserError: the processes cannot share the batch equally, in whole micro-batches.
+        ModelError: `hardware.optimizer` cannot be had.
     """
     processes = world_size()
     share = section.batch_size // processes
@@ -63,6 +65,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         "gradient_accumulation_steps": share // micro,
         "lr_scheduler_type": section.lr_scheduler,
         "warmup_steps": section.warmup_steps,
+        "optim": optimizer(hardware),
         **run_arguments(hardware, seed, folder),
     }
 

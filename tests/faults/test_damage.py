@@ -18,7 +18,7 @@ from stages.modeling.loading import load_base, load_tokenizer
 from stages.modeling.training import save_adapter
 from stages.params import Hardware, Lora, Sft
 
-HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 LORA = Lora(r=4, alpha=8, dropout=0.1)
 

@@ -33,9 +33,9 @@ from stages.scoring.overlap import overlap
 
 dialogues, _ = empathetic_dialogues.read(Path(sys.argv[1]))
 train, held = ([one for one in dialogues if one.split == split] for split in ("train", "test"))
-hardware = Hardware("cpu", "fp32", int(sys.argv[2]), 8, False, False, 512, 100, 1, 1, None, None)
+hardware = Hardware("cpu", "fp32", int(sys.argv[2]), 8, False, False, 512, 100, 1, 1, None, None, "adamw_torch_fused")
 tiny = Tiny(500, 96, 192, 2, 2, 128, "sample", 1, 3e-3, 16, 64, "llama")
-model = Model("tiny", None, None, None, None, False, False, None, None)
+model = Model("tiny", None, None, None, None, False, False, None, None, None)
 made, tokenizer = base.make([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"))
 for one in (made, tokenizer):
     one.save_pretrained("base")

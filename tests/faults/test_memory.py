@@ -17,7 +17,7 @@ from stages.pairs import write_pairs
 from stages.params import Dpo, Hardware, Lora, Round, Sft, load
 from stages.preferences.opposite_emotion import Pair
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
 # The words of torch 2.13 on a CPU, and its class on a GPU.
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …")

@@ -46,7 +46,7 @@ from stages.scoring.classifier import _resume
 from stages.scoring.epitome import EpitomeError
 from stages.scoring.epitome_files import _read_published
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None)
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]
 
 

@@ -65,7 +65,7 @@ def test_a_signal_ends_training_with_a_checkpoint(number, name, folder, undistur
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_training_of_a_classifier_with_a_checkpoint(number, tmp_path):
-    hardware = Hardware("cpu", "fp32", 1, 4, False, False, 512, 500, 1, 1, None, None)
+    hardware = Hardware("cpu", "fp32", 1, 4, False, False, 512, 500, 1, 1, None, None, "adamw_torch_fused")
 
     def train(folder: Path, raised_at: int | None) -> torch.Tensor:
         torch.manual_seed(1)

@@ -1,0 +1,144 @@
+"""What every engine of stage `generate` keeps to: the built-in one, and vLLM, whose place a stand-in takes."""
+
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import stand_in_vllm
+import torch
+from helpers import ROOT
+
+from stages.dialogues import Example, Turn
+from stages.evaluate import engine
+from stages.generate import answer, ask, write_replies
+from stages.modeling import vllm_engine
+from stages.modeling.chat import stop_tokens
+from stages.modeling.generation import generate_replies
+from stages.modeling.loading import add_adapter, load_tokenizer, load_variant
+from stages.modeling.process import ModelError
+from stages.modeling.tiny import make_model
+from stages.modeling.training import save_adapter
+from stages.modeling.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
+from stages.params import Generate, Hardware, Lora, ParamsError, Tiny, check, load
+
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, "adamw_torch_fused")
+SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")
+TURNS = ["I lost my dog.", "I am so happy for you.", "She was ten years old.", "Thank you.", "How old was she?"]
+ROWS = [(Example(f"test/{i}", "sad", (Turn("user", text),), "I am sorry!"), None) for i, text in enumerate(TURNS)]
+ENGINES = ("builtin", "vllm")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_tokenizer):
+    """A base model that says something, and an adapter on it that says something else."""
+    root = tmp_path_factory.mktemp("engines")
+    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    model = make_model(tiny_tokenizer, tiny, 5)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(root / "base")
+    tiny_tokenizer.save_pretrained(root / "base")
+    (root / "base/base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
+    policy = add_adapter(model, Lora(4, 8, 0.0), 1)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_adapter(policy, root / "adapter")
+    return root / "base", root / "adapter"
+
+
+@pytest.fixture
+def reply(monkeypatch, folders):
+    """`reply(engine, folder, settings, rows)`: the texts of an engine."""
+    stand_in_vllm.install(monkeypatch)
+    base, _ = folders
+    tokenizer = load_tokenizer(base)
+
+    def texts(name, folder, settings=SETTINGS, rows=ROWS):
+        asked = ask(tokenizer, rows, settings, 13)
+        if name == "vllm":
+            return vllm_replies(base, folder, tokenizer, asked.prompts, settings, HARDWARE, asked.draws)
+        model = load_variant(base, folder, HARDWARE)
+        return generate_replies(model, tokenizer, asked.prompts, settings.max_new_tokens, HARDWARE, asked.draws)
+
+    return texts
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_greedy_replies_are_the_models_own_with_and_without_an_adapter(name, reply, folders):
+    """Each as transformers' `generate` gives it, without the stop and what comes after it."""
+    base, adapter = folders
+    tokenizer = load_tokenizer(base)
+    said = {}
+    for folder in (base, adapter):
+        model = load_variant(base, folder, HARDWARE)
+        said[folder] = []
+        for prompt in ask(tokenizer, ROWS, SETTINGS, 13).prompts:
+            whole = model.generate(
+                torch.tensor([prompt]), max_new_tokens=SETTINGS.max_new_tokens, do_sample=False,
+                eos_token_id=stop_tokens(tokenizer), pad_token_id=0,
+            )  # fmt: skip
+            said[folder].append(tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True).strip())
+        assert reply(name, folder) == said[folder]
+    assert said[base] != said[adapter] and any(said[base])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_drawn_reply_hangs_on_its_seed_alone(name, reply, folders):
+    drawn = replace(SETTINGS, do_sample=True)
+    found = reply(name, folders[1], drawn)
+    assert reply(name, folders[1], drawn, ROWS[::-1]) == found[::-1]
+    again = [(replace(one, id=f"other/{one.id}"), None) for one, _ in ROWS]
+    assert reply(name, folders[1], drawn, again) != found != reply(name, folders[1])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_records_and_the_signature(name, reply, folders, tmp_path):
+    base, adapter = folders
+    tokenizer, model = load_tokenizer(base), load_variant(base, adapter, HARDWARE)
+    replies = reply(name, adapter) if name == "vllm" else None
+    records = answer(model, tokenizer, ROWS, SETTINGS, HARDWARE, 13, replies=replies)
+    assert [one["reply"] for one in records] == reply("builtin", adapter)
+    write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
+    assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})
+    fields = ["id", "label", "context", "reference", "reply", "rejected", "reference_logp", "rejected_logp"]
+    assert pq.read_table(tmp_path / "x.parquet").column_names == fields
+
+
+def test_vllm_is_set_up_for_this_variant_alone(reply, folders, monkeypatch):
+    base, adapter = folders
+    reply("vllm", adapter)
+    assert stand_in_vllm.LLM.made[-1] == {"enable_prefix_caching": True, "generation_config": "vllm"}
+    given = engine_arguments(base, adapter, SETTINGS, HARDWARE)
+    assert (given["enable_lora"], given["max_lora_rank"], given["max_model_len"]) == (True, 8, 96)
+    assert "enable_lora" not in engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
+    (record := base / "base.json").write_text(json.dumps({"hub_id": "a/b", "commit": "c", "quantization": "nf4"}))
+    given = engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
+    record.write_text(json.dumps({"hub_id": None, "commit": None}))
+    assert (given["model"], given["revision"], given["dtype"]) == ("a/b", "c", "bfloat16")
+    assert given["quantization"] == given["load_format"] == "bitsandbytes"
+
+
+def test_until_the_first_stop():
+    assert until([5, 6, 2, 7], [1, 2]) == [5, 6] and until([5], [2]) == [5] and until([2], [2]) == []
+
+
+def test_what_vllm_cannot_do_is_an_error_for_people(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"generate\.engine = 'vllm', but vLLM is not installed: set generate\.engine"):
+        vllm_replies(folders[0], folders[0], None, [], SETTINGS, HARDWARE, None)
+    (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
+    with pytest.raises(ModelError, match=r"lora\.r = 1024, and vLLM serves adapters of rank 512 at most"):
+        served_rank(tmp_path)
+    values = json.loads(json.dumps(load_values()))
+    values["generate"]["engine"], values["tiny"]["architecture"] = "vllm", "bert"
+    with pytest.raises(ParamsError, match=r"generate\.engine = 'vllm' does not know BERT as a decoder"):
+        check(values, "conf")
+
+
+def load_values():
+    from dataclasses import asdict
+
+    return asdict(load(ROOT / "params.yaml"))

@@ -1,0 +1,217 @@
+"""The plan of memory: against a step that this project's trainers run, and against published numbers."""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import transformers
+from helpers import ROOT, project
+
+from stages.modeling import plan
+from stages.modeling.collate import IGNORED, pad_supervised
+from stages.modeling.dpo import make_trainer
+from stages.modeling.footprint import kept
+from stages.modeling.loading import add_adapter
+from stages.modeling.packed import prepare
+from stages.modeling.process import ModelError
+from stages.modeling.reference import complete, with_reference
+from stages.modeling.sizes import size
+from stages.modeling.supervised import supervised_trainer
+from stages.modeling.tiny import configuration, from_config
+from stages.modeling.training import common_arguments
+from stages.params import ParamsError, load
+
+MICRO, LENGTH = 2, 96
+# Width, feed-forward width, layers, heads and vocabulary.
+MODELS = {
+    "tiny": (64, 176, 4, 4, 1024),
+    "15M": (384, 1024, 7, 6, 8192),
+    "30M": (512, 1408, 8, 8, 8192),
+}
+WITHIN = 0.15
+
+
+def params_of(name, architecture="llama", dtype="fp32", checkpointing=False):
+    params = load(ROOT / "params.yaml")
+    width, inner, layers, heads, words = MODELS[name]
+    shape = {"hidden_size": width, "intermediate_size": inner, "layers": layers, "heads": heads, "vocab_size": words}
+    small = {"batch_size": MICRO, "max_length": LENGTH}
+    hardware = {"micro_batch_size": MICRO, "dtype": dtype, "threads": 1, "gradient_checkpointing": checkpointing}
+    return replace(
+        params,
+        tiny=replace(params.tiny, architecture=architecture, **shape),
+        lora=replace(params.lora, r=8),
+        sft=replace(params.sft, epochs=1, **small),
+        dpo=replace(params.dpo, epochs=1, **small),
+        hardware=replace(params.hardware, **hardware),
+    )
+
+
+def trainer_of(step, params, tokenizer, folder):
+    """This project's trainer of a step, on examples of the planned lengths."""
+    model = from_config(configuration(params.tiny, params.tiny.vocab_size))
+    policy = add_adapter(model, params.lora, 1)
+    half, hardware = LENGTH // 2, params.hardware
+    if step == "sft":
+        one = {"input_ids": [5] * LENGTH, "labels": [IGNORED] * half + [5] * half}
+        arguments = common_arguments(params.sft, hardware, 1, folder)
+        return supervised_trainer(
+            policy,
+            hardware,
+            args=transformers.TrainingArguments(**arguments),
+            train_dataset=[one] * MICRO,
+            data_collator=partial(pad_supervised, pad_id=0),
+        )
+    pairs = [{"prompt_ids": [5 + i] * half, "chosen_ids": [6] * half, "rejected_ids": [7] * half} for i in range(MICRO)]
+    prepare(policy, hardware, LENGTH)
+    logps = complete(policy, pairs, folder / "logps.parquet", None, "reference", hardware, 0)
+    return make_trainer(policy, tokenizer, with_reference(pairs, logps), params.dpo, hardware, 1, folder)
+
+
+def measured(trainer):
+    """Bytes of a step: kept for the backward pass, by storage; weights; gradients; the optimizer's state."""
+    model, found, alive = trainer.model, {}, []
+    weights = {one.untyped_storage().data_ptr() for one in [*model.parameters(), *model.buffers()]}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    whole = trainer.compute_loss
+
+    def forward(*args, **kwargs):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            return whole(*args, **kwargs)
+
+    trainer.compute_loss = forward
+    gradients = []
+    trainer.add_callback(at_optimizer(lambda: gradients.append(of(p.grad for p in model.parameters()))))
+    trainer.train()
+    state = of(one for held in trainer.optimizer.state.values() for one in held.values())
+    return {
+        "kept": sum(found.values()),
+        "gradients": gradients[0],
+        "optimizer": state,
+        "weights": of(model.parameters()),
+    }
+
+
+def of(tensors):
+    return sum(one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor))
+
+
+def at_optimizer(work):
+    class AtOptimizer(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *args, **kwargs):
+            work()
+
+    return AtOptimizer()
+
+
+CASES = [
+    ("tiny", "llama", "fp32", False),
+    ("tiny", "llama", "fp32", True),
+    ("tiny", "gemma", "fp32", False),
+    ("tiny", "bert", "fp32", False),
+    ("tiny", "llama", "bf16", False),
+    ("15M", "llama", "fp32", False),
+    ("30M", "llama", "fp32", False),
+]
+
+
+@pytest.mark.parametrize("step", ["sft", "dpo"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_what_is_planned_is_what_a_step_of_the_trainer_keeps(step, case, tiny_tokenizer, tmp_path):
+    params = params_of(*case)
+    checkpointing = params.hardware.gradient_checkpointing
+    config = configuration(params.tiny, params.tiny.vocab_size)
+    whole, planned = size(config, params), kept(config, params, step, checkpointing, MICRO)
+    step_took = measured(trainer_of(step, params, tiny_tokenizer, tmp_path))
+    assert whole.gradients == step_took["gradients"]
+    assert whole.optimizer == pytest.approx(step_took["optimizer"], rel=0.01)  # the number of its steps is a tensor
+    assert whole.weights + whole.adapter == step_took["weights"]
+    assert planned.saved == pytest.approx(step_took["kept"], rel=WITHIN)
+    assert whole.fixed + planned.saved == pytest.approx(sum(step_took.values()), rel=WITHIN)
+    assert planned.passing > 0 and (planned.again > 0) is checkpointing
+
+
+def test_checkpointing_keeps_a_layers_input_and_makes_one_layer_anew():
+    params, config = params_of("tiny"), MISTRAL
+    plain, less = (kept(config, params, "sft", checkpointing, MICRO) for checkpointing in (False, True))
+    assert less.activations < plain.activations / 10
+    assert less.again * config.num_hidden_layers == pytest.approx(plain.activations, rel=0.05)
+    assert less.logits == plain.logits
+
+
+# transformers' defaults are the shape of Mistral 7B.
+MISTRAL = transformers.MistralConfig()
+
+
+def test_the_sizes_of_mistral_7b_are_the_published_ones():
+    """7,241,732,096 parameters; an adapter of rank 16 on all linear layers has 41,943,040."""
+    params = load(ROOT / "params.yaml")
+    params = replace(params, lora=replace(params.lora, r=16), hardware=replace(params.hardware, device="cuda"))
+    found = size(MISTRAL, params)
+    assert (found.parameters, found.lora) == (7_241_732_096, 41_943_040)
+    # bf16 weights; the adapter and its gradients in fp32, and two moments.
+    assert (found.weights, found.adapter) == (2 * found.parameters, 4 * found.lora)
+    assert found.fixed == found.weights + 16 * found.lora
+
+
+def test_the_micro_batch_that_fits_is_the_largest_that_does():
+    params, config = params_of("tiny"), configuration(params_of("tiny").tiny, 1024)
+    params = replace(params, dpo=replace(params.dpo, batch_size=12))
+    one, two, three = (kept(config, params, "dpo", False, n) for n in (1, 2, 3))
+    assert plan.grown(one, two, 3).total == pytest.approx(three.total, rel=0.001)
+    fits = partial(plan.fitting, one, two, 12)
+    assert (fits(three.total * 1.001), fits(three.total * 0.999)) == (3, 2)
+    assert (fits(one.total * 0.99), fits(1e12)) == (0, 12)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["plan", *words])
+    plan.main()
+    return capsys.readouterr().out
+
+
+def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, monkeypatch, capsys):
+    MISTRAL.save_pretrained(root / "mistral")
+    words = ("model=mistral-7b", "recipe=empo", "hardware=gpu", "lora.r=16", "--config", str(root / "mistral"))
+    page = run(monkeypatch, capsys, *words, "--memory", "24")
+    assert page.startswith("mistral-7b: 7,241,732,096 parameters, LoRA of rank 16 41,943,040\ncuda, bf16; ")
+    rows = {cells[1]: cells[2:6] for line in page.splitlines() if len(cells := re.split(r"\s*\|\s*", line)) > 5}
+    assert rows["weights"] == ["13.49"] * 4 and rows["reference"] == ["in a file"] * 4
+    assert rows["optimizer state"] == ["0.31"] * 4
+    fits = [int(one.replace("none", "0")) for one in rows["micro-batch that fits"]]
+    assert fits[0] < fits[1] and fits[2] < fits[3] and "not measured on a GPU" in page
+    assert not (root / "params.yaml").exists()
+
+
+def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, monkeypatch, capsys):
+    page = run(monkeypatch, capsys, "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
+    assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
+
+
+def test_errors_are_for_people(root, monkeypatch, capsys):
+    with pytest.raises(ModelError, match=r"the shape of mistralai/Mistral.* cannot be had.*--config FOLDER"):
+        run(monkeypatch, capsys, "model=mistral-7b", "hardware=gpu")
+    with pytest.raises(ModelError, match=r"holds no config\.json: --config names"):
+        run(monkeypatch, capsys, "model=mistral-7b", "--config", str(root))
+    (root / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
+    with pytest.raises(ModelError, match=r"the shape of .* cannot be had"):
+        run(monkeypatch, capsys, "model=mistral-7b", "--config", str(root))
+    with pytest.raises(ParamsError, match=r"lora\.r = 0"):
+        run(monkeypatch, capsys, "lora.r=0")

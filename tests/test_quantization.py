@@ -1,0 +1,183 @@
+"""QLoRA: the base model in 4 bits, its adapter whole; and the optimizers of bitsandbytes."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+
+from stages import mmlu
+from stages.base import held
+from stages.modeling import quantization
+from stages.modeling.collate import IGNORED, pad_supervised
+from stages.modeling.dpo import make_trainer
+from stages.modeling.loading import add_adapter, load_adapter, load_base, load_tokenizer, load_variant
+from stages.modeling.packed import prepare
+from stages.modeling.process import ModelError
+from stages.modeling.reference import complete, identity, with_reference
+from stages.modeling.sizes import size
+from stages.modeling.supervised import supervised_trainer
+from stages.modeling.tiny import configuration, make_model
+from stages.modeling.training import common_arguments, run, save_adapter
+from stages.params import Lora, load
+
+LORA = Lora(4, 8, 0.0)
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason=f"bitsandbytes is not installed: {quantization.INSTALL}"
+)
+
+
+@pytest.fixture
+def params():
+    found = load(ROOT / "params.yaml")
+    hardware = replace(found.hardware, dtype="fp32", threads=1, micro_batch_size=2)
+    tiny = replace(found.tiny, vocab_size=400, hidden_size=64, intermediate_size=128, layers=2, heads=2)
+    schedule = {"epochs": 1, "batch_size": 2, "max_length": 48, "warmup_steps": 0, "learning_rate": 1e-5}
+    return replace(
+        found,
+        tiny=tiny,
+        hardware=hardware,
+        model=replace(found.model, quantization="nf4"),
+        sft=replace(found.sft, **schedule),
+        dpo=replace(found.dpo, **schedule),
+    )
+
+
+@pytest.fixture
+def base(tmp_path, params, tiny_tokenizer):
+    """A made base model whose record asks for 4 bits."""
+    folder = tmp_path / "base"
+    make_model(tiny_tokenizer, params.tiny, 1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    record(folder, **held(params.model))
+    return folder
+
+
+def record(folder: Path, **more):
+    values = {"name": "tiny", "hub_id": None, "revision": None, "commit": None} | more
+    (folder / "base.json").write_text(json.dumps(values))
+
+
+def test_without_quantization_the_record_says_nothing_of_it(params):
+    assert held(replace(params.model, quantization=None)) == {}
+    assert held(params.model) == {"quantization": "nf4"}
+
+
+def test_the_reference_of_a_quantized_model_is_another(base, params, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    short = identity(base, tmp_path, params.hardware)
+    record(base)
+    assert identity(base, tmp_path, params.hardware) != short
+
+
+def test_what_is_missing_is_named(base, params, monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=r"model\.quantization = 'nf4' needs bitsandbytes.*`pip install bitsandbytes=="
+    ):
+        load_base(base, params.hardware)
+    on_gpu = replace(params.hardware, device="cuda", optimizer="paged_adamw_8bit")
+    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' needs bitsandbytes"):
+        common_arguments(params.sft, on_gpu, 1, base)
+    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' is for a GPU"):
+        common_arguments(params.sft, replace(on_gpu, device="cpu"), 1, base)
+
+
+def test_the_plan_counts_4_bits_and_short_moments(params):
+    config = configuration(params.tiny, 400)
+    short, whole = (size(config, replace(params, model=replace(params.model, quantization=q))) for q in ("nf4", None))
+    linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    made_whole = 4 * 64 * 128
+    assert whole.weights - short.weights == pytest.approx(linear * (4 - 0.515869) - made_whole, abs=20)
+    assert (short.parameters, short.adapter) == (whole.parameters, whole.adapter)
+    paged = replace(params, lora=Lora(64, 64, 0.0), hardware=replace(params.hardware, optimizer="paged_adamw_8bit"))
+    assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
+
+
+def test_signatures_say_it(base, monkeypatch):
+    monkeypatch.setattr(mmlu, "BASE", base)
+    assert mmlu.describe(base)["quantization"] == "nf4"
+    record(base)
+    assert "quantization" not in mmlu.describe(base)
+
+
+@needs_bitsandbytes
+def test_a_model_in_4_bits_is_near_the_whole_one_and_its_adapter_is_not_merged(base, params, tmp_path):
+    hardware = params.hardware
+    short = load_base(base, hardware)
+    linear = short.model.layers[0].mlp.up_proj
+    assert linear.weight.numel() * linear.weight.element_size() == 64 * 128 / 2
+    assert short.get_input_embeddings().weight.dtype == torch.float32
+    save_adapter(add_adapter(short, LORA, 1), tmp_path / "adapter")
+    assert "Peft" in type(load_variant(base, tmp_path / "adapter", hardware)).__name__
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        found = load_base(base, hardware).eval()(ids).logits
+        record(base)
+        exact = load_base(base, hardware).eval()(ids).logits
+    error = (found - exact).norm() / exact.norm()
+    assert 0.001 < error < 0.3
+
+
+@needs_bitsandbytes
+def test_gradients_are_those_of_the_whole_weights_even_behind_a_pass_without_gradients(base, params):
+    """As stages run: `complete` and `projects_alone` come before training."""
+    ids, found = torch.arange(20, 40)[None], []
+    for whole in (False, True):
+        model = load_base(base, params.hardware)
+        if whole:
+            model.dequantize()
+        policy = add_adapter(model, LORA, 1)
+        with torch.no_grad():
+            policy.eval()(ids)
+        torch.manual_seed(1)
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        policy.train()(ids).logits.log_softmax(-1)[..., 7].sum().backward()
+        found.append({name: p.grad for name, p in policy.named_parameters() if p.requires_grad})
+    short, exact = found
+    assert short.keys() == exact.keys() and len(short) == 28
+    for name, gradient in exact.items():
+        torch.testing.assert_close(short[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+@needs_bitsandbytes
+def test_sft_and_dpo_train_a_whole_adapter_on_4_bits(base, params, tmp_path):
+    tokenizer, hardware = load_tokenizer(base), params.hardware
+    policy = add_adapter(load_base(base, hardware), LORA, 1)
+    rows = [{"input_ids": [5 + i] * 20, "labels": [IGNORED] * 10 + [7] * 10} for i in range(2)]
+    from transformers import TrainingArguments
+
+    trainer = supervised_trainer(
+        policy,
+        hardware,
+        args=TrainingArguments(**common_arguments(params.sft, hardware, 1, tmp_path / "run")),
+        train_dataset=rows,
+        data_collator=partial(pad_supervised, pad_id=0),
+    )
+    run(trainer, tmp_path / "curves")
+    save_adapter(policy, tmp_path / "sft")
+    policy = load_adapter(load_base(base, hardware), tmp_path / "sft", trainable=True)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    assert any(p.abs().sum() > 0 for name, p in before.items() if "lora_B" in name), "SFT moved the adapter"
+    prepare(policy, hardware, 48)
+    pairs = [{"prompt_ids": [5 + i] * 9, "chosen_ids": [6] * 9, "rejected_ids": [7] * 9} for i in range(2)]
+    reference = identity(base, tmp_path / "sft", hardware)
+    logps = complete(policy, pairs, tmp_path / "logps.parquet", None, reference, hardware, 0)
+    trainer = make_trainer(
+        policy, tokenizer, with_reference(pairs, logps), params.dpo, hardware, 1, tmp_path / "dpo-run"
+    )
+    # The first loss is ln 2, or this ends: the adapter was not rounded.
+    run(trainer, tmp_path / "curves")
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    after = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in after.values()} == {torch.float32}
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) >= len(before) / 2, "a step of 1e-5 is not lost"

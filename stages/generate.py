@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,8 +197,8 @@ if __name__ == "__main__":
     variant = parser.parse_args().variant
     with reported():
         params = load()
-        hardware = params.hardware
         if params.generate.engine == "vllm":
-            # It starts what processes it needs by itself.
-            hardware = replace(hardware, processes=1, nodes=1, rendezvous=None)
-        in_ranks(lambda: main(variant, params), hardware)
+            # It starts the processes that it needs by itself.
+            main(variant, params)
+        else:
+            in_ranks(lambda: main(variant, params), params.hardware)

@@ -22,7 +22,7 @@ from stages.modeling.training import save_adapter
 from stages.modeling.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
 from stages.params import Generate, Hardware, Lora, ParamsError, Tiny, check, load
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, "adamw_torch_fused")
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")
 TURNS = ["I lost my dog.", "I am so happy for you.", "She was ten years old.", "Thank you.", "How old was she?"]
 ROWS = [(Example(f"test/{i}", "sad", (Turn("user", text),), "I am sorry!"), None) for i, text in enumerate(TURNS)]

@@ -149,11 +149,16 @@ def peak_memory(module: str, *arguments: str) -> int:
 
 
 def print_peak() -> None:
-    """Print the most MiB that this process has held, on a line of its own."""
+    """Print `peak` on a line of its own."""
+    print(peak())
+
+
+def peak() -> int:
+    """The most MiB that this process has held."""
     # Not ru_maxrss, in which Linux leaves what the process that started this one held.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
-    print(int(kib) // 1024)
+    return int(kib) // 1024
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from stages.batches import read_batches
 from stages.corpora import empathetic_dialogues, miti_sentences, pretraining
 from stages.corpora.leakage import HeldOut, sentences_of
 from stages.corpora.masking import mask, read_names
-from stages.corpora.reading import read_every_split
+from stages.corpora.reading import Prepared, read_every_split
 from stages.dialogues import SPLITS, Dialogue, Turn, dialogue_of, to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json
@@ -81,7 +82,7 @@ def look(part: str, texts: Iterable[Text], held_out: HeldOut, whole: bool = Fals
     return checked, leaks
 
 
-def of_split(dialogues: Sequence[Dialogue], split: str) -> Iterator[Text]:
+def of_split(dialogues: Iterable[Dialogue], split: str) -> Iterator[Text]:
     """The dialogues of a split."""
     file = DIALOGUES / f"{split}.parquet"
     return (Text(f"{file}: {one.id}", one.turns) for one in dialogues if one.split == split)
@@ -89,11 +90,10 @@ def of_split(dialogues: Sequence[Dialogue], split: str) -> Iterator[Text]:
 
 def of_pairs(params: Params) -> Iterator[Text]:
     """Both sides of the pairs of every round, each after its context."""
-    import pyarrow.parquet as pq
-
     for key in params.dpo.rounds:
         path = PAIRS / f"{key}.parquet"
-        for number, row in enumerate(pq.read_table(path).to_pylist(), start=1):
+        rows = (row for table in read_batches(path) for row in table.to_pylist())
+        for number, row in enumerate(rows, start=1):
             ids = {"chosen": row["id"], "rejected": row.get("rejected_id")}
             for side, one in ids.items():
                 turns = (*to_turns(row["prompt"]), Turn("assistant", row[side]))
@@ -143,7 +143,7 @@ def parts(params: Params) -> dict[str, Iterable[Text]]:
     return found
 
 
-def left_out(miti: Miti, prepared: Sequence[Dialogue]) -> dict[str, float]:
+def left_out(miti: Miti, prepared: Iterable[Dialogue]) -> dict[str, float]:
     """Train sentences of the classifier of adherence, and those that stage `behaviour` leaves out as held out."""
     folder = SAMPLE / "miti_sentences" if miti.corpus == "sample" else RAW / miti.corpus
     train = [one.text for one in miti_sentences.read(folder) if one.split == "train"]
@@ -164,7 +164,7 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
     Raises:
         CorpusError, EpitomeError: what a part learns from cannot be read.
     """
-    prepared = read_every_split(DIALOGUES, None)
+    prepared = Prepared(DIALOGUES)
     held_out = HeldOut(prepared)
     test = HeldOut([one for one in prepared if one.split == "test"])
     looks = {

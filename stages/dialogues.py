@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stages.batches import read_batches
 from stages.errors import UserError
 from stages.files import write_table
 
@@ -188,9 +189,14 @@ def turn_list_type() -> pa.DataType:
 
 def read_dialogues(path: Path) -> list[Dialogue]:
     """Read what `write_dialogues` wrote."""
-    import pyarrow.parquet as pq
+    return list(stream_dialogues(path))
 
-    return [Dialogue(**{**row, "turns": to_turns(row["turns"])}) for row in pq.read_table(path).to_pylist()]
+
+def stream_dialogues(path: Path) -> Iterator[Dialogue]:
+    """As `read_dialogues`, one by one."""
+    for table in read_batches(path):
+        for row in table.to_pylist():
+            yield Dialogue(**{**row, "turns": to_turns(row["turns"])})
 
 
 def to_turns(records: Iterable[dict[str, Any]]) -> tuple[Turn, ...]:

@@ -98,19 +98,22 @@ class HeldOut:
     """The texts of held-out dialogues by which leaks are told, each with the id of the dialogue that has it.
 
     Args:
-        dialogues: of all splits, as stage `prepare` wrote them.
+        dialogues: of all splits, as stage `prepare` wrote them; they are gone through twice, and train dialogues are
+            not kept.
     """
 
-    def __init__(self, dialogues: Sequence[Dialogue]) -> None:
-        said = {normalise(turn.text) for one in dialogues if one.split == "train" for turn in one.turns}
-        self.splits = {one.id: one.split for one in dialogues if one.split != "train"}
-        self._texts: dict[str, str] = {}
-        self._passages: dict[str, str] = {}
+    def __init__(self, dialogues: Iterable[Dialogue]) -> None:
+        held_out = [one for one in dialogues if one.split != "train"]
+        passages = {text: one.id for one in held_out for text in _passages(one.turns)}
+        # Of what train dialogues say, that which is in a passage.
+        asked = {turn for text in passages for turn in text.split("\n")}
+        said: set[str] = set()
         for one in dialogues:
-            if one.split != "train":
-                self._texts |= dict.fromkeys(filter(_is_long, texts_of(one.turns)), one.id)
-                own = (text for text in _passages(one.turns) if not said.issuperset(text.split("\n")))
-                self._passages |= dict.fromkeys(own, one.id)
+            if one.split == "train":
+                said |= asked & {normalise(turn.text) for turn in one.turns}
+        self.splits = {one.id: one.split for one in held_out}
+        self._texts = {text: one.id for one in held_out for text in texts_of(one.turns) if _is_long(text)}
+        self._passages = {text: one for text, one in passages.items() if not said.issuperset(text.split("\n"))}
 
     def copy_of(self, turns: Sequence[Turn]) -> str | None:
         """The id of a held-out dialogue that the turns are a copy of."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.corpora.leakage import without_copies
-from stages.dialogues import SPLITS, Dialogue, read_dialogues
+from stages.dialogues import SPLITS, Dialogue, stream_dialogues
 
 
 def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue], Counter[str]]:
@@ -37,8 +37,19 @@ def stream_corpus(folder: Path, reader: str, dropped: Counter[str], **names: Any
         yield from module.stream(folder, dropped)
         return
     found, lost = read_corpus(folder, reader, **names)
-    dropped.update(+lost)
+    dropped += lost
     yield from found
+
+
+class Prepared:
+    """The dialogues of all splits that stage `prepare` wrote to a folder, read anew each time they are gone through."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        for split in SPLITS:
+            yield from stream_dialogues(self.folder / f"{split}.parquet")
 
 
 def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:
@@ -50,5 +61,5 @@ def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:
         CorpusError: as `read_corpus`.
     """
     if reader is None:
-        return [one for split in SPLITS for one in read_dialogues(folder / f"{split}.parquet")]
+        return list(Prepared(folder))
     return without_copies(read_corpus(folder, reader)[0])[0]

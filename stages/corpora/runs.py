@@ -54,7 +54,7 @@ class Runs:
         if table is not None and len(table):
             self._files.append(self._folder / str(len(self._files)))
             rows = max(1, len(table) * PIECE // table.nbytes)
-            table = table.sort_by("id").combine_chunks()
+            table = in_order(table).combine_chunks()
             spill(self._files[-1], (table.slice(start, rows) for start in range(0, len(table), rows)))
         self._waiting = []
 
@@ -79,5 +79,12 @@ def merged(runs: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
             len(table) if last is None else pc.sum(pc.less_equal(table["id"], last)).as_py() or 0 for table in held
         ]
         ready = pa.concat_tables([table.slice(0, count) for table, count in zip(held, passed, strict=True)])
-        yield ready if len(runs) == 1 else ready.sort_by("id")
+        yield ready if len(runs) == 1 else in_order(ready)
         held = [] if last is None else [table.slice(count) for table, count in zip(held, passed, strict=True)]
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """The rows in order of their ids; equal ones stay in theirs."""
+    import pyarrow.compute as pc
+
+    return table.take(pc.sort_indices(table["id"]))

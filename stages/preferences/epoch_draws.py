@@ -105,19 +105,12 @@ def write_epoch(epoch: Epoch, target: Path, work: Path, rows: int = ROWS, worker
     with scratch(work) as folder:
         parted = part_by_label(epoch, folder, rows)
         check_coverage(parted.asked, epoch.opposites, parted.counts)
-        # The largest first, so that no process is left alone with it.
-        labels = sorted(parted.asked, key=lambda label: (-parted.counts[label], label))
-        files = [(parted.files[one], parted.files[epoch.opposites[one]]) for one in labels]
-        jobs = [Job(own, other, epoch.seed, epoch.number, epoch.ahead, parted.last) for own, other in files]
-        many = sum(parted.counts.values()) >= MANY
-        with in_processes(workers if workers or many else 1) as run:
-            list(run(compare, sorted({file for both in files for file in both})))
-            counts = sum(run(draw_for_label, jobs), Counter[str]())
+        counts = draw_each(parted, epoch, workers)
         if not counts["pairs"]:
             raise PairError(
                 f"no pair was made of {counts['asked']} dialogues: every opposite group holds only the chosen reply"
             )
-        drawn = {label: Drawn(parted.files[label]) for label in labels}
+        drawn = {label: Drawn(parted.files[label]) for label in parted.asked}
         with table_writer(target, schema_of(Pair)) as append:
             for batch in epoch.batches(rows, contexts=True):
                 append(paired(batch, drawn, epoch))
@@ -151,6 +144,18 @@ def part_by_label(epoch: Epoch, folder: Path, rows: int) -> Parted:
                     writers[label].write_table(table.slice(start, end - start))
     last = lowest.last() if lowest else None
     return parted._replace(asked={label for label in least if last is None or least[label] <= last}, last=last)
+
+
+def draw_each(parted: Parted, epoch: Epoch, workers: int | None = None) -> Counter[str]:
+    """Draw for every label that is asked for, and give the counts of `write_epoch`."""
+    # The largest first, so that no process is left alone with it.
+    labels = sorted(parted.asked, key=lambda label: (-parted.counts[label], label))
+    files = [(parted.files[one], parted.files[epoch.opposites[one]]) for one in labels]
+    jobs = [Job(own, other, epoch.seed, epoch.number, epoch.ahead, parted.last) for own, other in files]
+    many = sum(parted.counts.values()) >= MANY
+    with in_processes(workers if workers or many else 1) as run:
+        list(run(compare, sorted({file for both in files for file in both})))
+        return sum(run(draw_for_label, jobs), Counter[str]())
 
 
 def by_label(labels: pa.ChunkedArray) -> tuple[Places, list[tuple[str, int, int]]]:

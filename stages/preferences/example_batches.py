@@ -48,7 +48,7 @@ def example_batches(
         last = batch["id"][-1].as_py()
         found = examples_of(batch, targets, max_context_turns, contexts)
         known = found if waiting is None else pa.concat_tables([waiting, found])
-        known = known if _in_order(known["id"]) else known.sort_by("id")
+        known = known if _in_order(known["id"]) else known.take(pc.sort_indices(known["id"]))
         # An example's id begins with its dialogue's, so no later one comes before this batch's last dialogue; but the
         # example `a:3` comes behind `a1:1`, which may be in the next batch.
         ready = pc.sum(pc.less(known["id"], last)).as_py() or 0

@@ -1,0 +1,90 @@
+"""The benchmark of `prepare` and `pairs`: both sides write the same pairs; and neither stage grows with the corpus."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from benchmarks import data
+from stages.dialogues import read_dialogues
+from stages.params import load
+
+
+def params():
+    given = load(ROOT / "params.yaml")
+    return replace(given, pairs=replace(given.pairs, opposites=str(ROOT / "data/opposite_emotions.csv")))
+
+
+def test_both_sides_write_the_same_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    data.make(tmp_path / data.RAW, 3000)
+    monkeypatch.chdir(tmp_path)
+    assert data.run("prepare", params())["pairs"] == 0
+    metrics = json.loads(Path("metrics/data.json").read_text(encoding="utf-8"))
+    assert metrics["dropped_train_overlap_with_held_out"] == 1  # of 0, 1000 and 2000 the first is in test
+    assert metrics["train_dialogues"] == len(read_dialogues(Path("data/dialogues/train.parquet"))) == 2399
+    written = []
+    for stage in ("pairs", "draws", "in_memory"):
+        found = data.run(stage, params())
+        assert found["pairs"] == 2399 and found["peak_memory_mib"] > 0
+        written.append(Path("pairs.parquet").read_bytes())
+    assert written[0] == written[2]
+    assert not Path("data/.pairs").exists() and not Path("data/.prepare").exists()
+
+
+# With buffers of a size that the smaller corpus fills, too. What Python and Arrow have asked for is counted.
+GROWTH = """
+import sys, tracemalloc
+from dataclasses import replace
+from pathlib import Path
+import pandas, pyarrow
+from benchmarks import data
+from stages import batches, files, prepare
+from stages.corpora import runs
+from stages.params import load
+from stages.preferences.epoch_draws import Epoch, write_epoch
+from stages.preferences.opposite_emotion import read_opposites
+batches.GROUP, files.BLOCK, prepare.CHUNK, runs.PIECE = 500, 1 << 15, 200, 1 << 12
+runs.Runs.__init__.__defaults__ = (1 << 17,)
+root, pool = Path(sys.argv[1]), pyarrow.default_memory_pool()
+peaks = {}
+tracemalloc.start()
+prepare.main(load(root / "params.yaml").corpus, 13)
+peaks["prepare"] = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+tracemalloc.reset_peak()
+epoch = Epoch(Path("data/dialogues/train.parquet"), "last", None, read_opposites(root / "data/opposite_emotions.csv"),
+              None, 13, 2)
+write_epoch(epoch, Path("pairs.parquet"), Path("work"), rows=200)
+peaks["pairs"] = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+print(peaks["prepare"], peaks["pairs"])
+"""
+# Bytes that a stage may hold more for each dialogue more.
+ALLOWED = 60
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    peaks = []
+    for count in (1000, 5000):
+        folder = tmp_path / str(count)
+        data.make(folder / data.RAW, count)
+        command = [sys.executable, "-c", GROWTH, str(ROOT)]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        peaks.append([int(peak) for peak in done.stdout.split()])
+    for stage, first, last in zip(("prepare", "pairs"), *peaks, strict=True):
+        assert last - first < 4000 * ALLOWED, (stage, first, last)
+
+
+def test_growth_by_hand():
+    sizes = {
+        size: {"pairs": {"peak_memory_mib": peak}} for size, peak in (("100", 200), ("1000", 300), ("1148676", 202))
+    }
+    assert data.growth(sizes, "pairs") == pytest.approx(2 * 2**20 / 1_148_576, abs=0.1)
+    assert data.growth({"100": sizes["100"]}, "pairs") is None

@@ -377,7 +377,10 @@ class Variant:
 
 @section
 class Hardware:
-    """What the machine offers; nothing here changes what is computed, beyond rounding."""
+    """What the machine offers; nothing here changes what is computed, beyond rounding.
+
+    But for dropout on several processes, of which each draws its own.
+    """
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.ranks import joined
+from stages.ranks import LOST, joined
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -123,8 +123,9 @@ def _start(words: list[str], hardware: Hardware) -> None:
         os.environ |= accelerate_environment(Path(hardware.accelerate), hardware.processes * hardware.nodes)
         if "ACCELERATE_USE_DEEPSPEED" in os.environ and find_spec("deepspeed") is None:
             raise UserError(f"{hardware.accelerate} needs DeepSpeed, which is not installed: pip install deepspeed")
-    # What it says of a rank's end is said below, in fewer words.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # What it says of a rank's end is said below, in fewer words. Each of its modules sets a level of its own.
+    for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Machines may have one disk.
     logs = LOGS / f"{'-'.join(words[1:])}.{os.environ.get(NODE_RANK, '0')}"
     shutil.rmtree(logs, ignore_errors=True)
@@ -152,27 +153,33 @@ def _require_gpus(hardware: Hardware) -> None:
 
 
 def message(failures: Mapping[int, Any], ranks: int, logs: Path) -> str:
-    """What a person needs to know of the ranks that died first.
+    """What a person needs to know of the rank whose end ended the others.
 
     Args:
-        failures: rank to torch's `ProcessFailure`: `local_rank` and `exitcode`, negative for a signal.
+        failures: rank to torch's `ProcessFailure`, of those that had ended when the agent looked: `local_rank` and
+            `exitcode`, negative for a signal.
         ranks: how many there were.
         logs: folder of what they said.
     """
-    # Others die of the first one's end, by the agent's SIGTERM or by an error of their own.
-    first = {number: one for number, one in failures.items() if one.exitcode < 0 and one.exitcode != -signal.SIGTERM}
-    first = first or {number: one for number, one in failures.items() if one.exitcode > 0}
-    said = [_end_of(number, one, ranks, logs) for number, one in sorted((first or failures).items())]
-    return "\n".join([*said, "the other ranks were ended; the same command goes on from the last checkpoint"])
-
-
-def _end_of(number: int, failure: Any, ranks: int, logs: Path) -> str:
-    code = failure.exitcode
+    number, one = min(failures.items(), key=lambda item: (_follows(item[1].exitcode), item[0]))
+    code = one.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-    log = next(logs.glob(f"*/attempt_0/{failure.local_rank}/stderr.log"), None)
+    said = _last_said(next(logs.glob(f"*/attempt_0/{one.local_rank}/stderr.log"), None))
+    return (
+        f"rank {number} of {ranks} {how}; {said}\n"
+        "the other ranks were ended; the same command goes on from the last checkpoint"
+    )
+
+
+def _follows(code: int) -> int:
+    """How likely a rank's end follows another's: it lost a rank that it waited for, or the agent ended it."""
+    return {LOST: 1, -signal.SIGTERM: 2}.get(code, 0)
+
+
+def _last_said(log: Path | None) -> str:
     if log is None:
-        return f"rank {number} of {ranks} {how}; what it said stands above"
+        return "what it said stands above"
     # A progress bar writes its states one over another.
     lines = [line.rpartition("\r")[2] for line in log.read_bytes().decode(errors="replace").split("\n")]
     last = [f"  {line}" for line in lines if line.strip()][-LAST_LINES:]
-    return "\n".join([f"rank {number} of {ranks} {how}; {log} ends with", *(last or ["  (nothing)"])])
+    return "\n".join([f"{log} ends with", *(last or ["  (nothing)"])])

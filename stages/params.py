@@ -380,7 +380,10 @@ class Variant:
 
 @section
 class Hardware:
-    """What the machine offers; nothing here changes what is computed, beyond rounding (8-bit moments are rounded)."""
+    """What the machine offers; nothing here changes what is computed, beyond rounding.
+
+    But for dropout on several processes, of which each draws its own, and for moments in 8 bits.
+    """
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]

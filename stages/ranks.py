@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from stages.errors import UserError
-
 Value = TypeVar("Value")
 # Rank 0 may hash a model or write a checkpoint while the others wait; a rank that dies is noticed by the launcher.
 PATIENCE = timedelta(hours=6)
+LOST = 75  # EX_TEMPFAIL, sysexits.h
 
 
 def rank() -> int:
@@ -41,11 +40,10 @@ def is_first() -> bool:
 def joined(device: str) -> Iterator[None]:
     """Within the block the ranks can tell each other things, and on a GPU each has its own.
 
+    A rank that waits for one that has died ends with the exit status `LOST`.
+
     Args:
         device: of `hardware`.
-
-    Raises:
-        UserError: another rank has died.
     """
     if world_size() == 1:
         yield
@@ -65,7 +63,8 @@ def joined(device: str) -> Iterator[None]:
         # Gloo's errors have no class of their own.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise UserError(f"rank {rank()} waited for a rank that has died") from None
+        print(f"rank {rank()} waited for a rank that has died", file=sys.stderr)
+        sys.exit(LOST)
     finally:
         dist.destroy_process_group()
 
@@ -132,9 +131,12 @@ def total(number: int) -> int:
 
 
 def _end_with_the_launcher() -> None:
-    """Get SIGTERM when the launcher dies: its ranks have sessions of their own, which a killed group leaves alone."""
+    """Be killed when the launcher is: its ranks have sessions of their own, which the kill of a group leaves alone.
+
+    By SIGKILL, as the launcher was. SIGTERM would come once for each of its threads, and a second one ends at once.
+    """
     if sys.platform == "linux":
         import ctypes
 
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))

@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing import Std
 from stages import launch
 from stages.errors import UserError
 from stages.params import ParamsError, check
+from stages.ranks import LOST
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = sorted((ROOT / "conf/accelerate").glob("*.yaml"))
@@ -151,7 +152,11 @@ def test_what_is_said_of_ranks_that_died(tmp_path):
 
 
 def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_path):
-    said = launch.message({0: failure(0, 1), 1: failure(1, -9), 2: failure(2, -15)}, 3, tmp_path)
+    said = launch.message({0: failure(0, LOST), 1: failure(1, -9), 2: failure(2, -15)}, 3, tmp_path)
     assert re.findall(r"rank \d+", said) == ["rank 1"] and "was killed by SIGKILL" in said
-    said = launch.message({0: failure(0, -15), 1: failure(1, 1)}, 2, tmp_path)
-    assert re.findall(r"rank \d+", said) == ["rank 1"]
+    for taken_along in (-15, LOST):
+        said = launch.message({0: failure(0, taken_along), 1: failure(1, 1)}, 2, tmp_path)
+        assert re.findall(r"rank \d+", said) == ["rank 1"]
+    # An error that all of them have is said once.
+    said = launch.message({number: failure(number, 1) for number in range(8)}, 8, tmp_path)
+    assert said.startswith("rank 0 of 8 ended with exit status 1; what it said stands above\n")

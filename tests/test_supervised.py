@@ -37,6 +37,7 @@ from stages.modeling.loading import autocast
 from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
 from stages.modeling.training import common_arguments, run
 from stages.params import Hardware, Sft
+from stages.ranks import is_first, joined
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 BF16 = replace(HARDWARE, dtype="bf16")
@@ -331,7 +332,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 if __name__ == "__main__":
-    rank = os.environ["RANK"]
-    weights = trained_together(Path(sys.argv[1]) / f"rank-{rank}")
-    if rank == "0":
+    with joined("cpu"):
+        weights = trained_together(Path(sys.argv[1]) / "ranks")
+    if is_first():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

@@ -26,7 +26,7 @@ ROWS = 16_384
 
 
 def read_batches(path: Path, rows: int = ROWS, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a parquet file in their order, `rows` at a time, fewer at the end of a group.
+    """The rows of a parquet file in their order, `rows` at a time, fewer at the end of a group; none: no table.
 
     Args:
         path: of the file.
@@ -40,7 +40,8 @@ def read_batches(path: Path, rows: int = ROWS, columns: Sequence[str] | None = N
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
-                yield pa.Table.from_batches([batch])
+                if len(batch):
+                    yield pa.Table.from_batches([batch])
 
 
 @contextmanager

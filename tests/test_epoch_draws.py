@@ -148,6 +148,14 @@ def test_rows_in_another_order_are_refused(tmp_path):
         list(example_batches(tmp_path / "train.parquet", "last", None))
 
 
+def test_a_file_without_dialogues_gives_no_pair(tmp_path):
+    write_dialogues([], tmp_path / "train.parquet")
+    epoch = Epoch(tmp_path / "train.parquet", "last", None, OPPOSITES, 5, 13, 2)
+    with pytest.raises(PairError, match=r"^no pair was made of 0 dialogues: every opposite group holds only"):
+        write_epoch(epoch, tmp_path / "pairs.parquet", tmp_path / "work")
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
 def test_a_stage_that_ends_early_leaves_nothing(folder, monkeypatch):
     epoch = Epoch(folder / "train.parquet", "last", None, OPPOSITES, None, 13, 1)
     before, _ = written(many(50), epoch, folder)

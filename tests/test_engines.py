@@ -136,6 +136,10 @@ def test_what_vllm_cannot_do_is_an_error_for_people(folders, tmp_path, monkeypat
     values["generate"]["engine"], values["tiny"]["architecture"] = "vllm", "bert"
     with pytest.raises(ParamsError, match=r"generate\.engine = 'vllm' does not know BERT as a decoder"):
         check(values, "conf")
+    values["model"] |= {"as_decoder": True, "package": "an_encoder", "quantization": "nf4"}
+    values["generate"]["engine"] = "builtin"
+    with pytest.raises(ParamsError, match=r"model\.quantization = 'nf4' is for models of the hub"):
+        check(values, "conf")
 
 
 def load_values():

@@ -60,6 +60,13 @@ class Clone:
         )
         return done.stdout + done.stderr
 
+    def on_another_machine(self, folder: Path) -> "Clone":
+        """What `git clone` makes of what is committed."""
+        self.run("git", "clone", "-q", ".", str(folder))
+        there = Clone.__new__(Clone)
+        there.folder = folder
+        return there
+
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "--allow-empty", "-m", message)
@@ -112,6 +119,20 @@ def test_results_are_in_git_and_models_are_not(clone):
 def test_second_repro_runs_nothing_and_leaves_no_trace(clone):
     assert stages_run(clone.run("dvc", "repro")) == []
     assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
+    """What `dvc push` puts into a remote, here a folder, and Git are all that another machine needs."""
+    remote = ["dvc", "remote", "add", "--local", "--default", "shared", str(tmp_path / "remote")]
+    clone.run(*remote)
+    clone.run("dvc", "push")
+    there = clone.on_another_machine(tmp_path / "b")
+    there.run(*remote)
+    there.run("dvc", "pull")
+    assert stages_run(there.run("dvc", "repro")) == []
+    assert there.run("git", "status", "--porcelain") == ""
+    for name in ("models/dpo/e2/adapter_model.safetensors", "data/replies/sft-dpo.parquet"):
+        assert (there.folder / name).read_bytes() == (clone.folder / name).read_bytes()
 
 
 def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):

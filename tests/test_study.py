@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, project
+from helpers import ROOT, git, project
 from ruamel.yaml import YAML
 
 from stages import study
@@ -249,3 +249,20 @@ def test_threads_are_shared_out():
     assert study.share_out(1, 8) is None
     assert study.share_out(2, 8) == 4
     assert study.share_out(4, 2) == 1
+
+
+def test_an_experiment_of_another_machine_is_collected_here_and_not_run_again(small, tmp_path):
+    """Two clones that share a Git remote."""
+    shared, other, (first, second) = str(tmp_path / "shared.git"), tmp_path / "other", points()
+    git("clone", "-q", "--bare", ".", shared)
+    git("remote", "add", "origin", shared)
+    git("clone", "-q", shared, str(other))
+    settings = [argument for override in second.arguments for argument in ("-S", override)]
+    for command in (["run", "--name", second.name, *settings], ["push", "--no-cache", "--rev", "HEAD", "origin"]):
+        subprocess.run([sys.executable, "-m", "dvc", "exp", *command], cwd=other, check=True, capture_output=True)
+    assert study.done([first, second]) == {}
+    study._dvc("exp", "pull", "--no-cache", "--rev", "HEAD", "origin")
+    assert list(study.done([first, second])) == [second.name], "so that it is not queued"
+    collect("small", read("small"), points(), study.done(points()))
+    with Path("reports/studies/small.csv").open(newline="") as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["14"]

@@ -48,7 +48,7 @@ def run(stage: Callable[[], None], hardware: Hardware) -> None:
         UserError: `hardware` does not fit this machine.
     """
     if hardware.processes * hardware.nodes > 1 and "RANK" not in os.environ:
-        _start(command(), hardware)
+        _start(hardware)
     else:
         with joined(hardware.device):
             stage()
@@ -113,7 +113,7 @@ def accelerate_environment(config: Path, processes: int) -> dict[str, str]:
     return {name: value for name, value in made.items() if os.environ.get(name) != value}
 
 
-def _start(words: list[str], hardware: Hardware) -> None:
+def _start(hardware: Hardware) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -126,6 +126,7 @@ def _start(words: list[str], hardware: Hardware) -> None:
     # What it says of a rank's end is said below, in fewer words. Each of its modules sets a level of its own.
     for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    words = command()
     # Machines may have one disk.
     logs = LOGS / f"{'-'.join(words[1:])}.{os.environ.get(NODE_RANK, '0')}"
     shutil.rmtree(logs, ignore_errors=True)

@@ -12,11 +12,10 @@ import torch
 from helpers import prepare
 
 from stages import dbt, intervals, label_references, label_scores
-from stages.dialogues import Dialogue, Turn, examples, write_dialogues
+from stages.dialogues import SPLITS, Dialogue, Turn, examples, write_dialogues
 from stages.generate import write_replies
 from stages.modeling.encoder import load_encoder
 from stages.params import load
-from stages.prepare import write
 from stages.scoring.classifier import calibration_error
 from stages.scoring.dbt import LABELS, STAGES, read_stages
 from stages.scoring.dbt import probabilities as stage_probabilities
@@ -128,7 +127,9 @@ def trained(tmp_path_factory):
         for name in ("stages", "data/dbt_stages.csv"):
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).symlink_to(ROOT / name)
-        write(dialogues, Path("data/dialogues"))
+        for split in SPLITS:
+            some = sorted((one for one in dialogues if one.split == split), key=lambda one: one.id)
+            write_dialogues(some, Path(f"data/dialogues/{split}.parquet"))
         chosen = params(epochs=1, batch_size=16, max_length=32)
         dbt.main("dbt", chosen)
         label_references.main("dbt", Path("models/dbt"), chosen)

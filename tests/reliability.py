@@ -1,6 +1,6 @@
 """The tables of docs/reliability.md, from what campaigns of tests counted (docs/reliability/<campaign>.json).
 
-    python tests/reliability.py
+    PYTHONPATH=. python tests/reliability.py
 
 writes them anew, as `pytest --record` does, and leaves the prose alone.
 """

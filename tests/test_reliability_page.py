@@ -7,7 +7,7 @@ RECORD = {"command": "python -m pytest x --record", "rows": [{"what": "a | b", "
 
 
 def test_the_page_is_current():
-    """Mend it with `python tests/reliability.py`."""
+    """Mend it with `PYTHONPATH=. python tests/reliability.py`."""
     text = PAGE.read_text(encoding="utf-8")
     assert page(text, results()) == text
 

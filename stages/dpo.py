@@ -57,7 +57,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     from stages.modeling.packed import prepare, unserved
     from stages.modeling.reference import complete, identity, with_reference
     from stages.modeling.resume import last_checkpoint
-    from stages.modeling.training import counted_anew, run
+    from stages.modeling.training import counted_anew, redraw, run
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
@@ -76,10 +76,14 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         logps = complete(policy, asked, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
-    if not of_first(lambda: is_over(folder, start if later else None)):
+    over = of_first(lambda: is_over(folder, start if later else None))
+    if not over:
         run(trainer, curves, start=counted_anew(start, trainer, folder) if later else None)
     # The trainer writes a checkpoint at the end of the epoch.
     end = Path(of_first(lambda: str(last_checkpoint(folder))))
+    if over:
+        # DVC has removed the stage's outs before it ran it again.
+        by_first(lambda: redraw(end, curves))
     by_first(lambda: hand_on_reference(adapter, folder / LOGPS, end / REFERENCE))
     return end
 

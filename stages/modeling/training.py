@@ -115,6 +115,17 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
     train(trainer, start)
 
 
+def redraw(checkpoint: Path, curves: Path) -> None:
+    """Write the curves of a run that `checkpoint` is the end of: those that `run` had written before it was killed.
+
+    Args:
+        checkpoint: the last one of the run.
+        curves: folder for the DVCLive curves.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    _replayed(state["log_history"], curves).end()
+
+
 def counted_anew(start: Path, trainer: Trainer, folder: Path) -> Path:
     """`start`, the checkpoint of an earlier round, as if its epochs had had as many steps as the trainer's have.
 
@@ -237,7 +248,6 @@ def _progress_callback() -> Any:
 
 
 def _curves_callback(folder: Path) -> Any:
-    from dvclive.live import Live
     from transformers import TrainerCallback
 
     class Curves(TrainerCallback):
@@ -248,25 +258,37 @@ def _curves_callback(folder: Path) -> Any:
         """
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not state.is_world_process_zero:
-                return
-            shutil.rmtree(folder, ignore_errors=True)
-            self.live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
-            for entry in state.log_history:
-                self._write(entry["step"], entry)
+            if state.is_world_process_zero:
+                self.live = _replayed(state.log_history, folder)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                self._write(state.global_step, logs)
+                _add_row(self.live, state.global_step, logs)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 self.live.end()
 
-        def _write(self, step: int, logs: dict[str, float]) -> None:
-            self.live.step = step
-            for name in CURVES:
-                if name in logs:
-                    self.live.log_metric(name, float(logs[name]))
-
     return Curves()
+
+
+def _replayed(history: list[dict[str, float]], folder: Path) -> Any:
+    """DVCLive in `folder`, which holds the rows of `history` and nothing else."""
+    from dvclive.live import Live
+
+    shutil.rmtree(folder, ignore_errors=True)
+    live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
+    for entry in history:
+        _add_row(live, int(entry["step"]), entry)
+    return live
+
+
+def _add_row(live: Any, step: int, logs: dict[str, float]) -> None:
+    # The log at the end of training has TRL's means since the last one, and no loss. No checkpoint knows it: a row of
+    # it would be there or not depending on when a run was killed.
+    if "loss" not in logs:
+        return
+    live.step = step
+    for name in CURVES:
+        if name in logs:
+            live.log_metric(name, float(logs[name]))

@@ -24,7 +24,7 @@ MICRO = [
     "epitome.epochs=1", "epitome.max_length=16", "epitome.batch_size=16", "mmlu.limit=2", "mmlu.shots=1",
     "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32", "hardware.save_every=5",
 ]  # fmt: skip
-# What a person takes from a run; pages of the report are made of these.
+# What a person takes from a run; the other pages of the report are made of these.
 RESULTS = (
     "models",
     "data/dialogues",
@@ -33,6 +33,7 @@ RESULTS = (
     "data/scores",
     "data/references.parquet",
     "metrics",
+    "reports/curves",
 )
 RUNNING = re.compile(r"Running stage '([^']+)'")
 POLL = 0.002
@@ -125,3 +126,10 @@ def steps_seen(output: str) -> int:
     """The optimizer step that training has reached in the last stage of the output: its bar has no name before it."""
     bars = re.findall(r"(?:^|[\r\n])\s*\d+%\|[^|]*\| (\d+)/\d+ \[", output[max(output.rfind("Running stage"), 0) :])
     return int(bars[-1]) if bars else 0
+
+
+def steps_by_stage(output: str) -> dict[str, int]:
+    """The steps of each stage that an output names."""
+    begins = [match.start() for match in RUNNING.finditer(output)]
+    parts = [output[at:end] for at, end in zip(begins, [*begins[1:], len(output)], strict=True)]
+    return {RUNNING.findall(part)[0]: steps_seen(part) for part in parts}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_seen
+from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_by_stage, steps_seen
 
 from stages.manifest import newest_whole, step_of
 
@@ -20,15 +20,19 @@ TRAINED = {"base": "base", "sft": "sft", "dpo@e1": "dpo-e1", "dpo@e2": "dpo-e2"}
 WEIGHT = 3
 # The longest pause after a file has appeared, in seconds: a checkpoint is written in less.
 WRITING = 0.03
+# The same after the last step of a stage, which then writes its out, ends, and has it hashed by DVC.
+ENDING = 1.0
+MOMENTS = ("any", "step", "writing", "ending")
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run that nobody killed made, and when its stages began, in seconds; the last one is the end."""
+    """What a run that nobody killed made; the seconds at which its stages began, and the last ended; their steps."""
 
     results: dict[str, bytes]
     order: list[str]
     began: list[float]
+    steps: dict[str, int]
 
     def seconds(self, stage: str) -> float:
         at = self.order.index(stage)
@@ -59,15 +63,15 @@ def undisturbed(tmp_path_factory) -> Undisturbed:
     run.wait_until(note)
     note()
     assert run.process.returncode == 0, run.output[-4000:]
-    return Undisturbed(results(folder), order, [*began, time.monotonic()])
+    return Undisturbed(results(folder), order, [*began, time.monotonic()], steps_by_stage(run.output))
 
 
-def wait_for(run: Run, stage: str, order: list[str], moment: str, seconds: float, rng: random.Random) -> None:
+def wait_for(run: Run, stage: str, moment: str, undisturbed: Undisturbed, rng: random.Random) -> None:
     """Wait until `stage`, or one behind it, is at the moment of the kill."""
-    reached = order[order.index(stage) :]
+    reached = undisturbed.order[undisturbed.order.index(stage) :]
     if not run.wait_until(lambda: run.stage() in reached):
         return
-    begin, pause = time.monotonic(), rng.random() * seconds
+    begin, pause = time.monotonic(), rng.random() * undisturbed.seconds(stage)
     step = rng.randrange(1, 30)
     kept = Path(run.log.parent / "project/.checkpoints")
     before = set(kept.rglob("*"))
@@ -80,6 +84,10 @@ def wait_for(run: Run, stage: str, order: list[str], moment: str, seconds: float
             # The next checkpoint's folder appears, or a file in it.
             run.wait_until(lambda: set(kept.rglob("checkpoint-*")) - before or run.stage() != stage)
             begin, pause = time.monotonic(), rng.random() * WRITING
+            run.wait_until(lambda: time.monotonic() - begin > pause)
+        case "ending":
+            run.wait_until(lambda: steps_seen(run.output) >= undisturbed.steps[stage] or run.stage() != stage)
+            begin, pause = time.monotonic(), rng.random() * ENDING
             run.wait_until(lambda: time.monotonic() - begin > pause)
 
 
@@ -94,10 +102,7 @@ def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str
     """Stage and moment of each kill, in the order of the stages; every stage has its part."""
     pool = [stage for stage in order for _ in range(WEIGHT if stage in TRAINED else 1)]
     drawn = [pool[i % len(pool)] for i in range(kills)] if kills >= len(pool) else rng.sample(pool, kills)
-    return [
-        (stage, rng.choice(("any", "step", "writing")) if stage in TRAINED else "any")
-        for stage in sorted(drawn, key=order.index)
-    ]
+    return [(stage, rng.choice(MOMENTS) if stage in TRAINED else "any") for stage in sorted(drawn, key=order.index)]
 
 
 def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded, request):
@@ -111,7 +116,7 @@ def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, r
     ended = 0
     for number, (stage, moment) in enumerate(schedule(undisturbed.order, kills, rng)):
         run = repro(project, tmp_path / f"{number}.txt")
-        wait_for(run, stage, undisturbed.order, moment, undisturbed.seconds(stage), rng)
+        wait_for(run, stage, moment, undisturbed, rng)
         hit = run.stage()
         if not run.kill():
             assert run.process.returncode == 0, run.output[-4000:]

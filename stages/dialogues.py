@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,15 +85,15 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def text_keys(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """What stands for each text, as `normalise` gives it, where many are compared: 64 bits of BLAKE2b.
+def text_keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """What stands for each text, as `normalise` gives it, where many are compared: 64 bits of SipHash.
 
     Of n texts two different ones have the same key with a probability below n**2 / 2**65.
     """
     import numpy as np
+    from pandas.util import hash_array
 
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), np.uint64)
+    return hash_array(np.array(texts, object), categorize=False)
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -19,7 +19,7 @@ from stages.pairs import describe, measures, percent, repeated, write_pairs
 from stages.preferences import epoch_draws
 from stages.preferences.epoch_draws import Epoch, write_epoch
 from stages.preferences.example_batches import example_batches
-from stages.preferences.keyed import Lowest, draw_all, uniforms
+from stages.preferences.keyed import Lowest, draw_all, keys_and_words, uniforms
 from stages.preferences.opposite_emotion import PairError, build_pairs, draw, group_by_label, random_part, uniform
 
 OPPOSITES = {"joyful": "sad", "sad": "joyful", "proud": "ashamed", "ashamed": "proud"}
@@ -124,7 +124,7 @@ def example(name, target):
 
 
 def keys(some):
-    return text_keys(normalise(one.target) for one in some)
+    return text_keys([normalise(one.target) for one in some])
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 20), st.integers(1, 9))
@@ -138,8 +138,17 @@ def test_the_lowest_of_many(numbers, limit, at_a_time):
 @given(st.text(st.characters(max_codepoint=127)) | st.text())
 def test_text_is_compared_by_its_words(text):
     assert normalise(text) == " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
-    (one, other, third) = text_keys(map(normalise, [text, f"  {text}!", f"{text} x"]))
+    (one, other, third) = text_keys([normalise(some) for some in (text, f"  {text}!", f"{text} x")])
     assert one == other != third
+
+
+@given(st.lists(st.text(st.characters(max_codepoint=127)) | st.text() | st.text("a B\t\x1f'_-9é ")))
+def test_texts_are_compared_together_as_one_by_one(texts):
+    given = pa.chunked_array([texts[:2], [], texts[2:]], pa.string())
+    keys, words = keys_and_words(given)
+    assert keys.tolist() == text_keys([normalise(text) for text in texts]).tolist()
+    assert words.tolist() == [len(text.split()) for text in texts]
+    assert keys_and_words(given.slice(1))[0].tolist() == keys[1:].tolist()
 
 
 def test_rows_in_another_order_are_refused(tmp_path):

@@ -55,12 +55,16 @@ class Copies:
         """Take note of dialogues; of each a list of the keys that `among` looks for, once all have been added."""
         import pyarrow as pa
 
-        found = []
+        texts: list[list[str]] = []
+        held_out: dict[str, list[str]] = {split: [] for split in self._own}
         for one in dialogues:
+            texts.append(list(copied(one.turns)))
             if one.split != "train":
-                self._own[one.split].extend(text_keys(texts_of(one.turns)).tolist())
-            found.append(text_keys(copied(one.turns)))
-        return pa.array(found, pa.list_(pa.uint64()))
+                held_out[one.split] += texts_of(one.turns)
+        for split, some in held_out.items():
+            self._own[split].extend(text_keys(some).tolist())
+        offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, text_keys([text for some in texts for text in some]))
 
     def among(self, split: str, keys: pa.Array) -> npt.NDArray[np.bool_]:
         """Which dialogues of a split, by their keys from `add`, are copies."""

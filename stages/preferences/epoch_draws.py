@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.batches import ROWS, in_processes, scratch, spill, spilled, table_writer
-from stages.dialogues import Targets, normalise, text_keys
+from stages.dialogues import Targets
 from stages.preferences.example_batches import example_batches
-from stages.preferences.keyed import Keys, Lowest, Places, draw_all, id_bytes, uniforms
+from stages.preferences.keyed import Keys, Lowest, Places, draw_all, id_bytes, keys_and_words, uniforms
 from stages.preferences.opposite_emotion import Pair, PairError, check_coverage, schema_of
 
 if TYPE_CHECKING:
@@ -168,11 +168,7 @@ def by_label(labels: pa.ChunkedArray) -> tuple[Places, list[tuple[str, int, int]
 
 def compare(file: Path) -> None:
     """Write the keys of the targets in a file of `part_by_label`, and how many words they have, beside it."""
-    texts = (table["target"].to_pylist() for table in spilled(file))
-    found = [
-        (text_keys(map(normalise, some)), np.array([len(text.split()) for text in some], np.uint32)) for some in texts
-    ]
-    keys, words = zip(*found, strict=True)
+    keys, words = zip(*(keys_and_words(table["target"]) for table in spilled(file)), strict=True)
     np.save(file.with_suffix(".keys.npy"), np.concatenate(keys))
     np.save(file.with_suffix(".words.npy"), np.concatenate(words))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stages.dialogues import FOLDED, normalise, text_keys
 from stages.preferences.opposite_emotion import ATTEMPTS
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 Keys = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+SPACE = ord(" ")
+# As `normalise` folds the bytes of a text, and whether `str.split` parts words at one.
+FOLD = np.frombuffer(FOLDED, np.uint8)
+BETWEEN_WORDS = np.array([i < 128 and chr(i).isspace() for i in range(256)])
 
 
 def id_bytes(ids: pa.ChunkedArray) -> list[bytes]:
@@ -82,3 +88,59 @@ class Lowest:
     def last(self) -> int | None:
         """The greatest of the lowest; None where there are no more than `limit`."""
         return int(np.partition(self._kept, self.limit - 1)[self.limit - 1]) if self.added > self.limit else None
+
+
+def keys_and_words(texts: pa.ChunkedArray) -> tuple[Keys, Places]:
+    """`text_keys` of the texts as `normalise` gives them, and how many words each has."""
+    import pyarrow.compute as pc
+
+    ascii_only = pc.string_is_ascii(texts).to_numpy()
+    keys, words = np.empty(len(texts), np.uint64), np.empty(len(texts), np.int64)
+    keys[ascii_only], words[ascii_only] = _of_ascii(texts.filter(ascii_only))
+    others = texts.filter(~ascii_only).to_pylist()
+    keys[~ascii_only] = text_keys([normalise(text) for text in others])
+    words[~ascii_only] = [len(text.split()) for text in others]
+    return keys, words
+
+
+def _of_ascii(texts: pa.ChunkedArray) -> tuple[Keys, Places]:
+    """As `keys_and_words`, byte by byte instead of text by text."""
+    data, offsets = _bytes_of(texts)
+    folded = FOLD[data]
+    apart = folded == SPACE
+    # Of the spaces the first one behind a word.
+    kept = ~apart | np.append(False, ~apart[:-1])
+    begins = offsets[:-1][np.diff(offsets) > 0]
+    kept[begins] = ~apart[begins]
+    folded, offsets_kept = folded[kept], _counted(kept, offsets)
+    # And not at the end of a text.
+    ends = offsets_kept[1:][np.diff(offsets_kept) > 0] - 1
+    last = np.zeros(len(folded), bool)
+    last[ends[folded[ends] == SPACE]] = True
+    keys = text_keys(_texts_of(folded[~last], _counted(~last, offsets_kept)))
+    blank = BETWEEN_WORDS[data]
+    starts = ~blank & np.append(True, blank[:-1])
+    starts[begins] = ~blank[begins]
+    return keys, np.diff(_counted(starts, offsets))
+
+
+def _counted(chosen: npt.NDArray[np.bool_], offsets: Places) -> Places:
+    """How many of the bytes are chosen before each offset."""
+    return np.append(0, np.cumsum(chosen))[offsets]
+
+
+def _bytes_of(texts: pa.ChunkedArray) -> tuple[Bytes, Places]:
+    """The bytes of all texts behind each other, and where each begins; at last, where the last ends."""
+    import pyarrow as pa
+
+    array = texts.combine_chunks().cast(pa.large_string())
+    _, starts, data = array.buffers()
+    offsets = np.frombuffer(starts, np.int64)[array.offset : array.offset + len(array) + 1]
+    return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _texts_of(data: Bytes, offsets: Places) -> Any:
+    import pyarrow as pa
+
+    found = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+    return found.to_numpy(zero_copy_only=False)

@@ -205,6 +205,15 @@ def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, monk
     assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
 
 
+def test_an_architecture_whose_pairs_are_not_laid_out_in_rows_has_no_plan_of_dpo():
+    params = params_of("tiny")
+    config = transformers.PhiConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
+    )
+    page = plan.plan(config, params, None)
+    assert "| dpo" not in page and "DPO of phi runs in TRL's padded batches: not planned." in page
+
+
 def test_errors_are_for_people(root, monkeypatch, capsys):
     with pytest.raises(ModelError, match=r"the shape of mistralai/Mistral.* cannot be had.*--config FOLDER"):
         run(monkeypatch, capsys, "model=mistral-7b", "hardware=gpu")

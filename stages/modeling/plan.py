@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import reported
 from stages.modeling.footprint import Kept, kept
+from stages.modeling.packed import SERVED
 from stages.modeling.process import ModelError
 from stages.modeling.sizes import Size, Step, size
 from stages.params import Params, compose, load
@@ -101,8 +102,9 @@ def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
 def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
     """The page: sizes, a column for each stage with and without checkpointing, and the micro-batch that fits."""
     whole = size(config, params)
-    batches = {step: int(getattr(params, step).batch_size) for step in STEPS}
-    cases = [(step, checkpointing) for step in STEPS for checkpointing in (False, True)]
+    steps = STEPS if config.model_type in SERVED else STEPS[:1]
+    batches = {step: int(getattr(params, step).batch_size) for step in steps}
+    cases = [(step, checkpointing) for step in steps for checkpointing in (False, True)]
     ones, twos = ([kept(config, params, *case, n) for case in cases] for n in (1, 2))
     micro = [min(params.hardware.micro_batch_size, batches[step]) for step, _ in cases]
     rows = [["GiB", *(f"{step}{', checkpointing' if checkpointing else ''}" for step, checkpointing in cases)]]
@@ -113,7 +115,8 @@ def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
         most = [batches[step] for step, _ in cases]
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
         rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
-    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory)])
+    left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
+    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory), *left_out])
 
 
 def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:

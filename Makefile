@@ -42,6 +42,7 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 	python -m benchmarks.dpo
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
+	python -m benchmarks.data
 	python -m benchmarks.page
 
 study: setup ## Run a study of studies/ (make study NAME=empo-figure3)

@@ -24,9 +24,11 @@ SECTIONS = {
     "generate": ("generate",),
     "scoring": ("scoring",),
     "mmlu": ("mmlu",),
+    "data": ("data",),
 }
 LARGE = "Mistral 7 B, LoRA r 1024, on a GPU"
-UNMEASURED = {"scoring": "on a GPU"}
+# The last row of a table, where a GPU would do the work.
+UNMEASURED = {"scoring": "on a GPU", "data": None}
 SIDES = {
     "ours": "here",
     "trl": "TRL SFTTrainer",
@@ -101,8 +103,10 @@ def block(section: str, results: list[Mapping[str, Any]]) -> str:
          *(number(find(case, peer)) for find in columns.values())]
         for result in results for name, peer, side, case in cases(result)
     ]  # fmt: skip
-    unmeasured = [UNMEASURED.get(section, LARGE), "", "not measured", *[""] * (len(head) - 3)]
-    return f"{aligned([head, *body, unmeasured])}\n\n" + "".join(dict.fromkeys(map(ground, results)))
+    if unmeasured := UNMEASURED.get(section, LARGE):
+        body.append([unmeasured, "", "not measured", *[""] * (len(head) - 3)])
+    tables = [aligned([head, *body]), *(aligned(sizes(result)) for result in results if "sizes" in result)]
+    return "\n\n".join(tables) + "\n\n" + "".join(dict.fromkeys(map(ground, results)))
 
 
 def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
@@ -110,6 +114,39 @@ def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
     for name, case in result["cases"].items():
         for peer, one in case.get("over", {result["peer"]: case}).items():
             yield name, peer, SIDES.get(peer, peer), {**case, **one}
+
+
+def sizes(result: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A table of stages by the size of the corpus."""
+    yield [
+        "stage",
+        "dialogues",
+        "seconds",
+        "of all cores",
+        "dialogues/s",
+        "pairs/s",
+        "peak, MiB",
+        "a worker's, at most",
+    ]
+    for size, stages in sorted(result["sizes"].items(), key=lambda one: int(one[0])):
+        for stage, one in stages.items():
+            seconds = max(one["seconds"], 0.01)
+            pairs = number(round(one["pairs"] / seconds)) if one["pairs"] else ""
+            worker = number(one["worker_memory_mib"]) if one["worker_memory_mib"] else ""
+            yield [stage, number(int(size)), number(one["seconds"]), number(one["cpu_seconds"]),
+                   number(round(int(size) / seconds)), pairs, number(one["peak_memory_mib"]), worker]  # fmt: skip
+    grown = result["bytes_a_dialogue"]
+    if None not in grown.values():
+        yield [
+            "bytes more a dialogue",
+            "",
+            "",
+            "",
+            "",
+            "",
+            ", ".join(f"{key} {value}" for key, value in grown.items()),
+            "",
+        ]
 
 
 def spread(case: Case) -> str:
@@ -125,7 +162,7 @@ def ground(result: Mapping[str, Any]) -> str:
     on = result["machine"]
     parts = [
         result.get("data"),
-        result["dtype"],
+        result.get("dtype"),
         f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}",
         f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}",
     ]

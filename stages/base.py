@@ -43,13 +43,12 @@ def resolve(model: Model) -> dict[str, Any]:
             f"model.hub_id = {model.hub_id!r} at revision {model.revision!r} cannot be resolved: {error}. "
             "Check the id, the network and HF_TOKEN, or compose with model=tiny"
         ) from None
-    record = {"name": model.name, "hub_id": model.hub_id, "revision": model.revision, "commit": info.sha}
-    return record | held(model)
+    return record_of(model, hub_id=model.hub_id, revision=model.revision, commit=info.sha)
 
 
-def held(model: Model) -> dict[str, str]:
-    """What the record says of quantization: nothing where there is none."""
-    return {"quantization": model.quantization} if model.quantization else {}
+def record_of(model: Model, **source: Any) -> dict[str, Any]:
+    """The record of a base model: its name, where it comes from, and in what its weights are held, if not in floats."""
+    return {"name": model.name, **source, **({"quantization": model.quantization} if model.quantization else {})}
 
 
 def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
@@ -156,8 +155,7 @@ def main(params: Params) -> None:
     with checkpoints("base", settings, deps) as folder:
         model, tokenizer = make(dialogues, *settings, folder)
         made_of = encoder_signature(params.model) if params.model.as_decoder else None
-        record = {"name": params.model.name, "hub_id": None, "revision": None, "commit": None, "made_of": made_of}
-        record |= held(params.model)
+        record = record_of(params.model, hub_id=None, revision=None, commit=None, made_of=made_of)
         with whole_folder(TARGET, sum(one.nbytes for one in model.state_dict().values())) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)

@@ -83,7 +83,15 @@ def ask(
     seed: int,
     instruction: str | None = None,
 ) -> Asked:
-    """The prompts of `rows`; see `answer`."""
+    """The prompts of `rows`.
+
+    Args:
+        tokenizer: the model's.
+        rows: of `held_out`.
+        settings: length and decoding.
+        seed: of the sampling.
+        instruction: stands before each context, for the replies and for the ranks.
+    """
     from stages.modeling.chat import encode_prompt
     from stages.modeling.instruction import fit_instructed
     from stages.modeling.sampling import Draws
@@ -99,10 +107,9 @@ def answer(
     model: Any,
     tokenizer: Any,
     rows: Sequence[tuple[Example, Pair | None]],
+    asked: Asked,
     settings: Generate,
     hardware: Hardware,
-    seed: int,
-    instruction: str | None = None,
     replies: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer each context and rank its two replies.
@@ -111,10 +118,9 @@ def answer(
         model: in eval mode.
         tokenizer: the model's.
         rows: of `held_out`.
-        settings: length and decoding.
+        asked: of `ask`.
+        settings: lengths.
         hardware: device, precision, and the tokens of a batch.
-        seed: of the sampling.
-        instruction: stands before each context, for the replies and for the ranks.
         replies: what another engine has answered; None: `model` answers.
 
     Returns:
@@ -130,7 +136,6 @@ def answer(
     from stages.modeling.loading import require_positions
 
     require_positions(model, "generate.max_length", settings.max_length)
-    asked = ask(tokenizer, rows, settings, seed, instruction)
     if replies is None:
         replies = generate_replies(model, tokenizer, asked.prompts, settings.max_new_tokens, hardware, asked.draws)
     paired = [pair for _, pair in rows if pair]
@@ -172,7 +177,6 @@ def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
     from stages.modeling.instruction import read_instruction
     from stages.modeling.loading import load_tokenizer, load_variant
-    from stages.modeling.vllm_engine import vllm_replies, vllm_signature
 
     one = params.variants[variant]
     instruction = read_instruction(one.instruction_file) if one.instruction_file else None
@@ -180,14 +184,16 @@ def main(variant: str, params: Params) -> None:
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
     tokenizer, settings = load_tokenizer(BASE), (params.generate, params.hardware)
+    asked = ask(tokenizer, rows, params.generate, params.seed, instruction)
     replies, engine = None, None
     if params.generate.engine == "vllm":
+        from stages.modeling.vllm_engine import vllm_replies, vllm_signature
+
         # Before the model that ranks is loaded: vLLM takes the GPU to itself.
-        asked = ask(tokenizer, rows, params.generate, params.seed, instruction)
         replies = vllm_replies(BASE, Path(one.model), tokenizer, asked.prompts, *settings, asked.draws)
         engine = vllm_signature()
     model = load_variant(BASE, Path(one.model), params.hardware)
-    records = answer(model, tokenizer, rows, *settings, params.seed, instruction, replies)
+    records = answer(model, tokenizer, rows, asked, *settings, replies)
     by_first(lambda: write_replies(records, REPLIES / f"{variant}.parquet", engine))
 
 

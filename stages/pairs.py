@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 from stages.dialogues import Example, normalise, read_examples
 from stages.errors import reported
@@ -32,6 +33,7 @@ PAIRS = Path("data/pairs")
 # What is in the way where a run was killed; Git ignores it.
 WORK = Path("data/.pairs")
 METRICS = Path("metrics/pairs")
+P = TypeVar("P", bound=Pair)
 
 
 def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> dict[str, float]:
@@ -59,14 +61,13 @@ def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
     """
     chosen, rejected = sides(train, read_adherence(Path(params.miti.adherence)))
     part, pool = random_part(chosen, params.pairs.limit, params.seed), group_by_match(rejected)
-    pairs, *earlier = (counselling_pairs(part, pool, seed=params.seed, epoch=e) for e in range(epoch, 0, -1))
-    if not pairs:
-        raise PairError(
-            f"no pair was made of {len(train)} train examples: {len(chosen)} are of high quality or adherent, "
-            f"{len(rejected)} of low quality or non-adherent, and both are needed"
-        )
-    metrics = describe(part, pairs, len({one.label for one in part}))
-    metrics |= repeated(pairs, [pair for one in earlier for pair in one])
+    nothing = (
+        f"no pair was made of {len(train)} train examples: {len(chosen)} are of high quality or adherent, "
+        f"{len(rejected)} of low quality or non-adherent, and both are needed"
+    )
+    pairs, metrics = drawn(
+        part, lambda e: counselling_pairs(part, pool, seed=params.seed, epoch=e), epoch, params, nothing
+    )
     return pairs, metrics | match_counts(pairs) | {"candidates": len(rejected)}
 
 
@@ -126,21 +127,34 @@ def by_own_rule(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
         PairError: the rule made none.
     """
     part, build = random_part(train, params.pairs.limit, params.seed), rule_of(params.pairs.rule)
-    pairs, *earlier = (build(part, train, params, e) for e in range(epoch, 0, -1))
+    nothing = f"no pair was made of {len(part)} examples by pairs.rule = {params.pairs.rule!r}"
+    return drawn(part, lambda e: build(part, train, params, e), epoch, params, nothing)
+
+
+def drawn(
+    part: Sequence[Example], draw: Callable[[int], Sequence[P]], epoch: int, params: Params, nothing: str
+) -> tuple[list[P], dict[str, float]]:
+    """The pairs of an epoch by a rule whose draws hang on data alone, and their metrics.
+
+    Args:
+        part: the examples that are drawn for.
+        draw: the pairs of an epoch, given its number.
+        epoch: from 1.
+        params: the run's.
+        nothing: what is wrong where no pair is made.
+
+    Raises:
+        PairError: no pair is made.
+    """
+    pairs = draw(epoch)
     if not pairs:
-        raise PairError(f"no pair was made of {len(part)} examples by pairs.rule = {params.pairs.rule!r}")
-    metrics = describe(part, pairs, len({one.label for one in part}))
-    return pairs, metrics | repeated(pairs, [pair for one in earlier for pair in one])
+        raise PairError(nothing)
+    earlier = [pair for one in range(1, epoch) for pair in draw(one)]
+    metrics = describe(part, pairs, len({one.label for one in part})) | repeated(pairs, earlier)
+    return with_ahead(pairs, [draw(later) for later in ahead_of(epoch, params)]), metrics
 
 
-def by_draws(train: Sequence[Example], params: Params, epoch: int) -> tuple[Sequence[Pair], dict[str, float]]:
-    """The pairs of an epoch by a rule, other than EmPO's, whose draws hang on data alone, and their metrics."""
-    if params.pairs.rule == "counselling":
-        return counselling(train, params, epoch)
-    return by_own_rule(train, params, epoch)
-
-
-def with_ahead(pairs: Sequence[Pair], later: Sequence[Sequence[Pair]]) -> list[Pair]:
+def with_ahead(pairs: Sequence[P], later: Sequence[Sequence[P]]) -> list[P]:
     """`pairs` with what later epochs reject behind the same contexts.
 
     Args:
@@ -228,10 +242,13 @@ def in_memory(
     train: Sequence[Example], params: Params, key: str, epoch: int
 ) -> tuple[Sequence[Pair | ScoredPair], dict[str, float]]:
     """The pairs of round `key` by a rule that looks at all examples at once, and their metrics."""
-    if params.pairs.rule == "dbt":
-        return dbt(train, params, params.dpo.rounds[key], epoch)
-    pairs, metrics = by_draws(train, params, epoch)
-    return with_ahead(pairs, [by_draws(train, params, later)[0] for later in ahead_of(epoch, params)]), metrics
+    match params.pairs.rule:
+        case "dbt":
+            return dbt(train, params, params.dpo.rounds[key], epoch)
+        case "counselling":
+            return counselling(train, params, epoch)
+        case _:
+            return by_own_rule(train, params, epoch)
 
 
 def ahead_of(epoch: int, params: Params) -> range:

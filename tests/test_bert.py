@@ -17,7 +17,7 @@ from stages import base as base_stage
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 from stages.dialogues import Dialogue, Example, Turn
-from stages.generate import answer, held_out
+from stages.generate import Asked, answer, ask, held_out
 from stages.mmlu import measure
 from stages.modeling.bert import AS_DECODER, decoder_class, make_decoder, train_wordpiece
 from stages.modeling.chat import (
@@ -239,7 +239,7 @@ def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
     with pytest.raises(ModelError, match=r"sft\.max_length = 97 exceeds the 96 positions of the base model"):
         sft_stage.fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
     with pytest.raises(ModelError, match=r"generate\.max_length = 128 exceeds the 96 positions"):
-        answer(model, tokenizer, [], replace(GREEDY, max_length=128), HARDWARE, 1)
+        answer(model, tokenizer, [], Asked([], [], None), replace(GREEDY, max_length=128), HARDWARE)
     with pytest.raises(ModelError, match=r"tiny\.max_length = 97 exceeds the 96 positions"):
         base_stage.make([dialogue(1)], RANDOM, replace(TINY, max_length=97), HARDWARE, 1, tmp_path)
 
@@ -415,7 +415,8 @@ def test_the_whole_recipe(base, tmp_path):
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
     aligned = load_variant(base, end, HARDWARE)
-    records = answer(aligned, tokenizer, held_out(examples, lambda part: pairs, 4, 1), GREEDY, HARDWARE, seed=1)
+    rows = held_out(examples, lambda part: pairs, 4, 1)
+    records = answer(aligned, tokenizer, rows, ask(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = mmlu.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}

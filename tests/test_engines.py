@@ -99,7 +99,7 @@ def test_the_records_and_the_signature(name, reply, folders, tmp_path):
     base, adapter = folders
     tokenizer, model = load_tokenizer(base), load_variant(base, adapter, HARDWARE)
     replies = reply(name, adapter) if name == "vllm" else None
-    records = answer(model, tokenizer, ROWS, SETTINGS, HARDWARE, 13, replies=replies)
+    records = answer(model, tokenizer, ROWS, ask(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
     assert [one["reply"] for one in records] == reply("builtin", adapter)
     write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
     assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})

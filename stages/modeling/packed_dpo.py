@@ -3,9 +3,7 @@
 Of TRL's trainer only the batches and the forward pass are replaced: its losses, logging, checkpoints and callbacks work
 on the same tensors of log-probabilities, (2 B, R), the chosen replies first.
 
-TRL takes the mean over a micro-batch, and transformers that over the micro-batches: a pair weighs more in one that the
-end of an epoch has left small. Here each pair of an effective batch weighs the same, in how many micro-batches and on
-how many ranks it is dealt out.
+Each pair of an effective batch weighs the same, in how many micro-batches and on how many ranks it is dealt out.
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from stages.modeling.collate import IGNORED
 from stages.modeling.packed import bare, pair_output, takes_one_row
 from stages.modeling.pair_rows import PADDING, Block, lay_out
-from stages.modeling.shares import shared_loader
-from stages.ranks import total, world_size
+from stages.modeling.shares import EffectiveBatch, shared_loader
+from stages.ranks import world_size
 
 if TYPE_CHECKING:
     import torch
     from trl.trainer.dpo_trainer import DPOTrainer
 
-# A pair of which nothing is learned: of two equal replies the gradients cancel, and the loss is ln 2.
+# A pair of which nothing is learned: of two equal replies the gradients cancel.
 FILLER = {
     "prompt_ids": [0],
     "chosen_ids": [0],
@@ -35,6 +33,7 @@ FILLER = {
     "ref_chosen_logps": 0.0,
     "ref_rejected_logps": 0.0,
 }
+FILLER_LOSS = math.log(2)
 LAYOUT = ("row_ids", "row_positions", "row_blocks", "row_parts", "predictors", "targets")
 
 
@@ -149,38 +148,21 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
             # What `precompute_ref_log_probs` sets, without the pass over the data that comes with it.
             self.precompute_ref_logps = True
             read_rows(bare(policy))
-            # Of the effective batch: its pairs and micro-batches on all ranks, and the pairs of those that are done.
-            self.pairs, self.parts, self.done = 0, 0, list[int]()
+            self.batch = EffectiveBatch()
 
         def get_train_dataloader(self) -> Any:
             return super().get_train_dataloader() if world_size() == 1 else shared_loader(self, FILLER)
 
         def get_batch_samples(self, *args: Any) -> Any:
             batches, items = super().get_batch_samples(*args)
-            self.pairs = total(sum(int(one["real"].sum()) for one in batches))
-            self.parts = len(batches) * world_size()
+            self.batch.begin([one["real"] for one in batches])
             return batches, items
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             real = inputs.pop("real")
             with real_alone(self.accelerator, real):
                 mean = super().compute_loss(model, inputs, *args, **kwargs)
-            fillers = int((~real).sum())
-            self._weigh_metrics(total(len(real) - fillers))
-            if not fillers and len(real) * self.parts in (self.pairs, 0):
-                return mean
-            # Of the micro-batches transformers takes the mean, and of the ranks' gradients DDP.
-            return (mean * len(real) - fillers * math.log(2)) * (self.parts / self.pairs)
-
-        def _weigh_metrics(self, pairs: int) -> None:
-            """Put the mean over the pairs of an effective batch in the place of what TRL noted of its micro-batches."""
-            self.done.append(pairs)
-            if sum(self.done) < self.pairs:
-                return
-            weights, self.done = self.done, []
-            for name, values in self._metrics["train"].items():
-                if name != "num_tokens" and len(weights) > 1:
-                    noted = zip(values[-len(weights) :], weights, strict=True)
-                    values[-len(weights) :] = [sum(value * weight for value, weight in noted) / sum(weights)]
+            self.batch.note(real, self._metrics["train"])
+            return self.batch.weighed(mean, real, FILLER_LOSS)
 
     return EncodedPairsTrainer, PackedPairsTrainer

@@ -7,10 +7,13 @@ twice; here stands a filler instead, an example of which nothing is learned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stages.ranks import total, world_size
+
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import DataLoader
 
 
@@ -58,3 +61,53 @@ def shared_loader(trainer: Any, filler: Any) -> DataLoader[Any]:
         sampler_fn=lambda _: FilledOrder(),
         is_training=True,
     )
+
+
+class EffectiveBatch:
+    """What an example weighs in an effective batch: as much as any other.
+
+    TRL takes the mean over a micro-batch, transformers that over the micro-batches, and DDP that over the ranks: an
+    example weighs more in a micro-batch that the end of an epoch has left small.
+    """
+
+    def __init__(self) -> None:
+        # Of all ranks: examples and micro-batches, and the examples of each micro-batch that is done.
+        self._examples, self._parts, self._done = 0, 0, list[int]()
+
+    def begin(self, real: Sequence[torch.Tensor]) -> None:
+        """Begin with another one.
+
+        Args:
+            real: of each micro-batch of this rank, (B,) booleans; false for a filler.
+        """
+        self._examples = total(sum(int(one.sum()) for one in real))
+        self._parts = len(real) * world_size()
+
+    def note(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
+        """Take note of a micro-batch; behind the last, put the mean over the examples in the place of each one's mean.
+
+        Args:
+            real: of the micro-batch, as in `begin`.
+            metrics: a value of each micro-batch so far, which is a mean over its examples; `num_tokens` is none.
+        """
+        self._done.append(total(int(real.sum())))
+        if sum(self._done) < self._examples:
+            return
+        weights, self._done = self._done, []
+        for name, values in metrics.items():
+            if name != "num_tokens" and len(weights) > 1:
+                noted = zip(values[-len(weights) :], weights, strict=True)
+                values[-len(weights) :] = [sum(value * weight for value, weight in noted) / sum(weights)]
+
+    def weighed(self, mean: torch.Tensor, real: torch.Tensor, filler: float) -> torch.Tensor:
+        """The loss of a micro-batch, such that the mean over micro-batches and ranks is that over the examples.
+
+        Args:
+            mean: over the micro-batch, fillers included.
+            real: of the micro-batch, as in `begin`.
+            filler: the loss of a filler.
+        """
+        fillers = int((~real).sum())
+        if not fillers and len(real) * self._parts in (self._examples, 0):
+            return mean
+        return (mean * len(real) - fillers * filler) * (self._parts / self._examples)

@@ -83,11 +83,7 @@ def fit(
                 with autocast(hardware):
                     value = loss(batch)
                 done += 1
-                if not torch.isfinite(value):
-                    raise UserError(
-                        f"{name}: the loss is {float(value)} at step {done}: lower the learning rates of this stage, "
-                        "or take hardware.dtype=fp32"
-                    )
+                _require_finite(value, name, done)
                 _step(value, trained, optimizer)
                 if noted or done % hardware.save_every == 0 or done % steps == 0:
                     _keep(model, optimizer, done, checkpoint, hardware)
@@ -167,6 +163,14 @@ def calibration_error(truth: Sequence[int], probabilities: Sequence[Sequence[flo
         top = max(row)
         sums[min(int(top * BINS), BINS - 1)] += top - (row.index(top) == label)
     return 100 * sum(map(abs, sums)) / max(len(truth), 1)
+
+
+def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
+    if not loss.isfinite():
+        raise UserError(
+            f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
+            "hardware.dtype=fp32"
+        )
 
 
 def _step(loss: torch.Tensor, trained: Sequence[nn.Parameter], optimizer: AdamW) -> None:

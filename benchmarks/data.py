@@ -37,9 +37,10 @@ from stages.batches import ROWS, scratch
 from stages.corpora.empathetic_dialogues import COLUMNS
 from stages.dialogues import read_examples
 from stages.drawing import WIDTH, style
-from stages.params import Params, load
+from stages.params import load
 from stages.preferences.epoch_draws import Epoch, draw_each, part_by_label, write_epoch
 from stages.preferences.opposite_emotion import build_pairs, group_by_label, read_opposites
+from stages.sections import Params
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 STAGES = ("prepare", "pairs", "draws")

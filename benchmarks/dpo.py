@@ -34,8 +34,9 @@ from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import encode_pair
 from stages.modeling.process import set_up_process
 from stages.modeling.training import common_arguments
-from stages.params import Params, load
+from stages.params import load
 from stages.preferences.opposite_emotion import build_pairs, group_by_label, random_part, read_opposites
+from stages.sections import Params
 
 RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}
 PEERS = {

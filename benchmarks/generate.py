@@ -21,7 +21,8 @@ from stages.modeling.generation import generate_replies
 from stages.modeling.loading import autocast
 from stages.modeling.process import set_up_process
 from stages.modeling.tiny import make_model
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 
 PROMPTS = 64
 SIDES = ("ours", "peer")

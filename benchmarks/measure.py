@@ -18,7 +18,7 @@ from stages.dialogues import Dialogue
 from stages.files import write_json
 from stages.machine import machine
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Tiny
+from stages.sections import Tiny
 
 RESULTS = Path("benchmarks/results")
 # Real corpora, laid out as <corpus>/<file>, as for the tests.

@@ -21,8 +21,9 @@ from benchmarks.measure import CORPORA, HEADLINE, SIZES, alternate, compared, pa
 from stages.modeling.process import set_up_process
 from stages.modeling.shared_prefix import shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Params, Tiny, load
+from stages.params import load
 from stages.scoring import mmlu
+from stages.sections import Params, Tiny
 
 SAMPLE = Path("data/sample/mmlu")
 SUBJECTS = 4

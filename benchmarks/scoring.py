@@ -29,11 +29,12 @@ from typing import Any
 from benchmarks.measure import alternate, compared, write_result
 from stages.dialogues import Example, read_examples
 from stages.modeling.process import set_up_process
-from stages.params import Hardware, load
+from stages.params import load
 from stages.scoring.classifier import autocast
 from stages.scoring.epitome import level_logits, seeker_post, tokens_of
 from stages.scoring.epitome_files import load as load_classifiers
 from stages.scoring.epitome_model import Classifiers, encoder_of, heads
+from stages.sections import Hardware
 
 TEST = Path("data/dialogues/test.parquet")
 REPLIES = Path("data/replies")

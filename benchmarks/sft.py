@@ -31,7 +31,8 @@ from stages.modeling.loading import autocast
 from stages.modeling.process import set_up_process
 from stages.modeling.supervised import supervised_trainer
 from stages.modeling.training import common_arguments
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 from stages.sft import supervised
 
 BATCH = 64  # EmPO A.1

@@ -20,8 +20,9 @@ from stages.corpora.reading import Prepared, read_every_split
 from stages.dialogues import SPLITS, Dialogue, Turn, dialogue_of, to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json
-from stages.params import Behaviour, Dbt, Miti, Params, load
+from stages.params import load
 from stages.scoring.epitome_annotations import FILES, part_of, read_annotations
+from stages.sections import Behaviour, Dbt, Miti, Params
 
 DIALOGUES = Path("data/dialogues")
 PAIRS = Path("data/pairs")

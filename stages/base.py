@@ -18,7 +18,8 @@ from stages.errors import reported
 from stages.files import settle_model_files, whole_folder, write_json
 from stages.modeling.loading import RECORD
 from stages.modeling.process import ModelError, set_up_process
-from stages.params import Hardware, Model, Params, Tiny, load
+from stages.params import load
+from stages.sections import Hardware, Model, Params, Tiny
 
 RAW = Path("data/raw")
 SAMPLE = Path("data/sample/empatheticdialogues")

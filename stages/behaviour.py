@@ -23,10 +23,11 @@ from stages.corpora.reading import read_every_split
 from stages.dialogues import SPLITS, Dialogue, normalise
 from stages.errors import reported
 from stages.files import write_json
-from stages.params import Behaviour, Params, TurnTraining, folder_of, load
+from stages.params import folder_of, load
 from stages.scoring.behaviour import BEHAVIOUR, BEHAVIOURS, MITI
 from stages.scoring.miti import ADHERENCE, read_adherence
 from stages.scoring.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
+from stages.sections import Behaviour, Params, TurnTraining
 
 DIALOGUES = Path("data/dialogues")
 RAW = Path("data/raw")

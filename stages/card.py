@@ -24,8 +24,9 @@ from stages.errors import UserError, reported
 from stages.files import sha256_of, write_text
 from stages.licences import NOT_STATED, Licence, terms
 from stages.licences import load as load_licences
-from stages.params import BASE, ROUNDS, Params, chain, load, named
+from stages.params import load, named
 from stages.results import METRICS, read_metrics, read_variant
+from stages.sections import BASE, ROUNDS, Params, chain
 from stages.tables import Metrics
 
 CARDS = Path("reports/cards")

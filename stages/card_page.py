@@ -7,7 +7,7 @@ from io import StringIO
 from typing import Any
 
 from stages.card import EMBEDDED, Facts, Material
-from stages.params import Params
+from stages.sections import Params
 from stages.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, aligned, escape, measured, table
 
 OWN = "attune"

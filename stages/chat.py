@@ -18,8 +18,9 @@ from typing import Any
 
 from stages.dialogues import Turn
 from stages.errors import UserError, reported, visible
-from stages.params import Params, load, named
+from stages.params import load, named
 from stages.preferences.opposite_emotion import uniform
+from stages.sections import Params
 
 BASE = Path("models/base")
 NOTICE = (

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from stages.dialogues import Targets, dialogue_of
 from stages.errors import UserError
-from stages.params import BASE, ROUNDS, Variant
 from stages.scoring.intervals import DISTANCE, columns, distances, intervals, metrics
+from stages.sections import BASE, ROUNDS, Variant
 from stages.tables import VARIANT_COLUMNS, Metrics, direction
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from stages.corpora.reading import read_every_split
 from stages.dialogues import Dialogue
 from stages.errors import reported
 from stages.files import write_json
-from stages.params import Dbt, Params, folder_of, load
+from stages.params import folder_of, load
 from stages.scoring.dbt import LABELS, read_stages
 from stages.scoring.turn_labels import Labelled, label_turns
+from stages.sections import Dbt, Params
 
 DIALOGUES = Path("data/dialogues")
 RAW = Path("data/raw")

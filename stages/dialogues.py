@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from stages.params import Corpus
+    from stages.sections import Corpus
 
 # An instruction (system) stands before a prompt, in no dialogue.
 Role = Literal["system", "user", "assistant"]

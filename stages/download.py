@@ -20,8 +20,8 @@ from stages.corpora.sources import DownloadError, Source, is_inside
 from stages.corpora.sources import load as load_sources
 from stages.errors import reported
 from stages.files import sha256_of, write_text
-from stages.params import Params
 from stages.params import load as load_params
+from stages.sections import Params
 
 SOURCES = Path("data/sources.yaml")
 FIRST_USE = Path("data/first_use.json")

@@ -22,8 +22,9 @@ from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.launch import run as in_ranks
 from stages.modeling.process import halving
-from stages.params import Hardware, Params, load
+from stages.params import load
 from stages.ranks import by_first, of_first
+from stages.sections import Hardware, Params
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")

@@ -14,9 +14,10 @@ from typing import Any
 from stages.checkpoints import checkpoints
 from stages.errors import reported
 from stages.files import write_json
-from stages.params import Epitome, Hardware, Params, load
+from stages.params import load
 from stages.scoring.epitome_annotations import FILES, Annotation, encode, part_of, rationale_spans, read_annotations
 from stages.scoring.epitome_model import MECHANISMS, Classifiers
+from stages.sections import Epitome, Hardware, Params
 
 SAMPLE = Path("data/sample/epitome")
 RAW = Path("data/raw/epitome")

@@ -22,10 +22,11 @@ from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import whole_file, write_json
 from stages.launch import run as in_ranks
-from stages.params import Params, bertscore_encoder, load
+from stages.params import load
 from stages.ranks import by_first, merged, rank, world_size
 from stages.scoring import overlap
 from stages.scoring.epitome import MECHANISMS, seeker_post
+from stages.sections import Params, bertscore_encoder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,13 +19,14 @@ from stages.dialogues import Example, Turn, read_examples, turn_list_type
 from stages.errors import reported
 from stages.files import write_table
 from stages.launch import run as in_ranks
-from stages.params import Generate, Hardware, Params, load
+from stages.params import load
 from stages.preferences.counselling import counselling_pairs, group_by_match, sides
 from stages.preferences.dbt_candidates import other_act_pairs
 from stages.preferences.opposite_emotion import Pair, build_pairs, group_by_label, random_part, read_opposites, uniform
 from stages.preferences.rules import rule_of
 from stages.ranks import by_first
 from stages.scoring.miti import read_adherence
+from stages.sections import Generate, Hardware, Params
 
 if TYPE_CHECKING:
     from stages.modeling.sampling import Draws

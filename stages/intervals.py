@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from stages.dialogues import Targets, dialogue_of
 from stages.errors import UserError, reported
 from stages.files import write_json
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,8 @@ from pathlib import Path
 from stages.dialogues import read_examples
 from stages.errors import reported
 from stages.files import write_table
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 
 TEST = Path("data/dialogues/test.parquet")
 TARGETS = Path("data")

@@ -17,7 +17,8 @@ from typing import Any
 from stages.dialogues import to_turns
 from stages.errors import UserError, reported
 from stages.files import write_json, write_table
-from stages.params import Params, folder_of, label_scorers, load
+from stages.params import folder_of, load
+from stages.sections import Params, label_scorers
 
 REPLIES = Path("data/replies")
 REFERENCES = Path("data")

@@ -23,7 +23,7 @@ from stages.ranks import LOST, joined
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 # What ranks other than a machine's first say, which has the terminal; kept where one died.
 LOGS = Path(".checkpoints/ranks")

@@ -17,9 +17,10 @@ from typing import Any
 from stages.errors import UserError, reported
 from stages.files import write_json
 from stages.launch import run as in_ranks
-from stages.params import Params, load
+from stages.params import load
 from stages.ranks import by_first
 from stages.scoring import mmlu
+from stages.sections import Params
 
 BASE = Path("models/base")
 RAW = Path("data/raw")

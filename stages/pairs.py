@@ -17,7 +17,7 @@ from typing import TypeVar
 from stages.dialogues import Example, normalise, read_examples
 from stages.errors import reported
 from stages.files import write_json, write_table
-from stages.params import Params, Round, chain, load
+from stages.params import load
 from stages.preferences.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
 from stages.preferences.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, policy_source
@@ -26,6 +26,7 @@ from stages.preferences.epoch_draws import Epoch, write_epoch
 from stages.preferences.opposite_emotion import Pair, PairError, random_part, read_opposites, schema_of
 from stages.preferences.rules import rule_of
 from stages.scoring.miti import read_adherence
+from stages.sections import Params, Round, chain
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")

@@ -21,7 +21,8 @@ from stages.corpora.store import Store
 from stages.dialogues import SPLITS, Dialogue, examples, from_first_user
 from stages.errors import reported
 from stages.files import whole_folder, write_json
-from stages.params import Corpus, load
+from stages.params import load
+from stages.sections import Corpus
 
 RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")

@@ -17,7 +17,8 @@ from typing import Any
 from stages.card import CARDS, CardError, hashes, published
 from stages.card_page import OWN
 from stages.errors import UserError, reported
-from stages.params import Params, load, named
+from stages.params import load, named
+from stages.sections import Params
 
 
 class PushError(UserError):

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError, reported
 from stages.files import write_text
-from stages.params import Params, load, named
+from stages.params import load, named
 from stages.rate_page import PAGE, POLICY
 from stages.ratings import Answer, Item, RatingsError, Store, as_csv, current, first, items, order, read_csv, shared
 from stages.report import RATINGS, REPLIES, read_replies
+from stages.sections import Params
 from stages.win_rates import summary
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ from stages.comparison_page import sections
 from stages.errors import UserError, reported
 from stages.files import write_json, write_text
 from stages.machine import machine
-from stages.params import Params, compose, label_scorers, load
+from stages.params import compose, load
 from stages.pipeline import stages_in_order
 from stages.published import beside_dbt, beside_empo
+from stages.sections import Params, label_scorers
 from stages.tables import (
     CLASSIFIER_COLUMNS,
     EMPATHY_COLUMNS,

@@ -11,8 +11,9 @@ from pathlib import Path
 from stages.dialogues import Example, read_examples
 from stages.errors import reported
 from stages.files import write_table
-from stages.params import Hardware, Params, load
+from stages.params import load
 from stages.scoring.epitome import MECHANISMS, score, seeker_post
+from stages.sections import Hardware, Params
 
 TEST = Path("data/dialogues/test.parquet")
 CLASSIFIERS = Path("models/epitome")

@@ -21,10 +21,11 @@ from stages.checkpoints import tidy
 from stages.drawing import Curve, Rounds
 from stages.errors import reported
 from stages.files import write_text
-from stages.params import Params, Round, load
+from stages.params import load
 from stages.preferences.opposite_emotion import uniform
 from stages.ratings import read_csv
 from stages.results import METRICS, missing, read_metrics, read_object, read_text, read_variants, unreadable
+from stages.sections import Params, Round
 from stages.tables import (
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,

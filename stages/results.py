@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
-from stages.params import Params, label_scorers
+from stages.sections import Params, label_scorers
 from stages.tables import Metrics, mmlu_columns
 
 METRICS = Path("metrics")

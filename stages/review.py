@@ -14,8 +14,9 @@ from typing import Any
 
 from stages import diff
 from stages.errors import UserError, reported
-from stages.params import Params, load, named
+from stages.params import load, named
 from stages.report import FIELDS, MACHINE, REPLIES, choose, quote, read_replies
+from stages.sections import Params
 from stages.tables import escape
 
 Replies = Mapping[str, dict[str, Any]]

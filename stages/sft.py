@@ -19,8 +19,9 @@ from stages.dialogues import Dialogue, read_dialogues
 from stages.errors import UserError, reported
 from stages.launch import run as in_ranks
 from stages.modeling.process import ModelError, halving
-from stages.params import Hardware, Lora, Params, Sft, folder_of, load
+from stages.params import folder_of, load
 from stages.ranks import by_first
+from stages.sections import Hardware, Lora, Params, Sft
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")

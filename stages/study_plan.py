@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from stages.errors import UserError
 from stages.files import read_yaml
-from stages.params import Name, section
+from stages.sections import Name, section
 
 STUDIES = Path("studies")
 

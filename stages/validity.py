@@ -20,9 +20,10 @@ from statistics import fmean
 
 from stages.errors import UserError, reported
 from stages.files import read_csv, read_header
-from stages.params import Params, bertscore_encoder, load
+from stages.params import load
 from stages.scoring import overlap
 from stages.scoring.epitome import MECHANISMS
+from stages.sections import Params, bertscore_encoder
 from stages.tables import table
 
 EPITOME = Path("models/epitome")

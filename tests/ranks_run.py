@@ -7,7 +7,8 @@ from dataclasses import replace
 from stages import dpo, evaluate, generate, mmlu, sft
 from stages.errors import reported
 from stages.launch import run
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 
 
 def sample(variant: str, params: Params) -> None:

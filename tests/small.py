@@ -9,7 +9,8 @@ from helpers import project
 
 from stages.dialogues import Dialogue, Turn, write_dialogues
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Tiny, compose
+from stages.params import compose
+from stages.sections import Tiny
 
 WORDS = ("i", "feel", "so", "happy", "sad", "today", "my", "dog", "ran", "away", "and", "came", "home", "sorry")
 OVERRIDES = [

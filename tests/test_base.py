@@ -18,7 +18,7 @@ from stages.dialogues import CorpusError, Turn
 from stages.modeling.loading import load_base, load_tokenizer, origin
 from stages.modeling.process import ModelError
 from stages.modeling.tiny import packed_blocks, train_tokenizer
-from stages.params import Hardware, Model, Tiny
+from stages.sections import Hardware, Model, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 MADE = Model("t", None, None, None, None, False, False, None, None, None)
@@ -151,7 +151,8 @@ from dataclasses import replace
 from pathlib import Path
 from stages.base import main
 from stages.modeling.loading import load_base, load_tokenizer, origin
-from stages.params import Hardware, Model, load
+from stages.params import load
+from stages.sections import Hardware, Model
 
 params = load(Path(sys.argv[1]))
 main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None, None)))

@@ -14,13 +14,14 @@ from stages.corpora.miti_sentences import FILE, read, split_of
 from stages.dialogues import CorpusError, Dialogue, Turn, examples, read_dialogues, write_dialogues
 from stages.download import needed
 from stages.generate import write_replies
-from stages.params import ParamsError, check, load
+from stages.params import check, load
 from stages.scoring.behaviour import BEHAVIOURS, LABELS, probabilities, sentences
 from stages.scoring.behaviour_metrics import metrics, per_example, reflection_to_question
 from stages.scoring.intervals import intervals as bootstrap
 from stages.scoring.miti import read_adherence
 from stages.scoring.turn_classifier import ClassifierError
 from stages.scoring.turn_labels import LabelError
+from stages.sections import ParamsError
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = load(ROOT / "params.yaml")

@@ -37,10 +37,10 @@ from stages.modeling.sampling import Draws
 from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
 from stages.modeling.training import save_adapter
 from stages.pairs import write_pairs
-from stages.params import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 from stages.preferences.dbt_candidates import policy_source
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
 from stages.scoring import mmlu
+from stages.sections import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")

@@ -23,8 +23,9 @@ from stages.corpora.fetch import sha256_of
 from stages.errors import UserError
 from stages.licences import LicenceError
 from stages.licences import load as load_licences
-from stages.params import Params, compose, load
+from stages.params import compose, load
 from stages.push import PushError, checked_card
+from stages.sections import Params
 from stages.tables import VARIANT_COLUMNS
 
 TOKEN = "hf_thisisthetokenofatest"

@@ -15,7 +15,8 @@ from stages.errors import UserError
 from stages.modeling.chat import encode_prompt
 from stages.modeling.generation import generate_replies
 from stages.modeling.tiny import train_tokenizer
-from stages.params import Hardware, load
+from stages.params import load
+from stages.sections import Hardware
 
 ROOT = Path(__file__).parents[1]
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")

@@ -9,8 +9,8 @@ import pytest
 from stages import comparison
 from stages.comparison import ComparisonError, Drawing, against_specialised, against_standard, differences, keep, read
 from stages.comparison_page import Pairing, sections, verdict
-from stages.params import Variant
 from stages.scoring.intervals import distances, draws
+from stages.sections import Variant
 from stages.tables import direction
 
 NONE = "data/dialogues"

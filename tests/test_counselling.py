@@ -14,11 +14,12 @@ from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
 from stages.dialogues import examples as one_by_one
 from stages.generate import held_out_pairs
 from stages.pairs import counselling, main
-from stages.params import Columns, Round, load
+from stages.params import load
 from stages.preferences.counselling import MATCHES, counselling_pairs, group_by_match, match_counts, sides
 from stages.preferences.opposite_emotion import PairError
 from stages.scoring.miti import ADHERENCE, read_adherence
 from stages.scoring.turn_labels import LabelError
+from stages.sections import Columns, Round
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "data/miti_adherence.csv"

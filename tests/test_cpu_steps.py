@@ -7,7 +7,7 @@ from stages.modeling import token_log_probs
 from stages.modeling.block_attention import by_block
 from stages.modeling.norm import quicken_norms, rms_norm
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Tiny
+from stages.sections import Tiny
 
 TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
 

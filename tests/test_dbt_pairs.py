@@ -18,9 +18,10 @@ from stages.modeling.loading import RECORD
 from stages.modeling.sampling import Draws
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.pairs import describe, scores, write_pairs
-from stages.params import Hardware, Tiny, load
+from stages.params import load
 from stages.preferences.dbt import Candidates, scored_pairs
 from stages.preferences.dbt_candidates import corpus_source, other_act_pairs, policy_source
+from stages.sections import Hardware, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 ACTS = ("Question", "Information", "Others")

@@ -21,7 +21,7 @@ from helpers import project
 from stages.dialogues import Dialogue, Example, Turn, write_dialogues
 from stages.modeling.encoder import load_encoder
 from stages.pairs import answers_file, main
-from stages.params import Llm, Round, load
+from stages.params import load
 from stages.preferences.dbt import scored_pairs
 from stages.preferences.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
 from stages.preferences.endpoint import EndpointError, Request, ask
@@ -29,6 +29,7 @@ from stages.scoring.dbt import LABELS
 from stages.scoring.dbt import probabilities as stage_probabilities
 from stages.scoring.turn_classifier import TurnClassifier, save
 from stages.scoring.turn_classifier import make_model as make_head
+from stages.sections import Llm, Round
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = {name: str(ROOT / f"data/prompts/dbt_{name}.txt") for name in ("replies", "judge")}
@@ -424,7 +425,7 @@ def test_transformers_serve_answers(tmp_path):
     """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
     pytest.importorskip("fastapi")
     from stages.modeling.tiny import make_model, train_tokenizer
-    from stages.params import Tiny
+    from stages.sections import Tiny
 
     tokenizer = train_tokenizer(["i lost my job", "how are you"] * 3, 320, 2048)
     make_model(tokenizer, Tiny(320, 16, 32, 1, 1, 2048, "sample", 1, 1e-3, 4, 64, "llama"), 1).save_pretrained(

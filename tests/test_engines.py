@@ -20,7 +20,8 @@ from stages.modeling.process import ModelError
 from stages.modeling.tiny import make_model
 from stages.modeling.training import save_adapter
 from stages.modeling.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
-from stages.params import Generate, Hardware, Lora, ParamsError, Tiny, check, load
+from stages.params import check, load
+from stages.sections import Generate, Hardware, Lora, ParamsError, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")

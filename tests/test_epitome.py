@@ -16,7 +16,7 @@ from stages import epitome as stage
 from stages import references
 from stages.dialogues import Example, Turn
 from stages.modeling.encoder import load_encoder
-from stages.params import Encoder, Epitome, Hardware, load
+from stages.params import load
 from stages.scoring.classifier import accuracy, f1, macro_f1, mixed_batches, pad
 from stages.scoring.epitome import level_logits, lowered, score, seeker_post, tokens_of
 from stages.scoring.epitome_annotations import (
@@ -41,6 +41,7 @@ from stages.scoring.epitome_model import (
     make_classifier,
 )
 from stages.scoring.epitome_training import _loss, measure, post_states, train
+from stages.sections import Encoder, Epitome, Hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"

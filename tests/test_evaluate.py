@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 
 from stages.evaluate import RepliesError, evaluate, main, read, read_references, score
 from stages.files import write_json
-from stages.params import bertscore_encoder, check
+from stages.params import check
 from stages.scoring.epitome import MECHANISMS
 from stages.scoring.overlap import overlap
+from stages.sections import bertscore_encoder
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = pa.schema(

@@ -14,8 +14,8 @@ from stages.modeling.chat import Completion, encode_completion, encode_prompt
 from stages.modeling.generation import generate_replies, mean_logps
 from stages.modeling.sampling import Draws
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Generate, Hardware, Tiny
 from stages.preferences.opposite_emotion import build_pairs, group_by_label
+from stages.sections import Generate, Hardware, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 GREEDY = Generate(None, 12, 96, False, 1.0, 1.0, "builtin")

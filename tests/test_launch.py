@@ -14,8 +14,9 @@ from torch.distributed.elastic.multiprocessing import Std
 
 from stages import launch
 from stages.errors import UserError
-from stages.params import ParamsError, check
+from stages.params import check
 from stages.ranks import LOST
+from stages.sections import ParamsError
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = sorted((ROOT / "conf/accelerate").glob("*.yaml"))

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from stages.modeling.last_layer import narrow, reading_at
 from stages.modeling.lora import lora_product, quicken
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Tiny
+from stages.sections import Tiny
 
 TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
 

@@ -10,7 +10,7 @@ from helpers import prepare
 
 from stages.corpora.mi import LABELS, act_of, read
 from stages.dialogues import CorpusError, Dialogue, Turn
-from stages.params import Columns
+from stages.sections import Columns
 
 HEADER = ["dialog_id", "turn", "author", "text", "final agreed label"]
 NAMES = {"dialogue": "id", "turn": "n", "role": "who", "text": "sentence", "act": "miti"}

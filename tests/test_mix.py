@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from stages.corpora.store import last_places, mixture_place
 from stages.dialogues import CorpusError, Dialogue, Turn, read_dialogues
 from stages.download import needed
-from stages.params import ParamsError, check
+from stages.params import check
 from stages.prepare import main
+from stages.sections import ParamsError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,9 @@ from stages import mmlu as stage
 from stages.modeling.bert import decoder_class
 from stages.modeling.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
 from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import Hardware, Mmlu, Tiny, load
+from stages.params import load
 from stages.scoring import mmlu
+from stages.sections import Hardware, Mmlu, Tiny
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/mmlu"

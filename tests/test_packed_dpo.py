@@ -26,8 +26,8 @@ from stages.modeling.pair_rows import Block, cheapest_rows, fill_rows, lay_out, 
 from stages.modeling.reference import complete, key, read, with_reference, write
 from stages.modeling.tiny import train_tokenizer
 from stages.modeling.training import run
-from stages.params import Dpo, Hardware, Round
 from stages.ranks import is_first, joined
+from stages.sections import Dpo, Hardware, Round
 
 VOCABULARY, WINDOW = 96, 6
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
 from stages.download import needed
-from stages.params import ParamsError, chain, check, compose, load
+from stages.params import check, compose, load
+from stages.sections import ParamsError, chain
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

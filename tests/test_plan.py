@@ -22,7 +22,8 @@ from stages.modeling.sizes import size
 from stages.modeling.supervised import supervised_trainer
 from stages.modeling.tiny import configuration, from_config
 from stages.modeling.training import common_arguments
-from stages.params import ParamsError, load
+from stages.params import load
+from stages.sections import ParamsError
 
 MICRO, LENGTH = 2, 96
 # Width, feed-forward width, layers, heads and vocabulary.

@@ -23,8 +23,8 @@ from stages.dialogues import (
     read_dialogues,
     write_dialogues,
 )
-from stages.params import Corpus
 from stages.prepare import describe, main, usable
+from stages.sections import Corpus
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
 

@@ -24,7 +24,8 @@ from stages.modeling.sizes import size
 from stages.modeling.supervised import supervised_trainer
 from stages.modeling.tiny import configuration, make_model
 from stages.modeling.training import common_arguments, run, save_adapter
-from stages.params import Lora, load
+from stages.params import load
+from stages.sections import Lora
 
 LORA = Lora(4, 8, 0.0)
 needs_bitsandbytes = pytest.mark.skipif(

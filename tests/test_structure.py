@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
 SHARED = {
-    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "machine", "ranks", "tables",
+    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "params_checks", "sections", "machine", "ranks", "tables",
     "own_metrics",
 }  # fmt: skip
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
@@ -91,6 +91,8 @@ DECIDE_NOTHING = {
     for name in (
         "__init__",
         "params",
+        "params_checks",
+        "sections",
         "files",
         "batches",
         "errors",

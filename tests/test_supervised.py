@@ -36,8 +36,8 @@ from stages.modeling.cpu import quick_dropout, suit_cpu
 from stages.modeling.loading import autocast
 from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
 from stages.modeling.training import common_arguments, run
-from stages.params import Hardware, Sft
 from stages.ranks import is_first, joined
+from stages.sections import Hardware, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 BF16 = replace(HARDWARE, dtype="bf16")

@@ -23,8 +23,8 @@ from stages.modeling.resume import last_checkpoint
 from stages.modeling.tiny import make_model, train_tokenizer
 from stages.modeling.training import keep, save_adapter
 from stages.pairs import with_ahead, write_pairs
-from stages.params import Dpo, Hardware, Lora, Round, Sft, Tiny
 from stages.preferences.opposite_emotion import Pair
+from stages.sections import Dpo, Hardware, Lora, Round, Sft, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 LORA = Lora(r=4, alpha=8, dropout=0.1)

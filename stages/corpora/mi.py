@@ -23,7 +23,7 @@ from pathlib import Path
 from stages.corpora.csv_rows import Row, differing, empty, first_problem, grouped, number, one_of, read_rows, refuse
 from stages.corpora.splits import split_groups
 from stages.dialogues import Dialogue, Role, Turn, join_turns, normalise
-from stages.params import Columns
+from stages.sections import Columns
 
 CORPUS = "mi"
 FILE = "MI Dataset.csv"

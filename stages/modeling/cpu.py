@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 
 def suit_cpu(model: Any, hardware: Hardware) -> None:

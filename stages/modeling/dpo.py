@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    from stages.params import Dpo, Hardware
+    from stages.sections import Dpo, Hardware
 
 # Policy and reference run the same arithmetic on the same weights, but in other company: a matrix product's order of
 # summation may depend on the number of its rows. In fp32 that moves the last digits; in bf16 it turns over some

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Encoder, Hardware, Model
+    from stages.sections import Encoder, Hardware, Model
 
 WEIGHTS = "model.safetensors"
 # Asked for by every stage that scores, of a file that does not change while one runs.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from stages.params import Hardware, Params
+    from stages.sections import Hardware, Params
 
 # Layers of the two models that tell what a layer keeps; with one the first would be the last, which is another.
 FEW, MORE = 2, 3

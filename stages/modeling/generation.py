@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 
 def generate_replies(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl.trainer.utils import FusedCausalLMOutput
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 # Decoders whose positions all come from `position_ids` and whose attention takes a mask made elsewhere; a test compares
 # each with a plain forward pass.

@@ -22,7 +22,8 @@ from stages.modeling.footprint import Kept, kept
 from stages.modeling.packed import SERVED
 from stages.modeling.process import ModelError
 from stages.modeling.sizes import Size, Step, size
-from stages.params import Params, compose, load
+from stages.params import compose, load
+from stages.sections import Params
 from stages.tables import aligned
 
 if TYPE_CHECKING:

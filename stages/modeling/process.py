@@ -11,7 +11,7 @@ from stages.errors import UserError
 from stages.ranks import rank, world_size
 
 if TYPE_CHECKING:
-    from stages.params import Dpo, Hardware, Sft
+    from stages.sections import Dpo, Hardware, Sft
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.modeling.process import ModelError
 
 if TYPE_CHECKING:
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 PACKAGE = "bitsandbytes"
 # The version that this was tried with, on a CPU.

@@ -25,7 +25,7 @@ from stages.modeling.pair_rows import Block, lay_out
 from stages.ranks import gathered, is_first, of_first, rank, world_size
 
 if TYPE_CHECKING:
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 Pair = Mapping[str, Sequence[int]]
 IDENTITY, DIGEST = b"reference", b"sha256"

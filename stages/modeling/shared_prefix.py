@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
     Request = tuple[tuple[str, str], list[int], list[int]]
     Answer = tuple[float, bool]

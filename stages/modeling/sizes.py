@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from stages.params import Params
+    from stages.sections import Params
 
 Step = Literal["sft", "dpo"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 
 def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trainer:

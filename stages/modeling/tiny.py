@@ -18,7 +18,7 @@ from stages.modeling.chat import render, role_tokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from stages.params import Tiny
+    from stages.sections import Tiny
 
 PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
 

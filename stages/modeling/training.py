@@ -16,13 +16,13 @@ from stages.manifest import KEPT, MANIFEST
 from stages.modeling.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.modeling.quantization import optimizer
 from stages.modeling.resume import RUNNING, is_sealed, train
-from stages.params import LOGGING_STEPS
 from stages.ranks import by_first, world_size
+from stages.sections import LOGGING_STEPS
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from stages.params import Dpo, Hardware, Sft
+    from stages.sections import Dpo, Hardware, Sft
 
 # transformers 5 renamed gradient_checkpointing; TRL 1.16 and transformers itself still set or read the old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)

@@ -21,7 +21,7 @@ from stages.modeling.sampling import Draws
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Generate, Hardware
+    from stages.sections import Generate, Hardware
 
 # What `max_lora_rank` may be (MaxLoRARanks in vllm/config/lora.py).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.dialogues import Example, Turn, normalise
-from stages.params import Hardware
+from stages.sections import Hardware
 
 
 @dataclass(frozen=True)

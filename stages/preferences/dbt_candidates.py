@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.dialogues import Example, normalise
-from stages.params import Hardware, Pairs
 from stages.preferences.dbt import Candidates, Source
 from stages.preferences.opposite_emotion import Pair, uniform
+from stages.sections import Hardware, Pairs
 
 Pool = dict[tuple[str, str | None], list[Example]]
 

@@ -9,10 +9,10 @@ from string import Template
 
 from stages.dialogues import Example, Turn
 from stages.files import read_lines
-from stages.params import Llm
 from stages.preferences.dbt import Candidates, Judge, Source
 from stages.preferences.endpoint import EndpointError, Request, ask
 from stages.preferences.opposite_emotion import uniform
+from stages.sections import Llm
 
 
 def llm_source(llm: Llm, seed: int, epoch: int, cache: Path) -> Source:

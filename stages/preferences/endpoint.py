@@ -19,7 +19,7 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
-from stages.params import Llm
+from stages.sections import Llm
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from stages.dialogues import Example
-from stages.params import Params
 from stages.preferences.opposite_emotion import Pair
+from stages.sections import Params
 
 Rule = Callable[[Sequence[Example], Sequence[Example], Params, int], list[Pair]]
 """`build(examples, pool, params, epoch)`: pairs of `examples`, whose rejected replies are targets of `pool`.
@@ -18,6 +18,6 @@ and the example's id alone, so that the pairs of earlier epochs come out again (
 
 
 def rule_of(name: str) -> Rule:
-    """The function `build` of the module `stages.preferences.<name>`, which `stages.params` has looked for."""
+    """The function `build` of the module `stages.preferences.<name>`, which `stages.sections` has looked for."""
     build: Rule = import_module(f"stages.preferences.{name}").build
     return build

@@ -17,7 +17,7 @@ from stages.scoring.miti import ADHERENCE
 from stages.scoring.turn_classifier import classify, describe
 
 if TYPE_CHECKING:
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 BEHAVIOURS: tuple[str, ...] = ("question", "reflection", "therapist_input", "other")
 LABELS = (*BEHAVIOURS, "adherent", "non_adherent")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import AdamW
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 # Texts encoded at once: on two cores more is no faster.
 BATCH = 64

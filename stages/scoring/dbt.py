@@ -15,7 +15,7 @@ from stages.scoring.turn_classifier import classify, describe
 from stages.scoring.turn_labels import read_table
 
 if TYPE_CHECKING:
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 STAGES: tuple[str, ...] = ("listening", "reflecting", "acknowledging", "genuine")
 NONE = "none"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 __all__ = ["MECHANISMS", "EpitomeError", "level_logits", "score", "seeker_post", "squared_differences"]
 

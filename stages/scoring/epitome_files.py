@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
     State = dict[str, torch.Tensor]
 

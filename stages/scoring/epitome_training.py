@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from stages.params import Epitome, Hardware
+    from stages.sections import Epitome, Hardware
 
 
 def post_states(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Hardware
+    from stages.sections import Hardware
 
 CONFIG = "classifier.json"
 WEIGHTS = "classifier.safetensors"

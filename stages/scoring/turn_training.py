@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from stages.params import Hardware, TurnTraining
+    from stages.sections import Hardware, TurnTraining
 
 
 def learn(

@@ -16,7 +16,7 @@ from stages.manifest import MANIFEST, damage, newest_whole, seal, settle
 from stages.modeling import reference
 from stages.modeling.loading import load_base, load_tokenizer
 from stages.modeling.training import save_adapter
-from stages.params import Hardware, Lora, Sft
+from stages.sections import Hardware, Lora, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})

@@ -28,7 +28,7 @@ from stages.files import settle_model_files
 from stages.modeling.chat import encode_dialogue, encode_prompt
 from stages.modeling.generation import generate_replies
 from stages.modeling.training import save_adapter
-from stages.params import Hardware, Lora, Model, Sft, Tiny
+from stages.sections import Hardware, Lora, Model, Sft, Tiny
 from stages.scoring.overlap import overlap
 
 dialogues, _ = empathetic_dialogues.read(Path(sys.argv[1]))

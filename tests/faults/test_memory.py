@@ -14,8 +14,9 @@ from stages.modeling import packed_dpo, supervised
 from stages.modeling.collate import within_memory
 from stages.modeling.process import ModelError, halving
 from stages.pairs import write_pairs
-from stages.params import Dpo, Hardware, Lora, Round, Sft, load
+from stages.params import load
 from stages.preferences.opposite_emotion import Pair
+from stages.sections import Dpo, Hardware, Lora, Round, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})

@@ -37,7 +37,6 @@ from stages.modeling.loading import add_adapter, load_adapter, load_base, load_t
 from stages.modeling.process import ModelError
 from stages.modeling.tiny import make_model, packed_blocks, train_tokenizer
 from stages.modeling.training import run, run_arguments
-from stages.params import Hardware, Lora, Tiny
 from stages.rate_page import POLICY
 from stages.report import MACHINE, quote
 from stages.review import _samples
@@ -45,6 +44,7 @@ from stages.samples_page import page as samples_page
 from stages.scoring.classifier import _resume
 from stages.scoring.epitome import EpitomeError
 from stages.scoring.epitome_files import _read_published
+from stages.sections import Hardware, Lora, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]

@@ -13,8 +13,8 @@ from pipeline import Run, start, steps_seen
 
 from stages.errors import Stopped, reported
 from stages.manifest import newest_whole
-from stages.params import Hardware
 from stages.scoring.classifier import fit
+from stages.sections import Hardware
 
 STEPS = 60
 ADAPTER = "models/sft/adapter_model.safetensors"

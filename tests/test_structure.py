@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"corpora", "preferences", "modeling", "scoring"}
 MAY_IMPORT = {"corpora": set(), "modeling": set(), "scoring": set(), "preferences": {"scoring", "modeling"}}
 SHARED = {
-    "batches", "devices", "dialogues", "errors", "files", "manifest", "params", "params_checks", "sections", "machine", "ranks", "tables",
-    "own_metrics",
+    "batches", "devices", "dialogues", "errors", "files", "machine", "manifest", "own_metrics", "params",
+    "params_checks", "ranks", "sections", "tables",
 }  # fmt: skip
 STAGES = {path.stem for path in (ROOT / "stages").glob("*.py")} - SHARED - {"__init__"}
 

@@ -1,5 +1,6 @@
 """The pipeline killed at random points, again and again, ends with the bits of one that nobody disturbed."""
 
+import json
 import random
 import shutil
 import time
@@ -95,7 +96,14 @@ def lost_steps(project: Path, stage: str, output: str) -> int:
     """Steps of a killed stage that its newest whole checkpoint does not hold."""
     folders = list((project / ".checkpoints").glob(f"{TRAINED[stage]}-*/"))
     kept = [step_of(whole) for folder in folders if (whole := newest_whole(folder, "checkpoint"))]
-    return steps_seen(output) - max(kept, default=0)
+    return steps_seen(output) - max(kept, default=first_step(project, stage))
+
+
+def first_step(project: Path, stage: str) -> int:
+    """The steps that a stage finds done: the second round counts on from the first one's."""
+    if stage != "dpo@e2":
+        return 0
+    return json.loads((project / "models/dpo/e1/trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
 def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str, str]]:

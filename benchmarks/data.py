@@ -33,12 +33,12 @@ from pathlib import Path
 
 from benchmarks import measure
 from stages import pairs, prepare
-from stages.batches import ROWS, scratch
+from stages.batches import ROWS, in_processes, scratch
 from stages.corpora.empathetic_dialogues import COLUMNS
 from stages.dialogues import read_examples
 from stages.drawing import WIDTH, style
 from stages.params import load
-from stages.preferences.epoch_draws import Epoch, draw_each, part_by_label, write_epoch
+from stages.preferences.epoch_draws import Epoch, draw_each, part_by_label, workers_for, write_epoch
 from stages.preferences.opposite_emotion import build_pairs, group_by_label, read_opposites
 from stages.sections import Params
 
@@ -95,10 +95,10 @@ def run(stage: str, params: Params) -> dict[str, float]:
         case "pairs":
             made = write_epoch(epoch, TARGET, pairs.WORK)["pairs"]
         case "draws":
-            with scratch(pairs.WORK) as folder:
+            with scratch(pairs.WORK) as folder, in_processes(workers_for(epoch)) as processes:
                 parted = part_by_label(epoch, folder, ROWS)
                 started, before = time.perf_counter(), time.process_time()
-                made = draw_each(parted, epoch)["pairs"]
+                made = draw_each(parted, epoch, processes)["pairs"]
         case _:
             found = read_examples(pairs.TRAIN, corpus)
             listed = build_pairs(found, group_by_label(found), opposites, seed=params.seed, epoch=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import chain
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -42,6 +44,15 @@ def read_batches(path: Path, rows: int = ROWS, columns: Sequence[str] | None = N
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                 if len(batch):
                     yield pa.Table.from_batches([batch])
+
+
+def made_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, the next two of which are made in a thread while the caller works."""
+    with ThreadPoolExecutor(1) as making:
+        waiting = deque(making.submit(next, tables, None) for _ in range(2))
+        while (table := waiting.popleft().result()) is not None:
+            waiting.append(making.submit(next, tables, None))
+            yield table
 
 
 @contextmanager
@@ -126,22 +137,24 @@ def spilled(path: Path) -> Iterator[pa.Table]:
 def in_processes(count: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
     """A `map` that works in `count` processes (None: one a core) and gives results in order; in this one where it is 1.
 
-    Functions and their arguments must be picklable. A worker ends with this process, however that ends.
+    Functions and their arguments must be picklable. A worker ends with this process, however that ends. It starts, and
+    loads Arrow and pandas, while this process goes on.
     """
     workers = os.cpu_count() or 1 if count is None else count
     if workers == 1:
         yield map
         return
     # Forked, a worker would have Arrow's locks without the threads that open them.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
     try:
+        pool.submit(int)
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is killed, for which a worker would wait for ever."""
+def _begin() -> None:
+    """In a worker: end when the parent is killed, for which it would wait for ever, and load what takes long."""
     parent = parent_process()
     assert parent is not None
 
@@ -150,3 +163,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
+    for name in ("pandas", "pyarrow.compute"):
+        import_module(name)

@@ -9,7 +9,7 @@ label, with 12 bytes for each (its key and how many words it has) and for each e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.batches import ROWS, in_processes, scratch, spill, spilled, table_writer
+from stages.batches import ROWS, in_processes, made_ahead, scratch, spill, spilled, table_writer
 from stages.dialogues import Targets
 from stages.preferences.example_batches import example_batches
 from stages.preferences.keyed import Keys, Lowest, Places, draw_all, id_bytes, keys_and_words, uniforms
@@ -27,7 +27,7 @@ from stages.preferences.opposite_emotion import Pair, PairError, check_coverage,
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Examples from which on another process is worth its start.
+# Dialogues from which on another process is worth its start.
 MANY = 200_000
 
 
@@ -57,7 +57,7 @@ class Epoch:
 
     def batches(self, rows: int, contexts: bool) -> Iterator[pa.Table]:
         """All examples, in order of their ids, with or without their contexts."""
-        return example_batches(self.train, self.targets, self.max_context_turns, rows, contexts)
+        return made_ahead(example_batches(self.train, self.targets, self.max_context_turns, rows, contexts))
 
 
 class Parted(NamedTuple):
@@ -103,9 +103,10 @@ def write_epoch(epoch: Epoch, target: Path, work: Path, rows: int = ROWS, worker
         UserError: as `example_batches`.
     """
     with scratch(work) as folder:
-        parted = part_by_label(epoch, folder, rows)
-        check_coverage(parted.asked, epoch.opposites, parted.counts)
-        counts = draw_each(parted, epoch, workers)
+        with in_processes(workers or workers_for(epoch)) as run:
+            parted = part_by_label(epoch, folder, rows)
+            check_coverage(parted.asked, epoch.opposites, parted.counts)
+            counts = draw_each(parted, epoch, run)
         if not counts["pairs"]:
             raise PairError(
                 f"no pair was made of {counts['asked']} dialogues: every opposite group holds only the chosen reply"
@@ -146,16 +147,21 @@ def part_by_label(epoch: Epoch, folder: Path, rows: int) -> Parted:
     return parted._replace(asked={label for label in least if last is None or least[label] <= last}, last=last)
 
 
-def draw_each(parted: Parted, epoch: Epoch, workers: int | None = None) -> Counter[str]:
-    """Draw for every label that is asked for, and give the counts of `write_epoch`."""
+def workers_for(epoch: Epoch) -> int | None:
+    """The `workers` of a corpus: one, or where it is large one a core (None)."""
+    import pyarrow.parquet as pq
+
+    return None if pq.read_metadata(epoch.train).num_rows >= MANY else 1
+
+
+def draw_each(parted: Parted, epoch: Epoch, run: Callable[..., Iterator[Any]]) -> Counter[str]:
+    """Draw for every label that is asked for, and give the counts of `write_epoch`; `run` is of `in_processes`."""
     # The largest first, so that no process is left alone with it.
     labels = sorted(parted.asked, key=lambda label: (-parted.counts[label], label))
     files = [(parted.files[one], parted.files[epoch.opposites[one]]) for one in labels]
     jobs = [Job(own, other, epoch.seed, epoch.number, epoch.ahead, parted.last) for own, other in files]
-    many = sum(parted.counts.values()) >= MANY
-    with in_processes(workers if workers or many else 1) as run:
-        list(run(compare, sorted({file for both in files for file in both})))
-        return sum(run(draw_for_label, jobs), Counter[str]())
+    list(run(compare, sorted({file for both in files for file in both})))
+    return sum(run(draw_for_label, jobs), Counter[str]())
 
 
 def by_label(labels: pa.ChunkedArray) -> tuple[Places, list[tuple[str, int, int]]]:

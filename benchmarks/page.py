@@ -116,37 +116,20 @@ def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
             yield name, peer, SIDES.get(peer, peer), {**case, **one}
 
 
-def sizes(result: Mapping[str, Any]) -> Iterator[list[str]]:
+def sizes(result: Mapping[str, Any]) -> list[list[str]]:
     """A table of stages by the size of the corpus."""
-    yield [
-        "stage",
-        "dialogues",
-        "seconds",
-        "of all cores",
-        "dialogues/s",
-        "pairs/s",
-        "peak, MiB",
-        "a worker's, at most",
+    found = [
+        ["stage", "dialogues", "seconds", "of all cores", "dialogues/s", "pairs/s", "peak, MiB", "a worker's, at most"]
     ]
     for size, stages in sorted(result["sizes"].items(), key=lambda one: int(one[0])):
         for stage, one in stages.items():
             seconds = max(one["seconds"], 0.01)
             pairs = number(round(one["pairs"] / seconds)) if one["pairs"] else ""
             worker = number(one["worker_memory_mib"]) if one["worker_memory_mib"] else ""
-            yield [stage, number(int(size)), number(one["seconds"]), number(one["cpu_seconds"]),
-                   number(round(int(size) / seconds)), pairs, number(one["peak_memory_mib"]), worker]  # fmt: skip
-    grown = result["bytes_a_dialogue"]
-    if None not in grown.values():
-        yield [
-            "bytes more a dialogue",
-            "",
-            "",
-            "",
-            "",
-            "",
-            ", ".join(f"{key} {value}" for key, value in grown.items()),
-            "",
-        ]
+            rate, peak = number(round(int(size) / seconds)), number(one["peak_memory_mib"])
+            spent = [number(one["seconds"]), number(one["cpu_seconds"])]
+            found.append([stage, number(int(size)), *spent, rate, pairs, peak, worker])
+    return found
 
 
 def spread(case: Case) -> str:
@@ -172,6 +155,11 @@ def ground(result: Mapping[str, Any]) -> str:
     if "peak_memory_mib" in result:
         peaks = (f"{SIDES.get(side, side)} {number(peak)} MiB" for side, peak in result["peak_memory_mib"].items())
         line += f" Peak memory: {'; '.join(peaks)}."
+    if "bytes_a_dialogue" in result:
+        grown = (f"{stage} {value}" for stage, value in result["bytes_a_dialogue"].items())
+        line += (
+            f" Bytes by which the peak grows a dialogue, from the smallest corpus to the largest: {'; '.join(grown)}."
+        )
     return line + "\n"
 
 

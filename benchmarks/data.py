@@ -175,18 +175,24 @@ def growth(measured: Measured, stage: str) -> float | None:
 
 
 def draw(measured: Measured) -> None:
-    """Write the figure: seconds and memory against dialogues, on logarithmic axes."""
+    """Write the figure: seconds against dialogues on logarithmic axes, and the peak of memory."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
+    plain = StrMethodFormatter("{x:,.10g}")
     with style():
         figure = Figure(figsize=(WIDTH, 3), layout="constrained")
-        names = {"seconds": "seconds", "peak_memory_mib": "peak memory, MiB"}
-        for axis, (key, name) in zip(figure.subplots(1, 2), names.items(), strict=True):
+        times, memory = figure.subplots(1, 2)
+        for axis, key in ((times, "seconds"), (memory, "peak_memory_mib")):
             for stage, marker in zip(STAGES, "os^", strict=True):
                 values = [one[stage][key] for one in measured.values()]
                 axis.plot([int(size) for size in measured], values, marker=marker, label=stage)
-            axis.set(xscale="log", yscale="log", xlabel="dialogues", ylabel=name)
-            axis.legend()
+            axis.set(xscale="log", xlabel="dialogues")
+        times.set(yscale="log", ylabel="seconds")
+        times.legend()
+        memory.set(ylim=(0, None), ylabel="peak memory, MiB")
+        for axis in (times.xaxis, times.yaxis, memory.xaxis):
+            axis.set_major_formatter(plain)
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(FIGURE, metadata={"Date": None})
 

@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT
 
 from stages import mmlu
-from stages.base import held
+from stages.base import record_of
 from stages.modeling import quantization
 from stages.modeling.collate import IGNORED, pad_supervised
 from stages.modeling.dpo import make_trainer
@@ -55,25 +55,28 @@ def base(tmp_path, params, tiny_tokenizer):
     folder = tmp_path / "base"
     make_model(tiny_tokenizer, params.tiny, 1).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    record(folder, **held(params.model))
+    record(folder, params.model)
     return folder
 
 
-def record(folder: Path, **more):
-    values = {"name": "tiny", "hub_id": None, "revision": None, "commit": None} | more
-    (folder / "base.json").write_text(json.dumps(values))
+def record(folder: Path, model):
+    (folder / "base.json").write_text(json.dumps(record_of(model, hub_id=None, revision=None, commit=None)))
+
+
+def whole(model):
+    return replace(model, quantization=None)
 
 
 def test_without_quantization_the_record_says_nothing_of_it(params):
-    assert held(replace(params.model, quantization=None)) == {}
-    assert held(params.model) == {"quantization": "nf4"}
+    assert record_of(whole(params.model), commit=None) == {"name": "tiny", "commit": None}
+    assert record_of(params.model) == {"name": "tiny", "quantization": "nf4"}
 
 
 def test_the_reference_of_a_quantized_model_is_another(base, params, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
     short = identity(base, tmp_path, params.hardware)
-    record(base)
+    record(base, whole(params.model))
     assert identity(base, tmp_path, params.hardware) != short
 
 
@@ -92,19 +95,19 @@ def test_what_is_missing_is_named(base, params, monkeypatch):
 
 def test_the_plan_counts_4_bits_and_short_moments(params):
     config = configuration(params.tiny, 400)
-    short, whole = (size(config, replace(params, model=replace(params.model, quantization=q))) for q in ("nf4", None))
+    short, full = (size(config, replace(params, model=replace(params.model, quantization=q))) for q in ("nf4", None))
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
     made_whole = 4 * 64 * 128
-    assert whole.weights - short.weights == pytest.approx(linear * (4 - 0.515869) - made_whole, abs=20)
-    assert (short.parameters, short.adapter) == (whole.parameters, whole.adapter)
+    assert full.weights - short.weights == pytest.approx(linear * (4 - 0.515869) - made_whole, abs=20)
+    assert (short.parameters, short.adapter) == (full.parameters, full.adapter)
     paged = replace(params, lora=Lora(64, 64, 0.0), hardware=replace(params.hardware, optimizer="paged_adamw_8bit"))
     assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
 
 
-def test_signatures_say_it(base, monkeypatch):
+def test_signatures_say_it(base, params, monkeypatch):
     monkeypatch.setattr(mmlu, "BASE", base)
     assert mmlu.describe(base)["quantization"] == "nf4"
-    record(base)
+    record(base, whole(params.model))
     assert "quantization" not in mmlu.describe(base)
 
 
@@ -120,7 +123,7 @@ def test_a_model_in_4_bits_is_near_the_whole_one_and_its_adapter_is_not_merged(b
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
         found = load_base(base, hardware).eval()(ids).logits
-        record(base)
+        record(base, whole(params.model))
         exact = load_base(base, hardware).eval()(ids).logits
     error = (found - exact).norm() / exact.norm()
     assert 0.001 < error < 0.3

@@ -147,6 +147,7 @@ def in_processes(count: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
     # Forked, a worker would have Arrow's locks without the threads that open them.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
     try:
+        # Workers start with the first call.
         pool.submit(int)
         yield pool.map
     finally:

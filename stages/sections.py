@@ -287,25 +287,28 @@ class TurnTraining:
 
 
 @section
-class Dbt(TurnTraining):
-    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+class LabelTraining(TurnTraining):
+    """The same, and the corpus whose labelled turns it learns from."""
 
-    stages: Name
     corpus: Name | None
     reader: Reader
     context_turns: Positive
+
+
+@section
+class Dbt(LabelTraining):
+    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+
+    stages: Name
     # Their names are those of the stage's files in dvc.yaml.
     classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
     variants: dict[str, Literal["models/dbt"]]
 
 
 @section
-class Behaviour(TurnTraining):
+class Behaviour(LabelTraining):
     """The classifier of a therapist's behaviours, and which variants it and that of section `miti` score."""
 
-    corpus: Name | None
-    reader: Reader
-    context_turns: Positive
     classifiers: dict[Literal["behaviour"], Literal["models/behaviour"]]
     variants: dict[str, Literal["models/behaviour"]]
 

@@ -31,16 +31,16 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.corpora.readers.empathetic_dialogues import COLUMNS
+from attune.data.dialogue import read_examples
+from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.pairs.opposite_emotion_stream import Epoch, draw_each, part_by_label, workers_for, write_epoch
+from attune.report.figures import WIDTH, style
+from attune.runtime.arrow_stream import ROWS, in_processes, scratch
 from benchmarks import measure
 from stages import pairs, prepare
-from stages.batches import ROWS, in_processes, scratch
-from stages.corpora.empathetic_dialogues import COLUMNS
-from stages.dialogues import read_examples
-from stages.drawing import WIDTH, style
-from stages.params import load
-from stages.preferences.epoch_draws import Epoch, draw_each, part_by_label, workers_for, write_epoch
-from stages.preferences.opposite_emotion import build_pairs, group_by_label, read_opposites
-from stages.sections import Params
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 STAGES = ("prepare", "pairs", "draws")

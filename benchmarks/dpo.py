@@ -28,15 +28,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.data.dialogue import examples
+from attune.data.keyed import random_part
+from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.trainer import common_arguments
+from attune.training.dpo.trainer import encode_pair
 from benchmarks import measure
-from stages.dialogues import examples
-from stages.modeling.collate import IGNORED, pad_supervised
-from stages.modeling.dpo import encode_pair
-from stages.modeling.process import set_up_process
-from stages.modeling.training import common_arguments
-from stages.params import load
-from stages.preferences.opposite_emotion import build_pairs, group_by_label, random_part, read_opposites
-from stages.sections import Params
 
 RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}
 PEERS = {
@@ -92,9 +93,9 @@ class Case:
         return kind(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer)
 
     def ours(self, pairs: Pairs) -> Callable[[], float]:
-        from stages.modeling.packed import prepare
-        from stages.modeling.packed_dpo import trainer_classes
-        from stages.modeling.reference import complete, with_reference
+        from attune.training.dpo.packed_forward import prepare
+        from attune.training.dpo.packed_trainer import trainer_classes
+        from attune.training.dpo.reference_logps import complete, with_reference
 
         policy = self.policy()
 
@@ -111,7 +112,7 @@ class Case:
         return train
 
     def live(self, pairs: Pairs) -> Callable[[], float]:
-        from stages.modeling.packed_dpo import trainer_classes
+        from attune.training.dpo.packed_trainer import trainer_classes
 
         policy = self.policy()
 
@@ -122,7 +123,7 @@ class Case:
         return train
 
     def precomputed(self, pairs: Pairs) -> Callable[[], float]:
-        from stages.modeling.packed_dpo import trainer_classes
+        from attune.training.dpo.packed_trainer import trainer_classes
 
         class Precomputing(trainer_classes()[0]):
             def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +145,7 @@ class Case:
         """Stage `sft`'s trainer on the contexts with the chosen replies."""
         from transformers import TrainingArguments
 
-        from stages.modeling.supervised import supervised_trainer
+        from attune.training.sft.trainer import supervised_trainer
 
         rows = [
             {"input_ids": p["prompt_ids"] + p["chosen_ids"],

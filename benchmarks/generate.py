@@ -14,15 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.data.dialogue import examples
+from attune.generation.generate import generate_replies
+from attune.models.chat_template import encode_prompt
+from attune.models.loading import autocast
+from attune.models.tiny import make_model
 from benchmarks import measure
-from stages.dialogues import examples
-from stages.modeling.chat import encode_prompt
-from stages.modeling.generation import generate_replies
-from stages.modeling.loading import autocast
-from stages.modeling.process import set_up_process
-from stages.modeling.tiny import make_model
-from stages.params import load
-from stages.sections import Params
 
 PROMPTS = 64
 SIDES = ("ours", "peer")

@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from stages.corpora import empathetic_dialogues
-from stages.dialogues import Dialogue
-from stages.files import write_json
-from stages.machine import machine
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.sections import Tiny
+from attune.config.schema import Tiny
+from attune.corpora.readers import empathetic_dialogues
+from attune.data.dialogue import Dialogue
+from attune.models.tiny import make_model, train_tokenizer
+from attune.runtime.io import write_json
+from attune.runtime.machine import machine
 
 RESULTS = Path("benchmarks/results")
 # Real corpora, laid out as <corpus>/<file>, as for the tests.

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Params, Tiny
+from attune.models.tiny import make_model, train_tokenizer
+from attune.scoring.mmlu import harness
+from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
 from benchmarks.measure import CORPORA, HEADLINE, SIZES, alternate, compared, parameters, write_result
-from stages.modeling.process import set_up_process
-from stages.modeling.shared_prefix import shared_prefix_lm
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import load
-from stages.scoring import mmlu
-from stages.sections import Params, Tiny
 
 SAMPLE = Path("data/sample/mmlu")
 SUBJECTS = 4
@@ -37,11 +37,11 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     folder = rows_folder()
-    everything = mmlu.read(folder, params.mmlu.shots, None)
+    everything = harness.read(folder, params.mmlu.shots, None)
     texts = [" ".join((q.question, *q.choices)) for one in everything.values() for q in one.dev + one.test]
     # Evenly spread over the alphabet of subjects, the first questions of each.
     names = list(everything)[:: max(1, len(everything) // SUBJECTS)][:SUBJECTS]
-    subjects = {name: mmlu.Subject(everything[name].dev, everything[name].test[:QUESTIONS]) for name in names}
+    subjects = {name: harness.Subject(everything[name].dev, everything[name].test[:QUESTIONS]) for name in names}
     # The letters often enough to be one token each, as in a real vocabulary.
     letters = ["Answer: A Answer: B Answer: C Answer: D"] * 50
     tokenizer = train_tokenizer([*texts, *letters], params.tiny.vocab_size, LARGER["max_positions"])
@@ -51,7 +51,7 @@ def main() -> None:
         **cases[HEADLINE],
         "peer": "lm-evaluation-harness, HFLM",
         "cases": cases,
-        "data": f"{len(subjects)} subjects, {mmlu.questions(subjects)} questions, sha256 {mmlu.digest(subjects)[:16]}",
+        "data": f"{len(subjects)} subjects, {harness.questions(subjects)} questions, sha256 {harness.digest(subjects)[:16]}",
         "shots": params.mmlu.shots,
         "batch_size": params.mmlu.batch_size,
         "dtype": params.hardware.dtype,
@@ -66,7 +66,7 @@ def rows_folder() -> Path:
     return local if local.is_dir() else SAMPLE
 
 
-def compare(subjects: dict[str, mmlu.Subject], tokenizer: Any, size: Tiny, params: Params) -> dict[str, Any]:
+def compare(subjects: dict[str, harness.Subject], tokenizer: Any, size: Tiny, params: Params) -> dict[str, Any]:
     """Both sides on one model."""
     from lm_eval.models.huggingface import HFLM
 
@@ -80,7 +80,7 @@ def compare(subjects: dict[str, mmlu.Subject], tokenizer: Any, size: Tiny, param
         mixed_precision_dtype="bfloat16" if params.hardware.dtype == "bf16" else None,
     )
     requests = encoded(subjects, plain, params.mmlu.shots)
-    asked = mmlu.questions(subjects)
+    asked = harness.questions(subjects)
     rounds = alternate(
         lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True),
         lambda: plain._loglikelihood_tokens(requests, disable_tqdm=True),
@@ -94,10 +94,10 @@ def compare(subjects: dict[str, mmlu.Subject], tokenizer: Any, size: Tiny, param
     }
 
 
-def encoded(subjects: dict[str, mmlu.Subject], lm: Any, shots: int) -> list[Any]:
+def encoded(subjects: dict[str, harness.Subject], lm: Any, shots: int) -> list[Any]:
     """The harness's requests as tokens."""
     requests = []
-    for task in mmlu.tasks(subjects, shots)["tasks"].values():
+    for task in harness.tasks(subjects, shots)["tasks"].values():
         task.build_all_requests()
         for context, choice in (one.arguments for one in task.instances):
             requests.append(((context, choice), *lm._encode_pair(context, choice)))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attune.report.tables import aligned
+from attune.runtime.io import write_text
 from benchmarks.measure import RESULTS
-from stages.files import write_text
-from stages.tables import aligned
 
 PAGE = Path("docs/performance.md")
 # What of `RESULTS` each section shows.

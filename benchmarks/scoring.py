@@ -26,15 +26,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attune.classifiers.common.classifier import autocast
+from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
+from attune.classifiers.epitome.score import level_logits, seeker_post, tokens_of
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Hardware
+from attune.data.dialogue import Example, read_examples
 from benchmarks.measure import alternate, compared, write_result
-from stages.dialogues import Example, read_examples
-from stages.modeling.process import set_up_process
-from stages.params import load
-from stages.scoring.classifier import autocast
-from stages.scoring.epitome import level_logits, seeker_post, tokens_of
-from stages.scoring.epitome_files import load as load_classifiers
-from stages.scoring.epitome_model import Classifiers, encoder_of, heads
-from stages.sections import Hardware
 
 TEST = Path("data/dialogues/test.parquet")
 REPLIES = Path("data/replies")

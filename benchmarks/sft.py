@@ -23,16 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.data.dialogue import Dialogue
+from attune.models.chat_template import messages
+from attune.models.loading import autocast
+from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.trainer import common_arguments
+from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
-from stages.dialogues import Dialogue
-from stages.modeling.chat import messages
-from stages.modeling.collate import IGNORED, pad_supervised
-from stages.modeling.loading import autocast
-from stages.modeling.process import set_up_process
-from stages.modeling.supervised import supervised_trainer
-from stages.modeling.training import common_arguments
-from stages.params import load
-from stages.sections import Params
 from stages.sft import supervised
 
 BATCH = 64  # EmPO A.1

@@ -2,7 +2,7 @@
 
 Looked through are the train split (SFT), the pairs of every round, what the base model is pretrained on, and what the
 scorers learn from: EPITOME's annotations, the dialogues of `dbt.corpus` and `behaviour.corpus`; stage `behaviour`
-leaves held-out sentences of `miti.corpus` out, and they are counted. A leak, which `stages.corpora.leakage` defines,
+leaves held-out sentences of `miti.corpus` out, and they are counted. A leak, which `attune.corpora.leakage` defines,
 ends the pipeline with an error that names the first ones.
 """
 
@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.batches import read_batches
-from stages.corpora import empathetic_dialogues, miti_sentences, pretraining
-from stages.corpora.leakage import HeldOut, sentences_of
-from stages.corpora.masking import mask, read_names
-from stages.corpora.reading import Prepared, read_every_split
-from stages.dialogues import SPLITS, Dialogue, Turn, dialogue_of, to_turns
-from stages.errors import UserError, reported
-from stages.files import write_json
-from stages.params import load
-from stages.scoring.epitome_annotations import FILES, part_of, read_annotations
-from stages.sections import Behaviour, Dbt, Miti, Params
+from attune.classifiers.epitome.annotations import FILES, part_of, read_annotations
+from attune.config.params import load
+from attune.config.schema import Behaviour, Dbt, Miti, Params
+from attune.corpora.leakage import HeldOut, sentences_of
+from attune.corpora.masking import mask, read_names
+from attune.corpora.readers import empathetic_dialogues, miti_sentences, pretraining
+from attune.corpora.readers.registry import Prepared, read_every_split
+from attune.data.dialogue import SPLITS, Dialogue, Turn, dialogue_of, to_turns
+from attune.runtime.arrow_stream import read_batches
+from attune.runtime.errors import DataError, reported
+from attune.runtime.io import write_json
 
 DIALOGUES = Path("data/dialogues")
 PAIRS = Path("data/pairs")
@@ -41,10 +41,6 @@ WHAT_TO_DO = {
     "behaviour": "take the dialogues out of the corpus that behaviour.corpus names",
     "valid": "run `dvc repro prepare`, which drops copies",
 }
-
-
-class AuditError(UserError):
-    """Held-out text was found among what a model learns from; the message names it."""
 
 
 class Text(NamedTuple):
@@ -163,7 +159,7 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
     """Count and find the leaks of all parts.
 
     Raises:
-        CorpusError, EpitomeError: what a part learns from cannot be read.
+        DataError, ModelError: what a part learns from cannot be read.
     """
     prepared = Prepared(DIALOGUES)
     held_out = HeldOut(prepared)
@@ -189,21 +185,21 @@ def refuse(leaks: Sequence[Leak]) -> None:
     """Say which leaks there are.
 
     Raises:
-        AuditError: there is one; names the first `SHOWN` by file and place, and what to do of each part.
+        DataError: there is one; names the first `SHOWN` by file and place, and what to do of each part.
     """
     if not leaks:
         return
     named = [f"{one.where}: text of the {one.split} dialogue {one.held_out}" for one in leaks[:SHOWN]]
     more = [f"… and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
     todo = [f"{part}: {WHAT_TO_DO[part]}" for part in dict.fromkeys(leak.part for leak in leaks)]
-    raise AuditError("\n".join([f"{len(leaks)} texts that models learn from are held out:", *named, *more, *todo]))
+    raise DataError("\n".join([f"{len(leaks)} texts that models learn from are held out:", *named, *more, *todo]))
 
 
 def main(params: Params) -> None:
     """Write the counts, all of them 0.
 
     Raises:
-        AuditError: one is not; nothing is written.
+        DataError: one is not; nothing is written.
     """
     metrics, leaks = audit(params)
     refuse(leaks)

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints import checkpoints
-from stages.corpora import empathetic_dialogues, pretraining
-from stages.dialogues import Turn
-from stages.errors import reported
-from stages.files import settle_model_files, whole_folder, write_json
-from stages.modeling.loading import RECORD
-from stages.modeling.process import ModelError, set_up_process
-from stages.params import load
-from stages.sections import Hardware, Model, Params, Tiny
+from attune.compute.process import set_up_process
+from attune.config.params import load
+from attune.config.schema import Hardware, Model, Params, Tiny
+from attune.corpora.readers import empathetic_dialogues, pretraining
+from attune.data.dialogue import Turn
+from attune.models.loading import RECORD
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.errors import ModelError, reported
+from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
 
 RAW = Path("data/raw")
 SAMPLE = Path("data/sample/empatheticdialogues")
@@ -56,7 +56,7 @@ def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
     """What a made model is pretrained on: the train split of the embedded sample, or a folder's `dialogues.jsonl`.
 
     Raises:
-        CorpusError: as the readers.
+        DataError: as the readers.
     """
     if corpus == "sample":
         dialogues, _ = empathetic_dialogues.read(SAMPLE)
@@ -80,9 +80,9 @@ def start(dialogues: list[tuple[Turn, ...]], model: Model, tiny: Tiny, seed: int
     Raises:
         ModelError: the encoder cannot be had, or is none of BERT's architecture.
     """
-    from stages.modeling.bert import make_decoder, train_wordpiece
-    from stages.modeling.encoder import checked_weights
-    from stages.modeling.tiny import make_model, train_tokenizer
+    from attune.models.bert_decoder import make_decoder, train_wordpiece
+    from attune.models.encoder import checked_weights
+    from attune.models.tiny import make_model, train_tokenizer
 
     if model.as_decoder:
         return make_decoder(checked_weights(model).parent, seed)
@@ -114,10 +114,10 @@ def make(
     """
     from transformers import Trainer, TrainingArguments, default_data_collator
 
-    from stages.modeling.cpu import suit_cpu
-    from stages.modeling.loading import compile_layers, require_positions
-    from stages.modeling.tiny import packed_blocks
-    from stages.modeling.training import run, run_arguments
+    from attune.cpu.optimize import optimize_for_cpu
+    from attune.models.loading import compile_layers, require_positions
+    from attune.models.tiny import packed_blocks
+    from attune.training.common.trainer import run, run_arguments
 
     set_up_process(hardware)
     made, tokenizer = start(dialogues, model, tiny, seed)
@@ -136,7 +136,7 @@ def make(
         warmup_steps=20,
         **run_arguments(hardware, seed, folder),
     )
-    suit_cpu(made, hardware)
+    optimize_for_cpu(made, hardware)
     compile_layers(made, hardware)
     run(Trainer(model=made, args=arguments, train_dataset=blocks, data_collator=default_data_collator), CURVES)
     return made, tokenizer
@@ -144,7 +144,7 @@ def make(
 
 def main(params: Params) -> None:
     """Write `models/base`."""
-    from stages.modeling.encoder import encoder_signature
+    from attune.models.encoder import encoder_signature
 
     if not params.model.is_made:
         CURVES.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def main(params: Params) -> None:
         with whole_folder(TARGET, sum(one.nbytes for one in model.state_dict().values())) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            settle_model_files(partial)
+            canonicalize_model_files(partial)
             write_json(partial / RECORD, record)
 
 

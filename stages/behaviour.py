@@ -2,7 +2,7 @@
 
     python -m stages.behaviour behaviour
 
-writes the folder that `behaviour.classifiers` names for it (what `stages.scoring.behaviour.probabilities` reads): a
+writes the folder that `behaviour.classifiers` names for it (what `attune.classifiers.behaviour.classifier.probabilities` reads): a
 classifier of therapists' behaviours, trained on the acts of a corpus, and one of what adheres to motivational
 interviewing, trained on labelled sentences; and `metrics/scorers/behaviour.json`: how good they are on what they have
 not seen.
@@ -16,18 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.checkpoints import checkpoints
-from stages.corpora import miti_sentences
-from stages.corpora.leakage import sentences_of
-from stages.corpora.reading import read_every_split
-from stages.dialogues import SPLITS, Dialogue, normalise
-from stages.errors import reported
-from stages.files import write_json
-from stages.params import folder_of, load
-from stages.scoring.behaviour import BEHAVIOUR, BEHAVIOURS, MITI
-from stages.scoring.miti import ADHERENCE, read_adherence
-from stages.scoring.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
-from stages.sections import Behaviour, Params, TurnTraining
+from attune.classifiers.behaviour.classifier import BEHAVIOUR, BEHAVIOURS, MITI
+from attune.config.params import folder_of, load
+from attune.config.schema import Behaviour, Params, TurnTraining
+from attune.corpora.leakage import sentences_of
+from attune.corpora.readers import miti_sentences
+from attune.corpora.readers.registry import read_every_split
+from attune.data.dialogue import SPLITS, Dialogue, normalise
+from attune.labels.miti import ADHERENCE, read_adherence
+from attune.labels.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.errors import reported
+from attune.runtime.io import write_json
 
 DIALOGUES = Path("data/dialogues")
 RAW = Path("data/raw")
@@ -56,7 +56,7 @@ def read_turns(settings: Behaviour) -> list[Dialogue]:
     """The dialogues whose acts are behaviours, of all splits.
 
     Raises:
-        CorpusError: a file of `behaviour.corpus` is missing or does not fit its format.
+        DataError: a file of `behaviour.corpus` is missing or does not fit its format.
     """
     return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
@@ -75,8 +75,8 @@ def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[D
         prepared: the dialogues of all splits; train sentences of held-out ones are left out.
 
     Raises:
-        CorpusError: as `miti_sentences.read`.
-        LabelError: a label is not in the table, or the train part has fewer than two kinds.
+        DataError: as `miti_sentences.read`.
+        DataError: a label is not in the table, or the train part has fewer than two kinds.
     """
     found: Labelled = {split: [] for split in SPLITS}
     unknown = Counter[str]()
@@ -99,7 +99,7 @@ def read(params: Params) -> dict[str, Part]:
     """The two classifiers that are to be trained, by their folder.
 
     Raises:
-        CorpusError, LabelError: what they learn from is missing, or does not fit.
+        DataError, DataError: what they learn from is missing, or does not fit.
     """
     acts, miti = params.behaviour, params.miti
     identity = {label: label for label in BEHAVIOURS}
@@ -120,9 +120,9 @@ def main(name: str, params: Params) -> None:
     Raises:
         UserError: there is no such classifier, or `read` as it says.
     """
-    from stages.modeling.encoder import encoder_signature, load_encoder
-    from stages.scoring.turn_classifier import save
-    from stages.scoring.turn_training import learn
+    from attune.classifiers.common.turn_classifier import save
+    from attune.classifiers.common.turn_training import learn
+    from attune.models.encoder import encoder_signature, load_encoder
 
     acts, miti, rest = params.behaviour, params.miti, (params.hardware, params.seed)
     folder = folder_of(acts.classifiers, name, "behaviour.classifiers")

@@ -4,224 +4,28 @@
 
 A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how, how good it
 is, and what it is not for. It is no part of the adapter's folder: that is the out of the stage that trains it, which
-DVC removes before every run, and it is not in Git, where reviewers read the card. `stages.push` puts the card beside
+DVC removes before every run, and it is not in Git, where reviewers read the card. `attune.tools.push` puts the card beside
 the weights, as README.md. It holds no date and no commit, so that equal runs give equal bytes; the hashes of the
-files that it describes tell `stages.push` whether it is theirs.
+files that it describes tell `attune.tools.push` whether it is theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
 
-from stages.corpora.sources import Source
-from stages.corpora.sources import load as load_sources
-from stages.errors import UserError, reported
-from stages.files import sha256_of, write_text
-from stages.licences import NOT_STATED, Licence, terms
-from stages.licences import load as load_licences
-from stages.params import load, named
-from stages.results import METRICS, read_metrics, read_variant
-from stages.sections import BASE, ROUNDS, Params, chain
-from stages.tables import Metrics
-
-CARDS = Path("reports/cards")
-MANIFEST = Path("data/manifest.json")
-SOURCES = Path("data/sources.yaml")
-USE = Path("docs/use.md")
-SFT = "models/sft"
-SAMPLE_LICENCE = Path("data/sample/empatheticdialogues/LICENCE")
-EMBEDDED = "the embedded sample"
-# What of a model's folder may leave the machine: weights that run no code, configurations, tokenizer.
-PUBLISHED = (
-    "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-
-
-class CardError(UserError):
-    """A card cannot be written, or is not the card of the files at hand."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """Something that a model was made from: a corpus, or published weights."""
-
-    name: str
-    part: str
-    licence: str
-    terms: Licence
-    source: Source | None = None
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """How a variant was trained: by SFT on which dialogues (all, high, low; None: no SFT), and its rounds of DPO."""
-
-    sft: str | None
-    rounds: tuple[str, ...]
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether anything was trained on the base model."""
-        return self.sft is not None or bool(self.rounds)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the card of a variant is made of; files are names on the hub to their sha256."""
-
-    variant: str
-    lineage: Lineage
-    materials: tuple[Material, ...]
-    metrics: Metrics
-    intervals: Metrics
-    data: Metrics
-    pairs: dict[str, Metrics]
-    files: dict[str, str]
-    commit: str | None
-    instruction: str | None
-    use: str
-
-    @property
-    def is_public(self) -> bool:
-        """Whether every licence lets a model made from its data be shown to everybody."""
-        return all(one.terms.public for one in self.materials)
-
-
-def lineage(params: Params, model: str) -> Lineage:
-    """How the model in the folder `model` was trained.
-
-    Raises:
-        CardError: no stage writes that folder.
-    """
-    by_sft = {BASE: None, SFT: "all"} | {folder: str(quality) for quality, folder in params.sft.by_quality.items()}
-    path, rounds = Path(model), params.dpo.rounds
-    if path.parent == ROUNDS and path.name in rounds:
-        keys = chain(rounds, path.name)
-        return Lineage(by_sft.get(rounds[keys[0]].init), tuple(keys))
-    if model not in by_sft:
-        raise CardError(f"{model} is the folder of no stage that trains a model: {', '.join(by_sft)} or {ROUNDS}/…")
-    return Lineage(by_sft[model], ())
-
-
-def materials(
-    params: Params,
-    trained: Lineage,
-    stated: Mapping[str, str],
-    sources: Mapping[str, Source],
-    table: Mapping[str, Licence],
-) -> tuple[Material, ...]:
-    """What a variant was made from: published weights, what the base model was pretrained on, and the dialogues.
-
-    Args:
-        params: of the run.
-        trained: how the variant was trained; the base model alone saw no dialogues.
-        stated: corpus to the licence that `data/manifest.json` has of its files; that of the sample under `EMBEDDED`.
-        sources: `data/sources.yaml`; what it says of a corpus holds where the licence is the same.
-        table: `data/licences.yaml`.
-
-    Raises:
-        CardError: a corpus is not in the manifest.
-        LicenceError: a licence is not in the table.
-    """
-    found = []
-    if origin := params.model.hub_id or params.model.package:
-        licence = params.model.licence or NOT_STATED
-        found.append(Material(origin, "weights", licence, terms(table, licence, f"model {params.model.name}")))
-    corpora = [(EMBEDDED if params.tiny.corpus == "sample" else params.tiny.corpus, "pretraining")]
-    corpora = corpora if params.model.is_made else []
-    if trained.is_adapter:
-        corpora += [(name, "dialogues") for name in params.corpus.parts]
-    for name, part in corpora:
-        if name not in stated:
-            raise CardError(f"{MANIFEST} has no corpus {name}: run `dvc repro download`")
-        source = sources.get(name)
-        known = source if source and source.licence == stated[name] else None
-        found.append(Material(name, part, stated[name], terms(table, stated[name], f"corpus {name}"), known))
-    return tuple(found)
-
-
-def stated_licences() -> dict[str, str]:
-    """Corpus to its licence, as `data/manifest.json` has it, and that of the embedded sample.
-
-    Raises:
-        CardError: the manifest is missing or is none.
-    """
-    try:
-        entries = json.loads(MANIFEST.read_text(encoding="utf-8"))
-        found = {str(entry["corpus"]): str(entry["licence"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CardError(f"{MANIFEST} cannot be read ({error!r}): run `dvc repro download`") from None
-    return found | {EMBEDDED: SAMPLE_LICENCE.read_text(encoding="utf-8").split("\n")[0].strip()}
-
-
-def published(model: Path, base: Path = Path(BASE)) -> dict[str, Path]:
-    """The files of a variant that may be published, by their names there.
-
-    An adapter lies at the top and the base model, where it was made here, in `base/`. Nothing is taken of folders in
-    them, where rounds of DPO keep what training goes on from.
-    """
-    below = {} if model == base else {f"base/{name}": path for name, path in _allowed(base).items()}
-    return dict(sorted((_allowed(model) | below).items()))
-
-
-def _allowed(folder: Path) -> dict[str, Path]:
-    files = (path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
-    return {path.name: path for path in files if any(fnmatch(path.name, pattern) for pattern in PUBLISHED)}
-
-
-def hashes(model: Path) -> dict[str, str]:
-    """The sha256 of each of the files of `published`."""
-    return {name: sha256_of(path) for name, path in published(model).items()}
-
-
-def gather(variant: str, params: Params) -> Facts:
-    """Read what the card of a variant says.
-
-    Raises:
-        ReportError: metrics are missing.
-        CardError, LicenceError: as `lineage` and `materials`.
-    """
-    one = named(params.variants, variant, "variants")
-    trained = lineage(params, one.model)
-    metrics, intervals = read_variant(params, variant)
-    record = Path(BASE, "base.json")
-    return Facts(
-        variant=variant,
-        lineage=trained,
-        materials=materials(params, trained, stated_licences(), load_sources(SOURCES), load_licences()),
-        metrics=metrics,
-        intervals=intervals,
-        data=read_metrics(METRICS / "data.json", "prepare"),
-        pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in trained.rounds},
-        files=hashes(Path(one.model)),
-        commit=json.loads(record.read_text(encoding="utf-8"))["commit"] if record.is_file() else None,
-        instruction=one.instruction_file.read_text(encoding="utf-8").strip() if one.instruction_file else None,
-        use=sections_of(USE),
-    )
-
-
-def sections_of(path: Path) -> str:
-    """A page from its first section on, without title and introduction.
-
-    Raises:
-        CardError: it is missing, or has no section.
-    """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if "\n## " not in text:
-        raise CardError(f"{path}, what every card quotes, is missing or has no section: restore it from Git")
-    return text[text.index("\n## ") + 1 :].strip()
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.report.card_facts import (
+    CARDS,
+    gather,
+)
+from attune.runtime.errors import reported
+from attune.runtime.io import write_text
 
 
 def main(variant: str, params: Params) -> None:
     """Write `reports/cards/<variant>.md`."""
-    from stages.card_page import page
+    from attune.report.card_page import page
 
     write_text(CARDS / f"{variant}.md", page(gather(variant, params), params))
 

@@ -2,7 +2,7 @@
 
     python -m stages.dbt dbt
 
-writes the folder that `dbt.classifiers` names for it (what `stages.scoring.dbt.probabilities` reads) and
+writes the folder that `dbt.classifiers` names for it (what `attune.classifiers.dbt.classifier.probabilities` reads) and
 `metrics/scorers/dbt.json`: how good it is on the test split's conversations, which it has not seen.
 """
 
@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stages.checkpoints import checkpoints
-from stages.corpora.reading import read_every_split
-from stages.dialogues import Dialogue
-from stages.errors import reported
-from stages.files import write_json
-from stages.params import folder_of, load
-from stages.scoring.dbt import LABELS, read_stages
-from stages.scoring.turn_labels import Labelled, label_turns
-from stages.sections import Dbt, Params
+from attune.classifiers.dbt.classifier import LABELS, read_stages
+from attune.config.params import folder_of, load
+from attune.config.schema import Dbt, Params
+from attune.corpora.readers.registry import read_every_split
+from attune.data.dialogue import Dialogue
+from attune.labels.turn_labels import Labelled, label_turns
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.errors import reported
+from attune.runtime.io import write_json
 
 DIALOGUES = Path("data/dialogues")
 RAW = Path("data/raw")
@@ -39,7 +39,7 @@ def read(settings: Dbt) -> list[Dialogue]:
     """The dialogues that the classifier learns from, of all splits.
 
     Raises:
-        CorpusError: a file of `dbt.corpus` is missing or does not fit its format.
+        DataError: a file of `dbt.corpus` is missing or does not fit its format.
     """
     return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
@@ -50,9 +50,9 @@ def main(name: str, params: Params) -> None:
     Raises:
         UserError: there is no such classifier, or `read` and `label_turns` as they say.
     """
-    from stages.modeling.encoder import encoder_signature, load_encoder
-    from stages.scoring.turn_classifier import save
-    from stages.scoring.turn_training import learn
+    from attune.classifiers.common.turn_classifier import save
+    from attune.classifiers.common.turn_training import learn
+    from attune.models.encoder import encoder_signature, load_encoder
 
     settings = params.dbt
     folder = folder_of(settings.classifiers, name, "dbt.classifiers")

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.corpora.fetch import Web, from_local, from_web, require_public
-from stages.corpora.sources import DownloadError, Source, is_inside
-from stages.corpora.sources import load as load_sources
-from stages.errors import reported
-from stages.files import sha256_of, write_text
-from stages.params import load as load_params
-from stages.sections import Params
+from attune.config.params import load as load_params
+from attune.config.schema import Params
+from attune.download.fetch import Web, from_local, from_web, require_public
+from attune.download.sources import Source, is_inside
+from attune.download.sources import load as load_sources
+from attune.runtime.errors import DownloadError, reported
+from attune.runtime.io import sha256_of, write_text
 
 SOURCES = Path("data/sources.yaml")
 FIRST_USE = Path("data/first_use.json")

@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints import checkpoints
-from stages.dialogues import to_turns
-from stages.errors import UserError, reported
-from stages.launch import run as in_ranks
-from stages.modeling.process import halving
-from stages.params import load
-from stages.ranks import by_first, of_first
-from stages.sections import Hardware, Params
+from attune.config.params import load
+from attune.config.schema import Hardware, Params
+from attune.data.dialogue import to_turns
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.distributed import broadcast_from_main, on_main_process
+from attune.runtime.errors import UserError, reported
+from attune.runtime.launch import run as in_ranks
+from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")
@@ -49,43 +49,43 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
         The checkpoint at the round's end: adapter (safetensors), optimizer, schedule, random state, `reference/`.
 
     Raises:
-        ReferenceGap: the log-probabilities in `init` are another reference's.
+        ModelError: the log-probabilities in `init` are another reference's.
         ModelError: `dpo.max_length` exceeds the model's positions.
         UserError: there is no pair.
     """
-    from stages.modeling.dpo import make_trainer
-    from stages.modeling.loading import load_adapter, load_base, load_tokenizer, require_positions
-    from stages.modeling.packed import prepare, unserved
-    from stages.modeling.reference import complete, identity, with_reference
-    from stages.modeling.resume import last_checkpoint
-    from stages.modeling.training import counted_anew, redraw, run
+    from attune.models.loading import load_adapter, load_base, load_tokenizer, require_positions
+    from attune.training.common.resume import last_checkpoint
+    from attune.training.common.trainer import redraw, rescale_step_count, run
+    from attune.training.dpo.packed_forward import prepare, unsupported_reason
+    from attune.training.dpo.reference_logps import complete, identity, with_reference
+    from attune.training.dpo.trainer import make_trainer
 
     tokenizer = load_tokenizer(base)
     start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
     adapter, later = reference_of(start), is_later_round(start)
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
-    encoded, ahead = encode(tokenizer, pairs, params.dpo.max_length)
+    encoded, future_rejected = encode(tokenizer, pairs, params.dpo.max_length)
     if not encoded:
         raise UserError(f"{pairs} holds no pair: run `dvc repro -f pairs@{key}`")
-    if unserved(policy) is None:
+    if unsupported_reason(policy) is None:
         prepare(policy, params.hardware, params.dpo.max_length)
         reference = identity(base, adapter, params.hardware)
         earlier = start / REFERENCE / LOGPS if later else None
         # The policy still is the reference: its own weights come with the checkpoint.
-        asked = [*encoded, *ahead]
+        asked = [*encoded, *future_rejected]
         logps = complete(policy, asked, folder / LOGPS, earlier, reference, params.hardware, tokenizer.pad_token_id)
         encoded = with_reference(encoded, logps)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
-    over = of_first(lambda: is_over(folder, start if later else None))
+    over = broadcast_from_main(lambda: is_over(folder, start if later else None))
     if not over:
-        run(trainer, curves, start=counted_anew(start, trainer, folder) if later else None)
+        run(trainer, curves, start=rescale_step_count(start, trainer, folder) if later else None)
     # The trainer writes a checkpoint at the end of the epoch.
-    end = Path(of_first(lambda: str(last_checkpoint(folder))))
+    end = Path(broadcast_from_main(lambda: str(last_checkpoint(folder))))
     if over:
         # DVC has removed the stage's outs before it ran it again.
-        by_first(lambda: redraw(end, curves))
-    by_first(lambda: hand_on_reference(adapter, folder / LOGPS, end / REFERENCE))
+        on_main_process(lambda: redraw(end, curves))
+    on_main_process(lambda: save_reference(adapter, folder / LOGPS, end / REFERENCE))
     return end
 
 
@@ -94,8 +94,8 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
 
     So the reference of a chain that starts from the base is the base itself, and every round has an adapter to keep.
     """
-    from stages.modeling.loading import add_adapter, is_adapter, load_base
-    from stages.modeling.training import save_adapter
+    from attune.models.loading import add_adapter, is_adapter, load_base
+    from attune.training.common.trainer import save_adapter
 
     if is_adapter(init):
         return init
@@ -105,13 +105,13 @@ def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Pa
         if not fresh.is_dir():
             save_adapter(add_adapter(load_base(base, params.hardware), params.lora, params.seed), fresh)
 
-    by_first(write)
+    on_main_process(write)
     return fresh
 
 
 def is_over(folder: Path, start: Path | None) -> bool:
     """Whether the round has been trained to its end and was killed behind it: going on would train the next epoch."""
-    from stages.modeling.resume import last_checkpoint
+    from attune.training.common.resume import last_checkpoint
 
     def epochs(checkpoint: Path | None) -> float:
         return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
@@ -129,7 +129,7 @@ def reference_of(init: Path) -> Path:
     return init / REFERENCE / ADAPTER if is_later_round(init) else init
 
 
-def hand_on_reference(adapter: Path, logps: Path, target: Path) -> None:
+def save_reference(adapter: Path, logps: Path, target: Path) -> None:
     """Put the reference into a round's checkpoint: its adapter, and the log-probabilities known so far.
 
     The adapter lies one folder deeper than transformers looks for adapters to load when training goes on from a
@@ -148,19 +148,19 @@ def encode(tokenizer: Any, pairs: Path, max_length: int) -> tuple[list[dict[str,
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
-    from stages.modeling.dpo import encode_pair
+    from attune.training.dpo.trainer import encode_pair
 
-    found, ahead = [], []
+    found, future_rejected = [], []
     for row in tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair"):
         asked = (tokenizer, to_turns(row["prompt"]), row["chosen"])
         found.append(encode_pair(*asked, row["rejected"], max_length))
-        ahead += [encode_pair(*asked, rejected, max_length) for rejected in row.get("ahead") or ()]
-    return found, ahead
+        future_rejected += [encode_pair(*asked, rejected, max_length) for rejected in row.get("future_rejected") or ()]
+    return found, future_rejected
 
 
 def main(key: str, params: Params) -> None:
     """Write `models/dpo/<key>`."""
-    from stages.modeling.training import keep
+    from attune.training.common.trainer import export_checkpoint
 
     pairs = PAIRS / f"{key}.parquet"
     deps = [Path("stages"), BASE, pairs, Path(params.dpo.rounds[key].init)]
@@ -169,8 +169,8 @@ def main(key: str, params: Params) -> None:
         def attempt(hardware: Hardware) -> Path:
             return train_round(key, replace(params, hardware=hardware), BASE, pairs, folder, CURVES / key)
 
-        end = halving(attempt, params.hardware, params.dpo)
-        by_first(lambda: keep(end, TARGET / key))
+        end = retry_on_oom(attempt, params.hardware, params.dpo)
+        on_main_process(lambda: export_checkpoint(end, TARGET / key))
 
 
 if __name__ == "__main__":

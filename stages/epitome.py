@@ -1,6 +1,6 @@
 """Stage `epitome`: the three classifiers of empathy, trained on annotated pairs or taken from published checkpoints.
 
-Writes `models/epitome/` (what `stages.scoring.epitome.score` reads) and `metrics/scorers/epitome.json`: how good each
+Writes `models/epitome/` (what `attune.classifiers.epitome.score.score` reads) and `metrics/scorers/epitome.json`: how good each
 is on the posts of the test part, which it has not seen.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints import checkpoints
-from stages.errors import reported
-from stages.files import write_json
-from stages.params import load
-from stages.scoring.epitome_annotations import FILES, Annotation, encode, part_of, rationale_spans, read_annotations
-from stages.scoring.epitome_model import MECHANISMS, Classifiers
-from stages.sections import Epitome, Hardware, Params
+from attune.classifiers.epitome.annotations import FILES, Annotation, encode, part_of, rationale_spans, read_annotations
+from attune.classifiers.epitome.model import MECHANISMS, Classifiers
+from attune.config.params import load
+from attune.config.schema import Epitome, Hardware, Params
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.errors import reported
+from attune.runtime.io import write_json
 
 SAMPLE = Path("data/sample/epitome")
 RAW = Path("data/raw/epitome")
@@ -36,8 +36,8 @@ def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
     """
     import torch
 
-    from stages.scoring.epitome_files import load_published
-    from stages.scoring.epitome_model import make_classifier
+    from attune.classifiers.epitome.files import load_published
+    from attune.classifiers.epitome.model import make_classifier
 
     if settings.checkpoints:
         return load_published(Path(settings.checkpoints), encoder)
@@ -69,8 +69,8 @@ def learn(
     Returns:
         The metrics of all mechanisms, with the mechanism's short name before each.
     """
-    from stages.scoring.epitome_model import encoder_of
-    from stages.scoring.epitome_training import measure, post_states, train
+    from attune.classifiers.epitome.model import encoder_of
+    from attune.classifiers.epitome.train import measure, post_states, train
 
     posts: dict[int, dict[str, Any]] = {}
     metrics: dict[str, float] = {}
@@ -106,8 +106,8 @@ def main(params: Params) -> None:
     """Write the classifiers and their metrics."""
     import torch
 
-    from stages.modeling.encoder import encoder_signature, load_encoder
-    from stages.scoring.epitome_files import save
+    from attune.classifiers.epitome.files import save
+    from attune.models.encoder import encoder_signature, load_encoder
 
     corpus = SAMPLE if params.epitome.corpus == "sample" else RAW
     annotations = {mechanism: read_annotations(corpus / file) for mechanism, file in FILES.items()}

@@ -16,11 +16,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.dialogues import Targets, dialogue_of
-from stages.errors import UserError, reported
-from stages.files import write_json
-from stages.params import load
-from stages.sections import Params
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.data.dialogue import Targets, dialogue_of
+from attune.runtime.errors import DataError, reported
+from attune.runtime.io import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,15 +30,11 @@ INTERVALS = Path("metrics/intervals")
 DIGITS = 4
 
 
-class ScoresError(UserError):
-    """A file of scores is missing, or two of them are of different examples."""
-
-
 def read(path: Path) -> pd.DataFrame:
     """Read the scores that stage `evaluate` wrote, in the order of their ids.
 
     Raises:
-        ScoresError: the file is missing.
+        DataError: the file is missing.
     """
     import pandas as pd
 
@@ -46,7 +42,7 @@ def read(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path).sort_values("id", ignore_index=True)
     except FileNotFoundError:
         stage = "evaluate" if path.parent == SCORES else f"{path.parent.name}_scores"
-        raise ScoresError(f"{path} is missing: run `dvc repro {stage}@{path.stem}`") from None
+        raise DataError(f"{path} is missing: run `dvc repro {stage}@{path.stem}`") from None
 
 
 def compare(
@@ -57,13 +53,13 @@ def compare(
     The examples of a dialogue, several where `targets` says so, are drawn together.
 
     Raises:
-        ScoresError: the two were scored on different examples.
+        DataError: the two were scored on different examples.
     """
-    from stages.scoring.intervals import columns, intervals
+    from attune.scoring.intervals.bootstrap import columns, intervals
 
     if other is not None and own["id"].tolist() != other["id"].tolist():
         differ = len(set(own["id"]) ^ set(other["id"]))
-        raise ScoresError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
+        raise DataError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
     dialogues = [dialogue_of(name, targets) for name in own["id"]]
     return intervals(columns(own), None if other is None else columns(other), resamples, seed, dialogues)
 

@@ -2,7 +2,7 @@
 
     python -m stages.label_references dbt models/dbt
 
-writes `data/references_dbt.parquet`: a row an example with `id` and a column a label of `stages/scoring/dbt.py`. The
+writes `data/references_dbt.parquet`: a row an example with `id` and a column a label of `attune/classifiers/dbt/classifier.py`. The
 other scorer is `behaviour`.
 """
 
@@ -12,11 +12,11 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from stages.dialogues import read_examples
-from stages.errors import reported
-from stages.files import write_table
-from stages.params import load
-from stages.sections import Params
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.data.dialogue import read_examples
+from attune.runtime.errors import reported
+from attune.runtime.io import write_table
 
 TEST = Path("data/dialogues/test.parquet")
 TARGETS = Path("data")
@@ -26,11 +26,11 @@ def main(scorer: str, folder: Path, params: Params) -> None:
     """Write `data/references_<scorer>.parquet` by the classifiers in a folder.
 
     Raises:
-        ClassifierError: the folder is not what stage `<scorer>` writes.
+        ModelError: the folder is not what stage `<scorer>` writes.
     """
     import pyarrow as pa
 
-    from stages.modeling.process import set_up_process
+    from attune.compute.process import set_up_process
 
     set_up_process(params.hardware)
     labels = import_module(f"stages.scoring.{scorer}")

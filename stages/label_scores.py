@@ -14,11 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stages.dialogues import to_turns
-from stages.errors import UserError, reported
-from stages.files import write_json, write_table
-from stages.params import folder_of, load
-from stages.sections import Params, label_scorers
+from attune.config.params import folder_of, load
+from attune.config.schema import Params, label_classifiers
+from attune.data.dialogue import to_turns
+from attune.runtime.errors import DataError, reported
+from attune.runtime.io import write_json, write_table
 
 REPLIES = Path("data/replies")
 REFERENCES = Path("data")
@@ -27,15 +27,11 @@ METRICS = Path("metrics")
 DIGITS = 4
 
 
-class ReferencesError(UserError):
-    """Replies, or the labels of the human replies, are missing or are of other examples."""
-
-
 def read(path: Path, stage: str) -> list[dict[str, Any]]:
     """The rows of a parquet file.
 
     Raises:
-        ReferencesError: it is missing or no parquet; names the stage that makes it.
+        DataError: it is missing or no parquet; names the stage that makes it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -43,9 +39,9 @@ def read(path: Path, stage: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except FileNotFoundError:
-        raise ReferencesError(f"{path} is missing: run `dvc repro {stage}`") from None
+        raise DataError(f"{path} is missing: run `dvc repro {stage}`") from None
     except pa.ArrowInvalid as error:
-        raise ReferencesError(f"{path} is no valid parquet file ({error}): run `dvc repro -f -s {stage}`") from None
+        raise DataError(f"{path} is no valid parquet file ({error}): run `dvc repro -f -s {stage}`") from None
     return rows
 
 
@@ -53,12 +49,12 @@ def references(path: Path, ids: list[str], labels: tuple[str, ...], stage: str) 
     """The labels of the human replies, (N, len(labels)), in the order of `ids`.
 
     Raises:
-        ReferencesError: the file, which `stage` makes, is missing, or an example is not in it.
+        DataError: the file, which `stage` makes, is missing, or an example is not in it.
     """
     rows = {row["id"]: [row[label] for label in labels] for row in read(path, stage)}
     missing = [one for one in ids if one not in rows]
     if missing:
-        raise ReferencesError(f"{path} lacks {len(missing)} examples, first {missing[0]}: run `dvc repro {stage}`")
+        raise DataError(f"{path} lacks {len(missing)} examples, first {missing[0]}: run `dvc repro {stage}`")
     return [rows[one] for one in ids]
 
 
@@ -70,9 +66,9 @@ def main(variant: str, params: Params, scorer: str) -> None:
     """
     import pyarrow as pa
 
-    from stages.modeling.process import set_up_process
+    from attune.compute.process import set_up_process
 
-    variants = label_scorers(params)[scorer].variants
+    variants = label_classifiers(params)[scorer].variants
     folder = folder_of(variants, variant, f"{scorer}.variants")
     set_up_process(params.hardware)
     labels, made = import_module(f"stages.scoring.{scorer}"), import_module(f"stages.scoring.{scorer}_metrics")

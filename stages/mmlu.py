@@ -14,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UserError, reported
-from stages.files import write_json
-from stages.launch import run as in_ranks
-from stages.params import load
-from stages.ranks import by_first
-from stages.scoring import mmlu
-from stages.sections import Params
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.runtime.distributed import on_main_process
+from attune.runtime.errors import UserError, reported
+from attune.runtime.io import write_json
+from attune.runtime.launch import run as in_ranks
+from attune.scoring.mmlu import harness
 
 BASE = Path("models/base")
 RAW = Path("data/raw")
@@ -31,51 +31,51 @@ DIGITS = 4
 
 def load_model(folder: Path, params: Params) -> Any:
     """The base model, or a PeftModel with the adapter of `folder` on it, which is left unmerged."""
-    from stages.modeling.loading import is_adapter, load_adapter, load_base
+    from attune.models.loading import is_adapter, load_adapter, load_base
 
     model = load_base(BASE, params.hardware)
     return (load_adapter(model, folder, trainable=False) if is_adapter(folder) else model).eval()
 
 
 def measure(
-    model: Any, tokenizer: Any, subjects: dict[str, mmlu.Subject], params: Params
+    model: Any, tokenizer: Any, subjects: dict[str, harness.Subject], params: Params
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Run MMLU.
 
     Args:
         model: in eval mode, on `hardware.device`.
         tokenizer: the model's.
-        subjects: of `mmlu.read`.
+        subjects: of `harness.read`.
         params: the sections mmlu and hardware are read.
 
     Returns:
         The metrics (times 100, unrounded) and what explains them, without the model.
     """
-    from stages.modeling.shared_prefix import shared_prefix_lm
+    from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
 
     # It warns of each source of rows and of each prompt that is cut; the signature counts the latter.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     settings = params.mmlu
     lm = shared_prefix_lm(model, tokenizer, settings.batch_size, params.hardware)
-    results = mmlu.evaluate(lm, subjects, settings.shots)
-    asked = mmlu.questions(subjects)
-    return mmlu.metrics(results), {
+    results = harness.evaluate(lm, subjects, settings.shots)
+    asked = harness.questions(subjects)
+    return harness.metrics(results), {
         "lm_eval": version("lm_eval"),
-        "mmlu": mmlu.versions(results),
+        "mmlu": harness.versions(results),
         "shots": str(settings.shots),
         "batch_size": str(settings.batch_size),
         "dtype": params.hardware.dtype,
         "subjects": str(len(subjects)),
         "questions": str(asked),
         # Every question is asked with each of its choices.
-        "prompts_cut": f"{lm.cut // len(mmlu.LETTERS)} of {asked}, from the left to {lm.max_length} tokens",
-        "rows": f"{settings.corpus}, sha256 {mmlu.digest(subjects)}",
+        "prompts_cut": f"{lm.cut // len(harness.LETTERS)} of {asked}, from the left to {lm.max_length} tokens",
+        "rows": f"{settings.corpus}, sha256 {harness.digest(subjects)}",
     }
 
 
 def describe(folder: Path) -> dict[str, str]:
     """The base model and its commit on the hub, and the adapter on it."""
-    from stages.modeling.loading import is_adapter, origin, quantization
+    from attune.models.loading import is_adapter, origin, quantization
 
     source, commit = origin(BASE)
     adapter = f"{folder}, not merged" if is_adapter(folder) else "none"
@@ -89,19 +89,19 @@ def main(variant: str, params: Params) -> None:
     Raises:
         UserError: there is no such variant, or the rows are not what the task needs.
     """
-    from stages.modeling.loading import load_tokenizer
+    from attune.models.loading import load_tokenizer
 
     if variant not in params.variants:
         raise UserError(f"{variant!r} is none of the variants in params.yaml: {', '.join(params.variants)}")
     corpus, folder = params.mmlu.corpus, Path(params.variants[variant].model)
-    rows = mmlu.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
+    rows = harness.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
     metrics, signature = measure(load_model(folder, params), load_tokenizer(BASE), rows, params)
 
     def write() -> None:
         write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
         write_json(METRICS / f"{variant}.signature.json", describe(folder) | signature)
 
-    by_first(write)
+    on_main_process(write)
 
 
 if __name__ == "__main__":

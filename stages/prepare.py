@@ -2,7 +2,7 @@
 
 Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
 assistant who speaks first), dialogues without an assistant turn after a user's, train dialogues that copy one of valid
-or test, and valid dialogues that copy one of test (`stages.corpora.leakage`). Of a mixture, the train dialogues that
+or test, and valid dialogues that copy one of test (`attune.corpora.leakage`). Of a mixture, the train dialogues that
 its weights leave no room for.
 """
 
@@ -14,15 +14,15 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from stages.batches import scratch
-from stages.corpora.masking import KINDS, mask, read_names
-from stages.corpora.reading import stream_corpus
-from stages.corpora.store import Store
-from stages.dialogues import SPLITS, Dialogue, examples, from_first_user
-from stages.errors import reported
-from stages.files import whole_folder, write_json
-from stages.params import load
-from stages.sections import Corpus
+from attune.config.params import load
+from attune.config.schema import Corpus
+from attune.corpora.masking import KINDS, mask, read_names
+from attune.corpora.readers.registry import stream_corpus
+from attune.corpora.splitting import Store
+from attune.data.dialogue import SPLITS, Dialogue, examples, from_first_user
+from attune.runtime.arrow_stream import scratch
+from attune.runtime.errors import reported
+from attune.runtime.io import whole_folder, write_json
 
 RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")
@@ -58,7 +58,7 @@ def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, floa
     """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason, train labels.
 
     Args:
-        counts: of `stages.corpora.store.count`.
+        counts: of `attune.corpora.splitting.count`.
         dropped: dialogues, and turns, by reason.
     """
     metrics: dict[str, float] = {}

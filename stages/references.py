@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.dialogues import Example, read_examples
-from stages.errors import reported
-from stages.files import write_table
-from stages.params import load
-from stages.scoring.epitome import MECHANISMS, score, seeker_post
-from stages.sections import Hardware, Params
+from attune.classifiers.epitome.score import MECHANISMS, score, seeker_post
+from attune.config.params import load
+from attune.config.schema import Hardware, Params
+from attune.data.dialogue import Example, read_examples
+from attune.runtime.errors import reported
+from attune.runtime.io import write_table
 
 TEST = Path("data/dialogues/test.parquet")
 CLASSIFIERS = Path("models/epitome")
@@ -24,7 +24,7 @@ def reference_levels(examples: Sequence[Example], classifiers: Path, hardware: H
     """Columns `id`, `level_er`, `level_ip`, `level_ex` of the examples' targets, in their order.
 
     Raises:
-        EpitomeError: `classifiers` is not what stage `epitome` writes.
+        ModelError: `classifiers` is not what stage `epitome` writes.
     """
     posts = [seeker_post(one.context) for one in examples]
     levels = score(classifiers, posts, [one.target for one in examples], hardware)
@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     """Write `data/references.parquet`."""
     import pyarrow as pa
 
-    from stages.modeling.process import set_up_process
+    from attune.compute.process import set_up_process
 
     set_up_process(params.hardware)
     examples = read_examples(TEST, params.corpus)

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints import checkpoints
-from stages.dialogues import Dialogue, read_dialogues
-from stages.errors import UserError, reported
-from stages.launch import run as in_ranks
-from stages.modeling.process import ModelError, halving
-from stages.params import folder_of, load
-from stages.ranks import by_first
-from stages.sections import Hardware, Lora, Params, Sft
+from attune.config.params import folder_of, load
+from attune.config.schema import Hardware, Lora, Params, Sft
+from attune.data.dialogue import Dialogue, read_dialogues
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.distributed import on_main_process
+from attune.runtime.errors import ModelError, UserError, reported
+from attune.runtime.launch import run as in_ranks
+from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
@@ -63,10 +63,10 @@ def fine_tune(
 
     from transformers import TrainingArguments
 
-    from stages.modeling.collate import pad_supervised
-    from stages.modeling.loading import add_adapter, require_positions
-    from stages.modeling.supervised import supervised_trainer
-    from stages.modeling.training import common_arguments, run
+    from attune.models.loading import add_adapter, require_positions
+    from attune.training.common.collate import pad_supervised
+    from attune.training.common.trainer import common_arguments, run
+    from attune.training.sft.trainer import supervised_trainer
 
     require_positions(model, "sft.max_length", sft.max_length)
     examples = supervised(tokenizer, dialogues, sft)
@@ -91,8 +91,8 @@ def supervised(tokenizer: Any, dialogues: Sequence[Dialogue], sft: Sft) -> list[
     """`input_ids` and `labels` of each dialogue; labels are -100 where a token carries no loss."""
     from tqdm import tqdm
 
-    from stages.modeling.chat import encode_dialogue
-    from stages.modeling.collate import IGNORED
+    from attune.models.chat_template import encode_dialogue
+    from attune.training.common.collate import IGNORED
 
     examples = []
     for dialogue in tqdm(dialogues, desc="tokens", unit="dialogue"):
@@ -122,9 +122,9 @@ def of_quality(dialogues: Sequence[Dialogue], quality: str) -> list[Dialogue]:
 
 def main(params: Params, quality: str | None = None) -> None:
     """Write the adapter to `models/sft`, or that of a quality to its folder."""
-    from stages.modeling.loading import load_base, load_tokenizer
-    from stages.modeling.resume import last_checkpoint
-    from stages.modeling.training import keep_adapter
+    from attune.models.loading import load_base, load_tokenizer
+    from attune.training.common.resume import last_checkpoint
+    from attune.training.common.trainer import keep_adapter
 
     dialogues, name, target = read_dialogues(TRAIN), "sft", TARGET
     if quality is not None:
@@ -139,14 +139,14 @@ def main(params: Params, quality: str | None = None) -> None:
             settings = (params.sft, params.lora, hardware, params.seed)
             return fine_tune(load_base(BASE, hardware), tokenizer, dialogues, *settings, folder, CURVES / name)
 
-        halving(attempt, params.hardware, params.sft)
+        retry_on_oom(attempt, params.hardware, params.sft)
 
         def write() -> None:
             end = last_checkpoint(folder)
             assert end is not None, "the trainer writes a checkpoint at its last step"
             keep_adapter(end, target)
 
-        by_first(write)
+        on_main_process(write)
 
 
 if __name__ == "__main__":

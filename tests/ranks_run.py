@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from attune.config.params import load
+from attune.config.schema import Params
+from attune.runtime.errors import reported
+from attune.runtime.launch import run
 from stages import dpo, evaluate, generate, mmlu, sft
-from stages.errors import reported
-from stages.launch import run
-from stages.params import load
-from stages.sections import Params
 
 
 def sample(variant: str, params: Params) -> None:

@@ -10,9 +10,9 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
-from stages.files import write_json, write_text
-from stages.machine import machine
-from stages.tables import aligned, escape
+from attune.report.tables import aligned, escape
+from attune.runtime.io import write_json, write_text
+from attune.runtime.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/reliability"

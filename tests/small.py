@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import project
 
-from stages.dialogues import Dialogue, Turn, write_dialogues
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import compose
-from stages.sections import Tiny
+from attune.config.params import compose
+from attune.config.schema import Tiny
+from attune.data.dialogue import Dialogue, Turn, write_dialogues
+from attune.models.tiny import make_model, train_tokenizer
 
 WORDS = ("i", "feel", "so", "happy", "sad", "today", "my", "dog", "ran", "away", "and", "came", "home", "sorry")
 OVERRIDES = [

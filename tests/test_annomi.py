@@ -11,11 +11,12 @@ from random import Random
 import pytest
 from helpers import prepare
 
-from stages.corpora.annomi import BEHAVIOURS, QUALITIES, TALK_TYPES, majority, read
-from stages.corpora.sample import load_phrases
-from stages.corpora.sample_annomi import HEADER, make_file
-from stages.corpora.splits import split_groups
-from stages.dialogues import SPLITS, CorpusError, Dialogue, Turn, examples
+from attune.corpora.readers.annomi import BEHAVIOURS, QUALITIES, TALK_TYPES, majority, read
+from attune.corpora.splits import split_groups
+from attune.data.dialogue import SPLITS, Dialogue, Turn, examples
+from attune.runtime.errors import DataError
+from attune.tools.sample_data.annomi import HEADER, make_file
+from attune.tools.sample_data.dialogues import load_phrases
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/annomi_sample"
@@ -98,7 +99,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_row(tmp_path, case):
     bad, message = BROKEN[case]
-    with pytest.raises(CorpusError, match=re.escape(f"{tmp_path}/AnnoMI-simple.csv:{message}")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/AnnoMI-simple.csv:{message}")):
         read(corpus(tmp_path, [bad]))
 
 
@@ -120,13 +121,13 @@ BETWEEN = {
 @pytest.mark.parametrize("case", BETWEEN)
 def test_rows_that_do_not_go_together(tmp_path, case):
     rows, message = BETWEEN[case]
-    with pytest.raises(CorpusError, match=re.escape(f"AnnoMI-simple.csv:{message}")):
+    with pytest.raises(DataError, match=re.escape(f"AnnoMI-simple.csv:{message}")):
         read(corpus(tmp_path, rows))
 
 
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "AnnoMI-simple.csv"
-    with pytest.raises(CorpusError, match=r"AnnoMI-simple\.csv is missing: run stage `download`$"):
+    with pytest.raises(DataError, match=r"AnnoMI-simple\.csv is missing: run stage `download`$"):
         read(tmp_path)
     for content, message in (
         (b"", r":1: no column transcript_id, .*; found nothing$"),
@@ -136,7 +137,7 @@ def test_files_that_are_none(tmp_path):
         (",".join(HEADER).encode() + b"\n\n1,high\n", r":3: 2 columns, expected 11: '1'$"),
     ):
         path.write_bytes(content)
-        with pytest.raises(CorpusError, match=message):
+        with pytest.raises(DataError, match=message):
             read(tmp_path)
 
 

@@ -11,13 +11,13 @@ import pytest
 from helpers import ROOT
 from test_recipes import COUNSEL, MICRO, with_samples
 
+from attune.config.params import compose, load
+from attune.corpora.leakage import HeldOut, copied, sentences_of, texts_of, without_copies
+from attune.corpora.readers import annomi
+from attune.data.dialogue import Dialogue, Turn, normalise, write_dialogues
+from attune.data.pair import Pair
+from attune.runtime.errors import DataError
 from stages import audit, behaviour, pairs, prepare
-from stages.audit import AuditError
-from stages.corpora import annomi
-from stages.corpora.leakage import HeldOut, copied, sentences_of, texts_of, without_copies
-from stages.dialogues import Dialogue, Turn, normalise, write_dialogues
-from stages.params import compose, load
-from stages.preferences.opposite_emotion import Pair
 
 ASKED = "My neighbour's café closed last Friday, and I had worked there since I left school."
 REPLY = "Nobody should lose work like that; which part of it is the hardest for you now?"
@@ -175,7 +175,7 @@ def test_a_planted_leak_is_counted_and_named(kind, clean):
     metrics, leaks = audit.audit(given)
     assert {key: value for key, value in metrics.items() if "_in_" in key and value} == {name: count}
     assert len(leaks) == count
-    with pytest.raises(AuditError, match=message):
+    with pytest.raises(DataError, match=message):
         audit.main(given)
     assert not Path("metrics/audit.json").exists()
 

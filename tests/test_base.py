@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from attune.config.schema import Hardware, Model, Tiny
+from attune.data.dialogue import Turn
+from attune.models.loading import load_base, load_tokenizer, origin
+from attune.models.tiny import packed_blocks, train_tokenizer
+from attune.runtime.errors import DataError, ModelError
 from stages import base as base_stage
-from stages.dialogues import CorpusError, Turn
-from stages.modeling.loading import load_base, load_tokenizer, origin
-from stages.modeling.process import ModelError
-from stages.modeling.tiny import packed_blocks, train_tokenizer
-from stages.sections import Hardware, Model, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 MADE = Model("t", None, None, None, None, False, False, None, None, None)
@@ -110,7 +110,7 @@ def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypa
     assert list(base_stage.pretraining_dialogues("mine")) == [(Turn("user", "hello"), Turn("assistant", "hi 😀"))]
     for broken in ('{"turns": 3}', "{", '{"text": []}'):
         file.write_text('{"turns": ["a", "b"]}\n' + broken + "\n", encoding="utf-8")
-        with pytest.raises(CorpusError, match=r"dialogues\.jsonl:2: expected"):
+        with pytest.raises(DataError, match=r"dialogues\.jsonl:2: expected"):
             list(base_stage.pretraining_dialogues("mine"))
 
 
@@ -150,9 +150,9 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 from stages.base import main
-from stages.modeling.loading import load_base, load_tokenizer, origin
-from stages.params import load
-from stages.sections import Hardware, Model
+from attune.models.loading import load_base, load_tokenizer, origin
+from attune.config.params import load
+from attune.config.schema import Hardware, Model
 
 params = load(Path(sys.argv[1]))
 main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None, None)))

@@ -9,19 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
+from attune.classifiers.behaviour.metrics import metrics, per_example, reflection_to_question
+from attune.config.params import check, load
+from attune.corpora.readers.miti_sentences import FILE, read, split_of
+from attune.data.dialogue import Dialogue, Turn, examples, read_dialogues, write_dialogues
+from attune.generation.answer import write_replies
+from attune.labels.miti import read_adherence
+from attune.runtime.errors import DataError, ModelError, ParamsError
+from attune.scoring.intervals.bootstrap import intervals as bootstrap
 from stages import behaviour, intervals, label_references, label_scores
-from stages.corpora.miti_sentences import FILE, read, split_of
-from stages.dialogues import CorpusError, Dialogue, Turn, examples, read_dialogues, write_dialogues
 from stages.download import needed
-from stages.generate import write_replies
-from stages.params import check, load
-from stages.scoring.behaviour import BEHAVIOURS, LABELS, probabilities, sentences
-from stages.scoring.behaviour_metrics import metrics, per_example, reflection_to_question
-from stages.scoring.intervals import intervals as bootstrap
-from stages.scoring.miti import read_adherence
-from stages.scoring.turn_classifier import ClassifierError
-from stages.scoring.turn_labels import LabelError
-from stages.sections import ParamsError
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = load(ROOT / "params.yaml")
@@ -119,7 +117,7 @@ def test_a_reply_without_words_does_nothing(trained):
     (row, spoken) = probabilities(trained / "models/behaviour", [(), ()], [" ...", "You are brave. Stop it!"], CPU)
     assert row == [0, 0, 0, 1, 0, 0] and len(spoken) == len(LABELS)
     assert sum(spoken[:4]) == pytest.approx(1) and set(spoken[4:]) <= {0, 0.5, 1}
-    with pytest.raises(ClassifierError, match=r"classifier\.json is missing: run `dvc repro behaviour@behaviour`"):
+    with pytest.raises(ModelError, match=r"classifier\.json is missing: run `dvc repro behaviour@behaviour`"):
         probabilities(trained / "models", [()], ["Hello."], CPU)
 
 
@@ -175,20 +173,20 @@ def write(folder, *lines):
     ],
 )
 def test_sentences_that_do_not_fit(tmp_path, lines, message):
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(DataError, match=message):
         read(write(tmp_path, *lines))
 
 
 def test_a_file_of_sentences_that_is_missing(tmp_path):
-    with pytest.raises(CorpusError, match=r"csv is missing: miti\.corpus names its folder"):
+    with pytest.raises(DataError, match=r"csv is missing: miti\.corpus names its folder"):
         read(tmp_path)
 
 
 def test_a_label_that_the_table_lacks_is_named(tmp_path):
     folder = write(tmp_path, "Text,Ground truth", "One.,Hug", "Two.,Hug", "Three.,Warn")
-    with pytest.raises(LabelError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(2\)"):
+    with pytest.raises(DataError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(2\)"):
         behaviour.label_sentences(folder, TABLE, [])
-    with pytest.raises(LabelError, match="fewer than two labels"):
+    with pytest.raises(DataError, match="fewer than two labels"):
         behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])
 
 

@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 from transformers import BertConfig, BertModel, RobertaConfig
 
-from stages import base as base_stage
-from stages import dpo as dpo_stage
-from stages import sft as sft_stage
-from stages.dialogues import Dialogue, Example, Turn
-from stages.generate import Asked, answer, ask, held_out
-from stages.mmlu import measure
-from stages.modeling.bert import AS_DECODER, decoder_class, make_decoder, train_wordpiece
-from stages.modeling.chat import (
+from attune.config.schema import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
+from attune.data.dialogue import Dialogue, Example, Turn
+from attune.generation.answer import GenerationInputs, answer, ask
+from attune.generation.generate import generate_replies, mean_logps
+from attune.generation.sampling import Draws
+from attune.models.bert_decoder import AS_DECODER, decoder_class, make_decoder, train_wordpiece
+from attune.models.chat_template import (
     Completion,
     encode_completion,
     encode_dialogue,
@@ -28,19 +27,21 @@ from stages.modeling.chat import (
     render,
     stop_tokens,
 )
-from stages.modeling.collate import pad_supervised
-from stages.modeling.encoder import checked_weights
-from stages.modeling.generation import generate_replies, mean_logps
-from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant, require_positions
-from stages.modeling.process import ModelError
-from stages.modeling.sampling import Draws
-from stages.modeling.supervised import predicts, projecting, supervised_trainer, token_loss
-from stages.modeling.training import save_adapter
-from stages.pairs import write_pairs
-from stages.preferences.dbt_candidates import policy_source
-from stages.preferences.opposite_emotion import build_pairs, group_by_label
-from stages.scoring import mmlu
-from stages.sections import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
+from attune.models.encoder import checked_weights
+from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant, require_positions
+from attune.pairs.dbt_candidates import policy_source
+from attune.pairs.held_out import held_out
+from attune.pairs.metrics import write_pairs
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
+from attune.runtime.errors import ModelError
+from attune.scoring.mmlu import harness
+from attune.training.common.collate import pad_supervised
+from attune.training.common.trainer import save_adapter
+from attune.training.sft.trainer import predicts, projecting, supervised_trainer, token_loss
+from stages import base as base_stage
+from stages import dpo as dpo_stage
+from stages import sft as sft_stage
+from stages.mmlu import measure
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
@@ -239,7 +240,7 @@ def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
     with pytest.raises(ModelError, match=r"sft\.max_length = 97 exceeds the 96 positions of the base model"):
         sft_stage.fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
     with pytest.raises(ModelError, match=r"generate\.max_length = 128 exceeds the 96 positions"):
-        answer(model, tokenizer, [], Asked([], [], None), replace(GREEDY, max_length=128), HARDWARE)
+        answer(model, tokenizer, [], GenerationInputs([], [], None), replace(GREEDY, max_length=128), HARDWARE)
     with pytest.raises(ModelError, match=r"tiny\.max_length = 97 exceeds the 96 positions"):
         base_stage.make([dialogue(1)], RANDOM, replace(TINY, max_length=97), HARDWARE, 1, tmp_path)
 
@@ -418,7 +419,7 @@ def test_the_whole_recipe(base, tmp_path):
     rows = held_out(examples, lambda part: pairs, 4, 1)
     records = answer(aligned, tokenizer, rows, ask(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
-    subjects = mmlu.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
+    subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}
     asked = Params(mmlu=Mmlu("sample", 1, 2, 4), hardware=HARDWARE)
     metrics, signature = measure(aligned, tokenizer, few, asked)
@@ -428,19 +429,19 @@ def test_the_whole_recipe(base, tmp_path):
 def test_choices_of_mmlu_are_those_of_plain_hflm_and_are_the_letters(model, tokenizer):
     from lm_eval.models.huggingface import HFLM
 
-    from stages.modeling.shared_prefix import shared_prefix_lm
+    from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
 
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, softmax_dtype="float32")
     ours = shared_prefix_lm(model, tokenizer, 2, HARDWARE)
     context, choice = ours._encode_pair("I lost my dog. She was", " I")
     assert tokenizer.convert_ids_to_tokens(context)[0] == "[CLS]"
     assert tokenizer.convert_ids_to_tokens(choice) == ["I"]
-    subjects = mmlu.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
+    subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {name: subjects[name] for name in ("nutrition", "astronomy")}
     found = [
         [
             logp
-            for one in mmlu.evaluate(lm, few, 1, log_samples=True)["samples"].values()
+            for one in harness.evaluate(lm, few, 1, log_samples=True)["samples"].values()
             for sample in one
             for logp, _ in sample["filtered_resps"]
         ]

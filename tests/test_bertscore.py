@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from stages.scoring.bertscore import LayerError, bertscore, limit, match
+from attune.runtime.errors import ModelError
+from attune.scoring.text.bertscore import bertscore, limit, match
 
 PREDICTIONS = [
     "I am so sorry to hear that.",
@@ -159,7 +160,7 @@ def test_matching_by_hand():
 
 @pytest.mark.parametrize("layer", [-1, 7])
 def test_a_layer_that_is_not_there(minilm, layer):
-    with pytest.raises(LayerError, match=rf"bertscore\.layer = {layer}: the encoder has layers 0 to 6"):
+    with pytest.raises(ModelError, match=rf"bertscore\.layer = {layer}: the encoder has layers 0 to 6"):
         bertscore(["a"], ["b"], *minilm, layer, batch_size=1)
 
 

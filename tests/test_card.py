@@ -18,15 +18,15 @@ from dvc.repo import Repo
 from helpers import ROOT, project
 from huggingface_hub import ModelCard
 
-from stages.card import CardError, Lineage, lineage, main, published
-from stages.corpora.fetch import sha256_of
-from stages.errors import UserError
-from stages.licences import LicenceError
-from stages.licences import load as load_licences
-from stages.params import compose, load
-from stages.push import PushError, checked_card
-from stages.sections import Params
-from stages.tables import VARIANT_COLUMNS
+from attune.config.params import compose, load
+from attune.config.schema import Params
+from attune.download.fetch import sha256_of
+from attune.download.licences import load as load_licences
+from attune.report.card_facts import Lineage, lineage, published
+from attune.report.tables import VARIANT_COLUMNS
+from attune.runtime.errors import DataError, UserError
+from attune.tools.push import checked_card
+from stages.card import main
 
 TOKEN = "hf_thisisthetokenofatest"
 REPLACED = {"tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2", "lora.r=4"}
@@ -36,9 +36,9 @@ BASE_FILES = {"model.safetensors", "config.json", "generation_config.json", "tok
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_tokenizer) -> Path:
     """A project with the metrics of the run that is in Git, and small models in the place of its own."""
-    from stages.modeling.loading import add_adapter
-    from stages.modeling.tiny import make_model
-    from stages.modeling.training import save_adapter
+    from attune.models.loading import add_adapter
+    from attune.models.tiny import make_model
+    from attune.training.common.trainer import save_adapter
 
     folder = tmp_path_factory.mktemp("finished")
     project(folder)
@@ -155,13 +155,13 @@ def test_a_model_of_the_hub_is_named_with_its_commit_and_licence(run):
     main("sft", replace(run, model=replace(model, quantization="nf4")))
     assert "held in 4 bits (NF4, by bitsandbytes) in training and in all that was measured" in card("sft").text
     main("base", hub)
-    with pytest.raises(PushError, match="nothing to publish"):
+    with pytest.raises(UserError, match="nothing to publish"):
         checked_card("base", Path("models/base"), False)
 
 
 def test_an_unknown_licence_is_an_error_that_names_the_table(run):
     restate("CC BY-ND 9.0")
-    with pytest.raises(LicenceError, match=r"corpus empatheticdialogues: licence 'CC BY-ND 9\.0' has no row in"):
+    with pytest.raises(DataError, match=r"corpus empatheticdialogues: licence 'CC BY-ND 9\.0' has no row in"):
         main("sft", run)
     assert not Path("reports/cards").exists()
 
@@ -199,7 +199,7 @@ def test_lineage_follows_rounds_and_qualities(run):
     assert lineage(one, "models/base") == Lineage(None, ())
     assert lineage(one, "models/sft-high") == Lineage("high", ())
     assert lineage(one, "models/dpo/e2") == Lineage("all", ("e1", "e2"))
-    with pytest.raises(CardError, match="models/other is the folder of no stage"):
+    with pytest.raises(UserError, match="models/other is the folder of no stage"):
         lineage(one, "models/other")
 
 
@@ -239,7 +239,7 @@ def test_nothing_is_published_without_its_own_card(what, error, run):
     main("sft", run)
     main("sft-dpo", run)
     spoil(what)
-    with pytest.raises(CardError, match=error):
+    with pytest.raises(UserError, match=error):
         checked_card("sft", Path("models/sft"), False)
 
 
@@ -249,7 +249,7 @@ def test_private_data_make_no_public_model(licence, run):
     main("sft", run)
     main("base", run)
     assert "**Not to be made public**" in card("sft").text
-    with pytest.raises(PushError, match="without --public"):
+    with pytest.raises(UserError, match="without --public"):
         checked_card("sft", Path("models/sft"), True)
     checked_card("sft", Path("models/sft"), False)
     # The base model has seen none of the data.
@@ -300,12 +300,12 @@ def hub(private=True):
 
 
 def pushed(server, *arguments, token=TOKEN):
-    """`python -m stages.push` against `server`, and the files of its commit."""
+    """`python -m attune.tools.push` against `server`, and the files of its commit."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
         "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "stages.push", *arguments]
+    command = [sys.executable, "-m", "attune.tools.push", *arguments]
     environment |= {"HF_TOKEN": token} if token else {}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for path, _, content in server.seen if "/commit/" in path for line in content.splitlines()]

@@ -8,9 +8,8 @@ from conftest import SENTENCES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stages.dialogues import Turn
-from stages.modeling.chat import (
-    TemplateError,
+from attune.data.dialogue import Turn
+from attune.models.chat_template import (
     encode_completion,
     encode_dialogue,
     encode_prompt,
@@ -18,7 +17,8 @@ from stages.modeling.chat import (
     render,
     stop_tokens,
 )
-from stages.modeling.dpo import encode_pair
+from attune.runtime.errors import TemplateError
+from attune.training.dpo.trainer import encode_pair
 
 TEMPLATES = files("trl") / "chat_templates"
 # Names that the templates write, so that the pictures show them as whole tokens.

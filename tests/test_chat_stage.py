@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.chat import Conversation, answers, begin
-from stages.dialogues import Turn
-from stages.errors import UserError
-from stages.modeling.chat import encode_prompt
-from stages.modeling.generation import generate_replies
-from stages.modeling.tiny import train_tokenizer
-from stages.params import load
-from stages.sections import Hardware
+from attune.config.params import load
+from attune.config.schema import Hardware
+from attune.data.dialogue import Turn
+from attune.generation.generate import generate_replies
+from attune.models.chat_template import encode_prompt
+from attune.models.tiny import train_tokenizer
+from attune.runtime.errors import UserError
+from attune.tools.chat import Conversation, answers, begin
 
 ROOT = Path(__file__).parents[1]
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
@@ -81,7 +81,7 @@ def test_what_is_not_there_is_named(params, tmp_path, monkeypatch):
 
 def test_the_command_says_what_answers_and_ends_with_its_input():
     done = subprocess.run(
-        [sys.executable, "-m", "stages.chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
+        [sys.executable, "-m", "attune.tools.chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "none of variants" in done.stderr and "Traceback" not in done.stderr

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.checkpoints import checkpoints
-from stages.errors import UserError
+from attune.runtime.checkpoints import checkpoints
+from attune.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_compiled_files_do_not_count():
 def test_second_process_is_refused():
     root = Path(__file__).parents[1]
     script = (
-        "from pathlib import Path; from stages.checkpoints import checkpoints\n"
+        "from pathlib import Path; from attune.runtime.checkpoints import checkpoints\n"
         "with checkpoints('sft', 1, [Path('code')]): print('in')\n"
     )
     with checkpoints("sft", 1, [Path("code")]):

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import comparison
-from stages.comparison import ComparisonError, Drawing, against_specialised, against_standard, differences, keep, read
-from stages.comparison_page import Pairing, sections, verdict
-from stages.scoring.intervals import distances, draws
-from stages.sections import Variant
-from stages.tables import direction
+from attune.config.schema import Variant
+from attune.report import comparison
+from attune.report.comparison import Drawing, against_specialised, against_standard, differences, keep, read
+from attune.report.comparison_page import Pairing, sections, verdict
+from attune.report.tables import direction
+from attune.runtime.errors import UserError
+from attune.scoring.intervals.bootstrap import distances, draws
 
 NONE = "data/dialogues"
 DRAWING = Drawing("last", 100, 1)
@@ -60,7 +61,7 @@ def test_rows_are_paired_by_their_ids_and_not_by_their_order(tmp_path):
 
 
 def test_other_examples_are_refused():
-    with pytest.raises(ComparisonError, match=r"different examples \(2 are in one alone\): .* the model alone"):
+    with pytest.raises(UserError, match=r"different examples \(2 are in one alone\): .* the model alone"):
         differences({".": frame([1.0, 2.0])}, {".": frame([1.0, 2.0], ids=["a", "c"])}, DRAWING)
 
 
@@ -99,7 +100,7 @@ def test_keeping_again_leaves_nothing_of_before(tmp_path):
 
 
 def test_scores_that_are_gone(tmp_path):
-    with pytest.raises(ComparisonError, match="minilm holds no scores: remove the record's JSON and record it again"):
+    with pytest.raises(UserError, match="minilm holds no scores: remove the record's JSON and record it again"):
         against_specialised({"minilm": True, "tiny": False}, tmp_path, DRAWING)
 
 

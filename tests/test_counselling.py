@@ -9,17 +9,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.corpora.reading import read_corpus
-from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
-from stages.dialogues import examples as one_by_one
-from stages.generate import held_out_pairs
-from stages.pairs import counselling, main
-from stages.params import load
-from stages.preferences.counselling import MATCHES, counselling_pairs, group_by_match, match_counts, sides
-from stages.preferences.opposite_emotion import PairError
-from stages.scoring.miti import ADHERENCE, read_adherence
-from stages.scoring.turn_labels import LabelError
-from stages.sections import Columns, Round
+from attune.config.params import load
+from attune.config.schema import Columns, Round
+from attune.corpora.readers.registry import read_corpus
+from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
+from attune.data.dialogue import examples as one_by_one
+from attune.labels.miti import ADHERENCE, read_adherence
+from attune.pairs.build import counselling
+from attune.pairs.counselling import MATCHES, counselling_pairs, group_by_match, match_counts, sides
+from attune.pairs.held_out import held_out_pairs
+from attune.runtime.errors import DataError
+from stages.pairs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "data/miti_adherence.csv"
@@ -78,7 +78,7 @@ def test_a_sessions_quality_decides_and_without_one_the_act():
     ]
     chosen, rejected = sides(some[::-1], ADHERENT)
     assert ([e.id for e in chosen], [e.id for e in rejected]) == (["a", "f"], ["b", "e"])
-    with pytest.raises(LabelError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(1\)"):
+    with pytest.raises(DataError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(1\)"):
         sides([an_example("a", "x", None, None, "Hug")], ADHERENT)
 
 
@@ -207,7 +207,7 @@ def test_metrics_and_the_part_that_trains():
     again = sum(first[pair.id].rejected == pair.rejected for pair in pairs)
     assert found["repeated_rejected"] == 100 * again / 40
     with pytest.raises(
-        PairError, match=r"^no pair was made of 240 train examples: 240 are of high .* 0 of low quality"
+        DataError, match=r"^no pair was made of 240 train examples: 240 are of high .* 0 of low quality"
     ):
         counselling(HIGH, settings(), 1)
 

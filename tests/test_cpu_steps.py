@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from stages.modeling import token_log_probs
-from stages.modeling.block_attention import by_block
-from stages.modeling.norm import quicken_norms, rms_norm
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.sections import Tiny
+from attune.config.schema import Tiny
+from attune.cpu import token_log_probs
+from attune.cpu.block_attention import by_block
+from attune.cpu.norm import quicken_norms, rms_norm
+from attune.models.tiny import make_model, train_tokenizer
 
 TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
 

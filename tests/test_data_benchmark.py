@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from attune.config.params import load
+from attune.data.dialogue import read_dialogues
 from benchmarks import data
-from stages.dialogues import read_dialogues
-from stages.params import load
 
 
 def params():
@@ -46,9 +46,9 @@ import pandas, pyarrow
 from benchmarks import data
 from stages import batches, files, prepare
 from stages.corpora import runs
-from stages.params import load
-from stages.preferences.epoch_draws import Epoch, write_epoch
-from stages.preferences.opposite_emotion import read_opposites
+from attune.config.params import load
+from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
+from attune.pairs.opposite_emotion import read_opposites
 batches.GROUP, files.BLOCK, prepare.CHUNK, runs.PIECE = 500, 1 << 15, 200, 1 << 12
 runs.Runs.__init__.__defaults__ = (1 << 17,)
 root, pool = Path(sys.argv[1]), pyarrow.default_memory_pool()

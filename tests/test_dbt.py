@@ -11,19 +11,20 @@ import pytest
 import torch
 from helpers import prepare
 
+from attune.classifiers.common.classifier import calibration_error
+from attune.classifiers.common.turn_classifier import TurnClassifier, encode, make_model, probabilities, save
+from attune.classifiers.common.turn_training import quality
+from attune.classifiers.dbt.classifier import LABELS, STAGES, read_stages
+from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
+from attune.classifiers.dbt.metrics import metrics, per_example
+from attune.config.params import load
+from attune.data.dialogue import SPLITS, Dialogue, Turn, examples, write_dialogues
+from attune.generation.answer import write_replies
+from attune.labels.turn_labels import label_turns
+from attune.models.encoder import load_encoder
+from attune.runtime.errors import DataError, ModelError
+from attune.scoring.intervals.bootstrap import intervals as bootstrap
 from stages import dbt, intervals, label_references, label_scores
-from stages.dialogues import SPLITS, Dialogue, Turn, examples, write_dialogues
-from stages.generate import write_replies
-from stages.modeling.encoder import load_encoder
-from stages.params import load
-from stages.scoring.classifier import calibration_error
-from stages.scoring.dbt import LABELS, STAGES, read_stages
-from stages.scoring.dbt import probabilities as stage_probabilities
-from stages.scoring.dbt_metrics import metrics, per_example
-from stages.scoring.intervals import intervals as bootstrap
-from stages.scoring.turn_classifier import ClassifierError, TurnClassifier, encode, make_model, probabilities, save
-from stages.scoring.turn_labels import LabelError, label_turns
-from stages.scoring.turn_training import quality
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = load(ROOT / "params.yaml")
@@ -76,7 +77,7 @@ def test_an_input_keeps_the_reply_and_the_end_of_the_context(untrained):
 
 def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
     folder = tmp_path / "dbt"
-    with pytest.raises(ClassifierError, match=r"classifier\.json is missing: run `dvc repro dbt@dbt`$"):
+    with pytest.raises(ModelError, match=r"classifier\.json is missing: run `dvc repro dbt@dbt`$"):
         stage_probabilities(folder, CONTEXTS, REPLIES, CPU)
     save(untrained, {"classifier": "none"}, folder)
     expected = probabilities(untrained, encode(untrained, CONTEXTS, REPLIES), CPU)
@@ -84,7 +85,7 @@ def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
     with pytest.raises(ValueError, match="zip"):
         stage_probabilities(folder, CONTEXTS, REPLIES[:2], CPU)
     save(replace(untrained, labels=tuple("abcde")), {}, folder)
-    with pytest.raises(ClassifierError, match="classifies a, b, c, d, e, not listening"):
+    with pytest.raises(ModelError, match="classifies a, b, c, d, e, not listening"):
         stage_probabilities(folder, CONTEXTS, REPLIES, CPU)
 
 
@@ -99,7 +100,7 @@ def test_the_folder_gives_back_the_classifier(untrained, tmp_path):
 )
 def test_a_table_that_does_not_fit(tmp_path, rows, message):
     (tmp_path / "table.csv").write_text(rows, encoding="utf-8")
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(DataError, match=message):
         read_stages(tmp_path / "table.csv")
 
 
@@ -111,9 +112,9 @@ def test_the_table_of_esconv():
 
 def test_an_act_that_the_table_lacks_is_named():
     one = Dialogue("train/1", "x", "train", "sad", (Turn("user", "a"), Turn("assistant", "b", "Hug")))
-    with pytest.raises(LabelError, match=r"no row for 1 acts of the corpus: 'Hug' \(1\): add a row for each"):
+    with pytest.raises(DataError, match=r"no row for 1 acts of the corpus: 'Hug' \(1\): add a row for each"):
         label_turns([one], {"Question": "listening"}, LABELS, 1, "dbt.stages")
-    with pytest.raises(LabelError, match="fewer than two labels"):
+    with pytest.raises(DataError, match="fewer than two labels"):
         label_turns([one], {"Hug": "genuine"}, LABELS, 1, "dbt.stages")
 
 
@@ -176,9 +177,9 @@ def test_a_reference_that_is_missing_is_named(trained, monkeypatch, tmp_path):
     rows = pq.read_table(trained / "data/references_dbt.parquet")
     pq.write_table(rows.slice(1), tmp_path / "some.parquet")
     first = rows["id"][0].as_py()
-    with pytest.raises(label_scores.ReferencesError, match=f"lacks 1 examples, first {first}: run `dvc repro x@x`"):
+    with pytest.raises(DataError, match=f"lacks 1 examples, first {first}: run `dvc repro x@x`"):
         label_scores.references(tmp_path / "some.parquet", rows["id"].to_pylist(), LABELS, "x@x")
-    with pytest.raises(label_scores.ReferencesError, match="missing: run `dvc repro generate@base`"):
+    with pytest.raises(DataError, match="missing: run `dvc repro generate@base`"):
         label_scores.read(tmp_path / "base.parquet", "generate@base")
 
 
@@ -233,5 +234,5 @@ def test_dialogues_without_acts_say_so(tmp_path, monkeypatch):
     for split in ("train", "valid", "test"):
         turns = (Turn("user", "a"), Turn("assistant", "b"))
         write_dialogues([Dialogue("1", "x", split, "sad", turns)], Path(f"data/dialogues/{split}.parquet"))
-    with pytest.raises(LabelError, match="fewer than two labels"):
+    with pytest.raises(DataError, match="fewer than two labels"):
         label_turns(dbt.read(params().dbt), read_stages(ROOT / "data/dbt_stages.csv"), LABELS, 1, "dbt.stages")

@@ -10,18 +10,18 @@ import torch
 from helpers import ROOT
 from peft import LoraConfig, get_peft_model
 
-from stages.dialogues import Example, Turn, normalise
-from stages.files import write_json
-from stages.modeling.chat import encode_prompt
-from stages.modeling.generation import generate_replies
-from stages.modeling.loading import RECORD
-from stages.modeling.sampling import Draws
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.pairs import describe, scores, write_pairs
-from stages.params import load
-from stages.preferences.dbt import Candidates, scored_pairs
-from stages.preferences.dbt_candidates import corpus_source, other_act_pairs, policy_source
-from stages.sections import Hardware, Tiny
+from attune.config.params import load
+from attune.config.schema import Hardware, Tiny
+from attune.data.dialogue import Example, Turn, normalise
+from attune.generation.generate import generate_replies
+from attune.generation.sampling import Draws
+from attune.models.chat_template import encode_prompt
+from attune.models.loading import RECORD
+from attune.models.tiny import make_model, train_tokenizer
+from attune.pairs.dbt import Candidates, scored_pairs
+from attune.pairs.dbt_candidates import corpus_source, other_act_pairs, policy_source
+from attune.pairs.metrics import describe, scores, write_pairs
+from attune.runtime.io import write_json
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 ACTS = ("Question", "Information", "Others")

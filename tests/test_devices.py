@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from stages import devices
-from stages.devices import VISIBLE, keep_to_one_device
+from attune.runtime import devices
+from attune.runtime.devices import VISIBLE, keep_to_one_device
 
 HOLD = """
 import sys
 from pathlib import Path
-from stages.devices import take_device
+from attune.runtime.devices import take_device
 print(take_device(["0", "1", "GPU-2f"], Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """

@@ -1,4 +1,4 @@
-"""`python -m stages.diff` on a small DVC repository with two states of its metrics."""
+"""`python -m attune.tools.compare` on a small DVC repository with two states of its metrics."""
 
 import os
 import subprocess
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from helpers import git
 
-from stages.diff import DiffError, compare, main
-from stages.files import write_json, write_text
+from attune.runtime.errors import UserError
+from attune.runtime.io import write_json, write_text
+from attune.tools.compare import compare, main
 
 STAGES = """stages:
   one:
@@ -116,11 +117,11 @@ def test_the_bounds_belong_to_the_interval(repository):
 
 
 def test_a_revision_that_is_not_there(repository):
-    with pytest.raises(DiffError, match=r"^dvc metrics diff nowhere: .*nowhere"):
+    with pytest.raises(UserError, match=r"^dvc metrics diff nowhere: .*nowhere"):
         compare("nowhere")
 
 
 def test_intervals_that_are_no_json(changed):
     write_text(Path("metrics/intervals/sft.json"), "[1")
-    with pytest.raises(DiffError, match=r"intervals/sft\.json"):
+    with pytest.raises(UserError, match=r"intervals/sft\.json"):
         compare("HEAD")

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from stages.scoring import behaviour_metrics, dbt_metrics
-from stages.scoring.behaviour import BEHAVIOURS
-from stages.scoring.bertscore import NAMES
-from stages.scoring.dbt import LABELS
-from stages.scoring.epitome_model import MECHANISMS
-from stages.scoring.miti import ADHERENCE
-from stages.scoring.mmlu import GROUPS
-from stages.scoring.overlap import overlap
+from attune.classifiers.behaviour import metrics as behaviour_metrics
+from attune.classifiers.behaviour.classifier import BEHAVIOURS
+from attune.classifiers.dbt import metrics as dbt_metrics
+from attune.classifiers.dbt.classifier import LABELS
+from attune.classifiers.epitome.model import MECHANISMS
+from attune.labels.miti import ADHERENCE
+from attune.scoring.mmlu.harness import GROUPS
+from attune.scoring.text.bertscore import NAMES
+from attune.scoring.text.overlap import overlap
 
 MEASURES = ("accuracy", "macro_f1", "rationale_f1", "majority_accuracy", "majority_macro_f1", "valid_accuracy")
 PAGE = Path(__file__).parent.parent / "docs/metrics.md"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from attune.download import fetch
+from attune.download.sources import load
+from attune.runtime.errors import DownloadError
 from stages import download as stage
-from stages.corpora import fetch
-from stages.corpora.sources import DownloadError, load
 from stages.download import download, local_folder, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]

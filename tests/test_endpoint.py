@@ -18,18 +18,20 @@ import pytest
 import torch
 from helpers import project
 
-from stages.dialogues import Dialogue, Example, Turn, write_dialogues
-from stages.modeling.encoder import load_encoder
-from stages.pairs import answers_file, main
-from stages.params import load
-from stages.preferences.dbt import scored_pairs
-from stages.preferences.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
-from stages.preferences.endpoint import EndpointError, Request, ask
-from stages.scoring.dbt import LABELS
-from stages.scoring.dbt import probabilities as stage_probabilities
-from stages.scoring.turn_classifier import TurnClassifier, save
-from stages.scoring.turn_classifier import make_model as make_head
-from stages.sections import Llm, Round
+from attune.classifiers.common.turn_classifier import TurnClassifier, save
+from attune.classifiers.common.turn_classifier import make_model as make_head
+from attune.classifiers.dbt.classifier import LABELS
+from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
+from attune.config.params import load
+from attune.config.schema import Llm, Round
+from attune.data.dialogue import Dialogue, Example, Turn, write_dialogues
+from attune.models.encoder import load_encoder
+from attune.pairs.build import answers_file
+from attune.pairs.dbt import scored_pairs
+from attune.pairs.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
+from attune.pairs.endpoint import Request, ask
+from attune.runtime.errors import UserError
+from stages.pairs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = {name: str(ROOT / f"data/prompts/dbt_{name}.txt") for name in ("replies", "judge")}
@@ -153,7 +155,7 @@ def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        with pytest.raises(EndpointError, match="what it answered is kept: run the same command again"):
+        with pytest.raises(UserError, match="what it answered is kept: run the same command again"):
             ask(settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
         answered = set(server.asked[:5])
         dying[0] = False
@@ -185,9 +187,7 @@ def test_a_server_that_falls_silent_is_named_and_taken_up_where_it_stopped(tmp_p
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        with pytest.raises(
-            EndpointError, match=r"does not answer \(APITimeoutError.*is kept: run the same command again"
-        ):
+        with pytest.raises(UserError, match=r"does not answer \(APITimeoutError.*is kept: run the same command again"):
             ask(settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
         # Two answers, then one request and its repetition.
         assert len(server.asked) == 4
@@ -211,7 +211,7 @@ def test_connections_that_break_in_every_answer_are_named_and_nothing_is_asked_t
         return 200, completion("yes"), 40 if dying[0] and number > 2 else None
 
     with serving(plan) as (server, url):
-        with pytest.raises(EndpointError, match=r"does not answer \(APIConnectionError.*run the same command again"):
+        with pytest.raises(UserError, match=r"does not answer \(APIConnectionError.*run the same command again"):
             ask(settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
         answered = set(server.asked[:2])
         dying[0] = False
@@ -224,7 +224,7 @@ def test_a_server_that_is_not_there(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(EndpointError, match=r"does not answer \(APIConnectionError"):
+    with pytest.raises(UserError, match=r"does not answer \(APIConnectionError"):
         ask(settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
 
 
@@ -260,12 +260,12 @@ def test_the_key_comes_from_its_variable_and_is_written_nowhere(tmp_path, monkey
     with serving(lambda number, body: (200 if number < 3 else 401, completion("yes"))) as (server, url):
         llm = settings(url, key_variable="SOME_KEY", retries=0)
         monkeypatch.delenv("SOME_KEY", raising=False)
-        with pytest.raises(EndpointError, match="the environment variable SOME_KEY is not set"):
+        with pytest.raises(UserError, match="the environment variable SOME_KEY is not set"):
             ask(llm, requests(1), tmp_path / "a.sqlite")
         monkeypatch.setenv("SOME_KEY", "secret-4711")
         ask(llm, requests(2), tmp_path / "a.sqlite")
         assert server.keys == {"Bearer secret-4711"}
-        with pytest.raises(EndpointError, match=r"AuthenticationError.*the key in the environment variable SOME_KEY"):
+        with pytest.raises(UserError, match=r"AuthenticationError.*the key in the environment variable SOME_KEY"):
             ask(llm, requests(3), tmp_path / "a.sqlite")
     assert all(b"secret-4711" not in path.read_bytes() for path in tmp_path.iterdir())
     assert "secret-4711" not in capsys.readouterr().out
@@ -275,7 +275,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.test_endpoint import requests, settings
-from stages.preferences.endpoint import ask
+from attune.pairs.endpoint import ask
 ask(settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
 """
 
@@ -415,17 +415,17 @@ def test_scores(answer, score):
 
 def test_a_prompt_without_its_places_is_refused(tmp_path):
     (tmp_path / "p.txt").write_text("Hello $name")
-    with pytest.raises(EndpointError, match=r"must have \$conversation, \$n and no other"):
+    with pytest.raises(UserError, match=r"must have \$conversation, \$n and no other"):
         read_prompt(tmp_path / "p.txt", {"conversation", "n"})
-    with pytest.raises(EndpointError, match="is missing"):
+    with pytest.raises(UserError, match="is missing"):
         read_prompt(tmp_path / "none.txt", {"n"})
 
 
 def test_transformers_serve_answers(tmp_path):
     """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
     pytest.importorskip("fastapi")
-    from stages.modeling.tiny import make_model, train_tokenizer
-    from stages.sections import Tiny
+    from attune.config.schema import Tiny
+    from attune.models.tiny import make_model, train_tokenizer
 
     tokenizer = train_tokenizer(["i lost my job", "how are you"] * 3, 320, 2048)
     make_model(tokenizer, Tiny(320, 16, 32, 1, 1, 2048, "sample", 1, 1e-3, 4, 64, "llama"), 1).save_pretrained(

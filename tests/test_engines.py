@@ -9,19 +9,19 @@ import stand_in_vllm
 import torch
 from helpers import ROOT
 
-from stages.dialogues import Example, Turn
-from stages.evaluate import engine
-from stages.generate import answer, ask, write_replies
-from stages.modeling import vllm_engine
-from stages.modeling.chat import stop_tokens
-from stages.modeling.generation import generate_replies
-from stages.modeling.loading import add_adapter, load_tokenizer, load_variant
-from stages.modeling.process import ModelError
-from stages.modeling.tiny import make_model
-from stages.modeling.training import save_adapter
-from stages.modeling.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
-from stages.params import check, load
-from stages.sections import Generate, Hardware, Lora, ParamsError, Tiny
+from attune.config.params import check, load
+from attune.config.schema import Generate, Hardware, Lora, Tiny
+from attune.data.dialogue import Example, Turn
+from attune.generation import vllm_engine
+from attune.generation.answer import answer, ask, write_replies
+from attune.generation.generate import generate_replies
+from attune.generation.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
+from attune.models.chat_template import stop_tokens
+from attune.models.loading import add_adapter, load_tokenizer, load_variant
+from attune.models.tiny import make_model
+from attune.runtime.errors import ModelError, ParamsError
+from attune.scoring.common.replies import engine
+from attune.training.common.trainer import save_adapter
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")

@@ -12,14 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import epitome as stage
-from stages import references
-from stages.dialogues import Example, Turn
-from stages.modeling.encoder import load_encoder
-from stages.params import load
-from stages.scoring.classifier import accuracy, f1, macro_f1, mixed_batches, pad
-from stages.scoring.epitome import level_logits, lowered, score, seeker_post, tokens_of
-from stages.scoring.epitome_annotations import (
+from attune.classifiers.common.classifier import accuracy, f1, macro_f1, mixed_batches, pad
+from attune.classifiers.epitome.annotations import (
     FILES,
     IGNORED,
     Annotation,
@@ -28,20 +22,26 @@ from stages.scoring.epitome_annotations import (
     rationale_spans,
     read_annotations,
 )
-from stages.scoring.epitome_files import PUBLISHED, load_published, save
-from stages.scoring.epitome_files import load as load_classifiers
-from stages.scoring.epitome_model import (
+from attune.classifiers.epitome.files import PUBLISHED, load_published, save
+from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.model import (
     MECHANISMS,
     Classifiers,
-    EpitomeError,
     encoder_of,
     frozen_layers,
     heads,
     layers_of,
     make_classifier,
 )
-from stages.scoring.epitome_training import _loss, measure, post_states, train
-from stages.sections import Encoder, Epitome, Hardware
+from attune.classifiers.epitome.score import level_logits, lowered, score, seeker_post, tokens_of
+from attune.classifiers.epitome.train import _loss, measure, post_states, train
+from attune.config.params import load
+from attune.config.schema import Encoder, Epitome, Hardware
+from attune.data.dialogue import Example, Turn
+from attune.models.encoder import load_encoder
+from attune.runtime.errors import ModelError
+from stages import epitome as stage
+from stages import references
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
@@ -116,7 +116,7 @@ def test_parameters_are_named_as_in_the_published_layout():
 
 
 def test_a_layer_is_left_to_train(encoder):
-    with pytest.raises(EpitomeError, match=r"epitome\.frozen_layers = 2 leaves nothing to train: the encoder has 2"):
+    with pytest.raises(ModelError, match=r"epitome\.frozen_layers = 2 leaves nothing to train: the encoder has 2"):
         make_classifier(encoder, copy.deepcopy(encoder), 2)
 
 
@@ -267,7 +267,7 @@ def test_a_rationale_beyond_the_cut_marks_what_is_left(classifiers):
 def test_a_broken_file_of_annotations_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(EpitomeError, match=message):
+    with pytest.raises(ModelError, match=message):
         read_annotations(tmp_path / "a.csv")
 
 
@@ -373,7 +373,7 @@ def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(step, either, tmp_path, monkeypatch, capsys):
     """In the middle of an epoch of four steps, too, with dropout."""
-    from stages.scoring import classifier
+    from attune.classifiers.common import classifier
 
     monkeypatch.setattr(classifier, "drop_older", lambda *_: None)
     whole = trained(either, tmp_path, epochs=3, name="whole", hardware=replace(HARDWARE, save_every=1))
@@ -477,11 +477,11 @@ def test_levels_of_saved_classifiers_are_those_of_the_live_ones(either, tmp_path
 
 
 def test_a_folder_that_is_not_the_stages_is_named(classifiers, tmp_path):
-    with pytest.raises(EpitomeError, match=r"epitome\.json is missing: run `dvc repro epitome`"):
+    with pytest.raises(ModelError, match=r"epitome\.json is missing: run `dvc repro epitome`"):
         load_classifiers(tmp_path, HARDWARE)
     save(classifiers, {}, tmp_path / "epitome")
     shutil.copy(tmp_path / "epitome/seeker_encoder.safetensors", tmp_path / "epitome/explorations.safetensors")
-    with pytest.raises(EpitomeError, match=r"explorations\.safetensors: \d+ parameters are missing, such as attn\."):
+    with pytest.raises(ModelError, match=r"explorations\.safetensors: \d+ parameters are missing, such as attn\."):
         load_classifiers(tmp_path / "epitome", HARDWARE)
 
 
@@ -538,19 +538,19 @@ def test_a_checkpoint_of_another_layout_is_refused(published, encoder, change, m
     state = torch.load(published / "finetuned_EX.pth", weights_only=True)
     change(state)
     torch.save(state, published / "finetuned_EX.pth")
-    with pytest.raises(EpitomeError, match=r"finetuned_EX\.pth: " + message):
+    with pytest.raises(ModelError, match=r"finetuned_EX\.pth: " + message):
         load_published(published, encoder)
 
 
 def test_a_checkpoint_that_is_no_state_dict_is_refused_and_runs_nothing(published, encoder, tmp_path):
     torch.save([Path("x"), replace(SETTINGS)], published / "finetuned_ER.pth")
-    with pytest.raises(EpitomeError, match=r"finetuned_ER\.pth is no file of tensors alone"):
+    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no file of tensors alone"):
         load_published(published, encoder)
     torch.save([torch.ones(1)], published / "finetuned_ER.pth")
-    with pytest.raises(EpitomeError, match=r"finetuned_ER\.pth is no state dict"):
+    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no state dict"):
         load_published(published, encoder)
     (published / "finetuned_ER.pth").unlink()
-    with pytest.raises(EpitomeError, match=r"finetuned_ER\.pth is missing: epitome\.checkpoints"):
+    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is missing: epitome\.checkpoints"):
         load_published(published, encoder)
 
 
@@ -609,7 +609,7 @@ def pinned(**changes):
 
 
 def test_the_embedded_encoder_is_the_pinned_one(minilm):
-    from stages.modeling.encoder import encoder_signature
+    from attune.models.encoder import encoder_signature
 
     model, tokenizer = minilm
     encoder = load(ROOT / "params.yaml").encoder
@@ -631,7 +631,7 @@ def test_the_embedded_encoder_is_the_pinned_one(minilm):
     ],
 )
 def test_an_encoder_that_cannot_be_had_is_one_sentence(encoder, message):
-    from stages.modeling.process import ModelError
+    from attune.runtime.errors import ModelError
 
     with pytest.raises(ModelError, match=message):
         load_encoder(encoder, HARDWARE)

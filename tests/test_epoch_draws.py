@@ -12,15 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.batches import GROUP, read_batches, scratch, table_writer
-from stages.dialogues import Dialogue, Example, Turn, dialogue_table, examples, normalise, text_keys, write_dialogues
-from stages.errors import UserError
-from stages.pairs import describe, measures, percent, repeated, write_pairs
-from stages.preferences import epoch_draws
-from stages.preferences.epoch_draws import Epoch, write_epoch
-from stages.preferences.example_batches import example_batches
-from stages.preferences.keyed import Lowest, draw_all, keys_and_words, uniforms
-from stages.preferences.opposite_emotion import PairError, build_pairs, draw, group_by_label, random_part, uniform
+from attune.data.dialogue import (
+    Dialogue,
+    Example,
+    Turn,
+    dialogue_table,
+    examples,
+    normalise,
+    text_keys,
+    write_dialogues,
+)
+from attune.data.keyed import random_part, uniform
+from attune.pairs import opposite_emotion_stream
+from attune.pairs.example_stream import example_batches
+from attune.pairs.keyed_draws import BottomK, draw_all, keys_and_words, uniforms
+from attune.pairs.metrics import describe, measures, percent, repeated, write_pairs
+from attune.pairs.opposite_emotion import build_pairs, draw, group_by_label
+from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
+from attune.runtime.arrow_stream import GROUP, read_batches, scratch, table_writer
+from attune.runtime.errors import DataError, UserError
 
 OPPOSITES = {"joyful": "sad", "sad": "joyful", "proud": "ashamed", "ashamed": "proud"}
 # Of replies so few are different that many draws meet the chosen one, in other letters.
@@ -67,12 +77,12 @@ def test_an_epoch_is_that_of_the_definition(folder, some, targets, window, limit
     epoch = Epoch(folder / "train.parquet", targets, window, OPPOSITES, limit, 13, number)
     try:
         part, pairs, earlier = defined(some, epoch)
-    except PairError as error:
-        with pytest.raises(PairError, match=f"^{re.escape(str(error))}$"):
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error))}$"):
             written(some, epoch, folder, group, rows=rows)
         return
     if not pairs:
-        with pytest.raises(PairError, match=rf"^no pair was made of {len(part)} dialogues: every opposite group"):
+        with pytest.raises(DataError, match=rf"^no pair was made of {len(part)} dialogues: every opposite group"):
             written(some, epoch, folder, group, rows=rows)
         return
     content, counts = written(some, epoch, folder, group, rows=rows)
@@ -129,7 +139,7 @@ def keys(some):
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 20), st.integers(1, 9))
 def test_the_lowest_of_many(numbers, limit, at_a_time):
-    lowest = Lowest(limit)
+    lowest = BottomK(limit)
     for start in range(0, len(numbers), at_a_time):
         lowest.add(np.array(numbers[start : start + at_a_time], np.uint64))
     assert lowest.last() == (sorted(numbers)[limit - 1] if len(numbers) > limit else None)
@@ -160,7 +170,7 @@ def test_rows_in_another_order_are_refused(tmp_path):
 def test_a_file_without_dialogues_gives_no_pair(tmp_path):
     write_dialogues([], tmp_path / "train.parquet")
     epoch = Epoch(tmp_path / "train.parquet", "last", None, OPPOSITES, 5, 13, 2)
-    with pytest.raises(PairError, match=r"^no pair was made of 0 dialogues: every opposite group holds only"):
+    with pytest.raises(DataError, match=r"^no pair was made of 0 dialogues: every opposite group holds only"):
         write_epoch(epoch, tmp_path / "pairs.parquet", tmp_path / "work")
     assert not (tmp_path / "pairs.parquet").exists()
 
@@ -168,7 +178,7 @@ def test_a_file_without_dialogues_gives_no_pair(tmp_path):
 def test_a_stage_that_ends_early_leaves_nothing(folder, monkeypatch):
     epoch = Epoch(folder / "train.parquet", "last", None, OPPOSITES, None, 13, 1)
     before, _ = written(many(50), epoch, folder)
-    monkeypatch.setattr(epoch_draws, "paired", lambda *_: 1 / 0)
+    monkeypatch.setattr(opposite_emotion_stream, "paired", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         written(many(60), epoch, folder)
     assert {path.name for path in folder.iterdir()} <= {"train.parquet", "pairs.parquet", "defined.parquet"}

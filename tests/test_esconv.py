@@ -9,10 +9,11 @@ from random import Random
 import pytest
 from helpers import prepare
 
-from stages.corpora.esconv import read, split_of
-from stages.corpora.sample import load_phrases
-from stages.corpora.sample_esconv import make_files
-from stages.dialogues import CorpusError, Dialogue, Turn, examples
+from attune.corpora.readers.esconv import read, split_of
+from attune.data.dialogue import Dialogue, Turn, examples
+from attune.runtime.errors import DataError
+from attune.tools.sample_data.dialogues import load_phrases
+from attune.tools.sample_data.esconv import make_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/esconv_sample"
@@ -73,15 +74,15 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_conversation(tmp_path, case):
     bad, message = BROKEN[case]
-    with pytest.raises(CorpusError, match="^" + re.escape(f"{tmp_path}/{message}")):
+    with pytest.raises(DataError, match="^" + re.escape(f"{tmp_path}/{message}")):
         read(corpus(tmp_path, train=[bad]))
 
 
 def test_missing_and_undecodable_files(tmp_path):
-    with pytest.raises(CorpusError, match=r"train\.txt is missing: run stage `download`$"):
+    with pytest.raises(DataError, match=r"train\.txt is missing: run stage `download`$"):
         read(tmp_path)
     (corpus(tmp_path) / "valid.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(CorpusError, match=r"valid\.txt:1: not UTF-8 at byte 3: "):
+    with pytest.raises(DataError, match=r"valid\.txt:1: not UTF-8 at byte 3: "):
         read(tmp_path)
 
 
@@ -108,7 +109,7 @@ def test_whatever_stands_in_a_line_is_read_or_refused_with_its_place(tmp_path, s
     line = line[: random.randint(1, len(line))] if random.random() < 0.2 else line
     try:
         dialogues, _ = read(corpus(tmp_path, train=[TALK, line]))
-    except CorpusError as error:
+    except DataError as error:
         assert str(error).startswith(f"{tmp_path}/train.txt:2")
     else:
         assert dialogues[1].id == "train/2" and all(turn.text.strip() for turn in dialogues[1].turns)
@@ -142,7 +143,7 @@ def test_the_layout_of_one_list_has_the_same_turns_and_a_stable_split(tmp_path):
 def test_a_broken_list(tmp_path):
     for content, message in (("{", "no JSON"), ("{}", "expected a list of conversations"), ("[3]", "conversation 1: ")):
         (tmp_path / "ESConv.json").write_text(content, encoding="utf-8")
-        with pytest.raises(CorpusError, match=rf"ESConv\.json: {message}"):
+        with pytest.raises(DataError, match=rf"ESConv\.json: {message}"):
             read(tmp_path)
 
 

@@ -9,12 +9,15 @@ from helpers import random_classifiers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from stages.evaluate import RepliesError, evaluate, main, read, read_references, score
-from stages.files import write_json
-from stages.params import check
-from stages.scoring.epitome import MECHANISMS
-from stages.scoring.overlap import overlap
-from stages.sections import bertscore_encoder
+from attune.classifiers.epitome.score import MECHANISMS
+from attune.config.params import check
+from attune.config.schema import bertscore_encoder
+from attune.runtime.errors import DataError
+from attune.runtime.io import write_json
+from attune.scoring.common.replies import read
+from attune.scoring.text.overlap import overlap
+from attune.scoring.text.scores import evaluate, score
+from stages.evaluate import main, read_references
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = pa.schema(
@@ -194,12 +197,12 @@ def test_the_order_of_the_rows_does_not_matter(models):
 def test_an_example_without_levels_of_its_reference(models):
     write(table())
     write_references(("d:1", "d:2"), (0, 0))
-    with pytest.raises(RepliesError, match=r"data/references\.parquet has no levels of 2 examples, first d:3"):
+    with pytest.raises(DataError, match=r"data/references\.parquet has no levels of 2 examples, first d:3"):
         run()
 
 
 def test_missing_levels_of_the_references():
-    with pytest.raises(RepliesError, match=r"references\.parquet is missing: run `dvc repro references`"):
+    with pytest.raises(DataError, match=r"references\.parquet is missing: run `dvc repro references`"):
         read_references(Path("references.parquet"), pd.DataFrame({"id": ["a"]}))
 
 
@@ -219,13 +222,13 @@ def test_a_column_of_nulls_written_by_pandas():
 @pytest.mark.parametrize("column", SCHEMA.names)
 def test_a_missing_column(column):
     write(table().drop_columns([column]))
-    with pytest.raises(RepliesError, match=rf"data/replies/sft\.parquet: column {column} is missing"):
+    with pytest.raises(DataError, match=rf"data/replies/sft\.parquet: column {column} is missing"):
         main("sft", params())
 
 
 def test_no_rows():
     write(table([]))
-    with pytest.raises(RepliesError, match=r"data/replies/sft\.parquet: there are no rows"):
+    with pytest.raises(DataError, match=r"data/replies/sft\.parquet: there are no rows"):
         main("sft", params())
 
 
@@ -242,7 +245,7 @@ def test_no_rows():
 )
 def test_a_value_that_is_missing_or_no_number(column, value):
     write(with_value(2, column, value))
-    with pytest.raises(RepliesError, match=rf"data/replies/sft\.parquet: column {column}, row 2 \(id d:3\)"):
+    with pytest.raises(DataError, match=rf"data/replies/sft\.parquet: column {column}, row 2 \(id d:3\)"):
         main("sft", params())
     assert not Path("metrics").exists()
 
@@ -251,18 +254,18 @@ def test_a_value_that_is_missing_or_no_number(column, value):
 def test_a_column_of_another_kind(column, kind):
     values = pa.array([1] * len(ROWS)) if column == "reply" else pa.array(["-1"] * len(ROWS))
     write(table().set_column(SCHEMA.get_field_index(column), column, values))
-    with pytest.raises(RepliesError, match=rf"column {column}, row 0 \(id d:1\): .* is not {kind}"):
+    with pytest.raises(DataError, match=rf"column {column}, row 0 \(id d:1\): .* is not {kind}"):
         main("sft", params())
 
 
 def test_a_missing_file():
-    with pytest.raises(RepliesError, match=r"data/replies/dpo\.parquet is missing: run `dvc repro generate@dpo`"):
+    with pytest.raises(DataError, match=r"data/replies/dpo\.parquet is missing: run `dvc repro generate@dpo`"):
         main("dpo", params())
 
 
 def test_a_file_of_another_format():
     write(table()).write_text("id,reply\n")
-    with pytest.raises(RepliesError, match=r"data/replies/sft\.parquet is no valid parquet file"):
+    with pytest.raises(DataError, match=r"data/replies/sft\.parquet is no valid parquet file"):
         main("sft", params())
 
 

@@ -18,7 +18,7 @@ TOPICS = {"work": "My boss shouts at me.", "home": "My flat is cold.", "health":
 # What stages a user would run with DVC run, in one process, which spares the imports of five.
 STAGES = """
 import runpy, sys
-from stages.params import compose
+from attune.config.params import compose
 compose(["corpus=chats", "pairs.rule=other_topic", "pairs.limit=6", "evaluate.resamples=100"])
 for module, *arguments in (["download"], ["prepare"], ["pairs", "e1"], ["pairs", "e2"]):
     sys.argv = [module, *arguments]
@@ -27,12 +27,12 @@ for module, *arguments in (["download"], ["prepare"], ["pairs", "e1"], ["pairs",
 SCORING = """
 from pathlib import Path
 import pandas as pd
-from stages.dialogues import read_examples
+from attune.data.dialogue import read_examples
 from stages.evaluate import evaluate, score, write_scores
 from stages.generate import held_out_pairs
-from stages.params import load
-from stages.scoring.epitome_model import MECHANISMS
-from stages.tables import VARIANT_COLUMNS, table
+from attune.config.params import load
+from attune.classifiers.epitome.model import MECHANISMS
+from attune.report.tables import VARIANT_COLUMNS, table
 params = load()
 test = read_examples(Path("data/dialogues/test.parquet"), params.corpus)
 pairs = {one.id: one.rejected for one in held_out_pairs(test, test, params)}
@@ -90,7 +90,7 @@ def test_the_page_adds_three_things_in_fewer_than_forty_lines_of_code():
         "stages/corpora/chats.py",
         "conf/corpus/chats.yaml",
         "stages/preferences/other_topic.py",
-        "stages/own_metrics.py",
+        "attune/scoring/text/custom.py",
     ]
     assert len([line for *_, code in BLOCKS for line in code.splitlines() if line.strip()]) < 40
     assert PAGE.count("```") == 2 * len(BLOCKS)

@@ -2,7 +2,7 @@
 
 import json
 
-from stages.files import settle_model_files
+from attune.runtime.io import canonicalize_model_files
 
 
 def test_stored_model_files_do_not_depend_on_the_process(tmp_path):
@@ -13,7 +13,7 @@ def test_stored_model_files_do_not_depend_on_the_process(tmp_path):
         for part in ("", "ref"):
             (tmp_path / name / part / "adapter_config.json").write_text(json.dumps(adapter))
         (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-        settle_model_files(tmp_path / name)
+        canonicalize_model_files(tmp_path / name)
         written.append({str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("*.json")})
     assert written[0] == written[1]
     assert json.loads(written[0]["ref/adapter_config.json"])["target_modules"] == ["down_proj", "q_proj"]
@@ -23,5 +23,5 @@ def test_stored_model_files_do_not_depend_on_the_process(tmp_path):
 def test_a_name_in_place_of_target_modules_is_left(tmp_path):
     path = tmp_path / "adapter_config.json"
     path.write_text('{"target_modules": "all-linear"}')
-    settle_model_files(tmp_path)
+    canonicalize_model_files(tmp_path)
     assert path.read_text() == '{"target_modules": "all-linear"}'

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.dialogues import Example, Turn
-from stages.generate import answer, ask, held_out
-from stages.modeling.chat import Completion, encode_completion, encode_prompt
-from stages.modeling.generation import generate_replies, mean_logps
-from stages.modeling.sampling import Draws
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.preferences.opposite_emotion import build_pairs, group_by_label
-from stages.sections import Generate, Hardware, Tiny
+from attune.config.schema import Generate, Hardware, Tiny
+from attune.data.dialogue import Example, Turn
+from attune.generation.answer import answer, ask
+from attune.generation.generate import generate_replies, mean_logps
+from attune.generation.sampling import Draws
+from attune.models.chat_template import Completion, encode_completion, encode_prompt
+from attune.models.tiny import make_model, train_tokenizer
+from attune.pairs.held_out import held_out
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 GREEDY = Generate(None, 12, 96, False, 1.0, 1.0, "builtin")

@@ -5,17 +5,10 @@ import pytest
 from helpers import ROOT, prepare
 from test_chat import FAMILIES, turns
 
-from stages.dialogues import Turn, examples
-from stages.errors import UserError
-from stages.modeling.chat import (
-    TemplateError,
-    encode_completion,
-    encode_dialogue,
-    encode_prompt,
-    fit_context,
-    render,
-)
-from stages.modeling.instruction import fit_instructed, has_system_turn, read_instruction
+from attune.data.dialogue import Turn, examples
+from attune.models.chat_template import encode_completion, encode_dialogue, encode_prompt, fit_context, render
+from attune.models.system_prompt import fit_instructed, has_system_turn, read_instruction
+from attune.runtime.errors import TemplateError, UserError
 
 INSTRUCTION = "You are a friend. How old was she?"
 CONTEXT = turns("I lost my dog.", "I am sorry!", "She was my best friend.")

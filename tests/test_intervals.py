@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 from sacrebleu.metrics.bleu import BLEU
 from scipy.stats import binom
 
-from stages.intervals import ScoresError, main
-from stages.params import check
-from stages.scoring import overlap
-from stages.scoring.intervals import corpus_bleu, draws, intervals
+from attune.config.params import check
+from attune.runtime.errors import DataError
+from attune.scoring.intervals.bootstrap import corpus_bleu, draws, intervals
+from attune.scoring.text import overlap
+from stages.intervals import main
 
 ROOT = Path(__file__).parents[1]
 PREDICTIONS = ["i am so sorry to hear that", "yes", "", "that is great !", "what happened to her ?", "zzz zz"]
@@ -107,7 +108,7 @@ def test_coverage_where_dialogues_have_many_replies():
 
 
 def test_draws_in_parts_are_as_many(monkeypatch):
-    monkeypatch.setattr("stages.scoring.intervals.CELLS", 70)
+    monkeypatch.setattr("attune.scoring.intervals.bootstrap.CELLS", 70)
     parts = list(draws(20, 10, seed=1))
     assert [len(part) for part in parts] == [3, 3, 3, 1]
     # No draw comes twice.
@@ -242,11 +243,11 @@ def test_another_reference():
 def test_variants_of_other_examples():
     write(scores(examples=49), "base")
     write(scores(), "sft")
-    with pytest.raises(ScoresError, match="the two variants differ in 1 examples: run `dvc repro`"):
+    with pytest.raises(DataError, match="the two variants differ in 1 examples: run `dvc repro`"):
         main("sft", params())
 
 
 def test_a_missing_file():
     write(scores(), "sft")
-    with pytest.raises(ScoresError, match=r"data/scores/base\.parquet is missing: run `dvc repro evaluate@base`"):
+    with pytest.raises(DataError, match=r"data/scores/base\.parquet is missing: run `dvc repro evaluate@base`"):
         main("sft", params())

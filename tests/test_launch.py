@@ -12,11 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing import Std
 
-from stages import launch
-from stages.errors import UserError
-from stages.params import check
-from stages.ranks import LOST
-from stages.sections import ParamsError
+from attune.config.params import check
+from attune.runtime import launch
+from attune.runtime.distributed import LOST
+from attune.runtime.errors import ParamsError, UserError
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = sorted((ROOT / "conf/accelerate").glob("*.yaml"))

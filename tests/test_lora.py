@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from stages.modeling.last_layer import narrow, reading_at
-from stages.modeling.lora import lora_product, quicken
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.sections import Tiny
+from attune.config.schema import Tiny
+from attune.cpu.last_layer import narrow, reading_at
+from attune.cpu.lora import lora_product, patch_lora_for_cpu
+from attune.models.tiny import make_model, train_tokenizer
 
 TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
 
@@ -38,7 +38,7 @@ def test_product_has_the_gradient_of_its_function(one_input, bias):
 
 def test_layers_answer_as_pefts_switched_on_off_and_merged():
     ours, theirs, ids = adapted().eval(), adapted().eval(), torch.tensor([[5, 6, 7, 8]])
-    quicken(ours)
+    patch_lora_for_cpu(ours)
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
     with ours.disable_adapter(), theirs.disable_adapter():
         off = ours(ids).logits
@@ -50,7 +50,7 @@ def test_layers_answer_as_pefts_switched_on_off_and_merged():
 
 def test_dropout_reaches_the_adapter_alone():
     ours, theirs, ids = adapted(0.5).train(), adapted(0.5).train(), torch.tensor([[5, 6, 7, 8]])
-    quicken(ours)
+    patch_lora_for_cpu(ours)
     found = []
     for model in (ours, theirs):
         torch.manual_seed(3)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.corpora.masking import KINDS, introduced, mask, mask_text, read_names
-from stages.dialogues import CorpusError, Dialogue, Turn
+from attune.corpora.masking import KINDS, introduced, mask, mask_text, read_names
+from attune.data.dialogue import Dialogue, Turn
+from attune.runtime.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = read_names(ROOT / "data/given_names.csv")
@@ -93,7 +94,7 @@ def test_a_name_that_one_side_introduces_is_masked_in_all_turns():
 def test_the_table_of_names(tmp_path):
     assert len(NAMES.alone) > 300 and not NAMES.alone & NAMES.words
     path = tmp_path / "names.csv"
-    with pytest.raises(CorpusError, match=r"names\.csv is missing"):
+    with pytest.raises(DataError, match=r"names\.csv is missing"):
         read_names(path)
     for text, message in (
         ("", r":1: the header should be name,alone"),
@@ -102,5 +103,5 @@ def test_the_table_of_names(tmp_path):
         ("name,alone\nAnna\n", ":2: expected"),
     ):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(CorpusError, match=message):
+        with pytest.raises(DataError, match=message):
             read_names(path)

@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 from helpers import prepare
 
-from stages.corpora.mi import LABELS, act_of, read
-from stages.dialogues import CorpusError, Dialogue, Turn
-from stages.sections import Columns
+from attune.config.schema import Columns
+from attune.corpora.readers.mi import LABELS, act_of, read
+from attune.data.dialogue import Dialogue, Turn
+from attune.runtime.errors import DataError
 
 HEADER = ["dialog_id", "turn", "author", "text", "final agreed label"]
 NAMES = {"dialogue": "id", "turn": "n", "role": "who", "text": "sentence", "act": "miti"}
@@ -45,7 +46,7 @@ def test_other_columns_in_another_order(tmp_path):
     corpus(tmp_path, rows, header, "mine.csv")
     (one,), _ = read(tmp_path, "mine.csv", Columns(**NAMES))
     assert [turn.act for turn in one.turns] == [None, "Open Question"] and one.label == "mi"
-    with pytest.raises(CorpusError, match=r"mine\.csv:1: no column dialog_id, turn, author, text, final agreed label;"):
+    with pytest.raises(DataError, match=r"mine\.csv:1: no column dialog_id, turn, author, text, final agreed label;"):
         read(tmp_path, "mine.csv")
 
 
@@ -92,7 +93,7 @@ def test_all_broken_rows_are_named(tmp_path):
         ["1", 1, "speaker", "Two\nlines.", ""],
         ["1", 2, "listener", "Hi.", "support"],
     ]
-    with pytest.raises(CorpusError) as error:
+    with pytest.raises(DataError) as error:
         read(corpus(tmp_path, rows))
     lines = str(error.value).split("\n")
     problems = [
@@ -104,7 +105,7 @@ def test_all_broken_rows_are_named(tmp_path):
     assert len(lines) == 4
     for line, problem in zip(lines, problems, strict=True):
         assert line.startswith(f"{tmp_path}/MI Dataset.csv:{problem}")
-    with pytest.raises(CorpusError, match=re.escape("3: author 'listener', but 'speaker' in line 2")):
+    with pytest.raises(DataError, match=re.escape("3: author 'listener', but 'speaker' in line 2")):
         read(corpus(tmp_path, [["1", 1, "speaker", "Hi.", ""], ["1", 1, "listener", "Ho.", ""]]))
 
 

@@ -14,12 +14,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from stages.corpora.store import last_places, mixture_place
-from stages.dialogues import CorpusError, Dialogue, Turn, read_dialogues
+from attune.config.params import check
+from attune.corpora.splitting import last_places, mixture_place
+from attune.data.dialogue import Dialogue, Turn, read_dialogues
+from attune.runtime.errors import DataError, ParamsError
 from stages.download import needed
-from stages.params import check
 from stages.prepare import main
-from stages.sections import ParamsError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +87,7 @@ def test_the_choice_depends_on_seed_and_id_alone():
 
 
 def test_a_corpus_without_train_dialogues_is_named():
-    with pytest.raises(CorpusError, match=r"corpus\.mix: b has no train dialogue to mix"):
+    with pytest.raises(DataError, match=r"corpus\.mix: b has no train dialogue to mix"):
         weigh(many(a=3, b=0), {"a": 1, "b": 1}, 13)
 
 

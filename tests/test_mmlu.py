@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from attune.config.params import load
+from attune.config.schema import Hardware, Mmlu, Tiny
+from attune.models.bert_decoder import decoder_class
+from attune.models.tiny import make_model, train_tokenizer
+from attune.runtime.errors import DataError
+from attune.scoring.mmlu import harness
+from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
 from stages import mmlu as stage
-from stages.modeling.bert import decoder_class
-from stages.modeling.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.params import load
-from stages.scoring import mmlu
-from stages.sections import Hardware, Mmlu, Tiny
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/mmlu"
@@ -33,7 +34,7 @@ GROUP_OF = {
 
 @pytest.fixture(scope="module")
 def subjects():
-    return mmlu.read(SAMPLE, shots=5, limit=6)
+    return harness.read(SAMPLE, shots=5, limit=6)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def plain_lm(model, tokenizer, batch_size=4):
 
 def answers(lm, subjects, shots=5) -> list[list[tuple[float, bool]]]:
     """The answer to each question: (log-likelihood, greedy) of the four letters."""
-    samples = mmlu.evaluate(lm, subjects, shots, log_samples=True)["samples"]
+    samples = harness.evaluate(lm, subjects, shots, log_samples=True)["samples"]
     return [one["filtered_resps"] for name in sorted(samples) for one in samples[name]]
 
 
@@ -91,7 +92,7 @@ def test_answers_are_those_of_plain_hflm(subjects, tokenizer, max_positions):
     assert_same(found, answers(plain, subjects))
     # The fixture tells models apart: the choices are not all one letter.
     assert len({max(range(4), key=lambda i, one=one: one[i][0]) for one in found}) > 1
-    asked = 4 * mmlu.questions(subjects)
+    asked = 4 * harness.questions(subjects)
     assert {1024: ours.cut == 0, 330: 0 < ours.cut < asked, 160: ours.cut == asked}[max_positions]
 
 
@@ -184,7 +185,7 @@ def test_other_architectures(subjects, tokenizer, name, values, runs, shares):
     kind = decoder_class() if name == "Bert" else getattr(transformers, f"{name}{head}")
     model = enlarge(kind(config).eval())
     assert (can_share(model), keeps_keys(model)) == (runs, shares)
-    few = {name: mmlu.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
+    few = {name: harness.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
     assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
 
 
@@ -194,7 +195,7 @@ def test_learnt_virtual_tokens_are_left_to_hflm(subjects, tokenizer):
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     model = get_peft_model(micro(tokenizer, 1024), config).eval()
     assert not can_share(model)
-    few = {"nutrition": mmlu.Subject(subjects["nutrition"].dev, subjects["nutrition"].test[:3])}
+    few = {"nutrition": harness.Subject(subjects["nutrition"].dev, subjects["nutrition"].test[:3])}
     assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
 
 
@@ -240,7 +241,7 @@ def test_prompt_is_the_harness_own(subjects, tmp_path):
     spec["dataset_kwargs"] = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
     (tmp_path / "nutrition.yaml").write_text(json.dumps(spec), encoding="utf-8")
     plain = TaskManager(include_path=tmp_path, include_defaults=False).load(["mmlu_nutrition"])["tasks"]
-    ours = mmlu.tasks(subjects, shots=5)["tasks"]
+    ours = harness.tasks(subjects, shots=5)["tasks"]
     prompts = []
     for task in (plain["mmlu_nutrition"], ours["mmlu_nutrition"]):
         task.build_all_requests()
@@ -285,10 +286,10 @@ class Oracle:
 
 def test_groups_are_means_over_questions():
     """By hand, with subjects of different size: a group's accuracy is no mean of its subjects' accuracies."""
-    subjects = mmlu.read(SAMPLE, shots=5, limit=None)
+    subjects = harness.read(SAMPLE, shots=5, limit=None)
     subjects["astronomy"] = replace(subjects["astronomy"], test=subjects["astronomy"].test[:4])
     right = dict(zip(subjects, (4, 5, 10, 20, 0), strict=True))
-    found = mmlu.metrics(mmlu.evaluate(Oracle(subjects, right).lm, subjects, 5))
+    found = harness.metrics(harness.evaluate(Oracle(subjects, right).lm, subjects, 5))
     assert found["acc_stem"] == pytest.approx(100 * (4 + 5) / (4 + 20))
     assert found["acc_social_sciences"] == pytest.approx(50)
     assert (found["acc_other"], found["acc_humanities"]) == (100, 0)
@@ -304,29 +305,29 @@ def test_groups_are_means_over_questions():
 
 def test_groups_without_subjects_are_left_out(subjects):
     few = {"nutrition": subjects["nutrition"]}
-    found = mmlu.metrics(mmlu.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
+    found = harness.metrics(harness.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
     assert set(found) == {"acc", "acc_stderr", "acc_other", "acc_other_stderr"}
     assert found["acc"] == found["acc_other"] == 50
 
 
 def test_groups_are_the_harness_own(subjects):
-    groups = mmlu.tasks(subjects, 0)["group_map"]
-    assert set(groups["mmlu"]) == {f"mmlu_{name}" for name in mmlu.GROUPS}
+    groups = harness.tasks(subjects, 0)["group_map"]
+    assert set(groups["mmlu"]) == {f"mmlu_{name}" for name in harness.GROUPS}
     assert {task: group for group in groups["mmlu"] for task in groups[group]} == {
         f"mmlu_{subject}": f"mmlu_{group}" for subject, group in GROUP_OF.items()
     }
 
 
 def test_unknown_subject(subjects):
-    with pytest.raises(mmlu.MmluError, match=r"^'cooking' is no subject of MMLU: .*abstract_algebra.*world_religions"):
-        mmlu.tasks({"cooking": subjects["nutrition"]}, 5)
+    with pytest.raises(DataError, match=r"^'cooking' is no subject of MMLU: .*abstract_algebra.*world_religions"):
+        harness.tasks({"cooking": subjects["nutrition"]}, 5)
 
 
 # Rows
 
 
 def test_sample_rows():
-    subjects = mmlu.read(SAMPLE, shots=5, limit=None)
+    subjects = harness.read(SAMPLE, shots=5, limit=None)
     assert list(subjects) == sorted(GROUP_OF)
     asked = [q for one in subjects.values() for q in one.dev + one.test]
     assert len({q.question for q in asked}) == len(asked) == 125
@@ -343,7 +344,7 @@ def test_sample_rows():
 
 def test_sample_sums_are_right():
     """The answers that can be computed."""
-    found = {q.question: q.choices[q.answer] for q in mmlu.read(SAMPLE, 5, None)["elementary_mathematics"].test}
+    found = {q.question: q.choices[q.answer] for q in harness.read(SAMPLE, 5, None)["elementary_mathematics"].test}
     assert found["What is 9 times 7?"] == str(9 * 7)
     assert found["What is 100 minus 37?"] == str(100 - 37)
     assert found["What is 25% of 80?"] == str(80 // 4)
@@ -355,10 +356,10 @@ def test_sample_sums_are_right():
 def test_real_rows(corpora_dir):
     if not (corpora_dir / "mmlu").is_dir():
         pytest.skip("no mmlu in the folder of corpora")
-    subjects = mmlu.read(corpora_dir / "mmlu", shots=5, limit=None)
-    assert (len(subjects), mmlu.questions(subjects)) == (57, 14042)
+    subjects = harness.read(corpora_dir / "mmlu", shots=5, limit=None)
+    assert (len(subjects), harness.questions(subjects)) == (57, 14042)
     assert all(len(one.dev) == 5 for one in subjects.values())
-    loaded = mmlu.tasks({name: mmlu.Subject(one.dev, one.test[:2]) for name, one in subjects.items()}, 5)
+    loaded = harness.tasks({name: harness.Subject(one.dev, one.test[:2]) for name, one in subjects.items()}, 5)
     sizes = {name.removeprefix("mmlu_"): len(tasks) for name, tasks in loaded["group_map"].items()}
     assert sizes == {"mmlu": 4, "stem": 19, "other": 13, "social_sciences": 12, "humanities": 13}
 
@@ -375,27 +376,27 @@ def folder(tmp_path):
 
 
 def test_rows_as_they_stand(folder):
-    one = mmlu.read(folder, shots=2, limit=None)["nutrition"]
+    one = harness.read(folder, shots=2, limit=None)["nutrition"]
     assert one.dev == one.test
-    assert one.test[1] == mmlu.Question("Quoted, with\na line break?", (" a", "b", "c", "d"), 3)
+    assert one.test[1] == harness.Question("Quoted, with\na line break?", (" a", "b", "c", "d"), 3)
     (folder / "test/nutrition_test.csv").write_text("\ufeff" + GOOD.replace("\n", "\r\n", 1) + "\n", newline="")
-    assert mmlu.read(folder, shots=2, limit=None)["nutrition"].test == one.test
+    assert harness.read(folder, shots=2, limit=None)["nutrition"].test == one.test
 
 
 def test_limit_takes_the_first(folder):
     rows = GOOD + "Third?,1,2,3,4,B\n"
     (folder / "test/nutrition_test.csv").write_text(rows, encoding="utf-8", newline="")
-    whole, part = (mmlu.read(folder, 0, limit)["nutrition"].test for limit in (None, 2))
+    whole, part = (harness.read(folder, 0, limit)["nutrition"].test for limit in (None, 2))
     assert part == whole[:2] and len(whole) == 3
 
 
 def test_digest_is_of_the_rows(folder):
-    before = mmlu.digest(mmlu.read(folder, 2, None))
+    before = harness.digest(harness.read(folder, 2, None))
     path = folder / "test/nutrition_test.csv"
     path.write_text(GOOD.replace("Which?", '"Which?"'), encoding="utf-8", newline="")
-    assert mmlu.digest(mmlu.read(folder, 2, None)) == before
+    assert harness.digest(harness.read(folder, 2, None)) == before
     path.write_text(GOOD.replace("Which?", "Who?"), encoding="utf-8", newline="")
-    assert mmlu.digest(mmlu.read(folder, 2, None)) != before
+    assert harness.digest(harness.read(folder, 2, None)) != before
 
 
 BROKEN = {
@@ -417,22 +418,22 @@ BROKEN = {
 def test_broken_rows(folder, content, message):
     path = folder / "test/nutrition_test.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(mmlu.MmluError, match=message) as error:
-        mmlu.read(folder, 2, None)
+    with pytest.raises(DataError, match=message) as error:
+        harness.read(folder, 2, None)
     assert str(error.value).startswith(str(path))
 
 
 def test_missing_rows(folder):
-    with pytest.raises(mmlu.MmluError, match=r"nutrition_dev\.csv: 2 rows, expected at least 5 \(mmlu\.shots = 5\)$"):
-        mmlu.read(folder, 5, None)
+    with pytest.raises(DataError, match=r"nutrition_dev\.csv: 2 rows, expected at least 5 \(mmlu\.shots = 5\)$"):
+        harness.read(folder, 5, None)
     (folder / "dev/nutrition_dev.csv").unlink()
-    with pytest.raises(mmlu.MmluError, match=r"dev/nutrition_dev\.csv is missing: a subject needs"):
-        mmlu.read(folder, 2, None)
+    with pytest.raises(DataError, match=r"dev/nutrition_dev\.csv is missing: a subject needs"):
+        harness.read(folder, 2, None)
     shutil.copy(folder / "test/nutrition_test.csv", folder / "dev/anatomy_dev.csv")
-    with pytest.raises(mmlu.MmluError, match=r"test/anatomy_test\.csv is missing"):
-        mmlu.read(folder, 2, None)
-    with pytest.raises(mmlu.MmluError, match=r"none/test holds no <subject>_test\.csv"):
-        mmlu.read(folder / "none", 2, None)
+    with pytest.raises(DataError, match=r"test/anatomy_test\.csv is missing"):
+        harness.read(folder, 2, None)
+    with pytest.raises(DataError, match=r"none/test holds no <subject>_test\.csv"):
+        harness.read(folder / "none", 2, None)
 
 
 # The stage

@@ -5,7 +5,7 @@ from math import exp, sqrt
 import pytest
 from sacrebleu.metrics import BLEU
 
-from stages.scoring import overlap
+from attune.scoring.text import overlap
 
 PREDICTIONS = ["I am so sorry to hear that.", "That is great news!", "what happened ?", "I am so sorry to hear that."]
 REFERENCES = ["I'm so sorry to hear that!", "That is such great news.", "Oh no, what happened?", "Are you okay now?"]

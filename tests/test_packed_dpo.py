@@ -16,18 +16,18 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
 
-from stages.errors import UserError
-from stages.modeling.bert import AS_DECODER, decoder_class
-from stages.modeling.dpo import make_trainer
-from stages.modeling.loading import compile_layers
-from stages.modeling.packed import bare, pair_output, prepare, unserved
-from stages.modeling.packed_dpo import collate_pairs, trainer_classes
-from stages.modeling.pair_rows import Block, cheapest_rows, fill_rows, lay_out, mask_function, visible
-from stages.modeling.reference import complete, key, read, with_reference, write
-from stages.modeling.tiny import train_tokenizer
-from stages.modeling.training import run
-from stages.ranks import is_first, joined
-from stages.sections import Dpo, Hardware, Round
+from attune.config.schema import Dpo, Hardware, Round
+from attune.models.bert_decoder import AS_DECODER, decoder_class
+from attune.models.loading import compile_layers
+from attune.models.tiny import train_tokenizer
+from attune.runtime.distributed import is_main_process, process_group
+from attune.runtime.errors import UserError
+from attune.training.common.trainer import run
+from attune.training.dpo.packed_forward import bare, pair_output, prepare, unsupported_reason
+from attune.training.dpo.packed_trainer import collate_pairs, trainer_classes
+from attune.training.dpo.packing import Block, cheapest_rows, fill_rows, mask_function, pack, visible
+from attune.training.dpo.reference_logps import complete, key, read, with_reference, write
+from attune.training.dpo.trainer import make_trainer
 
 VOCABULARY, WINDOW = 96, 6
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
@@ -124,7 +124,7 @@ def assert_same_gradients(ours, theirs):
 def test_rows_give_the_log_probabilities_and_gradients_of_plain_forwards(name, one_row):
     plain = plain_log_probs(adapted(name))
     model = adapted(name)
-    assert unserved(model) is None
+    assert unsupported_reason(model) is None
     if one_row:
         prepare(model, HARDWARE, 32)
     batch = collate_pairs(with_zeros(), pad_id=0, max_length=32, one_row=one_row)
@@ -213,19 +213,19 @@ def test_rows_hold_every_block_once_and_waste_little():
 
 
 def test_layout_of_a_pair():
-    laid = lay_out([Block([5, 6, 7], [[8, 9, 2], [10, 2]])], pad_id=0, one_row=True)
+    laid = pack([Block([5, 6, 7], [[8, 9, 2], [10, 2]])], pad_id=0, one_row=True)
     assert laid["row_ids"].tolist() == [[5, 6, 7, 8, 9, 10]]
     assert laid["row_positions"].tolist() == [[0, 1, 2, 3, 4, 3]]
     assert laid["predictors"].tolist() == [[2, 3, 4], [2, 5, 0]]
     assert laid["targets"].tolist() == [[8, 9, 2], [10, 2, -100]]
     with pytest.raises(ValueError, match="empty context or reply"):
-        lay_out([Block([], [[1], [2]])], pad_id=0, one_row=False)
+        pack([Block([], [[1], [2]])], pad_id=0, one_row=False)
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_flex_attention_sees_what_the_dense_mask_shows(window):
     blocks = [Block(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in PAIRS]
-    laid = lay_out(blocks, pad_id=0, one_row=False)
+    laid = pack(blocks, pad_id=0, one_row=False)
     told = (laid["row_blocks"], laid["row_parts"], laid["row_positions"])
     rows, length = told[0].shape
     assert rows < len(PAIRS)
@@ -234,7 +234,7 @@ def test_flex_attention_sees_what_the_dense_mask_shows(window):
 
 
 def test_rejected_sees_the_context_within_its_window_by_position():
-    laid = lay_out([Block([5, 6, 7, 8], [[9, 10, 11, 12, 2], [13, 14, 2]])], pad_id=0, one_row=True)
+    laid = pack([Block([5, 6, 7, 8], [[9, 10, 11, 12, 2], [13, 14, 2]])], pad_id=0, one_row=True)
     seen = visible(laid["row_blocks"], laid["row_parts"], laid["row_positions"], window=3)[0, 0]
     # The first token of the rejected reply (place 8, position 4) sees positions 2 and 3 of the context and itself.
     assert seen[8].nonzero().flatten().tolist() == [2, 3, 8]
@@ -260,11 +260,11 @@ def test_kept_reference_is_the_live_one(name, tmp_path, tokenizer):
 
 
 def test_next_round_computes_new_replies_only(tmp_path, monkeypatch):
-    from stages.modeling import reference
+    from attune.training.dpo import reference_logps
 
     model, seen = adapted("llama"), []
     first = reference_file(model, PAIRS, tmp_path / "1")
-    monkeypatch.setattr(reference, "pair_output", lambda m, b: seen.append(b["targets"]) or pair_output(m, b))
+    monkeypatch.setattr(reference_logps, "pair_output", lambda m, b: seen.append(b["targets"]) or pair_output(m, b))
     drawn = [pair | {"rejected_ids": [70, 71, i + 3, 2]} for i, pair in enumerate(PAIRS)]
     second = reference_file(model, drawn, tmp_path / "2", tmp_path / "1/logps.parquet")
     assert [len(targets) for targets in seen] == [4]
@@ -275,9 +275,9 @@ def test_next_round_computes_new_replies_only(tmp_path, monkeypatch):
 
 
 def test_killed_computation_goes_on_to_the_bit(tmp_path, monkeypatch):
-    from stages.modeling import reference
+    from attune.training.dpo import reference_logps
 
-    monkeypatch.setattr(reference, "TOKENS_A_PASS", 30)
+    monkeypatch.setattr(reference_logps, "TOKENS_A_PASS", 30)
     model = adapted("llama")
     whole = reference_file(model, PAIRS, tmp_path / "whole")
     part = dict(list(whole.items())[:2])
@@ -332,7 +332,7 @@ def random_pairs(number: int, seed: int) -> list[dict]:
 def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_does(tokenizer, tmp_path):
     from trl.trainer.dpo_config import DPOConfig
 
-    from stages.modeling.training import common_arguments
+    from attune.training.common.trainer import common_arguments
 
     train, held_out, margins = random_pairs(16, 1), random_pairs(24, 2), []
     dpo = replace(DPO, learning_rate=1e-3)
@@ -385,7 +385,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 if __name__ == "__main__":
-    with joined("cpu"):
+    with process_group("cpu"):
         weights = {family: trained(Path(sys.argv[1]) / "ranks" / family, family, 1) for family in FAMILIES}
-    if is_first():
+    if is_main_process():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

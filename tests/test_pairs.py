@@ -14,18 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import prepare
 
-from stages.dialogues import Dialogue, Example, Turn, normalise, write_dialogues
-from stages.dialogues import examples as examples_of
-from stages.pairs import describe, main, repeated, write_pairs
-from stages.params import load
-from stages.preferences.opposite_emotion import (
-    Pair,
-    PairError,
-    build_pairs,
-    group_by_label,
-    random_part,
-    read_opposites,
-)
+from attune.config.params import load
+from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
+from attune.data.dialogue import examples as examples_of
+from attune.data.keyed import random_part
+from attune.data.pair import Pair
+from attune.pairs.metrics import describe, repeated, write_pairs
+from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.runtime.errors import DataError
+from stages.pairs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "data" / "opposite_emotions.csv"
@@ -188,13 +185,13 @@ def test_a_limit_is_a_random_part():
 
 def test_an_unknown_label():
     everything = [*examples(8), replace(examples(1)[0], id="train/new", label="hungry")]
-    with pytest.raises(PairError, match=r"^no opposite in the table for the labels hungry: add a row for each$"):
+    with pytest.raises(DataError, match=r"^no opposite in the table for the labels hungry: add a row for each$"):
         build_pairs(everything, group_by_label(everything), OPPOSITES, seed=13, epoch=1)
 
 
 def test_an_empty_opposite_group():
     everything = [one for one in examples(40) if one.label not in ("joyful", "ashamed")]
-    with pytest.raises(PairError, match=r"nothing can be drawn: proud -> ashamed, sad -> joyful$"):
+    with pytest.raises(DataError, match=r"nothing can be drawn: proud -> ashamed, sad -> joyful$"):
         build_pairs(everything, group_by_label(everything), OPPOSITES, seed=13, epoch=1)
 
 
@@ -213,12 +210,12 @@ def test_an_empty_opposite_group():
 def test_a_broken_table(tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(PairError, match=re.escape(message)):
+    with pytest.raises(DataError, match=re.escape(message)):
         read_opposites(path)
 
 
 def test_a_missing_table(tmp_path):
-    with pytest.raises(PairError, match=r"other\.csv is missing: pairs\.opposites names the table of opposite labels"):
+    with pytest.raises(DataError, match=r"other\.csv is missing: pairs\.opposites names the table of opposite labels"):
         read_opposites(tmp_path / "other.csv")
 
 
@@ -285,8 +282,8 @@ def test_the_stage_draws_from_train_alone(tmp_path, monkeypatch):
 
     first, second, third = (pq.read_table(f"data/pairs/{key}.parquet").to_pylist() for key in ("e1", "e2", "e3"))
     later = zip(second, third, strict=True)
-    assert [row["ahead"] for row in first] == [[two["rejected"], three["rejected"]] for two, three in later]
-    assert all(row["ahead"] == [] for row in (*second, *third))
+    assert [row["future_rejected"] for row in first] == [[two["rejected"], three["rejected"]] for two, three in later]
+    assert all(row["future_rejected"] == [] for row in (*second, *third))
     by_id = {one.id: one for one in asked(train)}
     for epoch, rows in ((1, first), (2, second)):
         assert [row["id"] for row in rows] == sorted(by_id)

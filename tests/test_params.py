@@ -13,9 +13,10 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
+from attune.config.params import check, compose, load
+from attune.config.schema import chain
+from attune.runtime.errors import ParamsError
 from stages.download import needed
-from stages.params import check, compose, load
-from stages.sections import ParamsError, chain
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

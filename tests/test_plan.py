@@ -10,20 +10,19 @@ import torch
 import transformers
 from helpers import ROOT, project
 
-from stages.modeling import plan
-from stages.modeling.collate import IGNORED, pad_supervised
-from stages.modeling.dpo import make_trainer
-from stages.modeling.footprint import kept
-from stages.modeling.loading import add_adapter
-from stages.modeling.packed import prepare
-from stages.modeling.process import ModelError
-from stages.modeling.reference import complete, with_reference
-from stages.modeling.sizes import size
-from stages.modeling.supervised import supervised_trainer
-from stages.modeling.tiny import configuration, from_config
-from stages.modeling.training import common_arguments
-from stages.params import load
-from stages.sections import ParamsError
+from attune.config.params import load
+from attune.models.loading import add_adapter
+from attune.models.tiny import configuration, from_config
+from attune.runtime.errors import ModelError, ParamsError
+from attune.tools.memory import plan
+from attune.tools.memory.footprint import kept
+from attune.tools.memory.sizes import size
+from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.trainer import common_arguments
+from attune.training.dpo.packed_forward import prepare
+from attune.training.dpo.reference_logps import complete, with_reference
+from attune.training.dpo.trainer import make_trainer
+from attune.training.sft.trainer import supervised_trainer
 
 MICRO, LENGTH = 2, 96
 # Width, feed-forward width, layers, heads and vocabulary.

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from helpers import prepare
 
-from stages.corpora.empathetic_dialogues import read
-from stages.corpora.store import Store, count
-from stages.dialogues import (
+from attune.config.schema import Corpus
+from attune.corpora.readers.empathetic_dialogues import read
+from attune.corpora.splitting import Store, count
+from attune.data.dialogue import (
     SPLITS,
-    CorpusError,
     Dialogue,
     Example,
     Turn,
@@ -23,8 +23,8 @@ from stages.dialogues import (
     read_dialogues,
     write_dialogues,
 )
+from attune.runtime.errors import DataError
 from stages.prepare import describe, main, usable
-from stages.sections import Corpus
 
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
 
@@ -170,7 +170,7 @@ def test_an_opening_of_the_assistant_is_dropped_and_counted(tmp_path, monkeypatc
     opened = many("Hello.", "Hi.", "So?", first="assistant")
     alone = many("Hello.", first="assistant")
     reader = SimpleNamespace(read=lambda folder: ([opened, alone, many("a", "b")], Counter()))
-    monkeypatch.setitem(sys.modules, "stages.corpora.esconv", reader)
+    monkeypatch.setitem(sys.modules, "attune.corpora.readers.esconv", reader)
     kept, dropped = prepare(tmp_path, "esconv")
     assert [one.turns for one in kept] == [opened.turns[1:], many("a", "b").turns]
     assert +dropped == Counter(train_opening_turn=2, train_no_assistant_turn=1)
@@ -219,7 +219,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_row(tmp_path, case):
     rows, message = BROKEN[case]
-    with pytest.raises(CorpusError, match=f"^{re.escape(f'{tmp_path}/{message}')}$"):
+    with pytest.raises(DataError, match=f"^{re.escape(f'{tmp_path}/{message}')}$"):
         read(corpus(tmp_path, train=rows))
 
 
@@ -229,23 +229,23 @@ def test_a_wrong_header(tmp_path):
     message = re.escape(
         f"{path}:1: the header should begin with conv_id,utterance_idx,context,prompt,speaker_idx,utter"
     )
-    with pytest.raises(CorpusError, match=f"^{message}ance, found 'id,text'$"):
+    with pytest.raises(DataError, match=f"^{message}ance, found 'id,text'$"):
         read(tmp_path)
     path.write_text("", encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"valid\.csv:1: .* found ''$"):
+    with pytest.raises(DataError, match=r"valid\.csv:1: .* found ''$"):
         read(tmp_path)
 
 
 def test_a_file_in_another_encoding(tmp_path):
     corpus(tmp_path, encoding="latin-1", test=talk("c", "My café closed.", "Oh no!"))
     at = (tmp_path / "test.csv").read_bytes().index(b"\xe9")
-    with pytest.raises(CorpusError, match=rf"test\.csv:\d+: not UTF-8 at byte {at}: "):
+    with pytest.raises(DataError, match=rf"test\.csv:\d+: not UTF-8 at byte {at}: "):
         read(tmp_path)
 
 
 def test_a_missing_file(tmp_path):
     (corpus(tmp_path) / "test.csv").unlink()
-    with pytest.raises(CorpusError, match=r"test\.csv is missing: run stage `download`$"):
+    with pytest.raises(DataError, match=r"test\.csv is missing: run stage `download`$"):
         read(tmp_path)
 
 

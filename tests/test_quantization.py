@@ -11,21 +11,21 @@ import pytest
 import torch
 from helpers import ROOT
 
+from attune.config.params import load
+from attune.config.schema import Lora
+from attune.models import quantization
+from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer, load_variant
+from attune.models.tiny import configuration, make_model
+from attune.runtime.errors import ModelError
+from attune.tools.memory.sizes import size
+from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.trainer import common_arguments, run, save_adapter
+from attune.training.dpo.packed_forward import prepare
+from attune.training.dpo.reference_logps import complete, identity, with_reference
+from attune.training.dpo.trainer import make_trainer
+from attune.training.sft.trainer import supervised_trainer
 from stages import mmlu
 from stages.base import record_of
-from stages.modeling import quantization
-from stages.modeling.collate import IGNORED, pad_supervised
-from stages.modeling.dpo import make_trainer
-from stages.modeling.loading import add_adapter, load_adapter, load_base, load_tokenizer, load_variant
-from stages.modeling.packed import prepare
-from stages.modeling.process import ModelError
-from stages.modeling.reference import complete, identity, with_reference
-from stages.modeling.sizes import size
-from stages.modeling.supervised import supervised_trainer
-from stages.modeling.tiny import configuration, make_model
-from stages.modeling.training import common_arguments, run, save_adapter
-from stages.params import load
-from stages.sections import Lora
 
 LORA = Lora(4, 8, 0.0)
 needs_bitsandbytes = pytest.mark.skipif(

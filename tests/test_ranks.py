@@ -17,12 +17,12 @@ from helpers import ROOT, random_classifiers
 from ranks_run import run_stages
 from safetensors.torch import load_file
 
-from stages.dialogues import read_examples, write_dialogues
-from stages.manifest import newest_whole
-from stages.pairs import write_pairs
-from stages.params import compose, load
-from stages.preferences.opposite_emotion import Pair
-from stages.scoring.epitome_model import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
+from attune.config.params import compose, load
+from attune.data.dialogue import read_examples, write_dialogues
+from attune.data.pair import Pair
+from attune.pairs.metrics import write_pairs
+from attune.runtime.sealed import newest_whole
 
 # Five steps an epoch, the last of five pairs or dialogues: micro-batches of 2, 2 and 1 in one process, and on two ranks
 # of 2 and 1, and of 2 and none.

@@ -17,11 +17,11 @@ import pytest
 import uvicorn
 from helpers import ROOT, open_browser
 
-from stages.errors import UserError
-from stages.params import load
-from stages.rate import app, export, read, share
-from stages.ratings import Answer, RatingsError, Store, as_csv, current, first, items, order, read_csv
-from stages.win_rates import alpha, compared, section, summary, wilson
+from attune.config.params import load
+from attune.report.ratings import Answer, Store, as_csv, current, first, items, order, read_csv
+from attune.report.win_rates import alpha, compared, section, summary, wilson
+from attune.runtime.errors import DataError, UserError
+from attune.tools.rate import app, export, read, share
 
 NAMES = ("sft", "sft-dpo")
 HOSTILE = "<img src=x onerror=\"document.title = 'taken'\">"
@@ -152,13 +152,13 @@ def test_a_second_answer_takes_the_first_ones_place_and_old_replies_do_not_count
     assert len(store.answers()) == 2
     assert current(store.answers(), ITEMS, NAMES) == [an_answer(choice="b")]
     assert current(store.answers(), ITEMS, NAMES[::-1]) == []
-    with pytest.raises(RatingsError, match="choice 'c' is none of a, b, tie"):
+    with pytest.raises(DataError, match="choice 'c' is none of a, b, tie"):
         store.keep(an_answer(choice="c"))
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "answers.sqlite").write_text("no database, but long enough to be read as the header of one" * 9)
-    with pytest.raises(RatingsError, match=r"answers\.sqlite cannot be read or written \(file is not a database\)"):
+    with pytest.raises(DataError, match=r"answers\.sqlite cannot be read or written \(file is not a database\)"):
         Store(tmp_path / "answers.sqlite")
 
 
@@ -177,7 +177,7 @@ def test_the_win_rate_counts_ties_half_and_its_interval_is_wilsons():
     assert {key: found[key] for key in counted} == counted and "agreement" not in found
     # Brown, Cai and DasGupta 2001, equation 4, of 7 successes in 10.
     assert (found["win_rate.low"], found["win_rate.high"]) == pytest.approx((39.68, 89.22), abs=0.01)
-    with pytest.raises(RatingsError, match="no answers yet"):
+    with pytest.raises(DataError, match="no answers yet"):
         summary([], "last")
 
 
@@ -280,7 +280,7 @@ def test_the_ratings_that_the_project_comes_with_are_none():
 )
 def test_a_line_that_is_no_answer_is_named(tmp_path, changes, message):
     (tmp_path / "ratings.csv").write_text(as_csv([an_answer()]).replace(*changes))
-    with pytest.raises(RatingsError, match=message):
+    with pytest.raises(DataError, match=message):
         read_csv(tmp_path / "ratings.csv")
 
 

@@ -13,10 +13,10 @@ import pytest
 from dvc.repo import Repo
 from helpers import ROOT, project
 
-from stages.dialogues import read_dialogues
-from stages.params import compose
-from stages.pipeline import stages_in_order
-from stages.scoring.dbt import LABELS
+from attune.classifiers.dbt.classifier import LABELS
+from attune.config.params import compose
+from attune.data.dialogue import read_dialogues
+from attune.tools.pipeline import stages_in_order
 
 MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",

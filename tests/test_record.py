@@ -1,4 +1,4 @@
-"""The pages that `python -m stages.record` writes from its records."""
+"""The pages that `python -m attune.tools.record` writes from its records."""
 
 import json
 import os
@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from helpers import project as folder
 
-from stages import record as record_stage
-from stages.errors import UserError
-from stages.files import write_json
-from stages.params import compose, load
-from stages.pipeline import stages_in_order
-from stages.published import TABLE_1, dbt_table
-from stages.record import EMPO, compositions, front, headline, page
+from attune.config.params import compose, load
+from attune.report.paper_results import TABLE_1, dbt_table
+from attune.runtime.errors import UserError
+from attune.runtime.io import write_json
+from attune.tools import record as record_stage
+from attune.tools.pipeline import stages_in_order
+from attune.tools.record import EMPO, compositions, front, headline, page
 
 ROOT = Path(__file__).parents[1]
 VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff_ip": 0.7, "bertscore_f1": 61.25}
@@ -25,7 +25,7 @@ VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff
 def record(name="sample", **more):
     return {
         "name": name,
-        "command": f"python -m stages.record {name}",
+        "command": f"python -m attune.tools.record {name}",
         "commit": "0123456789abcdef",
         "date": "2024-01-31",
         "machine": {"processor": "x", "cores": 2, "memory_gib": 8, "gpu": None}

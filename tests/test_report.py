@@ -17,23 +17,16 @@ from hydra import compose, initialize_config_dir
 from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 
-from stages.files import write_json, write_text
-from stages.generate import write_replies
-from stages.params import check
-from stages.ratings import Answer, as_csv, items
-from stages.report import (
-    choose,
-    escape,
-    main,
-    quote,
-    read,
-    read_curve,
-    read_replies,
-    read_rounds,
-    summary,
-    table,
-)
-from stages.results import ReportError
+from attune.config.params import check
+from attune.generation.answer import write_replies
+from attune.report.ratings import Answer, as_csv, items
+from attune.report.read import read, read_curve, read_replies, read_rounds
+from attune.report.samples import choose, quote
+from attune.report.summary import summary
+from attune.report.tables import escape, table
+from attune.runtime.errors import UserError
+from attune.runtime.io import write_json, write_text
+from stages.report import main
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = (
@@ -195,7 +188,7 @@ def test_what_a_counsellor_does_is_shown_beside_people():
         chosen, behaviour=replace(chosen.behaviour, classifiers={"behaviour": "models/behaviour"}, variants=scored)
     )
     with pytest.raises(
-        ReportError, match=r"metrics/behaviour/base\.json is missing: run `dvc repro behaviour_scores@base`"
+        UserError, match=r"metrics/behaviour/base\.json is missing: run `dvc repro behaviour_scores@base`"
     ):
         main(chosen)
     human, ratio = {"behaviour_reference_reflections": 60.0}, {"behaviour_reflection_to_question": 1.5}
@@ -203,7 +196,7 @@ def test_what_a_counsellor_does_is_shown_beside_people():
         write_json(Path(f"metrics/behaviour/{name}.json"), ratio | {"behaviour_reflections": 30.0} | human)
         bounds = {"behaviour_reflection_to_question.low": 1.0, "behaviour_reflection_to_question.high": 2.0}
         write_json(Path(f"metrics/intervals/behaviour/{name}.json"), bounds)
-    with pytest.raises(ReportError, match=r"scorers/behaviour\.json is missing: run `dvc repro behaviour@behaviour`"):
+    with pytest.raises(UserError, match=r"scorers/behaviour\.json is missing: run `dvc repro behaviour@behaviour`"):
         main(chosen)
     measures = {f"{name}_{key}": value for name in ("behaviour", "miti") for key, value in CLASSIFIERS.items()}
     write_json(Path("metrics/scorers/behaviour.json"), measures | {"miti_accuracy": 72.6})
@@ -309,7 +302,7 @@ def test_a_file_that_is_missing_or_broken_is_named_with_its_stage(path, stage, c
     Path(path).unlink()
     if content is not None:
         Path(path).write_text(content)
-    with pytest.raises(ReportError, match=rf"^{re.escape(path)} (is missing|cannot be read).*`dvc repro .*{stage}`$"):
+    with pytest.raises(UserError, match=rf"^{re.escape(path)} (is missing|cannot be read).*`dvc repro .*{stage}`$"):
         main(params())
     assert not any(page.exists() for page in PAGES)
 
@@ -317,19 +310,19 @@ def test_a_file_that_is_missing_or_broken_is_named_with_its_stage(path, stage, c
 @pytest.mark.parametrize("content", ["[1]", '{"bleu_1": "high"}'])
 def test_metrics_that_are_no_numbers(content):
     Path("metrics/sft.json").write_text(content)
-    with pytest.raises(ReportError, match=r"metrics/sft\.json cannot be read \(expected an object"):
+    with pytest.raises(UserError, match=r"metrics/sft\.json cannot be read \(expected an object"):
         main(params())
 
 
 def test_replies_without_rows():
     write_replies([], Path("data/replies/sft.parquet"))
-    with pytest.raises(ReportError, match=r"sft\.parquet cannot be read \(there are no rows\)"):
+    with pytest.raises(UserError, match=r"sft\.parquet cannot be read \(there are no rows\)"):
         main(params())
 
 
 def test_a_row_that_is_no_point_of_a_curve():
     curve("sft", "loss", [(1, 6.5), ("two", 6.4)])
-    with pytest.raises(ReportError, match="line 3: expected a step and a number"):
+    with pytest.raises(UserError, match="line 3: expected a step and a number"):
         read_curve(Path("reports/curves/sft"), "loss", "sft")
 
 

@@ -13,9 +13,9 @@ import pytest
 from helpers import ROOT, git
 from ruamel.yaml import YAML
 
-from stages.errors import UserError
-from stages.files import write_json, write_text
-from stages.review import main
+from attune.runtime.errors import UserError
+from attune.runtime.io import write_json, write_text
+from attune.tools.review import main
 
 STAGES = """stages:
   one:

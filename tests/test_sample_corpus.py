@@ -6,14 +6,21 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.corpora.sample import as_listener, load_phrases, make_files, sentence_case, with_opener, write_sample
+from attune.tools.sample_data.dialogues import (
+    as_listener,
+    load_phrases,
+    make_files,
+    sentence_case,
+    with_opener,
+    write_sample,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
 PHRASES = SAMPLE / "phrases.yaml"
 SPLITS = {"train": 40, "valid": 5, "test": 5}
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
-MEND = "the tracked sample differs from its phrases: run `python -m stages.corpora.sample` and track what it writes"
+MEND = "the tracked sample differs from its phrases: run `python -m attune.tools.sample_data.dialogues` and track what it writes"
 
 
 class Conversation(NamedTuple):

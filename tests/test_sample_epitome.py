@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from stages.corpora.sample import load_phrases
-from stages.corpora.sample_epitome import FILES, HEADER, make_files, write_sample
+from attune.tools.sample_data.dialogues import load_phrases
+from attune.tools.sample_data.epitome import FILES, HEADER, make_files, write_sample
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data/sample"
-MEND = "the tracked sample differs from its phrases: run `python -m stages.corpora.sample_epitome` and track the files"
+MEND = (
+    "the tracked sample differs from its phrases: run `python -m attune.tools.sample_data.epitome` and track the files"
+)
 
 
 def rows(file):

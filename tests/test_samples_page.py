@@ -7,8 +7,8 @@ import re
 import pytest
 from helpers import open_browser
 
-from stages.report import MACHINE
-from stages.samples_page import difference, page, rows
+from attune.report.samples import MACHINE
+from attune.report.samples_page import difference, page, rows
 
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> <!--"
 LABELS = ("sad", "joyful", "proud")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from stages.dialogues import Dialogue, Turn
-from stages.errors import UserError
+from attune.data.dialogue import Dialogue, Turn
+from attune.runtime.errors import UserError
 from stages.sft import of_quality
 
 

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import files
-from stages.corpora import runs as runs_module
-from stages.corpora.empathetic_dialogues import read, stream
-from stages.corpora.leakage import copied, texts_of
-from stages.corpora.runs import Runs
-from stages.corpora.store import Store
-from stages.dialogues import SPLITS, CorpusError, Dialogue, Turn, read_dialogues
-from stages.files import read_lines, read_text
+from attune.corpora import external_sort as runs_module
+from attune.corpora.external_sort import Runs
+from attune.corpora.leakage import copied, texts_of
+from attune.corpora.readers.empathetic_dialogues import read, stream
+from attune.corpora.splitting import Store
+from attune.data.dialogue import SPLITS, Dialogue, Turn, read_dialogues
+from attune.runtime import io
+from attune.runtime.errors import DataError
+from attune.runtime.io import read_lines, read_text
 
 SAID = [
     "Oh no!",
@@ -90,10 +91,10 @@ pieces = st.lists(st.text("aé😀\u2028 ,", max_size=5) | ENDS, max_size=12)
 def test_lines_do_not_hang_on_the_blocks_they_are_read_in(tmp_path_factory, pieces, block, mark):
     path = tmp_path_factory.mktemp("lines") / "x"
     path.write_bytes(b"\xef\xbb\xbf" * mark + "".join(pieces).encode())
-    whole = read_text(path, CorpusError, "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    whole = read_text(path, DataError, "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", block)
-        assert list(read_lines(path, CorpusError, "")) == whole
+        patch.setattr(io, "BLOCK", block)
+        assert list(read_lines(path, DataError, "")) == whole
 
 
 @settings(deadline=None)
@@ -101,11 +102,11 @@ def test_lines_do_not_hang_on_the_blocks_they_are_read_in(tmp_path_factory, piec
 def test_bad_bytes_are_named_alike_in_every_block(tmp_path_factory, before, behind, bad, block):
     path = tmp_path_factory.mktemp("lines") / "x"
     path.write_bytes("".join(before).encode() + bad + b"\n" + "".join(behind).encode())
-    with pytest.raises(CorpusError) as whole:
-        read_text(path, CorpusError, "")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(CorpusError, match=f"^{re.escape(str(whole.value))}$"):
-        patch.setattr(files, "BLOCK", block)
-        list(read_lines(path, CorpusError, ""))
+    with pytest.raises(DataError) as whole:
+        read_text(path, DataError, "")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=f"^{re.escape(str(whole.value))}$"):
+        patch.setattr(io, "BLOCK", block)
+        list(read_lines(path, DataError, ""))
 
 
 def csv(folder, count, repeated=()):
@@ -120,15 +121,15 @@ def csv(folder, count, repeated=()):
 
 
 def test_rows_that_stand_apart_are_named_in_whatever_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK", 1000)
+    monkeypatch.setattr(io, "BLOCK", 1000)
     csv(tmp_path, 200, repeated=[7, 5])
-    with pytest.raises(CorpusError, match=r"train\.csv:402: the rows of dialogue 'c7' are not together$"):
+    with pytest.raises(DataError, match=r"train\.csv:402: the rows of dialogue 'c7' are not together$"):
         read(tmp_path)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     """Beyond the 8 bytes that a reader keeps of each id."""
-    monkeypatch.setattr(files, "BLOCK", 1 << 16)
+    monkeypatch.setattr(io, "BLOCK", 1 << 16)
     peaks = []
     for count in (2000, 12000):
         (tmp_path / str(count)).mkdir()

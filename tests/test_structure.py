@@ -107,7 +107,13 @@ DECIDE_NOTHING = {
 
 
 # What a stage imports and does not run: generate draws held-out pairs, which no classifier judges.
-NOT_RUN = {"generate": {"stages/scoring/classifier.py", "stages/scoring/dbt.py", "stages/scoring/turn_classifier.py"}}
+NOT_RUN = {
+    "generate": {
+        "attune/classifiers/common/classifier.py",
+        "attune/classifiers/dbt/classifier.py",
+        "attune/classifiers/common/turn_classifier.py",
+    }
+}
 
 
 def modules(path: Path) -> set[Path]:

@@ -14,10 +14,11 @@ import pytest
 from helpers import ROOT, git, project
 from ruamel.yaml import YAML
 
-from stages import study
-from stages.study_plan import StudyError, experiments, read
-from stages.study_results import COLUMNS, collect, figure
-from stages.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
+from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
+from attune.runtime.errors import UserError
+from attune.tools import study
+from attune.tools.study_plan import experiments, read
+from attune.tools.study_results import COLUMNS, collect, figure
 
 STUDY = """
 title: A small study
@@ -131,12 +132,12 @@ def test_an_override_replaces_what_the_scale_and_the_grid_say(files):
         ["lora.r=2", "seed=7", f"dpo.beta={beta}"] for beta in (0.1, 0.2)
     ]
     assert points("seed=13")[0].name == points()[0].name
-    with pytest.raises(StudyError, match="'seed' is no override: key=value is"):
+    with pytest.raises(UserError, match="'seed' is no override: key=value is"):
         points("seed")
 
 
 def test_a_study_that_was_killed_runs_each_point_once_and_its_pages_say_what_came_out(small):
-    command, here = [sys.executable, "-m", "stages.study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
+    command, here = [sys.executable, "-m", "attune.tools.study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here) as killed:
         assert killed.stdout is not None and killed.stdout.readline() == "2 experiments queued, 2 in all\n"
         # It looks on while the worker, which outlives it, begins.
@@ -197,7 +198,7 @@ def test_dvc_draws_the_figure_of_each_study():
 
 
 def _rows():
-    from stages.study_results import Row
+    from attune.tools.study_results import Row
 
     return [
         Row("x", {"dpo.beta": beta}, seed, "sft-dpo", "0", {"diff_epitome": float(beta) * int(seed), "rouge_l": 1.0})
@@ -208,7 +209,7 @@ def _rows():
 # Nobody has started a worker, or all of them have ended.
 WITHOUT_WORKERS = """
 from stages import study
-from stages.study_plan import experiments, read
+from attune.tools.study_plan import experiments, read
 study.STARTING = 5.0
 study.wait(experiments("small", read("small"), "tiny", ["dpo.beta=-1"]), 2)
 """
@@ -230,18 +231,18 @@ def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(
 
 
 def test_what_is_not_there_is_named(files):
-    with pytest.raises(StudyError, match=r"studies/large\.yaml is missing: studies: small"):
+    with pytest.raises(UserError, match=r"studies/large\.yaml is missing: studies: small"):
         read("large")
-    with pytest.raises(StudyError, match="small has no scale paper: tiny"):
+    with pytest.raises(UserError, match="small has no scale paper: tiny"):
         experiments("small", read("small"), "paper", [])
-    with pytest.raises(StudyError, match="no experiment of small is done at this commit"):
+    with pytest.raises(UserError, match="no experiment of small is done at this commit"):
         collect("small", read("small"), points(), {})
     path = Path("studies/small.yaml")
     path.write_text(STUDY.replace("x: dpo.beta", "x: dpo.gamma"))
-    with pytest.raises(StudyError, match=r"shown\.x = 'dpo\.gamma' is no key of the grid"):
+    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no key of the grid"):
         read("small")
     path.write_text(STUDY.replace("title: A small study", "name: A small study"))
-    with pytest.raises(StudyError, match=r"small\.yaml: title: "):
+    with pytest.raises(UserError, match=r"small\.yaml: title: "):
         read("small")
 
 

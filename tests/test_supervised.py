@@ -29,15 +29,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.errors import UserError
-from stages.modeling.bert import AS_DECODER, decoder_class
-from stages.modeling.collate import IGNORED, by_length, cuts, pad_supervised
-from stages.modeling.cpu import quick_dropout, suit_cpu
-from stages.modeling.loading import autocast
-from stages.modeling.supervised import predicts, projecting, projects_alone, supervised_trainer, token_loss
-from stages.modeling.training import common_arguments, run
-from stages.ranks import is_first, joined
-from stages.sections import Hardware, Sft
+from attune.config.schema import Hardware, Sft
+from attune.cpu.optimize import optimize_for_cpu, quick_dropout
+from attune.models.bert_decoder import AS_DECODER, decoder_class
+from attune.models.loading import autocast
+from attune.runtime.distributed import is_main_process, process_group
+from attune.runtime.errors import UserError
+from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised
+from attune.training.common.trainer import common_arguments, run
+from attune.training.sft.trainer import predicts, projecting, projects_alone, supervised_trainer, token_loss
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 BF16 = replace(HARDWARE, dtype="bf16")
@@ -226,7 +226,7 @@ def loss_and_gradients(model, hardware: Hardware) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2", "bert"])
 def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
     suited = adapted(name)
-    suit_cpu(suited, BF16)
+    optimize_for_cpu(suited, BF16)
     shared = suited.get_input_embeddings().weight
     linear = [module.weight for module in suited.modules() if type(module) is torch.nn.Linear]
     frozen = [weight for weight in linear if not weight.requires_grad and weight is not shared]
@@ -246,7 +246,7 @@ def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
 def test_suiting_a_model_twice_is_suiting_it_once():
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(make("llama"), config)
-    suit_cpu(model, BF16)
+    optimize_for_cpu(model, BF16)
 
     def state() -> tuple:
         torch.manual_seed(7)
@@ -256,7 +256,7 @@ def test_suiting_a_model_twice_is_suiting_it_once():
         return modules, loss, gradient.tolist()
 
     once = state()
-    suit_cpu(model, BF16)
+    optimize_for_cpu(model, BF16)
     assert state() == once
 
 
@@ -332,7 +332,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 if __name__ == "__main__":
-    with joined("cpu"):
+    with process_group("cpu"):
         weights = trained_together(Path(sys.argv[1]) / "ranks")
-    if is_first():
+    if is_main_process():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

@@ -12,19 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from attune.config.schema import Dpo, Hardware, Lora, Round, Sft, Tiny
+from attune.data.dialogue import Dialogue, Turn, write_dialogues
+from attune.data.pair import Pair
+from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
+from attune.models.tiny import make_model, train_tokenizer
+from attune.pairs.build import with_future_rejected
+from attune.pairs.metrics import write_pairs
+from attune.runtime.errors import UserError
+from attune.training.common.resume import last_checkpoint
+from attune.training.common.trainer import export_checkpoint, save_adapter
+from attune.training.dpo.packed_forward import prepare
+from attune.training.dpo.reference_logps import complete, identity, read, with_reference
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
-from stages.dialogues import Dialogue, Turn, write_dialogues
-from stages.errors import UserError
-from stages.modeling.loading import load_adapter, load_base, load_tokenizer, load_variant
-from stages.modeling.packed import prepare
-from stages.modeling.reference import complete, identity, read, with_reference
-from stages.modeling.resume import last_checkpoint
-from stages.modeling.tiny import make_model, train_tokenizer
-from stages.modeling.training import keep, save_adapter
-from stages.pairs import with_ahead, write_pairs
-from stages.preferences.opposite_emotion import Pair
-from stages.sections import Dpo, Hardware, Lora, Round, Sft, Tiny
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 LORA = Lora(r=4, alpha=8, dropout=0.1)
@@ -261,8 +262,8 @@ def test_dpo_raises_the_margin_of_its_own_pairs(base, sft, pairs, tmp_path):
 
 
 def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
-    from stages.modeling.dpo import make_trainer
-    from stages.modeling.training import run
+    from attune.training.common.trainer import run
+    from attune.training.dpo.trainer import make_trainer
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
@@ -284,7 +285,7 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
     assert {w.shape[0] for name, w in reference.items() if "lora_A" in name} == {LORA.r}
     trained = adapter(first)
     assert all(bool(weight.any()) for name, weight in trained.items() if "lora_B" in name)
-    keep(first, tmp_path / "out")
+    export_checkpoint(first, tmp_path / "out")
     second = train_round(base, pairs, tmp_path / "out", tmp_path / "2")
     assert digest(second) != digest(first)
     assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "reference/adapter").items())
@@ -313,7 +314,7 @@ def curves(folder: Path) -> dict[str, str]:
 def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DPO) -> Path:
     init = sft
     for key in ("e1", "e2", "e3"):
-        keep(train_round(base, pairs, init, folder / key, dpo=dpo), folder / f"out-{key}")
+        export_checkpoint(train_round(base, pairs, init, folder / key, dpo=dpo), folder / f"out-{key}")
         init = folder / f"out-{key}"
     return init
 
@@ -321,12 +322,12 @@ def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DP
 def test_what_later_rounds_reject_is_read_in_the_first_one_and_nothing_is_left_for_them(base, sft, tmp_path):
     """A context is then read once for all rounds; log-probabilities are those that each round would have computed."""
     rounds = [[replace(pair(i), rejected=text(100 * e + i, 4 + i % 7)) for i in range(24)] for e in (1, 2)]
-    rounds[0] = with_ahead(rounds[0], rounds[1:])
+    rounds[0] = with_future_rejected(rounds[0], rounds[1:])
     init, known = sft, []
     for number, pairs in enumerate(rounds, start=1):
         write_pairs(pairs, tmp_path / f"e{number}.parquet")
         end = train_round(base, tmp_path / f"e{number}.parquet", init, tmp_path / f"r{number}")
-        keep(end, tmp_path / f"out-{number}")
+        export_checkpoint(end, tmp_path / f"out-{number}")
         init = tmp_path / f"out-{number}"
         known.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
     assert known[1] == known[0] and len(known[0]) == 3 * 24
@@ -355,7 +356,7 @@ def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):
             for entry in state["log_history"]
             if "learning_rate" in entry and entry["step"] > number * steps
         ]
-        keep(end, tmp_path / f"out-{size}")
+        export_checkpoint(end, tmp_path / f"out-{size}")
         init = tmp_path / f"out-{size}"
     assert len(rates) > 4
     for share, rate in rates:
@@ -364,8 +365,8 @@ def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):
 
 def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
     """Three epochs in one process: the same trainer without the callback that ends a round."""
-    from stages.modeling.dpo import make_trainer
-    from stages.modeling.training import run
+    from attune.training.common.trainer import run
+    from attune.training.dpo.trainer import make_trainer
 
     tokenizer = load_tokenizer(base)
     policy = load_adapter(load_base(base, HARDWARE), sft, trainable=True)
@@ -409,7 +410,7 @@ def test_round_killed_behind_its_last_step_trains_no_further_and_draws_its_curve
 
 
 def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
-    keep(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
+    export_checkpoint(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "reference"} <= names
     assert "training_args.bin" not in names

@@ -8,9 +8,10 @@ from random import Random
 
 import pytest
 
-from stages.corpora.csv_rows import SHOWN
-from stages.corpora.ufjf import read
-from stages.dialogues import CorpusError, Dialogue, Turn
+from attune.corpora.readers.csv_rows import SHOWN
+from attune.corpora.readers.ufjf import read
+from attune.data.dialogue import Dialogue, Turn
+from attune.runtime.errors import DataError
 
 HEADER = ["session", "patient", "turn", "role", "text", "focus", "act", "quality"]
 
@@ -59,7 +60,7 @@ def test_optional_columns_may_be_missing(tmp_path):
     ],
 )
 def test_another_column_is_refused(tmp_path, header, said):
-    with pytest.raises(CorpusError, match=rf"sessions\.csv:1: {said}"):
+    with pytest.raises(DataError, match=rf"sessions\.csv:1: {said}"):
         read(corpus(tmp_path, [[*row, ""] for row in SESSION], header))
 
 
@@ -91,7 +92,7 @@ def test_all_broken_rows_are_named(tmp_path):
         ["s1", "p1", 8, "psychologist", "Oi.", "tobacco", "change", ""],
         ["s1", "p1", 9, "patient", "Oi.", "tobacco", "", "good"],
     ]
-    with pytest.raises(CorpusError) as error:
+    with pytest.raises(DataError) as error:
         read(corpus(tmp_path, rows))
     wrong = [
         "patient",
@@ -110,7 +111,7 @@ def test_all_broken_rows_are_named(tmp_path):
 def test_what_does_not_go_together_is_named_by_line(tmp_path):
     rows = session("s1", "p1", "a", "b", "c") + session("s2", "p2", "d", "e", quality="high")
     rows[1][1], rows[2][2], rows[4][7] = "p9", 0, "low"
-    with pytest.raises(CorpusError) as error:
+    with pytest.raises(DataError) as error:
         read(corpus(tmp_path, rows))
     assert [line.removeprefix(f"{tmp_path}/sessions.csv:") for line in str(error.value).split("\n")] == [
         "3: patient 'p9', but 'p1' in line 2",
@@ -120,7 +121,7 @@ def test_what_does_not_go_together_is_named_by_line(tmp_path):
 
 
 def test_the_first_bad_rows_are_named_and_the_rest_counted(tmp_path):
-    with pytest.raises(CorpusError) as error:
+    with pytest.raises(DataError) as error:
         read(corpus(tmp_path, session("s1", "p1", *[""] * (SHOWN + 3))))
     lines = str(error.value).split("\n")
     assert len(lines) == SHOWN + 1 and lines[-1] == "… and 3 more bad rows"

@@ -9,9 +9,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from stages.params import check
-from stages.scoring.validity import spearman
-from stages.validity import RatingsError, main, read
+from attune.config.params import check
+from attune.report.validity_statistics import spearman
+from attune.runtime.errors import DataError
+from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,15 +142,15 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
     ],
 )
 def test_a_file_that_does_not_fit(header, rows, message):
-    with pytest.raises(RatingsError, match=message):
+    with pytest.raises(DataError, match=message):
         read(write(header, rows))
 
 
 def test_a_file_that_is_missing_or_no_utf_8():
-    with pytest.raises(RatingsError, match=r"^ratings\.csv is missing: the first"):
+    with pytest.raises(DataError, match=r"^ratings\.csv is missing: the first"):
         read(Path("ratings.csv"))
     Path("ratings.csv").write_bytes(b"context,reply,rating\nc,caf\xe9,1\n")
-    with pytest.raises(RatingsError, match=r"^ratings\.csv:2: .*save it as UTF-8"):
+    with pytest.raises(DataError, match=r"^ratings\.csv:2: .*save it as UTF-8"):
         read(Path("ratings.csv"))
 
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 from helpers import ROOT, git
 
-from stages import verify
-from stages.verify import VerifyError, compare, page, tolerance
+from attune.runtime.errors import UserError
+from attune.tools import verify
+from attune.tools.verify import compare, page, tolerance
 
 LOCK = {"base": {"models/base": "aa", "reports/curves/base": "bb"}, "report": {"reports/summary.md": "cc"}}
 METRICS = {
@@ -80,7 +81,7 @@ def test_outs_of_other_bytes_are_named_and_no_error(tmp_path):
 def test_a_lock_that_is_missing_is_named(tmp_path):
     project(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    with pytest.raises(VerifyError, match=r"b/dvc\.lock cannot be read"):
+    with pytest.raises(UserError, match=r"b/dvc\.lock cannot be read"):
         compare(tmp_path / "a", tmp_path / "b")
 
 
@@ -107,7 +108,7 @@ def test_the_committed_pipeline_runs_anew_in_a_clone(tmp_path, monkeypatch):
     git("add", "-A")
     git("commit", "-qm", "x")
     (tmp_path / "a.py").write_text("not committed")
-    with pytest.raises(VerifyError, match=r"1 metrics lie outside their tolerance; the rerun is in \.cache/verify"):
+    with pytest.raises(UserError, match=r"1 metrics lie outside their tolerance; the rerun is in \.cache/verify"):
         verify.main()
     assert json.loads((tmp_path / "metrics/a.json").read_text()) == {"value": 1.0, "count": 3}
     assert json.loads((tmp_path / ".cache/verify/metrics/a.json").read_text())["value"] == 9.0

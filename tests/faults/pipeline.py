@@ -47,7 +47,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    command(folder, sys.executable, "-m", "stages.params", *overrides)
+    command(folder, sys.executable, "-m", "attune.config.params", *overrides)
     return folder
 
 
@@ -113,7 +113,7 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
 
 def repro(folder: Path, log: Path) -> Run:
     """What `make repro` runs."""
-    return start(folder, log, "sh", "-c", f"{sys.executable} -m stages.restore && exec dvc repro")
+    return start(folder, log, "sh", "-c", f"{sys.executable} -m attune.tools.restore && exec dvc repro")
 
 
 def results(folder: Path) -> dict[str, bytes]:

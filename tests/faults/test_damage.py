@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from small import dialogue, make
 
+from attune.config.schema import Hardware, Lora, Sft
+from attune.models.loading import load_base, load_tokenizer
+from attune.runtime.errors import ModelError
+from attune.runtime.sealed import MANIFEST, damage, newest_whole, seal, settle
+from attune.training.common.trainer import save_adapter
+from attune.training.dpo import reference_logps
 from stages import sft as sft_stage
-from stages.manifest import MANIFEST, damage, newest_whole, seal, settle
-from stages.modeling import reference
-from stages.modeling.loading import load_base, load_tokenizer
-from stages.modeling.training import save_adapter
-from stages.sections import Hardware, Lora, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
@@ -123,14 +124,14 @@ def test_a_manifest_that_says_nothing_makes_no_checkpoint_whole(content, tmp_pat
 def test_log_probabilities_of_the_reference_that_are_damaged_are_not_read(tmp_path):
     path, rng = tmp_path / "logps.parquet", random.Random(5)
     logps = {f"{number:032x}": -float(number) / 7 for number in range(200)}
-    reference.write(path, "r", logps)
-    content, read = path.read_bytes(), reference.read(path, "r")
+    reference_logps.write(path, "r", logps)
+    content, read = path.read_bytes(), reference_logps.read(path, "r")
     assert read.keys() == logps.keys()
     for harm in (truncated, flipped, empty):
         for _ in range(60):
             harm(path, rng)
             # A byte that nothing reads may turn over; no number may.
-            with suppress(reference.ReferenceGap):
-                assert reference.read(path, "r") == read
+            with suppress(ModelError):
+                assert reference_logps.read(path, "r") == read
             path.write_bytes(content)
-    assert json.dumps(reference.read(path, "r")) == json.dumps(read)
+    assert json.dumps(reference_logps.read(path, "r")) == json.dumps(read)

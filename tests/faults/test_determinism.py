@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 from test_pipeline import MICRO, Clone
 
-from stages.verify import compare
+from attune.tools.verify import compare
 
 # Of one and two threads: relative, of losses; in points of a hundred, of metrics of replies (a reply that hangs on a
 # last digit has other words).
@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 from stages import base, sft
 from stages.corpora import empathetic_dialogues
-from stages.files import settle_model_files
-from stages.modeling.chat import encode_dialogue, encode_prompt
-from stages.modeling.generation import generate_replies
-from stages.modeling.training import save_adapter
-from stages.sections import Hardware, Lora, Model, Sft, Tiny
-from stages.scoring.overlap import overlap
+from attune.runtime.io import canonicalize_model_files
+from attune.models.chat_template import encode_dialogue, encode_prompt
+from attune.generation.generate import generate_replies
+from attune.training.common.trainer import save_adapter
+from attune.config.schema import Hardware, Lora, Model, Sft, Tiny
+from attune.scoring.text.overlap import overlap
 
 dialogues, _ = empathetic_dialogues.read(Path(sys.argv[1]))
 train, held = ([one for one in dialogues if one.split == split] for split in ("train", "test"))
@@ -39,7 +39,7 @@ model = Model("tiny", None, None, None, None, False, False, None, None, None)
 made, tokenizer = base.make([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"))
 for one in (made, tokenizer):
     one.save_pretrained("base")
-settle_model_files(Path("base"))
+canonicalize_model_files(Path("base"))
 settings = Sft(1, 3e-3, 16, "cosine", 0, 96, "assistant", {})
 policy = sft.fine_tune(made, tokenizer, train[:32], settings, Lora(4, 8, 0.1), hardware, 1, Path("c2"), Path("curves"))
 save_adapter(policy, Path("sft"))
@@ -101,7 +101,7 @@ def in_two_clones(tmp_path, *targets):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         clones.append(Clone(tmp_path / name))
-        clones[-1].run(sys.executable, "-m", "stages.params", *MICRO)
+        clones[-1].run(sys.executable, "-m", "attune.config.params", *MICRO)
         clones[-1].run("dvc", "repro", *targets)
     return compare(clones[0].folder, clones[1].folder)
 

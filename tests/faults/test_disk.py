@@ -10,9 +10,9 @@ import small
 import torch
 from safetensors.torch import save_file
 
-from stages.errors import StorageError, reported, writing
-from stages.files import whole_folder, write_bytes, write_json, write_table
-from stages.manifest import newest_whole
+from attune.runtime.errors import StorageError, reported, writing
+from attune.runtime.io import whole_folder, write_bytes, write_json, write_table
+from attune.runtime.sealed import newest_whole
 
 ROOM = 256 * 1024
 
@@ -104,10 +104,10 @@ def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(m
 
     import test_damage as micro
 
+    from attune.models.loading import load_base, load_tokenizer
+    from attune.runtime.sealed import seal
+    from attune.training.common import resume
     from stages import sft as sft_stage
-    from stages.manifest import seal
-    from stages.modeling import resume
-    from stages.modeling.loading import load_base, load_tokenizer
 
     base, folder = small.make(tmp_path, 40) / "models/base", mount("rw,nr_inodes=100")
     subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)

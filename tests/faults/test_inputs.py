@@ -9,20 +9,21 @@ from broken_files import ERROR, LONG, RTL, SAME, Case, Reader, cases, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from stages.corpora import annomi, empathetic_dialogues, esconv, mi, miti_sentences, pretraining, sources, ufjf
-from stages.corpora.masking import read_names
-from stages.dialogues import normalise
-from stages.errors import UserError
-from stages.modeling.instruction import read_instruction
-from stages.params import load
-from stages.preferences.dbt_llm import read_prompt
-from stages.preferences.opposite_emotion import read_opposites
-from stages.scoring import mmlu
-from stages.scoring.dbt import read_stages
-from stages.scoring.epitome_annotations import read_annotations
-from stages.scoring.miti import read_adherence
-from stages.study_plan import read as read_study
-from stages.validity import read as read_ratings
+from attune.classifiers.dbt.classifier import read_stages
+from attune.classifiers.epitome.annotations import read_annotations
+from attune.config.params import load
+from attune.corpora.masking import read_names
+from attune.corpora.readers import annomi, empathetic_dialogues, esconv, mi, miti_sentences, pretraining, ufjf
+from attune.data.dialogue import normalise
+from attune.download import sources
+from attune.labels.miti import read_adherence
+from attune.models.system_prompt import read_instruction
+from attune.pairs.dbt_llm import read_prompt
+from attune.pairs.opposite_emotion import read_opposites
+from attune.runtime.errors import UserError
+from attune.scoring.mmlu import harness
+from attune.tools.study_plan import read as read_study
+from attune.tools.validity import read as read_ratings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = []
@@ -226,7 +227,7 @@ READERS = [
         "MMLU",
         {f"{one}/{name}_{one}.csv": table(*MMLU) for one in ("dev", "test") for name in "xy"},
         "test/x_test.csv",
-        lambda folder: mmlu.read(folder, 2, None),
+        lambda folder: harness.read(folder, 2, None),
         "rows",
     ),
     single(
@@ -391,7 +392,7 @@ def said_in(folder: Path, text: str) -> dict[str, tuple[str, str]]:
         "ESConv": (first_turn(folder, esconv), text.strip()),
         "pretraining": (next(pretraining.read(folder))[1][0].text, text),
         "EPITOME annotations": (read_annotations(folder / "a.csv")[0].seeker_post, text),
-        "MMLU": (mmlu.read(folder, 2, None)["x"].test[0].question, text),
+        "MMLU": (harness.read(folder, 2, None)["x"].test[0].question, text),
     }
     if normalise(text):
         found["MITI sentences"] = (miti_sentences.read(folder)[0].text, text.strip())

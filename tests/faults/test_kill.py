@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_by_stage, steps_seen
 
-from stages.manifest import newest_whole, step_of
+from attune.runtime.sealed import newest_whole, step_of
 
 SEED = 20260101
 # With --record, and without.

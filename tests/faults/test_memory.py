@@ -8,15 +8,17 @@ import small
 import torch
 from safetensors.torch import load_file
 
+from attune.compute.batching import within_memory
+from attune.config.params import load
+from attune.config.schema import Dpo, Hardware, Lora, Round, Sft
+from attune.data.pair import Pair
+from attune.pairs.metrics import write_pairs
+from attune.runtime.errors import ModelError
+from attune.training.common.memory import retry_on_oom
+from attune.training.dpo import packed_trainer
+from attune.training.sft import trainer
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
-from stages.modeling import packed_dpo, supervised
-from stages.modeling.collate import within_memory
-from stages.modeling.process import ModelError, halving
-from stages.pairs import write_pairs
-from stages.params import load
-from stages.preferences.opposite_emotion import Pair
-from stages.sections import Dpo, Hardware, Lora, Round, Sft
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
@@ -62,7 +64,7 @@ def test_micro_batches_are_halved_to_divisors_of_the_batch():
         raise GPU
 
     with pytest.raises(ModelError, match=r"an example of up to 64 tokens \(sft\.max_length\) does not fit"):
-        halving(attempt, replace(HARDWARE, micro_batch_size=12), replace(SFT, batch_size=12))
+        retry_on_oom(attempt, replace(HARDWARE, micro_batch_size=12), replace(SFT, batch_size=12))
     assert sizes == [12, 6, 3, 1]
 
 
@@ -73,7 +75,7 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     sft_stage.main(params)
     whole = load_file("models/sft/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
-    loss, calls = supervised.token_loss, []
+    loss, calls = trainer.token_loss, []
 
     def limited(outputs, labels, num_items_in_batch=None):
         calls.append(len(labels))
@@ -81,7 +83,7 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
             raise CPU
         return loss(outputs, labels, num_items_in_batch)
 
-    monkeypatch.setattr(supervised, "token_loss", limited)
+    monkeypatch.setattr(trainer, "token_loss", limited)
     sft_stage.main(params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
@@ -103,7 +105,7 @@ def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     dpo_stage.main("e1", params)
     whole = load_file("models/dpo/e1/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
-    output, calls = packed_dpo.pair_output, []
+    output, calls = packed_trainer.pair_output, []
 
     def limited(model, batch):
         calls.append(len(batch["predictors"]) // 2)
@@ -111,7 +113,7 @@ def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
             raise CPU
         return output(model, batch)
 
-    monkeypatch.setattr(packed_dpo, "pair_output", limited)
+    monkeypatch.setattr(packed_trainer, "pair_output", limited)
     dpo_stage.main("e1", params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said

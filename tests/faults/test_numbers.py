@@ -5,11 +5,11 @@ import torch
 from small import make
 from test_damage import HARDWARE, LORA, SFT, dialogue
 
+from attune.classifiers.common.classifier import fit
+from attune.models.loading import load_base, load_tokenizer
+from attune.runtime.errors import UserError
+from attune.training.common.resume import last_checkpoint
 from stages import sft as sft_stage
-from stages.errors import UserError
-from stages.modeling.loading import load_base, load_tokenizer
-from stages.modeling.resume import last_checkpoint
-from stages.scoring.classifier import fit
 
 
 def fine_tune(folder, sft=SFT, dialogues=40, model=None):
@@ -23,17 +23,17 @@ def fine_tune(folder, sft=SFT, dialogues=40, model=None):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_training_and_reaches_no_checkpoint(value, tmp_path, monkeypatch):
     """It comes at step 7: the checkpoint of step 5 is kept, and none behind it is written."""
-    from stages.modeling import supervised
+    from attune.training.sft import trainer
 
     make(tmp_path, 40)
-    loss, calls = supervised.token_loss, []
+    loss, calls = trainer.token_loss, []
 
     def broken(outputs, labels, num_items_in_batch=None):
         calls.append(labels)
         # Two micro-batches a step.
         return loss(outputs, labels, num_items_in_batch) * (value if len(calls) > 12 else 1)
 
-    monkeypatch.setattr(supervised, "token_loss", broken)
+    monkeypatch.setattr(trainer, "token_loss", broken)
     with pytest.raises(UserError, match=r"loss is (nan|inf) at or shortly before step 10: lower the learning rate"):
         fine_tune(tmp_path)
     assert last_checkpoint(tmp_path / "checkpoints").name == "checkpoint-5"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pipeline import environment
 
-from stages.restore import LOCK, RWLOCK, RestoreError, cut_short, restore
+from attune.runtime.errors import UserError
+from attune.tools.restore import LOCK, RWLOCK, cut_short, restore
 
 PIPELINE = """
 stages:
@@ -85,6 +86,6 @@ def test_a_lock_that_dvc_is_writing_is_left_alone(project):
     from dvc.repo import Repo
 
     LOCK.write_bytes(b"")
-    with Repo().lock, pytest.raises(RestoreError, match="DVC is at work here: wait for it, or end it"):
+    with Repo().lock, pytest.raises(UserError, match="DVC is at work here: wait for it, or end it"):
         restore()
     assert LOCK.read_bytes() == b""

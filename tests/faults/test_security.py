@@ -29,22 +29,20 @@ from test_pipeline import MICRO, Clone
 from test_rate_load import Server
 from transformers import Trainer, TrainingArguments
 
-from stages.chat import answers
-from stages.corpora import archives
-from stages.corpora.sources import Archive, DownloadError
-from stages.errors import UserError, reported
-from stages.modeling.loading import add_adapter, load_adapter, load_base, load_tokenizer
-from stages.modeling.process import ModelError
-from stages.modeling.tiny import make_model, packed_blocks, train_tokenizer
-from stages.modeling.training import run, run_arguments
-from stages.rate_page import POLICY
-from stages.report import MACHINE, quote
-from stages.review import _samples
-from stages.samples_page import page as samples_page
-from stages.scoring.classifier import _resume
-from stages.scoring.epitome import EpitomeError
-from stages.scoring.epitome_files import _read_published
-from stages.sections import Hardware, Lora, Tiny
+from attune.classifiers.common.classifier import _resume
+from attune.classifiers.epitome.files import _read_published
+from attune.config.schema import Hardware, Lora, Tiny
+from attune.download import archives
+from attune.download.sources import Archive
+from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer
+from attune.models.tiny import make_model, packed_blocks, train_tokenizer
+from attune.report.samples import MACHINE, quote
+from attune.report.samples_page import page as samples_page
+from attune.runtime.errors import DownloadError, ModelError, UserError, reported
+from attune.tools.chat import answers
+from attune.tools.rate_page import POLICY
+from attune.tools.review import _samples
+from attune.training.common.trainer import run, run_arguments
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]
@@ -126,7 +124,7 @@ def test_a_checkpoint_of_a_scorer_runs_no_pickle(tmp_path, canary, recorded):
     torch.save({"a": Hostile(canary)}, tmp_path / "x.pt")
     with suppress(UserError, UnpicklingError):
         _resume(None, None, tmp_path / "x.pt")
-    with pytest.raises(EpitomeError, match=r"x\.pt is no file of tensors alone, and nothing else is loaded"):
+    with pytest.raises(ModelError, match=r"x\.pt is no file of tensors alone, and nothing else is loaded"):
         _read_published(tmp_path / "x.pt")
     recorded("security", [{"what": "hostile checkpoint of a scorer", "cases": 2, "failures": int(canary.exists())}])
 

@@ -11,10 +11,10 @@ import torch
 from helpers import ROOT
 from pipeline import Run, start, steps_seen
 
-from stages.errors import Stopped, reported
-from stages.manifest import newest_whole
-from stages.scoring.classifier import fit
-from stages.sections import Hardware
+from attune.classifiers.common.classifier import fit
+from attune.config.schema import Hardware
+from attune.runtime.errors import Stopped, reported
+from attune.runtime.sealed import newest_whole
 
 STEPS = 60
 ADAPTER = "models/sft/adapter_model.safetensors"

@@ -1,0 +1,1 @@
+"""Classifiers that read replies: EPITOME, stages of DBT, behaviours of a counsellor."""

@@ -1,0 +1,1 @@
+"""Behaviours of a counsellor, and adherence to motivational interviewing."""

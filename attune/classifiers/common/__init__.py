@@ -1,0 +1,1 @@
+"""What all classifiers share: the encoder's forward pass, training of turn classifiers, storage."""

@@ -1,0 +1,1 @@
+"""EPITOME (Sharma et al. 2020): three levels of empathy."""

@@ -1,0 +1,1 @@
+"""What every stage that runs torch needs: threads, device, autocast, batches by length."""

@@ -1,0 +1,179 @@
+"""Conditions that join keys of `params.yaml`: what no type of one key can say."""
+
+from __future__ import annotations
+
+from attune.config.schema import (
+    COLUMN_READERS,
+    DIALOGUES,
+    FILE_READERS,
+    LOGGING_STEPS,
+    SOURCES,
+    Corpus,
+    Encoder,
+    Hardware,
+    Model,
+    Params,
+    chain,
+    label_classifiers,
+)
+from attune.runtime.errors import ParamsError
+
+
+def check_across_keys(params: Params, source: str) -> None:
+    """Check what joins keys.
+
+    Args:
+        params: of which each key by itself is right.
+        source: where they came from, for the errors.
+
+    Raises:
+        ParamsError: two keys do not go together; names both.
+    """
+    _check_corpus(params.corpus, source)
+    _check_rounds(params, source)
+    for stage in ("sft", "dpo"):
+        batch = getattr(params, stage).batch_size
+        if batch % min(batch, params.hardware.micro_batch_size):
+            raise ParamsError(
+                f"{source}: {stage}.batch_size = {batch} is no multiple of hardware.micro_batch_size = "
+                f"{params.hardware.micro_batch_size}"
+            )
+    _check_processes(params.hardware, source)
+    if params.hardware.save_every % LOGGING_STEPS:
+        # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
+        raise ParamsError(
+            f"{source}: hardware.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the "
+            "steps between two points of a training curve"
+        )
+    if params.tiny.hidden_size % params.tiny.heads:
+        raise ParamsError(
+            f"{source}: tiny.hidden_size = {params.tiny.hidden_size} is no multiple of tiny.heads = {params.tiny.heads}"
+        )
+    if params.generate.max_new_tokens >= params.generate.max_length:
+        raise ParamsError(
+            f"{source}: generate.max_new_tokens = {params.generate.max_new_tokens} leaves no room for a prompt "
+            f"within generate.max_length = {params.generate.max_length}"
+        )
+    if params.evaluate.reference not in params.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
+            f"{', '.join(params.variants)}"
+        )
+    if params.generate.engine == "vllm" and _is_bert(params):
+        raise ParamsError(
+            f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
+            "generate.engine = builtin"
+        )
+    _check_label_scorers(params, source)
+    for name in ("model", "bertscore"):
+        one = getattr(params, name)
+        if one.hub_id is not None and not one.revision:
+            raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
+    _check_encoder(params.encoder, source)
+    _check_model(params.model, source)
+
+
+def _check_processes(hardware: Hardware, source: str) -> None:
+    if (hardware.nodes > 1) is not (hardware.rendezvous is not None):
+        raise ParamsError(
+            f"{source}: hardware.rendezvous = {hardware.rendezvous!r} with hardware.nodes = {hardware.nodes}: several "
+            "machines meet at host:port of the first, one needs none (null)"
+        )
+    if hardware.accelerate is not None and hardware.device == "cpu":
+        raise ParamsError(f"{source}: hardware.accelerate = {hardware.accelerate!r} is for GPUs: null on a CPU")
+
+
+def _is_bert(params: Params) -> bool:
+    return params.model.as_decoder or (params.model.hub_id is None and params.tiny.architecture == "bert")
+
+
+def _check_corpus(corpus: Corpus, source: str) -> None:
+    """One corpus or a mixture, and file and columns only where the reader knows them."""
+    if (corpus.reader is None) is not bool(corpus.mix):
+        raise ParamsError(
+            f"{source}: corpus.reader = {corpus.reader!r} with {len(corpus.mix)} corpora in corpus.mix: a mixture "
+            "names the readers of its corpora and has none itself"
+        )
+    if corpus.mix and (corpus.file or corpus.columns):
+        raise ParamsError(f"{source}: corpus.file and corpus.columns must be null in a mixture, whose corpora have own")
+    for name, part in corpus.parts.items():
+        where = f"{source}: corpus.mix.{name}" if corpus.mix else f"{source}: corpus"
+        if part.file and part.reader not in FILE_READERS:
+            raise ParamsError(f"{where}.file = {part.file!r}: reader {part.reader} reads files of fixed names")
+        if part.columns and part.reader not in COLUMN_READERS:
+            raise ParamsError(f"{where}.columns: reader {part.reader} reads columns of fixed names")
+
+
+def _check_rounds(params: Params, source: str) -> None:
+    """Each chain of rounds fits the schedule, and each round's source the rule and its other keys."""
+    rounds = params.dpo.rounds
+    for key, one in rounds.items():
+        length = len(chain(rounds, key))
+        if length > params.dpo.epochs:
+            raise ParamsError(
+                f"{source}: dpo.rounds.{key} is round {length} from its start, but the learning-rate schedule ends "
+                f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
+            )
+        where = f"{source}: dpo.rounds.{key}"
+        # A rule of one's own draws from the train replies, as that of the opposites does.
+        sources = SOURCES.get(params.pairs.rule, SOURCES["opposite_emotion"])
+        if one.source not in sources:
+            raise ParamsError(
+                f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}: {', '.join(sources)}"
+            )
+        wanted = one.init if one.source == "policy" else DIALOGUES
+        if one.candidates != wanted:
+            raise ParamsError(
+                f"{where}.candidates = {one.candidates!r}, but source = {one.source!r} needs {wanted!r}: "
+                "samples are of the model that the round starts from, all else comes from the dialogues"
+            )
+        classified = params.pairs.rule == "dbt" and params.pairs.judge == "classifier"
+        if classified is (one.scorer == DIALOGUES):
+            raise ParamsError(
+                f"{where}.scorer = {one.scorer!r}: the folder of a classifier where pairs.rule = 'dbt' has one judge, "
+                f"and {DIALOGUES!r} where none is asked"
+            )
+
+
+def _check_label_scorers(params: Params, source: str) -> None:
+    for name, scorer in label_classifiers(params).items():
+        if missing := sorted(set(scorer.variants) - set(params.variants)):
+            raise ParamsError(f"{source}: {name}.variants names {', '.join(missing)}, none of variants")
+        if scorer.variants and not scorer.classifiers:
+            raise ParamsError(f"{source}: {name}.variants are scored by a classifier, but {name}.classifiers is empty")
+        if scorer.variants and params.evaluate.reference not in scorer.variants:
+            raise ParamsError(
+                f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of {name}.variants: "
+                f"{', '.join(scorer.variants)}"
+            )
+
+
+def _check_encoder(encoder: Encoder, source: str) -> None:
+    if (encoder.package is None) == (encoder.hub_id is None):
+        raise ParamsError(
+            f"{source}: one of encoder.package = {encoder.package!r} and encoder.hub_id = {encoder.hub_id!r} must be "
+            "null, and only one"
+        )
+    if encoder.hub_id is not None and not encoder.revision:
+        raise ParamsError(f"{source}: encoder.revision is missing for encoder.hub_id = {encoder.hub_id!r}")
+
+
+def _check_model(model: Model, source: str) -> None:
+    if model.package is not None and model.hub_id is not None:
+        raise ParamsError(
+            f"{source}: one of model.package = {model.package!r} and model.hub_id = {model.hub_id!r} must be null"
+        )
+    if model.as_decoder and model.package is None and model.hub_id is None:
+        raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.package or model.hub_id")
+    if model.package is not None and not model.as_decoder:
+        raise ParamsError(f"{source}: model.package = {model.package!r} is for encoders: set model.as_decoder = true")
+    if model.stands_in_for is not None and not model.specialised:
+        raise ParamsError(
+            f"{source}: model.stands_in_for = {model.stands_in_for!r} is for what is compared as a specialised model: "
+            "set model.specialised = true"
+        )
+    if model.quantization is not None and model.as_decoder:
+        raise ParamsError(
+            f"{source}: model.quantization = {model.quantization!r} is for models of the hub, and "
+            "model.as_decoder = true makes one here: set model.quantization = null"
+        )

@@ -1,0 +1,136 @@
+"""Rows of a csv file whose every field is checked, with all that is wrong in it said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from attune.runtime.errors import DataError
+from attune.runtime.io import read_csv, read_header
+
+# Problems that an error names one by one.
+SHOWN = 20
+# And of each at most so many characters, since a field may hold a whole file.
+WIDTH = 300
+# Of a position or an id that is a number.
+DIGITS = 18
+
+
+class Row(NamedTuple):
+    """A row: the line that it begins on, and its fields by column, with runs of white space as one space."""
+
+    line: int
+    fields: dict[str, str]
+
+
+Check = Callable[[dict[str, str]], str | None]
+
+
+def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequence[str] | None = None) -> list[Row]:
+    """Read a csv file with a header; its other columns are kept.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        columns: that must be there, in any order.
+        check: what is wrong with the fields of a row, or None.
+        optional: columns that may be there besides, and no others; None: any.
+
+    Raises:
+        DataError: the file is missing, is no UTF-8, lacks a column, has one that may not be there or one twice, or
+            has rows that do not fit; it names each of the first `SHOWN` bad rows by file and line.
+    """
+    found = read_csv(path, DataError, "run stage `download`")
+    header = read_header(path, found, columns, DataError)
+    if optional is not None:
+        _refuse_others(path, header, [*columns, *optional])
+    rows, problems = [], []
+    for line, values in found[1:]:
+        wrong = _wrong_length(values, header)
+        fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
+        if problem := wrong or check(fields):
+            problems.append((line, problem))
+        rows.append(Row(line, fields))
+    refuse(path, problems)
+    return rows
+
+
+def refuse(path: Path, problems: Sequence[tuple[int, str]]) -> None:
+    """Raise a `DataError` that lists the problems by line, where there are any."""
+    if problems:
+        more = [f"… and {len(problems) - SHOWN} more bad rows"] if len(problems) > SHOWN else []
+        raise DataError("\n".join([*(f"{path}:{line}: {text[:WIDTH]}" for line, text in problems[:SHOWN]), *more]))
+
+
+def grouped(path: Path, rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
+    """The rows by their value in a column, in order of the file; the rows of a value must be together.
+
+    Raises:
+        DataError: they are not.
+    """
+    groups: dict[str, list[Row]] = {}
+    problems = []
+    for value, some in groupby(rows, key=lambda row: row.fields[column]):
+        together = list(some)
+        if value in groups:
+            problems.append((together[0].line, f"the rows of {column} {value!r} are not together"))
+        groups.setdefault(value, []).extend(together)
+    refuse(path, problems)
+    return groups
+
+
+def differing(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[int, str]]:
+    """The rows that differ from the first one in a column that should be the same in all, as problems."""
+    first = rows[0]
+    return [
+        (row.line, f"{name} {row.fields.get(name)!r}, but {first.fields.get(name)!r} in line {first.line}")
+        for row in rows
+        for name in columns
+        if row.fields.get(name) != first.fields.get(name)
+    ]
+
+
+def one_of(fields: dict[str, str], column: str, allowed: Sequence[str]) -> str | None:
+    """What is wrong where a field is none of the allowed values."""
+    value = fields[column]
+    return None if value in allowed else f"{column} {value!r} is none of {', '.join(map(repr, allowed))}"
+
+
+def first_problem(*problems: str | None) -> str | None:
+    """The first that is not None."""
+    return next((problem for problem in problems if problem), None)
+
+
+def empty(fields: dict[str, str], columns: Sequence[str]) -> str | None:
+    """Which of the fields that must be filled is empty."""
+    return next((f"empty {name}" for name in columns if not fields[name]), None)
+
+
+def number(fields: dict[str, str], column: str) -> str | None:
+    """What is wrong where a field is no whole number from 0."""
+    value = fields[column]
+    return None if is_number(value) else f"{column} {value[:40]!r} is no whole number from 0"
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a whole number from 0, of digits that a position in a file can need."""
+    return text.isascii() and text.isdecimal() and len(text) <= DIGITS
+
+
+def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> None:
+    """Only known columns, each once: what is read of a misspelt one would be nothing, without a word.
+
+    Raises:
+        DataError: names the others by the header's line.
+    """
+    if others := [name for name in header if name not in known]:
+        raise DataError(f"{path}:1: unknown column {', '.join(map(repr, others))}: the columns are {', '.join(known)}")
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}:1: a column stands there twice: {', '.join(header)}")
+
+
+def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:
+    if len(values) == len(header):
+        return None
+    return f"{len(values)} columns, expected {len(header)}: {values[0][:40]!r}"

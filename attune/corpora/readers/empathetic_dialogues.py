@@ -1,0 +1,118 @@
+"""EmpatheticDialogues (Rashkin et al. 2019, CC BY-NC 4.0): the original csv files to `Dialogue` records.
+
+The files are unquoted: a comma inside text is written `_comma_`, so a line is split at every comma. The first columns
+are `conv_id,utterance_idx,context,prompt,speaker_idx,utterance`; valid and test of the original archive carry a further
+column of candidates. The speaker, who tells of the emotion, is the user; the listener the assistant.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attune.corpora.readers.csv_rows import is_number
+from attune.corpora.splits import place
+from attune.data.dialogue import SPLITS, Dialogue, Role, Turn, join_turns
+from attune.runtime.errors import DataError
+from attune.runtime.io import read_lines
+
+COLUMNS = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
+ARTEFACT = "hit:"
+
+
+def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
+    """Read the three splits of `folder`.
+
+    Returns:
+        The dialogues in file order, and how many were dropped by reason (`<split>_collection_artefact`).
+
+    Raises:
+        DataError: a file is missing, is no UTF-8, or has a row that does not fit the format.
+    """
+    dropped: Counter[str] = Counter()
+    return list(stream(folder, dropped)), dropped
+
+
+def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
+    """As `read`, one by one; `dropped` grows."""
+    for split in SPLITS:
+        for dialogue in _read_split(folder / f"{split}.csv", split):
+            if any(ARTEFACT in turn.text for turn in dialogue.turns):
+                dropped[f"{split}_collection_artefact"] += 1
+            else:
+                yield dialogue
+
+
+def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
+    # Eight bytes a dialogue, where a set of the ids would have a hundred.
+    seen = array("Q")
+    for conv_id, group in groupby(_rows(path), key=_conv_id):
+        rows = sorted(group, key=_index)
+        line, first = rows[0]
+        seen.append(place(conv_id))
+        for (_, one), (other, another) in pairwise(rows):
+            if int(one[1]) == int(another[1]):
+                raise DataError(f"{path}:{other}: utterance_idx {another[1]} of dialogue {conv_id!r} is there twice")
+        for other, row in rows:
+            if row[2] != first[2]:
+                raise DataError(f"{path}:{other}: context {row[2]!r}, but {first[2]!r} in line {line}")
+        # Worker ids in the original, 1 and 0 elsewhere: in both the first to speak is the one who tells.
+        speaker = first[4]
+        turns = join_turns(_turn(row, row[4] == speaker) for _, row in rows)
+        yield Dialogue(f"{split}/{conv_id}", "empathetic_dialogues", split, first[2], turns)
+    _require_together(path, np.frombuffer(seen, np.uint64))
+
+
+def _require_together(path: Path, seen: npt.NDArray[np.uint64]) -> None:
+    """No dialogue's rows stand apart; `seen` has the places of the ids, and is sorted."""
+    seen.sort()
+    twice = set(seen[1:][seen[1:] == seen[:-1]].tolist())
+    met: set[str] = set()
+    for conv_id, group in groupby(_rows(path), key=_conv_id) if twice else ():
+        if conv_id in met:
+            line, _ = min(group, key=_index)
+            raise DataError(f"{path}:{line}: the rows of dialogue {conv_id!r} are not together")
+        if place(conv_id) in twice:
+            met.add(conv_id)
+
+
+def _conv_id(row: tuple[int, list[str]]) -> str:
+    return row[1][0]
+
+
+def _index(row: tuple[int, list[str]]) -> int:
+    return int(row[1][1])
+
+
+def _turn(row: list[str], is_speaker: bool) -> Turn:
+    role: Role = "user" if is_speaker else "assistant"
+    return Turn(role, row[5].replace("_comma_", ",").strip())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines of the file, numbered from 1 and split at commas, checked."""
+    lines = read_lines(path, DataError, "run stage `download`")
+    header = next(lines)
+    if header.split(",")[: len(COLUMNS)] != COLUMNS:
+        raise DataError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {header[:80]!r}")
+    for number, line in enumerate(lines, start=2):
+        if line.strip():
+            yield number, _checked(line.split(","), path, number)
+
+
+def _checked(row: list[str], path: Path, number: int) -> list[str]:
+    if len(row) < len(COLUMNS):
+        raise DataError(f"{path}:{number}: {len(row)} columns, expected at least {len(COLUMNS)}: {row[0][:40]!r}")
+    if not is_number(row[1]):
+        raise DataError(f"{path}:{number}: utterance_idx {row[1][:40]!r} is no number")
+    for i, name in enumerate(COLUMNS):
+        # The situation is not read.
+        if name != "prompt" and not row[i].strip():
+            raise DataError(f"{path}:{number}: empty {name}")
+    return row

@@ -1,0 +1,52 @@
+"""Dialogues that a small base model is pretrained on: a folder's `dialogues.jsonl`, a JSON object a line.
+
+    {"source": …, "turns": [text, …]}
+
+The first turn is the user's, and the roles alternate; other keys are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from attune.data.dialogue import Role, Turn
+from attune.runtime.errors import DataError
+from attune.runtime.io import read_lines
+
+FILE = "dialogues.jsonl"
+ROLES: tuple[Role, Role] = ("user", "assistant")
+
+
+def read(folder: Path) -> Iterator[tuple[int, tuple[Turn, ...]]]:
+    """The turns of each dialogue, with its line; blank lines are left out.
+
+    Raises:
+        DataError: the file is missing, is no UTF-8, holds no dialogue, or a line is none; it is named.
+    """
+    path = folder / FILE
+    found = False
+    for number, line in enumerate(read_lines(path, DataError, "tiny.corpus names its folder"), start=1):
+        if line.strip():
+            found = True
+            yield number, _turns(line, f"{path}:{number}")
+    if not found:
+        raise DataError(f"{path} holds no dialogues")
+
+
+def _turns(line: str, where: str) -> tuple[Turn, ...]:
+    expected = f'{where}: expected {{"turns": [text, …]}}'
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{expected}: no JSON: {error}") from None
+    texts = record.get("turns") if isinstance(record, dict) else None
+    if not isinstance(texts, list) or not texts:
+        raise DataError(f"{expected}, found {line[:40]!r}")
+    for i, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{expected}: turn {i} is no text: {str(text)[:40]!r}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{where}: turn {i} holds half of a surrogate pair, which no text file can")
+    return tuple(Turn(ROLES[i % 2], text) for i, text in enumerate(texts))

@@ -1,0 +1,1 @@
+"""What passes between stages: dialogues, examples, preference pairs, and draws keyed by an id."""

@@ -1,0 +1,1 @@
+"""Sources, hashes, archives and licences of the corpora."""

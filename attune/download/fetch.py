@@ -1,0 +1,232 @@
+"""The files of one corpus, put below a folder: copied from a local folder, or fetched from their public sources.
+
+Both ways check what `data/sources.yaml` pins and return where each file came from::
+
+    from_local(Path("corpora/esconv"), source, Path("new/esconv"))  # {"train.txt": "local", …}
+    from_web("esconv", source, Path("new/esconv"), web)  # {"train.txt": "https://…", …}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from attune.download.archives import check_count, matches, unpack
+from attune.download.sources import Archive, Source
+from attune.runtime.errors import DownloadError
+from attune.runtime.io import sha256_of, write_json
+
+TIMEOUT_SECONDS = 30
+RETRIES = 2
+
+
+# From a local folder
+
+
+def from_local(folder: Path, source: Source | None, target: Path) -> dict[str, str]:
+    """Copy the files that `source` lists, or without one every file that is not hidden.
+
+    Raises:
+        DownloadError: a file is missing, or is not the one that is pinned.
+    """
+    pins = _pins(folder, source) if source else dict.fromkeys(_visible(folder))
+    for file, pinned in pins.items():
+        if not (folder / file).is_file():
+            raise _missing(file, folder, source)
+        _copy(folder / file, target / file)
+        if pinned and (actual := sha256_of(target / file)) != pinned:
+            expected = f"sha256 expected {pinned} (data/sources.yaml), actual {actual}"
+            raise DownloadError(f"{folder / file} is not the published file: {expected}")
+    return dict.fromkeys(pins, "local")
+
+
+def _pins(folder: Path, source: Source) -> dict[str, str | None]:
+    """The listed files and their pinned hashes; an archive pins none of its members."""
+    pins = {single.file: single.sha256 for single in source.files}
+    for archive in source.archives:
+        pins |= dict.fromkeys(_local_members(archive, folder, source))
+    return pins
+
+
+def _local_members(archive: Archive, folder: Path, source: Source) -> list[str]:
+    names: list[str] = []
+    for member in archive.members:
+        found = [name for name in _names(folder.glob(member), folder) if matches(name, member)]
+        if not found:
+            raise _missing(member, folder, source)
+        names += found
+    check_count(archive, names, str(folder))
+    return names
+
+
+def _visible(folder: Path) -> list[str]:
+    names = [name for name in _names(folder.rglob("*"), folder) if not re.search(r"(^|/)\.", name)]
+    if not names:
+        raise DownloadError(f"corpus {folder.name!r} is not in data/sources.yaml, and {folder} holds no files for it")
+    return names
+
+
+def _names(paths: Iterable[Path], folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+
+
+def _copy(origin: Path, target: Path) -> None:
+    """Contents alone: a read-only original must not make a read-only copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(origin, target)
+
+
+def _missing(file: str, folder: Path, source: Source | None) -> DownloadError:
+    return DownloadError(
+        f"{file} is missing in {folder}: a local folder (corpus.local_dir or CORPORA_DIR) serves every corpus of a "
+        f"run, laid out as <corpus>/<file>.{_hint(source)}"
+    )
+
+
+def _hint(source: Source | None) -> str:
+    return f" {source.hint}" if source and source.hint else ""
+
+
+# From public sources
+
+
+class Web:
+    """Public files through the cache of downloads; `recorded` (address -> sha256) grows with every first use."""
+
+    def __init__(self, cache: Path, first_use: Path) -> None:
+        self.cache, self.first_use = cache, first_use
+        self.recorded = read_first_use(first_use)
+
+    def fetch(self, url: str, pinned: str | None, place: str) -> Path:
+        """The cached copy of `url`, fetched where there is none with the pinned or recorded hash.
+
+        Raises:
+            DownloadError: it cannot be fetched or kept, or has another hash; the cache keeps nothing of it.
+        """
+        known = pinned or self.recorded.get(url)
+        path = self.cache / _cache_name(url)
+        if known and path.is_file() and sha256_of(path) != known:
+            path.unlink()
+        self._get(url, path, place)
+        if known not in (None, actual := sha256_of(path)):
+            path.unlink()
+            raise self._wrong_hash(url, pinned, actual, place)
+        if pinned is None:
+            self.recorded[url] = actual
+        return path
+
+    def save(self) -> None:
+        """Write what is known by first use, where it grew."""
+        if self.recorded != read_first_use(self.first_use):
+            write_json(self.first_use, dict(sorted(self.recorded.items())))
+
+    def _get(self, url: str, path: Path, place: str) -> None:
+        import pooch
+        import requests
+
+        http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT_SECONDS)
+        # It asks for nothing where the file is there; a new file takes its name only when it is whole.
+        store = pooch.Pooch(path.parent, "", {path.name: None}, {path.name: url}, retry_if_failed=RETRIES)
+        try:
+            store.fetch(path.name, downloader=http)
+        except requests.RequestException as error:
+            raise DownloadError(f"{place}: {url} cannot be fetched ({error}): {_by_hand(place)}") from None
+        except OSError as error:
+            raise DownloadError(f"{place}: {url} cannot be kept in {path.parent}: {error}") from None
+
+    def _wrong_hash(self, url: str, pinned: str | None, actual: str, place: str) -> DownloadError:
+        if pinned is not None:
+            return DownloadError(
+                f"{place}: {url} does not give the published file: sha256 expected {pinned} (data/sources.yaml), "
+                f"actual {actual}; nothing was kept"
+            )
+        return DownloadError(
+            f"{place}: {url} has changed since its first use: sha256 expected {self.recorded[url]} "
+            f"({self.first_use}), actual {actual}; nothing was kept. To accept the change, put the actual hash into "
+            f"{self.first_use}"
+        )
+
+
+def read_first_use(path: Path) -> dict[str, str]:
+    """Address -> sha256 of what was trusted on first use; empty where there is no file yet.
+
+    Raises:
+        DownloadError: the file is no JSON object of addresses and hashes.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DownloadError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(recorded, dict):
+        raise DownloadError(f"{path} is no JSON object of address and sha256")
+    for url, sha256 in recorded.items():
+        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise DownloadError(f"{path}: {url} = {sha256!r}: no sha256 of 64 lower-case hex digits")
+    return recorded
+
+
+def require_public(corpora: Sequence[str], sources: Mapping[str, Source]) -> None:
+    """Say what has no public source before hours go into fetching the rest.
+
+    Raises:
+        DownloadError: a corpus has no entry in `sources`, or one of its files no address.
+    """
+    for corpus in corpora:
+        if corpus not in sources:
+            raise DownloadError(
+                f"corpus {corpus!r} is not in data/sources.yaml: add it there, or put its files into "
+                f"<CORPORA_DIR>/{corpus} and set CORPORA_DIR (or corpus.local_dir) to that folder"
+            )
+        for single in sources[corpus].files:
+            if single.url is None:
+                place = f"{corpus}/{single.file}"
+                raise DownloadError(f"{place} has no public source: {_by_hand(place)}.{_hint(sources[corpus])}")
+
+
+def from_web(corpus: str, source: Source, target: Path, web: Web) -> dict[str, str]:
+    """Fetch the files and unpack the archives of `source`, which `require_public` has passed.
+
+    Raises:
+        DownloadError: as `Web.fetch` and `unpack`.
+    """
+    origins: dict[str, str] = {}
+    for single in source.files:
+        assert single.url is not None
+        _copy(web.fetch(single.url, single.sha256, f"{corpus}/{single.file}"), target / single.file)
+        origins[single.file] = single.url
+    for archive in source.archives:
+        origins |= dict.fromkeys(_fetch_members(archive, corpus, target, web), archive.url)
+    return origins
+
+
+def _fetch_members(archive: Archive, corpus: str, target: Path, web: Web) -> list[str]:
+    names = ",".join(archive.members)
+    place = f"{corpus}/{{{names}}}" if len(archive.members) > 1 else f"{corpus}/{names}"
+    path = web.fetch(archive.url, archive.sha256, place)
+    try:
+        return unpack(path, archive, target)
+    except DownloadError:
+        # A first use that is no archive (an error page, say) must not be taken from the cache by the next run.
+        if archive.sha256 is None:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _cache_name(url: str) -> str:
+    """Unique by the address, with the file's name for people."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rsplit("/", 1)[1])[-80:]
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{readable}"
+
+
+def _by_hand(place: str) -> str:
+    return (
+        f"put the file into <CORPORA_DIR>/{place} and set CORPORA_DIR (or corpus.local_dir) to that folder, "
+        "which then serves every corpus of the run"
+    )

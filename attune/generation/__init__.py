@@ -1,0 +1,1 @@
+"""Decoding and scoring replies with a language model."""

@@ -1,0 +1,1 @@
+"""Tables that map the acts of a corpus to labels."""

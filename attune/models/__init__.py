@@ -1,0 +1,1 @@
+"""Loading models and encoders, chat templates, the tiny models."""

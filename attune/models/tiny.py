@@ -1,0 +1,102 @@
+"""The tiny base model: a byte-level BPE tokenizer and a Llama, Mistral or Gemma architecture, made and pretrained here.
+
+With BERT's architecture it has a WordPiece tokenizer (`bert.train_wordpiece`), and is a decoder.
+
+It exists so that the whole pipeline runs in minutes without a GPU and without a hub. It learns to form sentences from
+the corpus that it is given, and knows nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attune.data.dialogue import Turn
+from attune.models.bert_decoder import AS_DECODER, decoder_class
+from attune.models.chat_template import render, role_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from attune.config.schema import Tiny
+
+PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `vocab_size` tokens, with the tiny chat template; equal texts give equal tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return role_tokenizer(bpe, USER, ASSISTANT, max_positions, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> PreTrainedModel:
+    """A model of `tiny.architecture` with seeded random weights and tied embeddings."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return from_config(configuration(tiny, len(tokenizer), **ids))
+
+
+def from_config(config: PretrainedConfig) -> PreTrainedModel:
+    """A causal language model of a configuration, with random weights; of BERT's, this project's class."""
+    from transformers import AutoModelForCausalLM
+
+    make: Any = decoder_class() if config.model_type == "bert" else AutoModelForCausalLM.from_config
+    model: PreTrainedModel = make(config)
+    return model
+
+
+def configuration(tiny: Tiny, vocab_size: int, **ids: int | None) -> PretrainedConfig:
+    """The configuration of a model of `tiny.architecture` with `vocab_size` tokens; `ids` are of special tokens.
+
+    What sets them apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
+    scales its embeddings by the root of their width and norms by 1 + weight, BERT has learnt positions and a transform
+    before its head.
+    """
+    from transformers import BertConfig, GemmaConfig, LlamaConfig, MistralConfig
+
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": tiny.hidden_size,
+        "intermediate_size": tiny.intermediate_size,
+        "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "max_position_embeddings": tiny.max_positions,
+        "tie_word_embeddings": True,
+        **ids,
+    }
+    heads: dict[str, Any] = {"num_key_value_heads": tiny.heads, "head_dim": tiny.hidden_size // tiny.heads}
+    match tiny.architecture:
+        case "mistral":
+            return MistralConfig(**common, **heads, sliding_window=tiny.max_positions // 2)
+        case "gemma":
+            return GemmaConfig(**common, **heads)
+        case "llama":
+            return LlamaConfig(**common, **heads)
+        case "bert":
+            return BertConfig(**common, **AS_DECODER)
+
+
+def packed_blocks(
+    tokenizer: PreTrainedTokenizerFast, dialogues: Iterable[Sequence[Turn]], length: int
+) -> list[dict[str, Any]]:
+    """All dialogues rendered one behind the other and cut into blocks of `length` tokens; the rest is left out.
+
+    Pretraining alone packs without isolating the dialogues from each other, as language models usually are pretrained.
+    """
+    texts = [render(tokenizer, turns) for turns in dialogues]
+    ids = [token for one in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in one]
+    starts = range(0, len(ids) - length + 1, length)
+    return [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in starts]

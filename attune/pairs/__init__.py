@@ -1,0 +1,1 @@
+"""Preference pairs: one readable file for each rule."""

@@ -1,0 +1,98 @@
+"""Candidates and scores from an endpoint (Son and So, section 2.2: ChatGPT, from the conversation and the stages)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+from attune.config.schema import Llm
+from attune.data.dialogue import Example, Turn
+from attune.data.keyed import uniform
+from attune.pairs.dbt import Candidates, Judge, Source
+from attune.pairs.endpoint import Request, ask
+from attune.runtime.errors import UserError
+from attune.runtime.io import read_lines
+
+
+def llm_source(llm: Llm, seed: int, epoch: int, cache: Path) -> Source:
+    """`llm.n` replies that follow the stages and as many that do not, asked for in one request an example."""
+    template = read_prompt(Path(llm.prompt), {"conversation", "n"})
+
+    def candidates(examples: Sequence[Example]) -> Candidates:
+        requests = [
+            Request(
+                template.substitute(conversation=conversation(one.context), n=llm.n),
+                llm.temperature,
+                uniform(2**31, seed, epoch, one.id, "llm"),
+            )
+            for one in examples
+        ]
+        parsed = [parse_replies(answer) for answer in ask(llm, requests, cache)]
+        return Candidates([replies or [] for replies in parsed], sum(replies is None for replies in parsed))
+
+    return candidates
+
+
+def llm_judge(llm: Llm, cache: Path) -> Judge:
+    """Scores by the endpoint, at temperature 0: its number from 0 to 100 over 100."""
+    template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"})
+
+    def judge(contexts: Sequence[Sequence[Turn]], replies: Sequence[str]) -> list[float | None]:
+        texts = (
+            template.substitute(conversation=conversation(context), reply=reply)
+            for context, reply in zip(contexts, replies, strict=True)
+        )
+        return [parse_score(answer) for answer in ask(llm, [Request(text, 0.0, 0) for text in texts], cache)]
+
+    return judge
+
+
+def read_prompt(path: Path, names: set[str]) -> Template:
+    """A prompt's text, with `$name` where something is put in.
+
+    Raises:
+        UserError: the file is missing or does not have exactly `names`.
+    """
+    lines = read_lines(path, UserError, "llm.prompt and llm.judge_prompt name the texts that are sent")
+    template = Template("\n".join(lines))
+    if not template.is_valid() or set(template.get_identifiers()) != names:
+        raise UserError(f"{path} must have {', '.join(f'${name}' for name in sorted(names))} and no other $ name")
+    return template
+
+
+def conversation(context: Sequence[Turn]) -> str:
+    """A context as the prompts show it, a line a turn."""
+    names = {"user": "Seeker", "assistant": "Supporter"}
+    return "\n".join(f"{names[turn.role]}: {turn.text}" for turn in context)
+
+
+def parse_replies(answer: str | None) -> list[str] | None:
+    """The texts under `follow` and `ignore` of the JSON object in `answer`; None without a text under both."""
+    found = _object(answer)
+    groups = [found.get("follow"), found.get("ignore")]
+    texts = [
+        [text for text in group if isinstance(text, str) and text.strip()]
+        for group in groups
+        if isinstance(group, list)
+    ]
+    return [text for group in texts for text in group] if len(texts) == 2 and all(texts) else None
+
+
+def parse_score(answer: str | None) -> float | None:
+    """The `score` of the JSON object in `answer` over 100; None where it is no number from 0 to 100."""
+    score = _object(answer).get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return None
+    return score / 100 if 0 <= score <= 100 else None
+
+
+def _object(answer: str | None) -> dict[str, object]:
+    """The JSON object from the first to the last brace (models like to write around it); empty where there is none."""
+    text = answer or ""
+    try:
+        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (json.JSONDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,94 @@
+"""A checkpoint that is known to be whole: the last file written is a manifest with the hash of every other.
+
+A process may be killed, or a machine lose power, between any two bytes; a disk may turn one over. So a folder without a
+manifest, or with a file that does not fit it, is not read: the one before it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from attune.runtime.io import sha256_of, write_json
+
+MANIFEST = "manifest.json"
+KEPT = 2
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of `folder`, {name: {bytes, sha256}}, when all of its files are on the disk."""
+    manifest = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        to_disk(path)
+        manifest[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    write_json(folder / MANIFEST, manifest)
+    for path in (folder / MANIFEST, folder, folder.parent):
+        to_disk(path)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None where it is whole; files that came later are not looked at."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, said in manifest.items():
+            size = (folder / name).stat().st_size
+            if size != said["bytes"]:
+                return f"{name} has {size} of {said['bytes']} bytes"
+            if sha256_of(folder / name) != said["sha256"]:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        return "it was not written to its end" if name == MANIFEST else f"{name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None if manifest else f"{MANIFEST} names no file"
+
+
+def newest_whole(folder: Path, name: str) -> Path | None:
+    """The newest of the sealed folders `<name>-<step>` in `folder` that is whole."""
+    return next((path for path in _newest_first(folder, name) if damage(path) is None), None)
+
+
+def settle(folder: Path, name: str) -> Path | None:
+    """As `newest_whole`; says on stderr what is wrong with those that are not whole, and removes them."""
+    found = _newest_first(folder, name)
+    wrong = {path: said for path in found if (said := damage(path)) is not None}
+    whole = next((path for path in found if path not in wrong), None)
+    for path, said in wrong.items():
+        print(f"{path} is left out: {said}", file=sys.stderr)
+        shutil.rmtree(path, ignore_errors=True)
+    if wrong or whole:
+        print(
+            f"going on from {whole}" if whole else f"no checkpoint in {folder} is whole: starting anew", file=sys.stderr
+        )
+    return whole
+
+
+def drop_older(folder: Path, name: str) -> None:
+    """Remove all but the newest `KEPT` of the sealed folders `<name>-<step>` in `folder`."""
+    for path in _newest_first(folder, name)[KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a folder `<name>-<step>`."""
+    return int(path.name.rpartition("-")[2])
+
+
+def to_disk(path: Path) -> None:
+    """Have the kernel write a file or a folder's list of names to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(folder: Path, name: str) -> list[Path]:
+    found = [path for path in folder.glob(f"{name}-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=step_of, reverse=True)

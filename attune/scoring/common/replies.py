@@ -1,0 +1,75 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attune.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("id", "label", "context", "reference", "reply", "rejected", "reference_logp", "rejected_logp")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read and check a file of replies.
+
+    Raises:
+        DataError: the file is missing or no parquet, a column is missing, there are no rows, or a value is null or
+            of another kind than its column; names the file, the column and the row.
+    """
+    import pandas as pd
+    from pyarrow import ArrowInvalid
+
+    try:
+        replies = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run `dvc repro generate@{path.stem}`") from None
+    except ArrowInvalid as error:
+        raise DataError(f"{path} is no valid parquet file: {error}") from None
+    # The first one: those after a missing column could not be looked for.
+    problem = next(_problems(replies), None)
+    if problem is not None:
+        raise DataError(f"{path}: {problem}")
+    return replies
+
+
+def _problems(replies: pd.DataFrame) -> Iterator[str]:
+    """What is wrong with `replies`, a sentence each."""
+    for column in COLUMNS:
+        if column not in replies:
+            yield f"column {column} is missing"
+    if not len(replies):
+        yield "there are no rows"
+    paired = replies[replies["rejected"].notna()]
+    for column in ("reply", "reference"):
+        yield from _other_rows(replies, column, _is_text, "a text")
+    yield from _other_rows(paired, "rejected", _is_text, "a text")
+    for column in ("reference_logp", "rejected_logp"):
+        yield from _other_rows(paired, column, _is_finite, "a finite number")
+
+
+def _other_rows(replies: pd.DataFrame, column: str, fits: Callable[[object], bool], wanted: str) -> Iterator[str]:
+    for row, name, value in zip(replies.index, replies["id"], replies[column].tolist(), strict=True):
+        if not fits(value):
+            yield f"column {column}, row {row} (id {name}): {value!r} is not {wanted}"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def engine(path: Path) -> dict[str, str]:
+    """Name and version of what wrote the replies in `path`; nothing for the built-in engine, which does not say."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(b"engine")
+    return {"engine": found.decode()} if found else {}

@@ -1,0 +1,1 @@
+"""MMLU by lm-evaluation-harness on local rows."""

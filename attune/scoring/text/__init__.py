@@ -1,0 +1,1 @@
+"""Overlap, diversity, BERTScore, custom metrics."""

@@ -1,0 +1,132 @@
+"""What changed against a commit, without what lies within noise: `dvc metrics diff`, read beside the intervals.
+
+    python -m attune.tools.compare [REV] [--md] [--all]
+
+compares the metrics of the working tree to those of REV (a commit, branch or tag; HEAD where none is given). A change
+is *within noise* when the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are
+counted and not shown, unless `--all` is given. A metric without an interval is always shown. The interval covers the
+choice of test examples, not another seed of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attune.report.tables import DASH, escape
+from attune.runtime.errors import UserError, reported
+
+METRICS = Path("metrics")
+INTERVALS = METRICS / "intervals"
+HEADINGS = ("metrics", "metric", "old", "new", "change", "95 % interval", "")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number that differs: its file below `metrics/` without the ending, old and new value (None: not there)."""
+
+    file: str
+    metric: str
+    old: float | None
+    new: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the old value lies inside the new one's interval."""
+        if self.interval is None or self.old is None or self.new is None:
+            return False
+        low, high = self.interval
+        return low <= self.old <= high
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table, under `HEADINGS`."""
+        change = None if self.old is None or self.new is None else self.new - self.old
+        bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
+        note = "within noise" if self.within_noise else ""
+        return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
+
+
+def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]]) -> list[Change]:
+    """The changes behind `dvc metrics diff --json`, without those of the intervals themselves.
+
+    Args:
+        differences: file to metric to `old` and `new`.
+        intervals: file, as `Change` names it, to the content of its file of intervals.
+    """
+    found = []
+    for path, metrics in sorted(differences.items()):
+        if INTERVALS in Path(path).parents:
+            continue
+        file = Path(path).relative_to(METRICS).with_suffix("").as_posix()
+        bounds = intervals.get(file, {})
+        for metric, one in metrics.items():
+            ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
+            interval = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+            found.append(Change(file, metric, one.get("old"), one.get("new"), interval))
+    return found
+
+
+def page(found: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
+    """The changes as a table, and how many of them are within noise."""
+    shown = [change for change in found if everything or not change.within_noise]
+    noise = sum(change.within_noise for change in found)
+    hint = "" if everything or not noise else "; --all shows them"
+    count = f"{len(found)} changes against {revision}, {noise} of them within noise{hint}."
+    return f"{_table([HEADINGS, *(change.cells for change in shown)], markdown)}\n\n{count}" if shown else count
+
+
+def compare(revision: str) -> list[Change]:
+    """Ask DVC what changed since `revision`, and read the intervals of the working tree.
+
+    Raises:
+        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is no JSON object.
+    """
+    done = subprocess.run(["dvc", "metrics", "diff", "--json", revision], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
+    files = sorted(INTERVALS.rglob("*.json"))
+    intervals = {path.relative_to(INTERVALS).with_suffix("").as_posix(): _read(path) for path in files}
+    return changes(json.loads(done.stdout), intervals)
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run `dvc repro intervals@{path.stem}`") from None
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.6g}" if isinstance(value, int | float) else DASH
+
+
+def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    if markdown:
+        rows = [rows[0], *([*map(escape, row[:2]), *row[2:]] for row in rows[1:])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
+    rule = ["-" * width for width in widths]
+    edges = ("| ", " | ", " |") if markdown else ("", "  ", "")
+    return "\n".join(f"{edges[0]}{edges[1].join(line)}{edges[2]}".rstrip() for line in [lines[0], rule, *lines[1:]])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare to; HEAD")
+    parser.add_argument("--md", action="store_true", help="as a Markdown table")
+    parser.add_argument("--all", action="store_true", help="show what lies within noise, too")
+    given = parser.parse_args(arguments)
+    print(page(compare(given.revision), given.revision, given.md, given.all))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

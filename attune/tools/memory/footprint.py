@@ -1,0 +1,223 @@
+"""What a step of SFT or DPO keeps in memory, counted on a model without weights.
+
+The model is made of its configuration on torch's meta device, its tensors become fake ones (shapes and types alone),
+and the forward pass of the stage runs on them: what autograd keeps for the backward pass is counted, not derived. All
+layers of a decoder keep as much, so that two and three of them tell what any number does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from attune.cpu.token_log_probs import LOGITS
+from attune.tools.memory import sizes
+from attune.tools.memory.sizes import Step
+from attune.training.common.collate import IGNORED
+from attune.training.dpo.packed_forward import attention_masks, bare, project, states_at, uses_varlen
+from attune.training.dpo.packing import Block, pack
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from attune.config.schema import Hardware, Params
+
+# Layers of the two models that tell what a layer keeps; with one the first would be the last, which is another.
+FEW, MORE = 2, 3
+# Of TRL's log-probabilities on a GPU: tokens and words of a tile (trl/kernels/chunked_logprob.py, `pair_output`).
+TILE_TOKENS, TILE_WORDS = 4096, 32768
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of a micro-batch.
+
+    `activations` and `logits` are kept for the backward pass. `again` is what checkpointing makes anew of one layer at
+    a time, and the adapter in bf16. `passing` is the gradient of logits, or the chunk of them that there is at once.
+    """
+
+    activations: int
+    logits: int
+    again: int = 0
+    passing: int = 0
+
+    @property
+    def saved(self) -> int:
+        """Kept by autograd between the forward and the backward pass."""
+        return self.activations + self.logits
+
+    @property
+    def total(self) -> int:
+        """All of it, as if it were there at once."""
+        return self.saved + self.again + self.passing
+
+
+def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bool, micro_batch: int) -> Kept:
+    """What a step of a micro-batch keeps, every row of it as long as the params allow.
+
+    Half of a dialogue is the assistant's and carries the loss. The context of a pair is half of `dpo.max_length`, and
+    so is each of its replies.
+
+    Args:
+        config: of the base model.
+        params: the run's.
+        step: sft or dpo.
+        checkpointing: as `hardware.gradient_checkpointing`.
+        micro_batch: dialogues or pairs.
+    """
+    layers = int(config.get_text_config().num_hidden_layers)
+    few, more = _pair(config, _checkpointed(params, checkpointing), step, micro_batch)
+    again = few.again + (layers - FEW) * (more.again - few.again)
+    if checkpointing:
+        some, others = _pair(config, _checkpointed(params, False), step, micro_batch)
+        again += others.activations - some.activations
+    return Kept(
+        activations=few.activations + (layers - FEW) * (more.activations - few.activations),
+        logits=few.logits,
+        again=again,
+        passing=_passing(config, params, step, micro_batch),
+    )
+
+
+def _checkpointed(params: Params, checkpointing: bool) -> Params:
+    hardware = type(params.hardware)(**vars(params.hardware) | {"gradient_checkpointing": checkpointing})
+    return replace(params, hardware=hardware)
+
+
+def _pair(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> tuple[Kept, Kept]:
+    """Of the model with few layers, and of that with one more."""
+    few, more = (_saved(_with_layers(config, layers), params, step, micro_batch) for layers in (FEW, MORE))
+    return few, more
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    fewer = copy.deepcopy(config)
+    text = fewer.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = [text.layer_types[i % len(text.layer_types)] for i in range(layers)]
+    return fewer
+
+
+def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> Kept:
+    """Bytes that the forward pass of a whole model of `config` keeps."""
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    vocabulary = config.get_text_config().vocab_size
+    policy, mode = sizes.policy(config, params, step), FakeTensorMode()
+    forward = (_supervised if step == "sft" else _pairs)(policy, params, micro_batch)
+    with sizes.quiet(), mode:
+        _fake(policy)
+        # A CPU's tensors, since those of the meta device are passed over by autocast, and those of a GPU need one.
+        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as found:
+            forward(mode)
+    logits = sum(one for one, shape in found.values() if shape[-1:] == (vocabulary,))
+    return Kept(sum(one for one, _ in found.values()) - logits, logits, _casts(policy, params.hardware))
+
+
+def _casts(policy: Any, hardware: Hardware) -> int:
+    """Bytes of the adapter in bf16, which autocast keeps to the forward pass's end where no layer's graph does."""
+    if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.dtype == "bf16"):
+        return 0
+    return sum(2 * one.numel() for one in policy.parameters() if one.requires_grad)
+
+
+def _fake(policy: Any) -> None:
+    """Put new tensors, in the mode that is on, in the place of the policy's; tied weights stay tied."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in policy.modules():
+        for name, one in module._parameters.items():
+            if one is not None:
+                fake = torch.nn.Parameter(torch.empty(one.shape, dtype=one.dtype), requires_grad=one.requires_grad)
+                module._parameters[name] = made.setdefault(id(one), fake)
+        for name, one in module._buffers.items():
+            if one is not None:
+                module._buffers[name] = torch.empty(one.shape, dtype=one.dtype)
+
+
+def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
+    """The forward pass of SFT: `supervised_trainer`'s, of dialogues whose second half carries the loss."""
+    import torch
+
+    length = params.sft.max_length
+
+    def forward(mode: Any) -> torch.Tensor:
+        ids = torch.zeros(micro_batch, length, dtype=torch.long)
+        # By index: how many places a mask has is in its values, and there are none.
+        places = torch.zeros(micro_batch * (length // 2), dtype=torch.long)
+        head = policy.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[places],))
+        logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        hook.remove()
+        return torch.nn.functional.cross_entropy(logits.float(), places, reduction="sum")
+
+    return forward
+
+
+def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
+    """The forward pass of DPO: `pair_output`'s; DPO runs without dropout."""
+    import torch
+
+    from attune.cpu.block_attention import Span
+
+    model, context = bare(policy), params.dpo.max_length // 2
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    blocks = [Block([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
+    laid = pack(blocks, 0, uses_varlen(model))
+    laid["places"] = laid["predictors"][laid["targets"] != IGNORED]
+    laid["distinct"] = laid["places"].unique()
+
+    def forward(mode: Any) -> torch.Tensor:
+        batch = {name: mode.from_tensor(one) for name, one in laid.items()}
+        if uses_varlen(model):
+            parts = (batch[name][0].split(len(blocks[0])) for name in ("row_parts", "row_positions"))
+            seen: dict[str, Any] = {"blocks": [Span(*one) for one in zip(*parts, strict=True)]}
+        else:
+            seen = {"attention_mask": attention_masks(model, batch)}
+        places = batch["places"]
+        states = states_at(model, batch["row_ids"], batch["row_positions"], seen, places, batch["distinct"])
+        return project(model, states, places)["log_probs"].sum()
+
+    return forward
+
+
+@contextmanager
+def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
+    """Within, what autograd keeps for the backward pass beside the weights: storage to (bytes, shape of a tensor)."""
+    import torch
+
+    weights = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
+    found: dict[int, tuple[int, tuple[int, ...]]] = {}
+    alive = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            found[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
+            alive.append(storage)  # else another could take its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield found
+
+
+def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:
+    """Bytes of logits that are not kept: their gradient in SFT, a chunk of them in DPO."""
+    words, width = config.get_text_config().vocab_size, config.get_text_config().hidden_size
+    half = 2 if params.hardware.dtype == "bf16" else 4
+    if step == "sft":
+        logits = micro_batch * (params.sft.max_length // 2) * words
+        return logits * 4 + (logits * half if half == 2 else 0)
+    if params.hardware.device == "cpu":
+        return max(LOGITS, words) * (4 + half)
+    tokens = 2 * micro_batch * (params.dpo.max_length - params.dpo.max_length // 2)
+    return min(tokens, TILE_TOKENS) * TILE_WORDS * half + tokens * width * 4

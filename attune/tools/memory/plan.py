@@ -1,0 +1,174 @@
+"""What a stage of training needs of memory, before any weight is loaded, and the micro-batch that fits.
+
+    python -m attune.tools.memory.plan model=mistral-7b hardware=gpu --memory 80
+    python -m attune.tools.memory.plan recipe=empo hardware=gpu --config path/to/zephyr
+
+Overrides are those of `python -m attune.config.params`; `params.yaml` is left as it is. The shape of a hub model is in its
+config.json, which is fetched unless `--config` names it; a model that stage `base` makes has its shape in section
+`tiny`. docs/scale.md says what is counted and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attune.config.params import compose, load
+from attune.config.schema import Params
+from attune.report.tables import aligned
+from attune.runtime.errors import ModelError, reported
+from attune.tools.memory.footprint import Kept, kept
+from attune.tools.memory.sizes import Size, Step, size
+from attune.training.dpo.packed_forward import SERVED
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GIB = 2**30
+# Of a device's memory; the rest is the driver's, and what the allocator cannot use between its blocks.
+USABLE = 0.9
+STEPS: tuple[Step, ...] = ("sft", "dpo")
+
+
+def composed(overrides: Sequence[str]) -> Params:
+    """The params of `overrides`, without writing params.yaml.
+
+    Raises:
+        ParamsError: they do not compose.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "params.yaml")
+        compose(list(overrides), target)
+        return load(target)
+
+
+def shape(params: Params, folder: Path | None) -> PretrainedConfig:
+    """The configuration of the base model: that in `folder`, the hub's, an encoder's package's, or of section `tiny`.
+
+    Raises:
+        ModelError: there is none to be had.
+    """
+    from transformers import AutoConfig
+
+    from attune.models.bert_decoder import AS_DECODER
+    from attune.models.encoder import checked_weights
+    from attune.models.tiny import configuration
+
+    model = params.model
+    if folder is None and model.package is not None:
+        folder = checked_weights(model).parent
+    if folder is None and model.hub_id is None:
+        return configuration(params.tiny, params.tiny.vocab_size)
+    source, revision = (str(folder), None) if folder else (str(model.hub_id), model.revision)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json: --config names the folder that it is in")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the shape of {source} cannot be had: {str(error).strip().splitlines()[0]} Fetch its config.json into a "
+            "folder on a machine with a network, and name that folder: --config FOLDER"
+        ) from None
+    if model.as_decoder:
+        config.update(AS_DECODER)
+    return config
+
+
+def device_memory(params: Params) -> int | None:
+    """Bytes of the GPU, or of the machine where `hardware.device` is cpu; None where there is no GPU to ask."""
+    import torch
+
+    if params.hardware.device == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def grown(one: Kept, two: Kept, micro_batch: int) -> Kept:
+    """What a micro-batch keeps, from those of one and two examples: each example adds as much."""
+    values = {key: value + (micro_batch - 1) * (getattr(two, key) - value) for key, value in vars(one).items()}
+    return Kept(**values)
+
+
+def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
+    """The largest micro-batch that divides `batch` and takes at most `room` bytes; 0 where one example does not fit."""
+    fits = [n for n in range(1, batch + 1) if batch % n == 0 and grown(one, two, n).total <= room]
+    return max(fits, default=0)
+
+
+def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
+    """The page: sizes, a column for each stage with and without checkpointing, and the micro-batch that fits."""
+    whole = size(config, params)
+    steps = STEPS if config.model_type in SERVED else STEPS[:1]
+    batches = {step: int(getattr(params, step).batch_size) for step in steps}
+    cases = [(step, checkpointing) for step in steps for checkpointing in (False, True)]
+    ones, twos = ([kept(config, params, *case, n) for case in cases] for n in (1, 2))
+    micro = [min(params.hardware.micro_batch_size, batches[step]) for step, _ in cases]
+    rows = [["GiB", *(f"{step}{', checkpointing' if checkpointing else ''}" for step, checkpointing in cases)]]
+    rows += _rows(whole, [grown(*given) for given in zip(ones, twos, micro, strict=True)])
+    rows.append(["micro-batch", *map(str, micro)])
+    if memory is not None:
+        room = USABLE * memory - whole.fixed
+        most = [batches[step] for step, _ in cases]
+        fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
+        rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
+    left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
+    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory), *left_out])
+
+
+def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:
+    same = {
+        "weights": whole.weights,
+        "adapter": whole.adapter,
+        "gradients": whole.gradients,
+        "optimizer state": whole.optimizer,
+    }
+    rows = [[name, *[_gib(bytes_)] * len(found)] for name, bytes_ in same.items()]
+    rows.append(["reference", *["in a file"] * len(found)])
+    rows.append(["activations", *(_gib(one.activations + one.again) for one in found)])
+    rows.append(["logits, or a chunk", *(_gib(one.logits + one.passing) for one in found)])
+    rows.append(["total", *(_gib(whole.fixed + one.total) for one in found)])
+    return rows
+
+
+def _gib(bytes_: float) -> str:
+    return f"{bytes_ / GIB:.2f}" if bytes_ >= GIB / 100 else f"{bytes_ / GIB:.4f}"
+
+
+def _heading(params: Params, whole: Size) -> str:
+    hardware = params.hardware
+    lengths = f"sft.max_length {params.sft.max_length}, dpo.max_length {params.dpo.max_length}"
+    return (
+        f"{params.model.name}: {whole.parameters:,} parameters, LoRA of rank {params.lora.r} {whole.lora:,}\n"
+        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: hardware.gradient_checkpointing="
+        f"{str(hardware.gradient_checkpointing).lower()}"
+    )
+
+
+def _verdict(params: Params, memory: int | None) -> str:
+    if memory is None:
+        return "No GPU is visible here: --memory GIB names its memory, and the micro-batch that fits is shown."
+    measured = "" if params.hardware.device == "cpu" else " It was not measured on a GPU."
+    return f"Fits: at most {USABLE:.0%} of {memory / GIB:.1f} GiB.{measured}"
+
+
+def main() -> None:
+    """Print the plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "overrides", nargs="*", help="as of `python -m attune.config.params`: model=mistral-7b hardware=gpu"
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of the GPU; else that of the one that is here")
+    parser.add_argument("--config", type=Path, metavar="FOLDER", help="where the base model's config.json is")
+    given = parser.parse_args()
+    params = composed(given.overrides)
+    memory = device_memory(params) if given.memory is None else int(given.memory * GIB)
+    print(plan(shape(params, given.config), params, memory))
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

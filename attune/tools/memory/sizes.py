@@ -1,0 +1,108 @@
+"""The parameters of a base model with its adapter, and the bytes that they and the optimizer take, without weights."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from attune.cpu.optimize import optimize_for_cpu
+from attune.models.loading import add_adapter
+from attune.models.quantization import NF4_BYTES
+from attune.models.tiny import from_config
+from attune.training.dpo.packed_forward import bare, prepare
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from attune.config.schema import Params
+
+Step = Literal["sft", "dpo"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model with its adapter, without any activation: numbers of parameters, and bytes."""
+
+    parameters: int
+    lora: int
+    weights: int
+    adapter: int
+    optimizer: int
+
+    @property
+    def gradients(self) -> int:
+        """One for each weight of the adapter, in its precision."""
+        return self.adapter
+
+    @property
+    def fixed(self) -> int:
+        """What every step holds, whatever its batch."""
+        return self.weights + self.adapter + self.gradients + self.optimizer
+
+
+def size(config: PretrainedConfig, params: Params) -> Size:
+    """Of the whole model, as the stages hold it on `hardware.device`."""
+    made = policy(config, params, "sft")
+    trained = [p for p in made.parameters() if p.requires_grad]
+    frozen = [p for p in made.parameters() if not p.requires_grad]
+    return Size(
+        parameters=sum(p.numel() for p in frozen),
+        lora=sum(p.numel() for p in trained),
+        weights=_bytes(frozen) if params.model.quantization is None else _quantized(made, frozen),
+        adapter=_bytes(trained),
+        optimizer=sum(_moments(p.numel(), params.hardware.optimizer) for p in trained),
+    )
+
+
+def _quantized(policy: Any, frozen: Sequence[torch.nn.Parameter]) -> int:
+    """Bytes of weights whose adapted layers, which are all linear ones but the head, are in 4 bits, one made whole."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [one.get_base_layer().weight for one in policy.modules() if isinstance(one, BaseTunerLayer)]
+    short = sum(round(weight.numel() * NF4_BYTES) for weight in layers)
+    return _bytes(frozen) - _bytes(layers) + short + max(_bytes([weight]) for weight in layers)
+
+
+def _moments(weights: int, optimizer: str) -> int:
+    """Bytes of AdamW's two moments: fp32, or 8 bits with a scale for 256 of them (Dettmers et al. 2022)."""
+    # bitsandbytes keeps those of small tensors whole.
+    if optimizer.endswith("8bit") and weights >= 4096:
+        return 2 * (weights + 4 * -(-weights // 256))
+    return 2 * 4 * weights
+
+
+def policy(config: PretrainedConfig, params: Params, step: Step) -> Any:
+    """The model with its adapter on the meta device, prepared as the stage prepares it."""
+    import torch
+
+    hardware = params.hardware
+    with torch.device("meta"), quiet():
+        model: Any = from_config(copy.deepcopy(config))
+        if hardware.device == "cuda" and hardware.dtype == "bf16":
+            model = model.to(torch.bfloat16)
+        made = add_adapter(model, params.lora, params.seed)
+    if step == "sft":
+        optimize_for_cpu(made, hardware)
+    elif hardware.device == "cpu":
+        prepare(made, hardware, params.dpo.max_length)
+    if hardware.gradient_checkpointing:
+        # The random state, which is kept for dropout and takes no memory to speak of, is none of a fake tensor's.
+        bare(made).activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    return made.train()
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers warns of at each model that is made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,203 @@
+"""Compare two variants' replies blind: a page on this machine on which people say which reply is the better one.
+
+    python -m attune.tools.rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
+    python -m attune.tools.rate sft sft-dpo --export ratings/sft-dpo.csv
+    python -m attune.tools.rate sft sft-dpo --share           # puts the answers where `report` finds them
+
+Each rater gives a name, sees the replies to a context without the variants' names in an order of chance, answers with
+the better one or a tie and, if they like, a reason, and goes on where they stopped. Answers are kept in
+`ratings/answers.sqlite`; `--export` writes those to the replies of now as csv and prints the win rate and the raters'
+agreement. `--share` adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage `report` hangs
+on that file, since a clone has no database and DVC runs no stage of which a dep is missing. The page is served to this
+machine alone; `--host` serves it to others, without a password.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attune.config.params import load, named
+from attune.config.schema import Params
+from attune.report.ratings import Answer, Item, Store, as_csv, current, first, items, order, read_csv, shared
+from attune.report.read import RATINGS, REPLIES, read_replies
+from attune.report.win_rates import summary
+from attune.runtime.errors import DataError, UserError, reported
+from attune.runtime.io import write_text
+from attune.tools.rate_page import PAGE, POLICY
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+ANSWERS = Path("ratings/answers.sqlite")
+LOOPBACK = "127.0.0.1"
+PORT = 8765
+# Characters of a rater's name and of a reason.
+NAME, REASON = 80, 2000
+
+
+def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, hosts: Sequence[str]) -> Starlette:
+    """The page and what it asks for.
+
+    Args:
+        found: of `ratings.items`.
+        names: of the variants a and b.
+        store: of the answers.
+        seed: of the orders.
+        hosts: values of the header Host that are answered, so that no other site's page can have a browser ask for
+            what is here by a name that points to this machine (DNS rebinding); empty: all.
+    """
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    by_example = {item.example: item for item in found}
+
+    class Guard:
+        """Refuses other hosts, and what another site's page sends."""
+
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+                host, origin = headers.get("host", ""), headers.get("origin")
+                if (hosts and host not in hosts) or (origin is not None and origin != f"http://{host}"):
+                    await PlainTextResponse("this page is served to its own machine alone", 403)(scope, receive, send)
+                    return
+            await self.app(scope, receive, send)
+
+    def page(request: Request) -> Response:
+        return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "DENY"})
+
+    def upcoming(request: Request) -> Response:
+        rater = _rater(request.query_params.get("rater"))
+        done = {one.example for one in current(store.answers(rater), found, names)}
+        left = [item for item in order(found, rater, seed) if item.example not in done]
+        state: dict[str, Any] = {"done": len(done), "all": len(found)}
+        return JSONResponse(state | ({"item": shown(left[0], rater, seed)} if left else {}))
+
+    async def answer(request: Request) -> Response:
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            raise DataError("an answer is JSON")
+        try:
+            given = await request.json()
+            made = _answer(given, by_example, names, seed)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"no answer that this page sends: {error!r}") from None
+        # SQLite waits for the disk, and for other writers.
+        await run_in_threadpool(store.keep, made)
+        return JSONResponse({"kept": made.example})
+
+    def refused(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 400)
+
+    return Starlette(
+        routes=[Route("/", page), Route("/next", upcoming), Route("/answer", answer, methods=["POST"])],
+        middleware=[Middleware(Guard)],
+        exception_handlers={DataError: refused},
+    )
+
+
+def shown(item: Item, rater: str, seed: int) -> dict[str, Any]:
+    """What the page shows of an item: no name of a variant is in it."""
+    replies = [item.reply_a, item.reply_b]
+    ordered = replies if first(item, rater, seed) == "a" else replies[::-1]
+    return {"example": item.example, "context": item.context, "replies": ordered, "hash": item.replies}
+
+
+def _rater(name: Any) -> str:
+    if not isinstance(name, str) or not 0 < len(name.strip()) <= NAME:
+        raise DataError(f"a rater's name has 1 to {NAME} characters")
+    return name.strip()
+
+
+def _answer(given: Any, by_example: dict[str, Item], names: tuple[str, str], seed: int) -> Answer:
+    """The answer behind what the page sent: `better` is first, second or tie."""
+    rater, item = _rater(given["rater"]), by_example[given["example"]]
+    if given["hash"] != item.replies:
+        raise DataError("the replies have changed since the page was loaded: load it again")
+    reason = str(given.get("reason", "")).strip()
+    if len(reason) > REASON:
+        raise DataError(f"a reason has at most {REASON} characters")
+    begun = first(item, rater, seed)
+    second: Any = "b" if begun == "a" else "a"
+    choice = {"first": begun, "second": second, "tie": "tie"}[given["better"]]
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return Answer(rater, item.example, *names, choice, reason, begun, item.replies, time)
+
+
+def read(names: tuple[str, str], params: Params) -> list[Item]:
+    """What there is to compare of two variants.
+
+    Raises:
+        UserError: a variant is not there, has not answered yet, or answers as the other one does.
+    """
+    for name in names:
+        named(params.variants, name, "variants")
+    a, b = (read_replies(REPLIES / f"{name}.parquet", f"generate@{name}") for name in names)
+    if not (found := items(a, b)):
+        raise UserError(f"{names[0]} and {names[1]} answer every context alike: there is nothing to compare")
+    return found
+
+
+def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
+    """Write the answers and print what they say."""
+    found = summary(answers, params.corpus.targets)
+    write_text(path, as_csv(answers))
+    agreed = f"Krippendorff's alpha {found['agreement']:.2f}" if "agreement" in found else "no agreement to tell"
+    print(
+        f"{answers[0].variant_b} is the better one against {answers[0].variant_a} in {found['win_rate']:.1f} % "
+        f"({found['win_rate.low']:.1f} to {found['win_rate.high']:.1f}) of {found['answers']:.0f} answers, ties "
+        f"counted half, to {found['dialogues']:.0f} dialogues by {found['raters']:.0f} raters; {agreed}"
+    )
+
+
+def share(answers: Sequence[Answer]) -> None:
+    """Add the answers, without names and reasons, to those that `report` shows.
+
+    Raises:
+        DataError: there are none, or the file cannot be read.
+    """
+    if not answers:
+        raise DataError(f"no answers yet to these replies: nothing is added to {RATINGS}")
+    kept = shared(answers, read_csv(RATINGS))
+    write_text(RATINGS, as_csv(kept))
+    print(f"{RATINGS} has {len(kept)} answers: `dvc repro report` shows what they say")
+
+
+def main() -> None:
+    """Serve the page, or export the answers."""
+    import uvicorn
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("a", help="a key of variants")
+    parser.add_argument("b", help="another one")
+    parser.add_argument("--host", default=LOOPBACK, help="where to listen; this machine alone")
+    parser.add_argument("--port", type=int, default=PORT, help=str(PORT))
+    parser.add_argument("--export", type=Path, metavar="CSV", help="write the answers and serve nothing")
+    parser.add_argument("--share", action="store_true", help=f"add the answers to {RATINGS} and serve nothing")
+    given = parser.parse_args()
+    params, names = load(), (given.a, given.b)
+    found, store = read(names, params), Store(ANSWERS)
+    if given.export:
+        export(current(store.answers(), found, names), given.export, params)
+    if given.share:
+        share(current(store.answers(), found, names))
+    if given.export or given.share:
+        return
+    hosts = [f"{name}:{given.port}" for name in (LOOPBACK, "localhost")] if given.host == LOOPBACK else []
+    print(f"{len(found)} contexts: http://{given.host}:{given.port}/ (Ctrl-C ends)", flush=True)
+    uvicorn.run(app(found, names, store, params.seed, hosts), host=given.host, port=given.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    with reported():
+        main()

@@ -1,0 +1,195 @@
+"""What the experiments of a study gave: a csv of all of them, a table over seeds, and the figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from attune.report.figures import BLUE, GREY, RED, style
+from attune.report.paper_results import TABLE_1, dbt_table
+from attune.report.tables import VARIANT_COLUMNS, Metrics, mmlu_columns, table
+from attune.runtime.errors import UserError
+from attune.runtime.io import write_bytes, write_text
+from attune.tools.study_plan import Experiment, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REPORTS = Path("reports/studies")
+# Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms.
+MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
+COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
+Look = tuple[str, str, str]
+LOOKS: tuple[Look, ...] = ((BLUE, "-", "o"), (RED, "--", "s"), (GREY, ":", "^"), ("#009e73", "-.", "D"))
+# The paper's own rows, where it prints numbers.
+PAPERS = {"empo-table1": lambda: TABLE_1, "dbt-table1": dbt_table}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant of an experiment: its point of the grid, its seed, its Git revision, its metrics."""
+
+    experiment: str
+    point: dict[str, str]
+    seed: str
+    variant: str
+    revision: str
+    metrics: Metrics
+
+
+def collect(name: str, study: Study, points: Sequence[Experiment], revisions: Mapping[str, str]) -> None:
+    """Write `reports/studies/<name>.csv`, `.md` and, but for a table alone, `.svg` and `.png`.
+
+    Args:
+        name: of the study.
+        study: its file.
+        points: the whole grid.
+        revisions: Git revision of those that are done, by name.
+
+    Raises:
+        UserError: none is done, or one lacks a metric that the study shows.
+    """
+    grid = [key for key in points[0].point if key != "seed"]
+    rows = [row for one in points if one.name in revisions for row in _read(one, study, grid, revisions[one.name])]
+    if not rows:
+        raise UserError(f"no experiment of {name} is done at this commit: `python -m attune.tools.study run {name}`")
+    write_text(REPORTS / f"{name}.csv", as_csv(rows, grid, study.shown.metrics))
+    drawn = study.shown.kind != "table"
+    if drawn:
+        for ending, content in figure(study, rows).items():
+            write_bytes(REPORTS / f"{name}.{ending}", content)
+    write_text(REPORTS / f"{name}.md", page(name, study, rows, len(points), drawn))
+    print(f"{len(revisions)} of {len(points)} experiments: {REPORTS / name}.md")
+
+
+def _read(point: Experiment, study: Study, grid: Sequence[str], revision: str) -> list[Row]:
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=revision)
+    own = {key: point.point[key] for key in grid}
+    found = []
+    for variant in study.shown.variants:
+        metrics = measured(files, variant)
+        if missing := [key for key in study.shown.metrics if key not in metrics]:
+            raise UserError(
+                f"experiment {point.name} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
+            )
+        shown = {key: metrics[key] for key in study.shown.metrics}
+        found.append(Row(point.name, own, point.point["seed"], variant, revision, shown))
+    return found
+
+
+def measured(files: Any, variant: str) -> Metrics:
+    """The metrics of a variant from `metrics/` of a DVC file system, MMLU and the means of `MEANS` among them."""
+
+    def one(path: str) -> Metrics:
+        return dict(json.loads(files.read_text(path, encoding="utf-8"))) if files.exists(path) else {}
+
+    metrics = one(f"metrics/{variant}.json") | mmlu_columns(one(f"metrics/mmlu/{variant}.json"))[0]
+    metrics |= one(f"metrics/dbt/{variant}.json") | one(f"metrics/behaviour/{variant}.json")
+    whole = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
+    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in whole.items()}
+
+
+def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
+    """A line for each variant of each experiment."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["experiment", "revision", *grid, "seed", "variant", *metrics])
+    for row in rows:
+        own = [row.point[key] for key in grid]
+        writer.writerow([row.experiment, row.revision, *own, row.seed, row.variant, *(row.metrics[m] for m in metrics)])
+    return buffer.getvalue()
+
+
+def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(the point in words, variant) to the values of each metric, one a seed; in the order of the rows."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        point = ", ".join(f"{key}={value}" for key, value in row.point.items())
+        for metric, value in row.metrics.items():
+            found.setdefault((point, row.variant), {}).setdefault(metric, []).append(value)
+    return found
+
+
+def page(name: str, study: Study, rows: Sequence[Row], asked: int, drawn: bool) -> str:
+    """Mean and standard deviation over the seeds, with the paper's own rows before them where it prints any."""
+    means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
+    notes, own = {}, over_seeds(rows)
+    for (point, variant), values in own.items():
+        row = ", ".join(part for part in (point, variant) if part)
+        means = means | {row: {key: fmean(one) for key, one in values.items()}}
+        notes[row] = {key: f" ± {stdev(one):,.{COLUMNS[key][1]}f}" for key, one in values.items() if len(one) > 1}
+    columns = {key: COLUMNS[key] for key in study.shown.metrics}
+    seeds = sorted({row.seed for row in rows}, key=int)
+    done = len({row.experiment for row in rows})
+    lines = [
+        f"# {study.title}",
+        f"{study.source}. Written by `python -m attune.tools.study collect {name}` from {done} of {asked} experiments, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; `docs/metrics.md` "
+        f"defines every number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
+        *([f"![{study.title}]({name}.svg)"] if drawn else []),
+        table("", means, columns, notes),
+    ]
+    if name in PAPERS:
+        lines.append("The first rows are the paper's, of models a thousand times larger; no number of one compares to "
+                     "one of the other, only which way a step moves a column within its own rows.")  # fmt: skip
+    return "\n\n".join(lines) + "\n"
+
+
+def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
+    """The figure as SVG and PNG: a panel for each metric, a line for each variant over `shown.x`."""
+    shown = study.shown
+    assert shown.x is not None
+    found = {}
+    with style():
+        from matplotlib.figure import Figure
+
+        drawn = Figure(figsize=(4.0 * min(3, len(shown.metrics)), 3.2), layout="constrained")
+        panels = drawn.subplots(1, len(shown.metrics), squeeze=False)[0]
+        for axes, metric in zip(panels, shown.metrics, strict=True):
+            for variant, look in zip(shown.variants, LOOKS, strict=False):
+                own = [(float(row.point[shown.x]), row.metrics[metric]) for row in rows if row.variant == variant]
+                _line(axes, own, variant, look, spread=shown.kind == "spread")
+            axes.set(xlabel=shown.x, ylabel=COLUMNS[metric][0])
+            if min(float(row.point[shown.x]) for row in rows) > 0:
+                axes.set_xscale("log")
+            # A tick for each value of the grid: the powers of ten of a logarithmic axis are formulas, which are off.
+            places = {float(row.point[shown.x]): row.point[shown.x] for row in rows}
+            axes.set_xticks(list(places), list(places.values()))
+            axes.minorticks_off()
+        if len(shown.variants) > 1:
+            panels[-1].legend(frameon=False)
+        found = {ending: _saved(drawn, ending) for ending in ("svg", "png")}
+    return found
+
+
+def _line(axes: Axes, values: Sequence[tuple[float, float]], name: str, look: Look, spread: bool) -> None:
+    """Means over the seeds; around them the standard deviation, or the range with every seed's own value."""
+    colour, dash, mark = look
+    places = sorted({x for x, _ in values})
+    groups = [[y for x, y in values if x == place] for place in places]
+    means = [fmean(group) for group in groups]
+    axes.plot(places, means, color=colour, linestyle=dash, marker=mark, markersize=4, linewidth=1.6, label=name)
+    if spread:
+        low, high = ([end(group) for group in groups] for end in (min, max))
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(*zip(*values, strict=True), color=colour, linestyle="", marker=mark, markersize=3, alpha=0.6)
+    elif any(len(group) > 1 for group in groups):
+        errors = [stdev(group) if len(group) > 1 else 0.0 for group in groups]
+        axes.errorbar(places, means, yerr=errors, color=colour, linestyle="", capsize=3, linewidth=1)
+
+
+def _saved(drawn: Figure, ending: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without date and version, so that the same numbers give the same bytes.
+    metadata = {"Date": None} if ending == "svg" else {"Software": None}
+    drawn.savefig(buffer, format=ending, dpi=200, metadata=metadata)
+    return buffer.getvalue()

@@ -1,0 +1,157 @@
+"""Which metric orders replies as people do: each metric's rank correlation with ratings that you bring.
+
+    python -m attune.tools.validity ratings.csv
+
+reads a csv with the columns `context` (the turn that is answered), `reply`, `rating` (a number; of several raters
+`rating_1`, `rating_2`, … which are averaged, an empty one left out) and, where there is one, `reference` (a human
+reply), and prints Spearman's correlation of every metric with the ratings, a 95 % interval and the number of replies.
+Encoder and layer are those of params.yaml; without `models/epitome` the levels of empathy are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+
+from attune.classifiers.epitome.score import MECHANISMS
+from attune.config.params import load
+from attune.config.schema import Params, bertscore_encoder
+from attune.report.tables import table
+from attune.runtime.errors import DataError, reported
+from attune.runtime.io import read_csv, read_header
+from attune.scoring.text import overlap
+
+EPITOME = Path("models/epitome")
+COLUMNS = {"rho": ("Spearman", 3), "low": ("from", 3), "high": ("to", 3), "n": ("n", 0)}
+Scores = dict[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A reply in its context, the mean of its ratings, and a human reply where the file has one."""
+
+    context: str
+    reply: str
+    reference: str | None
+    rating: float
+
+
+def read(path: Path) -> list[Rated]:
+    """Read the ratings.
+
+    Raises:
+        DataError: the file is missing, is no UTF-8, lacks a column, or a row does not fit; names file and line.
+    """
+    rows = list(_rows(read_csv(path, DataError, "the first argument names the file of ratings"), path))
+    if len(rows) < 3:
+        raise DataError(f"{path}: {len(rows)} rows: a correlation needs three at least")
+    return rows
+
+
+def _rows(rows: Sequence[tuple[int, list[str]]], path: Path) -> Iterator[Rated]:
+    header = read_header(path, rows, ("context", "reply"), DataError)
+    raters = [name for name in header if re.fullmatch(r"rating(_\d+)?", name)]
+    if not raters:
+        raise DataError(f"{path}:1: column rating is missing (or rating_1, rating_2, …)")
+    read_header(path, rows, raters, DataError)
+    for line, cells in rows[1:]:
+        where = f"{path}:{line}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+        row = dict(zip(header, cells, strict=True))
+        yield Rated(row["context"], row["reply"], row.get("reference"), _rating(row, raters, where))
+
+
+def _rating(row: dict[str, str], raters: Sequence[str], where: str) -> float:
+    given = {name: row[name] for name in raters if row[name].strip()}
+    if not given:
+        raise DataError(f"{where}: no rating")
+    numbers = {name: _number(text) for name, text in given.items()}
+    for name, number in numbers.items():
+        if number is None:
+            raise DataError(f"{where}: {name} = {given[name]!r} is not a number")
+    return fmean(number for number in numbers.values() if number is not None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
+    """Every metric that can be had by reply, and a sentence for each group of them that cannot."""
+    replies = [row.reply for row in rows]
+    references = [row.reference for row in rows if row.reference is not None]
+    found: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
+    left_out = []
+    if references:
+        found |= _overlap(replies, references, params)
+    else:
+        left_out.append("The file has no column reference: ROUGE, BERTScore and diff are left out.")
+    if (EPITOME / "epitome.json").is_file():
+        found |= _levels(rows, references, params)
+    else:
+        left_out.append(f"{EPITOME} is missing (`dvc repro epitome` makes it): the levels of empathy are left out.")
+    return found, left_out
+
+
+def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) -> Scores:
+    from attune.models.encoder import load_encoder
+    from attune.scoring.text.bertscore import bertscore
+
+    model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
+    settings = params.bertscore
+    return {
+        **overlap.rouge_per_example(replies, references),
+        **bertscore(replies, references, model, tokenizer, settings.layer, settings.batch_size),
+    }
+
+
+def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) -> Scores:
+    """`level_*`, and with references `diff_*`."""
+    from attune.classifiers.epitome.score import score
+
+    posts = [row.context for row in rows]
+    own = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
+    found: Scores = {f"level_{MECHANISMS[name]}": levels for name, levels in own.items()}
+    if references:
+        human = score(EPITOME, posts, references, params.hardware)
+        for name, short in MECHANISMS.items():
+            found[f"diff_{short}"] = [(a - b) ** 2 for a, b in zip(own[name], human[name], strict=True)]
+    return found
+
+
+def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
+    """The table of correlations, a row a metric, and what was left out."""
+    import numpy as np
+
+    from attune.report.validity_statistics import spearman
+
+    ratings = np.array([row.rating for row in rows], dtype=float)
+    lines = {}
+    for name, values in found.items():
+        result = spearman(np.array(values, dtype=float), ratings, resamples, seed)
+        lines[name] = {key: value for key, value in result._asdict().items() if isfinite(value)} | {"n": len(rows)}
+    notes = ["A dash: all replies have the same score. diff: lower is better, so that a good one correlates below 0."]
+    return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
+
+
+def main(path: Path, params: Params) -> None:
+    """Print the table."""
+    rows = read(path)
+    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="a csv of ratings")
+    with reported():
+        main(parser.parse_args().file, load())

@@ -1,0 +1,1 @@
+"""The trainer's arguments, checkpoints, resume, batches over ranks."""

@@ -1,0 +1,1 @@
+"""Direct preference optimisation, from the loss to the packed forward pass."""

@@ -68,7 +68,7 @@ def model_scores(replies: pd.DataFrame, params: Params) -> tuple[dict[str, list[
     seekers = [seeker_post(to_turns(context)) for context in own["context"]]
     model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
     bert = bertscore(texts, humans, model, tokenizer, params.bertscore.layer, params.bertscore.batch_size)
-    levels = score.score(EPITOME, seekers, texts, params.hardware)
+    levels = epitome.score(EPITOME, seekers, texts, params.hardware)
 
     def whole(column: Sequence[Value]) -> list[Value]:
         found = gather_by_index(dict(zip(numbers, column, strict=True)))

@@ -208,7 +208,7 @@ def _rows():
 
 # Nobody has started a worker, or all of them have ended.
 WITHOUT_WORKERS = """
-from stages import study
+from attune.tools import study
 from attune.tools.study_plan import experiments, read
 study.STARTING = 5.0
 study.wait(experiments("small", read("small"), "tiny", ["dpo.beta=-1"]), 2)

@@ -56,7 +56,7 @@ def read_turns(settings: Behaviour) -> list[Dialogue]:
     """The dialogues whose acts are behaviours, of all splits.
 
     Raises:
-        DataError: a file of `behaviour.corpus` is missing or does not fit its format.
+        DataError: a file of `behaviour.data` is missing or does not fit its format.
     """
     return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
@@ -90,8 +90,8 @@ def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[D
             found[one.split].append(LabelledTurn((), one.text, ADHERENCE.index(table[one.act])))
         else:
             unknown[one.act] += 1
-    require_known(unknown, "miti.adherence")
-    require_two(found, "miti.adherence")
+    require_known(unknown, "behaviour.table")
+    require_two(found, "behaviour.table")
     return found, len(left_out)
 
 
@@ -103,7 +103,7 @@ def read(params: Params) -> dict[str, Part]:
     """
     acts, miti = params.behaviour, params.miti
     identity = {label: label for label in BEHAVIOURS}
-    turns, without = label_turns(read_turns(acts), identity, BEHAVIOURS, acts.context_turns, "behaviour.corpus")
+    turns, without = label_turns(read_turns(acts), identity, BEHAVIOURS, acts.context_turns, "behaviour.data")
     prepared, adherence = read_every_split(DIALOGUES, None), read_adherence(Path(miti.adherence))
     sentences, left_out = label_sentences(sentence_folder(miti.corpus), adherence, prepared)
     origin = {"classifier": f"trained on {acts.corpus or params.corpus.name}", "turns_without_act": str(without)}

@@ -39,7 +39,7 @@ def read(settings: Dbt) -> list[Dialogue]:
     """The dialogues that the classifier learns from, of all splits.
 
     Raises:
-        DataError: a file of `dbt.corpus` is missing or does not fit its format.
+        DataError: a file of `dbt.data` is missing or does not fit its format.
     """
     return read_every_split(source(settings), settings.reader if settings.corpus else None)
 
@@ -58,7 +58,7 @@ def main(name: str, params: Params) -> None:
     folder = folder_of(settings.classifiers, name, "dbt.classifiers")
     deps = [Path("stages"), Path(settings.stages), source(settings)]
     table, turns = read_stages(Path(settings.stages)), settings.context_turns
-    labelled, without = label_turns(read(settings), table, LABELS, turns, "dbt.stages")
+    labelled, without = label_turns(read(settings), table, LABELS, turns, "dbt.table")
     with checkpoints(f"dbt@{name}", (params.encoder, settings, params.hardware, params.seed), deps) as kept:
         encoder = load_encoder(params.encoder, params.hardware)
         rest = (params.hardware, params.seed, kept / "dbt")

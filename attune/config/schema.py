@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -441,7 +441,7 @@ class Hardware:
     nodes: int
     rendezvous: str | None
     accelerate: str | None
-    optimizer: str
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -486,11 +486,16 @@ class Params:
 
     def with_hardware(self, hardware: Hardware) -> Params:
         """These params with the five sections on the machine taken from `hardware`."""
-        kinds = {"compute": Compute, "ranks": Ranks, "training": Training, "decoding": Decoding, "runtime": Runtime}
-        parts = {
-            name: kind(**{f.name: getattr(hardware, f.name) for f in fields(kind)}) for name, kind in kinds.items()
-        }
-        return replace(self, **parts)
+        return replace(
+            self,
+            compute=Compute(hardware.device, hardware.dtype, hardware.threads),
+            ranks=Ranks(hardware.processes, hardware.nodes, hardware.accelerate),
+            training=Training(
+                hardware.micro_batch_size, hardware.gradient_checkpointing, hardware.compile, hardware.optimizer
+            ),
+            decoding=Decoding(hardware.batch_tokens),
+            runtime=Runtime(hardware.save_every, hardware.rendezvous),
+        )
 
 
 def chain(rounds: Mapping[str, Round], key: str) -> list[str]:

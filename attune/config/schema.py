@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -486,16 +486,12 @@ class Params:
 
     def with_hardware(self, hardware: Hardware) -> Params:
         """These params with the five sections on the machine taken from `hardware`."""
-        return replace(
-            self,
-            compute=Compute(hardware.device, hardware.dtype, hardware.threads),
-            ranks=Ranks(hardware.processes, hardware.nodes, hardware.accelerate),
-            training=Training(
-                hardware.micro_batch_size, hardware.gradient_checkpointing, hardware.compile, hardware.optimizer
-            ),
-            decoding=Decoding(hardware.batch_tokens),
-            runtime=Runtime(hardware.save_every, hardware.rendezvous),
-        )
+        kinds = {"compute": Compute, "ranks": Ranks, "training": Training, "decoding": Decoding, "runtime": Runtime}
+        values = vars(hardware)
+        parts: dict[str, Any] = {
+            name: kind(**{key: values[key] for key in kind.__annotations__}) for name, kind in kinds.items()
+        }
+        return replace(self, **parts)
 
 
 def chain(rounds: Mapping[str, Round], key: str) -> list[str]:

@@ -4,9 +4,9 @@
 
 A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how, how good it
 is, and what it is not for. It is no part of the adapter's folder: that is the out of the stage that trains it, which
-DVC removes before every run, and it is not in Git, where reviewers read the card. `attune.tools.push` puts the card beside
+DVC removes before every run, and it is not in Git, where reviewers read the card. `attune push` puts the card beside
 the weights, as README.md. It holds no date and no commit, so that equal runs give equal bytes; the hashes of the
-files that it describes tell `attune.tools.push` whether it is theirs.
+files that it describes tell `attune push` whether it is theirs.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def usage(facts: Facts, params: Params) -> str:
         return "## Loading\n\nNothing was trained here: these are the weights of the base model."
     made, adapter = params.model.is_made, facts.lineage.is_adapter
     if params.model.as_decoder or (made and params.tiny.architecture == "bert"):
-        return "## Loading\n\nBERT as a decoder is a class of the project: its `python -m attune.tools.chat` loads it."
+        return "## Loading\n\nBERT as a decoder is a class of the project: its `python -m attune chat` loads it."
     # By folders: given the repository and `subfolder="base"`, transformers finds the adapter's configuration first, and
     # looks for the base model where that was trained.
     base = 'folder + "/base"' if adapter else "folder"

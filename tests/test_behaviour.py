@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
-from attune.classifiers.behaviour.metrics import metrics, per_example, reflection_to_question
+from attune.classifiers.behaviour.scores import metrics, per_example, reflection_to_question
 from attune.config.params import check, load
 from attune.corpora.readers.miti_sentences import FILE, read, split_of
 from attune.data.dialogue import Dialogue, Turn, examples, read_dialogues, write_dialogues

@@ -16,7 +16,7 @@ from attune.classifiers.common.turn_classifier import TurnClassifier, encode, ma
 from attune.classifiers.common.turn_training import quality
 from attune.classifiers.dbt.classifier import LABELS, STAGES, read_stages
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
-from attune.classifiers.dbt.metrics import metrics, per_example
+from attune.classifiers.dbt.scores import metrics, per_example
 from attune.config.params import load
 from attune.data.dialogue import SPLITS, Dialogue, Turn, examples, write_dialogues
 from attune.generation.answer import write_replies

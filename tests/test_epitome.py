@@ -33,8 +33,8 @@ from attune.classifiers.epitome.model import (
     layers_of,
     make_classifier,
 )
-from attune.classifiers.epitome.score import level_logits, lowered, score, seeker_post, tokens_of
-from attune.classifiers.epitome.train import _loss, measure, post_states, train
+from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, tokens_of
+from attune.classifiers.epitome.training import _loss, measure, post_states, train
 from attune.config.params import load
 from attune.config.schema import Encoder, Epitome, Hardware
 from attune.data.dialogue import Example, Turn

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attune.classifiers.epitome.model import Classifiers
-from attune.classifiers.epitome.score import lowered
+from attune.classifiers.epitome.levels import lowered
 from attune.data.dialogue import normalise
 from attune.runtime.errors import ModelError
 from attune.runtime.io import read_records

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from attune.classifiers.epitome import metrics as epitome_metrics
+from attune.classifiers.epitome import scores as epitome_metrics
 from attune.scoring.common.replies import _is_text
 from attune.scoring.text import custom, overlap
 

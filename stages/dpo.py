@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attune.compute.memory import retry_on_oom
 from attune.config.params import load
 from attune.config.schema import Hardware, Params
 from attune.data.dialogue import to_turns
@@ -24,7 +25,6 @@ from attune.runtime.checkpoints import checkpoints
 from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import UserError, reported
 from attune.runtime.launch import run as in_ranks
-from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")

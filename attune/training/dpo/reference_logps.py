@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.models.loading import autocast, origin, quantization
+from attune.compute.process import autocast
+from attune.models.loading import origin, quantization
 from attune.runtime.distributed import all_gather, broadcast_from_main, is_main_process, rank, world_size
 from attune.runtime.errors import DamagedReference, ModelError
 from attune.runtime.io import sha256_of, write_table

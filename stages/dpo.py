@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from attune.compute.memory import retry_on_oom
 from attune.config.params import load
 from attune.config.schema import Hardware, Params
 from attune.data.dialogue import to_turns
@@ -23,7 +24,6 @@ from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import UserError, reported
 from attune.runtime.launch import run as in_ranks
-from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")

@@ -60,9 +60,7 @@ def compare(
         differ = len(set(scores["id"]) ^ set(reference["id"]))
         raise DataError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
     dialogues = [dialogue_of(name, targets) for name in scores["id"]]
-    return intervals(
-        columns(scores), None if reference is None else columns(reference), resamples, seed, dialogues
-    )
+    return intervals(columns(scores), None if reference is None else columns(reference), resamples, seed, dialogues)
 
 
 def main(variant: str, scorer: str, params: Params) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attune.compute.memory import retry_on_oom
 from attune.config.params import load, named
 from attune.config.schema import Hardware, Lora, Params, Sft
 from attune.data.dialogue import Dialogue, read_dialogues
@@ -20,7 +21,6 @@ from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import ModelError, UserError, reported
 from attune.runtime.launch import run as in_ranks
-from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")

@@ -100,7 +100,10 @@ def imported(path: Path) -> set[Path]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "attune":
             base = ROOT.joinpath(*node.module.split("."))
-            names = [base / f"{alias.name}.py" for alias in node.names] + [base.with_suffix(".py"), base / "__init__.py"]
+            names = [base / f"{alias.name}.py" for alias in node.names] + [
+                base.with_suffix(".py"),
+                base / "__init__.py",
+            ]
             modules |= {name for name in names if name.is_file()}
     return modules
 
@@ -126,5 +129,7 @@ def test_a_stage_depends_on_all_code_that_it_runs(name):
     """Else an edit of that code would leave what the stage wrote before as if nothing had changed."""
     deps = [ROOT / dep.split("/$")[0] for dep in scripts()[name] if dep.startswith("attune/")]
     deps += [ROOT / "attune" / folder for folder in NOT_RUN.get(name, ())]
-    missing = [path for path in closure(ROOT / f"stages/{name}.py") if not any(dep in (path, *path.parents) for dep in deps)]
+    missing = [
+        path for path in closure(ROOT / f"stages/{name}.py") if not any(dep in (path, *path.parents) for dep in deps)
+    ]
     assert [path.relative_to(ROOT).as_posix() for path in missing] == []

@@ -140,9 +140,7 @@ def dialogue_of(example: str, targets: Targets) -> str:
 
 def read_examples(path: Path, context: Context) -> list[Example]:
     """The examples of the dialogues in `path`, with the targets and contexts that the params ask for."""
-    return [
-        one for dialogue in read_dialogues(path) for one in examples(dialogue, context.targets, context.max_turns)
-    ]
+    return [one for dialogue in read_dialogues(path) for one in examples(dialogue, context.targets, context.max_turns)]
 
 
 def dialogue_table(dialogues: Sequence[Dialogue]) -> pa.Table:

@@ -70,7 +70,9 @@ def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tup
     """
     part = random_part(train, params.pairs.limit, params.seed)
     source, judge = source_of(one, train, params, epoch), judge_of(one, params)
-    pairs, malformed = scored_pairs(part, source, judge, name=one.source(params.llm), margin=params.pairs.margin, epoch=epoch)
+    pairs, malformed = scored_pairs(
+        part, source, judge, name=one.source(params.llm), margin=params.pairs.margin, epoch=epoch
+    )
     if not pairs:
         raise DataError(
             f"no pair was made of {len(part)} examples ({malformed} malformed answers): none has two candidates of "

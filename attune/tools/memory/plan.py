@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report.tables import aligned
+from attune.report.tables import markdown_table
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError
 from attune.tools.memory.footprint import Kept, kept
@@ -116,7 +116,7 @@ def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
         rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
     left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
-    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory), *left_out])
+    return "\n".join([_heading(params, whole), "", markdown_table(rows), "", _verdict(params, memory), *left_out])
 
 
 def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.classifier import BATCH, accuracy, autocast, batches, f1, fit, macro_f1, pad
 from attune.classifiers.epitome.annotations import IGNORED, Encoded
-from attune.classifiers.epitome.model import LEVELS, Classifiers, encoder_of, frozen_layers, heads, layers_of, through
 from attune.classifiers.epitome.levels import states_of, tokens_of
+from attune.classifiers.epitome.model import LEVELS, Classifiers, encoder_of, frozen_layers, heads, layers_of, through
 
 if TYPE_CHECKING:
     import torch

@@ -1,12 +1,12 @@
 """Run a recipe to its end and keep what came out, with commit, machine and the wall time of each stage.
 
-    python -m attune.tools.record empo-tiny recipe=empo model=tiny
+    python -m attune record empo-tiny recipe=empo model=tiny
 
 composes `params.yaml`, reproduces stage by stage, writes `docs/results/empo-tiny.json`, and from all files there
 `docs/results.md` and the README's tables, those of `empo-tiny`; without a name nothing is run. An interrupted record
 goes on with the stages that are left.
 
-    python -m attune.tools.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
+    python -m attune record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
 
 runs one model after another into one record; the metrics of each are read before the next is composed. Its scores by
 example are kept in `.cache/records/` (which `make clean` removes), to compare generalist and specialised models by.
@@ -14,10 +14,10 @@ example are kept in `.cache/records/` (which `make clean` removes), to compare g
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from attune.report.tables import (
     mmlu_columns,
     table,
 )
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
 from attune.tools.pipeline import stages_in_order
@@ -56,7 +57,7 @@ BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO = "empo-tiny"
 JUDGES = "On held-out examples, in percent; guessing: always the most frequent label."
-BEGIN, END = "<!-- results: written by python -m attune.tools.record -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: written by python -m attune record -->", "<!-- end of results -->"
 
 
 def run(name: str, overrides: list[str], results: Path) -> None:
@@ -142,7 +143,7 @@ def _drawing(params: Params) -> comparison.Drawing:
 def page(records: list[dict[str, Any]]) -> str:
     """`docs/results.md` from the records: for each the command, what it ran on, the variants, the pairs, the times."""
     opening = (
-        "# Results\n\nWritten by `python -m attune.tools.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
+        "# Results\n\nWritten by `python -m attune record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "number. ±: half of the 95 % interval over the test examples (MMLU: over its questions); star: the interval of "
         "the difference to the reference variant does not hold 0. Dist-n and repeated replies are counted over all "
         "replies at once and have none. One seed each, and no interval covers another.\n"
@@ -239,7 +240,7 @@ def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
         )
     begun = {
         "name": name,
-        "command": " ".join(["python -m attune.tools.record", name, *overrides]),
+        "command": " ".join(["python -m attune record", name, *overrides]),
         "commit": _output("git", "rev-parse", "HEAD").strip(),
     }
     if path.is_file():
@@ -260,19 +261,14 @@ def _output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run the recipe, if one is given, and write the page and the README's table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("record", __doc__)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=tiny")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.name:
         run(arguments.name, arguments.overrides, RESULTS)
     records = [_read(path) for path in sorted(RESULTS.glob("*.json"))]
     write_text(PAGE, page(records))
     write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.classifiers.behaviour.classifier import BEHAVIOUR, BEHAVIOURS, MITI
+from attune.classifiers.common.sources import PREPARED, read_sources, trained_on
 from attune.corpora.leakage import sentences_of
 from attune.corpora.readers import miti_sentences
-from attune.corpora.readers.registry import read_every_split
 from attune.data.dialogue import SPLITS, Dialogue, normalise
 from attune.labels.miti import ADHERENCE, read_adherence
 from attune.labels.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
 
 if TYPE_CHECKING:
-    from attune.config.schema import Behaviour, Params, TurnTraining
-
-DIALOGUES = Path("data/dialogues")
-RAW = Path("data/raw")
-SAMPLE = Path("data/sample/miti_sentences")
+    from attune.config.schema import Params, TurnTraining
 
 
 @dataclass(frozen=True)
@@ -33,22 +29,6 @@ class Task:
     settings: TurnTraining
     context_turns: int
     origin: dict[str, str]
-
-
-def sources(params: Params) -> list[Path]:
-    """The table of adherence, and the folders of the labelled dialogues, the sentences and the prepared dialogues."""
-    folders = dialogue_folder(params.behaviour), sentence_folder(params.miti.corpus), DIALOGUES
-    return [Path(params.miti.adherence), *folders]
-
-
-def dialogue_folder(settings: Behaviour) -> Path:
-    """The prepared dialogues, or the files of `behaviour.corpus`; their acts are behaviours."""
-    return DIALOGUES if settings.corpus is None else RAW / settings.corpus
-
-
-def sentence_folder(corpus: str) -> Path:
-    """The folder of the labelled sentences of `miti.corpus`."""
-    return SAMPLE if corpus == "sample" else RAW / corpus
 
 
 def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[Dialogue]) -> tuple[Labelled, int]:
@@ -75,8 +55,8 @@ def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[D
             labelled[sentence.split].append(LabelledTurn((), sentence.text, label))
         else:
             unknown[sentence.act] += 1
-    require_known(unknown, "miti.adherence")
-    require_two(labelled, "miti.adherence")
+    require_known(unknown, "behaviour.table")
+    require_two(labelled, "behaviour.table")
     return labelled, left_out
 
 
@@ -86,19 +66,18 @@ def read_tasks(params: Params) -> dict[str, Task]:
     Raises:
         DataError: a source is missing or does not fit its format.
     """
-    acts, miti = params.behaviour, params.miti
+    settings = params.behaviour
+    data, sentences = Path(settings.data), Path(settings.sentences)
     identity = {label: label for label in BEHAVIOURS}
-    dialogues = read_every_split(dialogue_folder(acts), acts.reader if acts.corpus else None)
-    turns, without_act = label_turns(dialogues, identity, BEHAVIOURS, acts.context_turns, "behaviour.corpus")
-    prepared, adherence = read_every_split(DIALOGUES, None), read_adherence(Path(miti.adherence))
-    sentences, left_out = label_sentences(sentence_folder(miti.corpus), adherence, prepared)
-    turn_origin = {"classifier": f"trained on {acts.corpus or params.corpus.name}"}
-    sentence_origin = {"classifier": f"trained on {miti.corpus}", "adherence": miti.adherence}
+    dialogues, context_turns = read_sources(data, settings.reader), settings.context_turns
+    turns, without_act = label_turns(dialogues, identity, BEHAVIOURS, context_turns, "behaviour.data")
+    prepared, adherence = read_sources(PREPARED, settings.reader), read_adherence(Path(settings.table))
+    labelled, left_out = label_sentences(sentences, adherence, prepared)
+    turn_origin = {"classifier": trained_on(data, params.corpus.name), "turns_without_act": str(without_act)}
+    sentence_origin = {"classifier": trained_on(sentences, params.corpus.name), "adherence": settings.table}
     return {
-        BEHAVIOUR: Task(
-            BEHAVIOURS, turns, acts, acts.context_turns, turn_origin | {"turns_without_act": str(without_act)}
-        ),
-        MITI: Task(ADHERENCE, sentences, miti, 0, sentence_origin | {"left_out": str(left_out)}),
+        BEHAVIOUR: Task(BEHAVIOURS, turns, settings, context_turns, turn_origin),
+        MITI: Task(ADHERENCE, labelled, settings.miti, 0, sentence_origin | {"left_out": str(left_out)}),
     }
 
 

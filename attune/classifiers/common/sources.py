@@ -21,7 +21,12 @@ def read_sources(folder: Path, reader: str) -> list[Dialogue]:
 
 
 def trained_on(folder: Path, corpus: str) -> str:
-    """ "trained on" and a name: `corpus`, the one in force, for the prepared dialogues, sample for an embedded sample."""
+    """The text "trained on <name>".
+
+    Args:
+        folder: of the training data.
+        corpus: the run's corpus, which names the prepared dialogues. An embedded sample is named "sample".
+    """
     if folder == PREPARED:
         return f"trained on {corpus}"
     return f"trained on {'sample' if folder.parent == SAMPLES else folder.name}"

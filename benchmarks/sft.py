@@ -23,12 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attune.compute.process import set_up_process
+from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.dialogue import Dialogue
 from attune.models.chat_template import messages
-from attune.models.loading import autocast
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
 from attune.training.sft.trainer import supervised_trainer

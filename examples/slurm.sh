@@ -2,7 +2,7 @@
 # A study on a SLURM cluster: each task of the array is one seed, in a clone of its own on the node's disk.
 #
 #     sbatch examples/slurm.sh empo-table1
-#     python -m attune.tools.study collect empo-table1 --scale paper     # at any time: what is done so far
+#     python -m attune study collect empo-table1 --scale paper     # at any time: what is done so far
 #
 # Submit from the root of a clone whose .venv is made (`make setup`), on a file system that the nodes share. Experiments
 # come back into that clone, their data into its DVC cache. The hub's token, where a model asks for one, is read from the
@@ -32,5 +32,5 @@ cd "$work"
 dvc cache dir --local "$shared/.dvc/cache"
 
 # No further override: an experiment is named after them, and `collect` asks for those of the study.
-python -m attune.tools.study run "$study" --scale paper "seed=$seed"
+python -m attune study run "$study" --scale paper "seed=$seed"
 dvc exp push --no-cache --rev HEAD origin

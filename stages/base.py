@@ -18,6 +18,7 @@ from attune.corpora.readers import empathetic_dialogues, pretraining
 from attune.data.dialogue import Turn
 from attune.models.loading import RECORD
 from attune.runtime.checkpoints import checkpoints
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import ModelError, reported
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
 
@@ -151,9 +152,8 @@ def main(params: Params) -> None:
         write_json(TARGET / RECORD, resolve(params.model))
         return
     dialogues = list(pretraining_dialogues(params.tiny.corpus))
-    deps = [Path("stages"), RAW / params.tiny.corpus if params.tiny.corpus != "sample" else SAMPLE]
     settings = (params.model, params.tiny, params.hardware, params.seed)
-    with checkpoints("base", settings, deps) as folder:
+    with checkpoints("base", params) as folder:
         model, tokenizer = make(dialogues, *settings, folder)
         made_of = encoder_signature(params.model) if params.model.as_decoder else None
         record = record_of(params.model, hub_id=None, revision=None, commit=None, made_of=made_of)
@@ -166,4 +166,5 @@ def main(params: Params) -> None:
 
 if __name__ == "__main__":
     with reported():
+        stage_arguments(__doc__)
         main(load())

@@ -4,14 +4,12 @@
 
 A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how, how good it
 is, and what it is not for. It is no part of the adapter's folder: that is the out of the stage that trains it, which
-DVC removes before every run, and it is not in Git, where reviewers read the card. `attune.tools.push` puts the card beside
+DVC removes before every run, and it is not in Git, where reviewers read the card. `attune push` puts the card beside
 the weights, as README.md. It holds no date and no commit, so that equal runs give equal bytes; the hashes of the
-files that it describes tell `attune.tools.push` whether it is theirs.
+files that it describes tell `attune push` whether it is theirs.
 """
 
 from __future__ import annotations
-
-import argparse
 
 from attune.config.params import load
 from attune.config.schema import Params
@@ -19,6 +17,7 @@ from attune.report.card_facts import (
     CARDS,
     gather,
 )
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_text
 
@@ -31,7 +30,6 @@ def main(variant: str, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", help="a key of variants")
     with reported():
-        main(parser.parse_args().variant, load())
+        arguments = stage_arguments(__doc__, variant="a key of variants")
+        main(arguments.variant, load())

@@ -8,22 +8,18 @@ scores need from it is in the file.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from attune.config.params import load
+from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.data.dialogue import read_examples
+from attune.generation.answer import answer, ask, write_replies
+from attune.pairs.held_out import held_out, held_out_pairs
+from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
 from attune.runtime.launch import run as in_ranks
-
-if TYPE_CHECKING:
-    pass
-from attune.generation.answer import answer, ask, write_replies
-from attune.pairs.held_out import held_out, held_out_pairs
 
 BASE = Path("models/base")
 TEST = Path("data/dialogues/test.parquet")
@@ -35,9 +31,9 @@ def main(variant: str, params: Params) -> None:
     from attune.models.loading import load_tokenizer, load_variant
     from attune.models.system_prompt import read_instruction
 
-    one = params.variants[variant]
+    one = named(params.variants, variant, "variants")
     instruction = read_instruction(one.instruction_file) if one.instruction_file else None
-    examples = read_examples(TEST, params.corpus)
+    examples = read_examples(TEST, params.context)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
     tokenizer, settings = load_tokenizer(BASE), (params.generate, params.hardware)
@@ -55,13 +51,11 @@ def main(variant: str, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", help="a key of variants")
-    variant = parser.parse_args().variant
     with reported():
+        arguments = stage_arguments(__doc__, variant="a key of variants")
         params = load()
         if params.generate.engine == "vllm":
             # It starts the processes that it needs by itself.
-            main(variant, params)
+            main(arguments.variant, params)
         else:
-            in_ranks(lambda: main(variant, params), params.hardware)
+            in_ranks(lambda: main(arguments.variant, params), params.hardware)

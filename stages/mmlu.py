@@ -8,16 +8,16 @@ versions and groups are those of lm-evaluation-harness; the rows are local files
 
 from __future__ import annotations
 
-import argparse
 import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attune.config.params import load
+from attune.config.params import load, named
 from attune.config.schema import Params
+from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
-from attune.runtime.errors import UserError, reported
+from attune.runtime.errors import reported
 from attune.runtime.io import write_json
 from attune.runtime.launch import run as in_ranks
 from attune.scoring.mmlu import harness
@@ -43,7 +43,7 @@ def measure(
     """Run MMLU.
 
     Args:
-        model: in eval mode, on `hardware.device`.
+        model: in eval mode, on `compute.device`.
         tokenizer: the model's.
         subjects: of `harness.read`.
         params: the sections mmlu and hardware are read.
@@ -91,9 +91,7 @@ def main(variant: str, params: Params) -> None:
     """
     from attune.models.loading import load_tokenizer
 
-    if variant not in params.variants:
-        raise UserError(f"{variant!r} is none of the variants in params.yaml: {', '.join(params.variants)}")
-    corpus, folder = params.mmlu.corpus, Path(params.variants[variant].model)
+    corpus, folder = params.mmlu.corpus, Path(named(params.variants, variant, "variants").model)
     rows = harness.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
     metrics, signature = measure(load_model(folder, params), load_tokenizer(BASE), rows, params)
 
@@ -105,9 +103,7 @@ def main(variant: str, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", help="a key of variants")
-    variant = parser.parse_args().variant
     with reported():
+        arguments = stage_arguments(__doc__, variant="a key of variants")
         params = load()
-        in_ranks(lambda: main(variant, params), params.hardware)
+        in_ranks(lambda: main(arguments.variant, params), params.hardware)

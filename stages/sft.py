@@ -1,31 +1,30 @@
-"""Stage `sft`: supervised fine-tuning of a LoRA adapter on whole dialogues, loss on assistant tokens (EmPO §3).
+"""Stage `sft@<adapter>`: supervised fine-tuning of a LoRA adapter on whole dialogues, loss on assistant tokens (EmPO §3).
 
-    python -m stages.sft
-    python -m stages.sft high
+    python -m stages.sft sft
 
-writes `models/sft`; with a quality (stage `sft_quality@high`) it learns from the dialogues of that quality alone, and
-writes the folder that `sft.by_quality` names.
+writes `models/sft`. `adapters` in the params names the adapters, and the dialogues that each learns from: all, or those
+that the corpus rates high or low.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attune.config.params import folder_of, load
+from attune.compute.memory import retry_on_oom
+from attune.config.params import load, named
 from attune.config.schema import Hardware, Lora, Params, Sft
 from attune.data.dialogue import Dialogue, read_dialogues
 from attune.runtime.checkpoints import checkpoints
+from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import ModelError, UserError, reported
 from attune.runtime.launch import run as in_ranks
-from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 TRAIN = Path("data/dialogues/train.parquet")
-TARGET = Path("models/sft")
+MODELS = Path("models")
 CURVES = Path("reports/curves")
 
 
@@ -114,25 +113,23 @@ def of_quality(dialogues: Sequence[Dialogue], quality: str) -> list[Dialogue]:
         judged = sorted({one.quality for one in dialogues if one.quality})
         has = f"judges its dialogues {' or '.join(judged)} alone" if judged else "does not judge its dialogues"
         raise UserError(
-            f"{TRAIN}: sft.by_quality.{quality} learns from dialogues of quality {quality}, but the train split {has}: "
-            f"take another corpus, or drop it (-S ~sft.by_quality.{quality}) with the variants on its adapter"
+            f"{TRAIN}: an adapter learns from dialogues of quality {quality}, but the train split {has}: choose another "
+            f"corpus, or drop the adapter (-S ~adapters.sft-{quality}) and its variants"
         )
     return found
 
 
-def main(params: Params, quality: str | None = None) -> None:
-    """Write the adapter to `models/sft`, or that of a quality to its folder."""
+def main(name: str, params: Params) -> None:
+    """Write the adapter `name` to `models/<name>`."""
     from attune.models.loading import load_base, load_tokenizer
     from attune.training.common.resume import last_checkpoint
     from attune.training.common.trainer import keep_adapter
 
-    dialogues, name, target = read_dialogues(TRAIN), "sft", TARGET
-    if quality is not None:
-        folders = {str(key): folder for key, folder in params.sft.by_quality.items()}
-        target = folder_of(folders, quality, "sft.by_quality")
-        dialogues, name = of_quality(dialogues, quality), f"sft-{quality}"
-    settings = (params.sft, params.lora, params.hardware, params.seed)
-    with checkpoints(name, settings, [Path("stages"), BASE, TRAIN]) as folder:
+    adapter = named(params.adapters, name, "adapters")
+    dialogues = read_dialogues(TRAIN)
+    if adapter.quality != "all":
+        dialogues = of_quality(dialogues, adapter.quality)
+    with checkpoints(f"sft@{name}", params) as folder:
         tokenizer = load_tokenizer(BASE)
 
         def attempt(hardware: Hardware) -> Any:
@@ -144,15 +141,13 @@ def main(params: Params, quality: str | None = None) -> None:
         def write() -> None:
             end = last_checkpoint(folder)
             assert end is not None, "the trainer writes a checkpoint at its last step"
-            keep_adapter(end, target)
+            keep_adapter(end, MODELS / name)
 
         on_main_process(write)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("quality", nargs="?", help="a key of sft.by_quality")
-    quality = parser.parse_args().quality
     with reported():
+        arguments = stage_arguments(__doc__, adapter="a key of adapters")
         params = load()
-        in_ranks(lambda: main(params, quality), params.hardware)
+        in_ranks(lambda: main(arguments.adapter, params), params.hardware)

@@ -300,12 +300,12 @@ def hub(private=True):
 
 
 def pushed(server, *arguments, token=TOKEN):
-    """`python -m attune.tools.push` against `server`, and the files of its commit."""
+    """`python -m attune push` against `server`, and the files of its commit."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
         "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "attune.tools.push", *arguments]
+    command = [sys.executable, "-m", "attune", "push", *arguments]
     environment |= {"HF_TOKEN": token} if token else {}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for path, _, content in server.seen if "/commit/" in path for line in content.splitlines()]

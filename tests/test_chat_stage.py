@@ -81,7 +81,7 @@ def test_what_is_not_there_is_named(params, tmp_path, monkeypatch):
 
 def test_the_command_says_what_answers_and_ends_with_its_input():
     done = subprocess.run(
-        [sys.executable, "-m", "attune.tools.chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
+        [sys.executable, "-m", "attune", "chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "none of variants" in done.stderr and "Traceback" not in done.stderr

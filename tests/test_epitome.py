@@ -24,6 +24,7 @@ from attune.classifiers.epitome.annotations import (
 )
 from attune.classifiers.epitome.files import PUBLISHED, load_published, save
 from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, tokens_of
 from attune.classifiers.epitome.model import (
     MECHANISMS,
     Classifiers,
@@ -33,7 +34,6 @@ from attune.classifiers.epitome.model import (
     layers_of,
     make_classifier,
 )
-from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, tokens_of
 from attune.classifiers.epitome.training import _loss, measure, post_states, train
 from attune.config.params import load
 from attune.config.schema import Encoder, Epitome, Hardware

@@ -87,7 +87,7 @@ def stages_run(output: str) -> list[str]:
 def clone(tmp_path_factory) -> Clone:
     """A clone in which the pipeline has run once, committed."""
     made = Clone(tmp_path_factory.mktemp("clone"))
-    made.run(sys.executable, "-m", "attune.config.params", *MICRO)
+    made.run(sys.executable, "-m", "attune", "params", *MICRO)
     made.run("dvc", "repro")
     made.commit("run")
     return made
@@ -144,7 +144,7 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
     models = ["dpo@e1", "dpo@e2", "evaluate@sft-dpo", "generate@sft-dpo", "mmlu@sft-dpo"]
     assert sorted(run) == sorted([*models, *PAGES])
     assert "preference_accuracy" in clone.run("dvc", "metrics", "diff", "--all", "--md", "HEAD")
-    assert "changes against HEAD" in clone.run(sys.executable, "-m", "attune.tools.compare", "--all", "--md")
+    assert "changes against HEAD" in clone.run(sys.executable, "-m", "attune", "compare", "--all", "--md")
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     # Every model, reply and metric is restored.
     assert sorted(stages_run(back)) == PAGES
@@ -183,7 +183,7 @@ def test_stage_without_its_input_says_what_is_missing(clone, tmp_path):
 
 
 def test_diagram_of_the_readme_is_the_pipeline(monkeypatch):
-    """Mend it with the output of `python -m attune.tools.pipeline`."""
+    """Mend it with the output of `python -m attune pipeline`."""
     monkeypatch.chdir(ROOT)
     assert (ROOT / "README.md").read_text(encoding="utf-8").split("```mermaid\n")[1].split("```")[0] == diagram()
 
@@ -193,7 +193,7 @@ def composed_pipeline(folder: Path, *overrides: str) -> dict[str, dict[str, list
     folder.mkdir(exist_ok=True)
     project(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    compose = [sys.executable, "-m", "attune.config.params", *overrides]
+    compose = [sys.executable, "-m", "attune", "params", *overrides]
     subprocess.run(compose, cwd=folder, check=True, env=environment, capture_output=True)
     return resolved(folder)
 
@@ -272,7 +272,7 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
     interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
     interpolated |= {f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")}
-    # And what `python -m attune.tools.record` alone reads.
+    # And what `python -m attune record` alone reads.
     interpolated |= {"sft.by_quality", "model.specialised", "model.stands_in_for"}
     only_speed = {"hardware.save_every", "hardware.rendezvous", "hardware.accelerate"}
     # How the endpoint is reached, and what its estimate says.

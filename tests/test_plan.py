@@ -181,16 +181,15 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["plan", *words])
-    plan.main()
+def run(capsys, *words):
+    plan.main(words)
     return capsys.readouterr().out
 
 
-def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, monkeypatch, capsys):
+def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, capsys):
     MISTRAL.save_pretrained(root / "mistral")
     words = ("model=mistral-7b", "recipe=empo", "hardware=gpu", "lora.r=16", "--config", str(root / "mistral"))
-    page = run(monkeypatch, capsys, *words, "--memory", "24")
+    page = run(capsys, *words, "--memory", "24")
     assert page.startswith("mistral-7b: 7,241,732,096 parameters, LoRA of rank 16 41,943,040\ncuda, bf16; ")
     rows = {cells[1]: cells[2:6] for line in page.splitlines() if len(cells := re.split(r"\s*\|\s*", line)) > 5}
     assert rows["weights"] == ["13.49"] * 4 and rows["reference"] == ["in a file"] * 4
@@ -200,8 +199,8 @@ def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, monkeypatch
     assert not (root / "params.yaml").exists()
 
 
-def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, monkeypatch, capsys):
-    page = run(monkeypatch, capsys, "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
+def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, capsys):
+    page = run(capsys, "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
     assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
 
 
@@ -214,13 +213,13 @@ def test_an_architecture_whose_pairs_are_not_laid_out_in_rows_has_no_plan_of_dpo
     assert "| dpo" not in page and "DPO of phi runs in TRL's padded batches: not planned." in page
 
 
-def test_errors_are_for_people(root, monkeypatch, capsys):
+def test_errors_are_for_people(root, capsys):
     with pytest.raises(ModelError, match=r"the shape of mistralai/Mistral.* cannot be had.*--config FOLDER"):
-        run(monkeypatch, capsys, "model=mistral-7b", "hardware=gpu")
+        run(capsys, "model=mistral-7b", "hardware=gpu")
     with pytest.raises(ModelError, match=r"holds no config\.json: --config names"):
-        run(monkeypatch, capsys, "model=mistral-7b", "--config", str(root))
+        run(capsys, "model=mistral-7b", "--config", str(root))
     (root / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
     with pytest.raises(ModelError, match=r"the shape of .* cannot be had"):
-        run(monkeypatch, capsys, "model=mistral-7b", "--config", str(root))
+        run(capsys, "model=mistral-7b", "--config", str(root))
     with pytest.raises(ParamsError, match=r"lora\.r = 0"):
-        run(monkeypatch, capsys, "lora.r=0")
+        run(capsys, "lora.r=0")

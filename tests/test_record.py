@@ -1,4 +1,4 @@
-"""The pages that `python -m attune.tools.record` writes from its records."""
+"""The pages that `python -m attune record` writes from its records."""
 
 import json
 import os
@@ -25,7 +25,7 @@ VALUES = {"bleu_1": 12.0, "rouge_l": 10.0, "diff_er": 0.5, "diff_ex": 0.6, "diff
 def record(name="sample", **more):
     return {
         "name": name,
-        "command": f"python -m attune.tools.record {name}",
+        "command": f"python -m attune record {name}",
         "commit": "0123456789abcdef",
         "date": "2024-01-31",
         "machine": {"processor": "x", "cores": 2, "memory_gib": 8, "gpu": None}

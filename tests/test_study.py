@@ -137,7 +137,7 @@ def test_an_override_replaces_what_the_scale_and_the_grid_say(files):
 
 
 def test_a_study_that_was_killed_runs_each_point_once_and_its_pages_say_what_came_out(small):
-    command, here = [sys.executable, "-m", "attune.tools.study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
+    command, here = [sys.executable, "-m", "attune", "study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here) as killed:
         assert killed.stdout is not None and killed.stdout.readline() == "2 experiments queued, 2 in all\n"
         # It looks on while the worker, which outlives it, begins.

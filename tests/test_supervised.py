@@ -29,10 +29,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from attune.compute.process import autocast
 from attune.config.schema import Hardware, Sft
 from attune.cpu.optimize import optimize_for_cpu, quick_dropout
 from attune.models.bert_decoder import AS_DECODER, decoder_class
-from attune.models.loading import autocast
 from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError
 from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised

@@ -109,6 +109,6 @@ def test_the_committed_pipeline_runs_anew_in_a_clone(tmp_path, monkeypatch):
     git("commit", "-qm", "x")
     (tmp_path / "a.py").write_text("not committed")
     with pytest.raises(UserError, match=r"1 metrics lie outside their tolerance; the rerun is in \.cache/verify"):
-        verify.main()
+        verify.main([])
     assert json.loads((tmp_path / "metrics/a.json").read_text()) == {"value": 1.0, "count": 3}
     assert json.loads((tmp_path / ".cache/verify/metrics/a.json").read_text())["value"] == 9.0

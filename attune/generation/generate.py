@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attune.compute.batching import within_memory
+from attune.compute.memory import retry_batches_on_oom
+from attune.compute.process import autocast
 from attune.cpu.optimize import plain_attention
 from attune.generation.decoding import decode, left_pad
 from attune.generation.sampling import Draws, drawn, greedy
 from attune.models.chat_template import Completion, stop_tokens
-from attune.models.loading import autocast, positions
+from attune.models.loading import positions
 from attune.runtime.distributed import gather_by_index, world_size
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def generate_replies(
         bar.update(len(batch))
 
     with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
-        within_memory(lengths, hardware.batch_tokens, reply)
+        retry_batches_on_oom(lengths, hardware.batch_tokens, reply)
     found = gather_by_index(replies)
     return [found[i] for i in range(len(prompts))]
 
@@ -90,7 +91,7 @@ def mean_logps(
         bar.update(len(batch))
 
     with bar, torch.no_grad(), autocast(hardware):
-        within_memory(lengths, hardware.batch_tokens, score)
+        retry_batches_on_oom(lengths, hardware.batch_tokens, score)
     found = gather_by_index(scores)
     return [found[i] for i in range(len(completions))]
 

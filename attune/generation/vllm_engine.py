@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.compute.process import free_memory
+from attune.compute.memory import free_memory
 from attune.generation.sampling import Draws
 from attune.models.chat_template import stop_tokens
 from attune.models.loading import ADAPTER_CONFIG, is_adapter, origin, quantization

@@ -14,7 +14,6 @@ from attune.models.quantization import in_4_bits, keep_differentiable
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -194,13 +193,3 @@ def compile_layers(model: Any, hardware: Hardware) -> None:
     if hardware.compile:
         for layer in next(one for one in model.modules() if isinstance(one, nn.ModuleList)):
             layer.compile(dynamic=True)
-
-
-def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which the model is run: bf16 autocast, or a context without effect.
-
-    Without gradients it goes with `torch.no_grad`: in `torch.inference_mode` every weight is cast anew at each use.
-    """
-    import torch
-
-    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

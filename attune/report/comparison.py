@@ -3,7 +3,7 @@
 A comparison is the difference of every metric that tables show and that has scores by example, own less other, with
 the 95 % interval of the paired bootstrap (`attune/scoring/intervals/bootstrap.py`). Of a metric that has no better end by itself,
 such as the share of questions, it is also the difference of the distances to people's replies, |own - people| less
-|other - people|, computed anew in every draw. `attune.tools.record` keeps comparisons in its JSON,
+|other - people|, computed anew in every draw. `attune record` keeps comparisons in its JSON,
 and `attune/report/comparison_page.py` tells them.
 """
 

@@ -1,4 +1,4 @@
-"""How often people find one variant's replies the better ones, and how far they agree: of answers to `attune.tools.rate`."""
+"""How often people find one variant's replies the better ones, and how far they agree: of answers to `attune rate`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
         DataError: there are none.
     """
     if not answers:
-        raise DataError("no answers yet: `python -m attune.tools.rate` asks for them")
+        raise DataError("no answers yet: `python -m attune rate` asks for them")
     counts = Counter(one.choice for one in answers)
     sizes = Counter(dialogue_of(one.example, targets) for one in answers)
     share = (counts["b"] + counts["tie"] / 2) / len(answers)
@@ -131,7 +131,7 @@ def section(found: Mapping[tuple[str, str], Metrics]) -> str:
 
 {table("A, B", rows, COLUMNS, notes)}
 
-Blind comparisons (`python -m attune.tools.rate`) of these replies; answers to earlier ones do not count. Win rate: a tie
+Blind comparisons (`python -m attune rate`) of these replies; answers to earlier ones do not count. Win rate: a tie
 counts half; in brackets its 95 % interval (Wilson's, with the number of dialogues, not of answers, since answers to one
 dialogue are not independent). alpha: Krippendorff's, how far raters agree on what several answered; 1 is perfect, 0
 chance.

@@ -1,6 +1,6 @@
 """What changed against a commit, without what lies within noise: `dvc metrics diff`, read beside the intervals.
 
-    python -m attune.tools.compare [REV] [--md] [--all]
+    python -m attune compare [REV] [--md] [--all]
 
 compares the metrics of the working tree to those of REV (a commit, branch or tag; HEAD where none is given). A change
 is *within noise* when the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are
@@ -10,7 +10,6 @@ choice of test examples, not another seed of training.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from attune.report.tables import DASH, escape
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 
 METRICS = Path("metrics")
 INTERVALS = METRICS / "intervals"
@@ -117,16 +117,11 @@ def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     return "\n".join(f"{edges[0]}{edges[1].join(line)}{edges[2]}".rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("compare", __doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare to; HEAD")
     parser.add_argument("--md", action="store_true", help="as a Markdown table")
     parser.add_argument("--all", action="store_true", help="show what lies within noise, too")
-    given = parser.parse_args(arguments)
-    print(page(compare(given.revision), given.revision, given.md, given.all))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+    arguments = parser.parse_args(argv)
+    print(page(compare(arguments.revision), arguments.revision, arguments.md, arguments.all))

@@ -1,4 +1,4 @@
-"""The page of `attune.tools.rate`: it loads nothing from elsewhere, and shows replies as text alone."""
+"""The page of `attune rate`: it loads nothing from elsewhere, and shows replies as text alone."""
 
 from __future__ import annotations
 

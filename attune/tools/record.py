@@ -1,12 +1,12 @@
 """Run a recipe to its end and keep what came out, with commit, machine and the wall time of each stage.
 
-    python -m attune.tools.record empo-tiny recipe=empo model=tiny
+    python -m attune record empo-tiny recipe=empo model=tiny
 
 composes `params.yaml`, reproduces stage by stage, writes `docs/results/empo-tiny.json`, and from all files there
 `docs/results.md` and the README's tables, those of `empo-tiny`; without a name nothing is run. An interrupted record
 goes on with the stages that are left.
 
-    python -m attune.tools.record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
+    python -m attune record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
 
 runs one model after another into one record; the metrics of each are read before the next is composed. Its scores by
 example are kept in `.cache/records/` (which `make clean` removes), to compare generalist and specialised models by.
@@ -14,16 +14,16 @@ example are kept in `.cache/records/` (which `make clean` removes), to compare g
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from attune.config.params import compose, load
-from attune.config.schema import Params, label_classifiers
+from attune.config.schema import Params
 from attune.report import comparison
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
@@ -41,7 +41,8 @@ from attune.report.tables import (
     mmlu_columns,
     table,
 )
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
 from attune.tools.pipeline import stages_in_order
@@ -56,7 +57,7 @@ BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO = "empo-tiny"
 JUDGES = "On held-out examples, in percent; guessing: always the most frequent label."
-BEGIN, END = "<!-- results: written by python -m attune.tools.record -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: written by python -m attune record -->", "<!-- end of results -->"
 
 
 def run(name: str, overrides: list[str], results: Path) -> None:
@@ -73,7 +74,7 @@ def run(name: str, overrides: list[str], results: Path) -> None:
             compose(own)
             _reproduce(record, part, path)
             params = load()
-            comparison.keep(SCORES, {key: _folders(params, key) for key in params.variants}, KEPT / name / model)
+            comparison.keep(SCORES, {key: params.scorers for key in params.variants}, KEPT / name / model)
             part |= _collected(params) | _compared(params, KEPT / name / model)
             if "models" in record:
                 done = {key: one["specialised"] for key, one in record["models"].items() if "metrics" in one}
@@ -97,32 +98,27 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
         write_json(path, record)
 
 
-def _folders(params: Params, variant: str) -> list[str]:
-    """Where the metrics and scores of a variant lie, below those of all: "" for there itself."""
-    return ["", *(name for name, scorer in label_classifiers(params).items() if variant in scorer.variants)]
-
-
 def _collected(params: Params) -> dict[str, Any]:
     """What the stages of the composition in force have measured."""
-    classifiers = _read(METRICS / "scorers/epitome.json")
+    classifiers: Metrics = {}
+    for name in params.classifiers:
+        prefix = "dbt_" if name == "dbt" else ""
+        quality = _read(METRICS / "classifiers" / f"{name}.json")
+        classifiers |= {f"{prefix}{key}": value for key, value in quality.items()}
     metrics: dict[str, Metrics] = {key: {} for key in params.variants}
     intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
-        for folder in _folders(params, key):
-            metrics[key] |= _read(METRICS / folder / f"{key}.json")
-            intervals[key] |= _read(METRICS / "intervals" / folder / f"{key}.json")
-    if params.dbt.classifiers:
-        classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
-    if params.behaviour.classifiers:
-        classifiers |= _read(METRICS / "scorers/behaviour.json")
+        for scorer in params.scorers:
+            metrics[key] |= _read(METRICS / scorer / f"{key}.json")
+            intervals[key] |= _read(METRICS / "intervals" / scorer / f"{key}.json")
     return {
         "data": _read(METRICS / "data.json"),
-        "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds},
+        "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.rounds},
         "metrics": metrics,
         "intervals": intervals,
         "classifiers": classifiers,
         "mmlu": {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants},
-        "signature": {key: _read(METRICS / f"{key}.signature.json") for key in params.variants},
+        "signature": {key: _read(METRICS / "text" / f"{key}.signature.json") for key in params.variants},
     }
 
 
@@ -136,13 +132,13 @@ def _compared(params: Params, kept: Path) -> dict[str, Any]:
 
 
 def _drawing(params: Params) -> comparison.Drawing:
-    return comparison.Drawing(params.corpus.targets, params.evaluate.resamples, params.seed)
+    return comparison.Drawing(params.context.targets, params.evaluate.resamples, params.seed)
 
 
 def page(records: list[dict[str, Any]]) -> str:
     """`docs/results.md` from the records: for each the command, what it ran on, the variants, the pairs, the times."""
     opening = (
-        "# Results\n\nWritten by `python -m attune.tools.record` from `docs/results/*.json`. `docs/metrics.md` defines every "
+        "# Results\n\nWritten by `python -m attune record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "number. ±: half of the 95 % interval over the test examples (MMLU: over its questions); star: the interval of "
         "the difference to the reference variant does not hold 0. Dist-n and repeated replies are counted over all "
         "replies at once and have none. One seed each, and no interval covers another.\n"
@@ -239,7 +235,7 @@ def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
         )
     begun = {
         "name": name,
-        "command": " ".join(["python -m attune.tools.record", name, *overrides]),
+        "command": " ".join(["python -m attune record", name, *overrides]),
         "commit": _output("git", "rev-parse", "HEAD").strip(),
     }
     if path.is_file():
@@ -260,19 +256,14 @@ def _output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run the recipe, if one is given, and write the page and the README's table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("record", __doc__)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=tiny")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.name:
         run(arguments.name, arguments.overrides, RESULTS)
     records = [_read(path) for path in sorted(RESULTS.glob("*.json"))]
     write_text(PAGE, page(records))
     write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()

@@ -1,8 +1,8 @@
 """A paper's table or figure as a grid of experiments: queue it, wait for it, and read what came out.
 
-    python -m attune.tools.study show empo-figure3          # the grid and the stages of each experiment; nothing is run
-    python -m attune.tools.study run empo-figure3           # queue what is missing, start DVC's workers, wait, collect
-    python -m attune.tools.study collect empo-figure3       # the experiments that are done, as csv, table and figure
+    python -m attune study show empo-figure3          # the grid and the stages of each experiment; nothing is run
+    python -m attune study run empo-figure3           # queue what is missing, start DVC's workers, wait, collect
+    python -m attune study collect empo-figure3       # the experiments that are done, as csv, table and figure
 
 Studies are the files of `studies/`. Each has two scales: `tiny`, which a machine with two cores runs, and `paper`
 (`--scale paper`). Overrides behind the name replace those of the scale: `seed=7 generate.limit=100`. An experiment is
@@ -12,7 +12,6 @@ stopped goes on with what is left. How many run side by side (`-j`) decides no n
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attune.config.params import compose
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 from attune.tools.pipeline import stages_in_order
 from attune.tools.study_plan import Experiment, experiments, read
 from attune.tools.study_results import collect
@@ -152,15 +152,15 @@ def _dvc(*arguments: str) -> None:
             raise UserError(f"dvc {' '.join(arguments)}: {said.read().strip()}")
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Show, run or collect a study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("study", __doc__)
     parser.add_argument("action", choices=["show", "run", "collect"])
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
     parser.add_argument("--scale", default="tiny", choices=["tiny", "paper"])
     parser.add_argument("-j", "--jobs", type=int, default=1, help="of run: experiments side by side; 1")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     study = read(given.name)
     points = experiments(given.name, study, given.scale, given.overrides)
     if given.action == "show":
@@ -172,8 +172,3 @@ def main() -> None:
         start(given.jobs)
         wait(points, given.jobs)
     collect(given.name, study, points, done(points))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()

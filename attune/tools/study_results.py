@@ -59,7 +59,7 @@ def collect(name: str, study: Study, points: Sequence[Experiment], revisions: Ma
     grid = [key for key in points[0].point if key != "seed"]
     rows = [row for one in points if one.name in revisions for row in _read(one, study, grid, revisions[one.name])]
     if not rows:
-        raise UserError(f"no experiment of {name} is done at this commit: `python -m attune.tools.study run {name}`")
+        raise UserError(f"no experiment of {name} is done at this commit: `python -m attune study run {name}`")
     write_text(REPORTS / f"{name}.csv", as_csv(rows, grid, study.shown.metrics))
     drawn = study.shown.kind != "table"
     if drawn:
@@ -132,7 +132,7 @@ def page(name: str, study: Study, rows: Sequence[Row], asked: int, drawn: bool) 
     done = len({row.experiment for row in rows})
     lines = [
         f"# {study.title}",
-        f"{study.source}. Written by `python -m attune.tools.study collect {name}` from {done} of {asked} experiments, "
+        f"{study.source}. Written by `python -m attune study collect {name}` from {done} of {asked} experiments, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; `docs/metrics.md` "
         f"defines every number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),

@@ -1,6 +1,6 @@
 """Which metric orders replies as people do: each metric's rank correlation with ratings that you bring.
 
-    python -m attune.tools.validity ratings.csv
+    python -m attune validity ratings.csv
 
 reads a csv with the columns `context` (the turn that is answered), `reply`, `rating` (a number; of several raters
 `rating_1`, `rating_2`, … which are averaged, an empty one left out) and, where there is one, `reference` (a human
@@ -10,7 +10,6 @@ Encoder and layer are those of params.yaml; without `models/epitome` the levels 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from attune.classifiers.epitome.levels import MECHANISMS
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
 from attune.report.tables import table
-from attune.runtime.errors import DataError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import DataError
 from attune.runtime.io import read_csv, read_header
 from attune.scoring.text import overlap
 
@@ -144,14 +144,9 @@ def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resample
     return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
 
 
-def main(path: Path, params: Params) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the table."""
-    rows = read(path)
-    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("validity", __doc__)
     parser.add_argument("file", type=Path, help="a csv of ratings")
-    with reported():
-        main(parser.parse_args().file, load())
+    rows, params = read(parser.parse_args(argv).file), load()
+    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))

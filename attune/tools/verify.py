@@ -1,6 +1,6 @@
 """Run the committed pipeline anew on this machine, and say whether it gives what is committed.
 
-    python -m attune.tools.verify
+    python -m attune verify
 
 clones HEAD into `.cache/verify`, reproduces every stage there without any cache, and compares hashes of outs (of
 dvc.lock) and metrics. The machine that wrote them, or one of its kind, makes equal bytes. Another type of CPU adds in
@@ -11,18 +11,18 @@ exactly. Exits with 1 where a metric lies outside.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.report.tables import DASH, Metrics, aligned
-from attune.runtime.errors import UserError, reported
+from attune.report.tables import DASH, Metrics, markdown_table
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 
 CLONE = Path(".cache/verify")
 METRICS = Path("metrics")
@@ -121,7 +121,7 @@ def page(found: Comparison) -> str:
     if not found.differences:
         return f"{outs}.\n{metrics}."
     rows = [["metric", "committed", "here", "tolerance", ""], *(one.cells for one in found.differences)]
-    return f"{outs}.\n{metrics}; the others:\n\n{aligned(rows)}\n"
+    return f"{outs}.\n{metrics}; the others:\n\n{markdown_table(rows)}\n"
 
 
 def rerun(clone: Path) -> None:
@@ -175,8 +175,9 @@ def _numbers(path: Path) -> Metrics:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Rerun and compare."""
+    command_parser("verify", __doc__).parse_args(argv)
     committed = CLONE.with_name("verify-committed")
     rerun(CLONE)
     _committed(CLONE, committed)
@@ -184,9 +185,3 @@ def main() -> None:
     print(page(found))
     if outside := sum(one.outside for one in found.differences):
         raise UserError(f"{outside} metrics lie outside their tolerance; the rerun is in {CLONE}")
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    with reported():
-        main()

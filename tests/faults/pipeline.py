@@ -42,12 +42,12 @@ POLL = 0.002
 def make(folder: Path, overrides: list[str]) -> Path:
     """A project that DVC runs: code, data and params, without Git."""
     project(folder)
-    for name in ("stages", "data/sample", "data/prompts"):
+    for name in ("attune", "stages", "data/sample", "data/prompts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    command(folder, sys.executable, "-m", "attune.config.params", *overrides)
+    command(folder, sys.executable, "-m", "attune", "params", *overrides)
     return folder
 
 
@@ -112,8 +112,30 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
 
 
 def repro(folder: Path, log: Path) -> Run:
-    """What `make repro` runs."""
-    return start(folder, log, "sh", "-c", f"{sys.executable} -m attune.tools.restore && exec dvc repro")
+    """`dvc repro`, after removing those of DVC's own files that a kill cut short: it refuses to read them.
+
+    DVC 3.67 rewrites `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
+    """
+    for path in (folder / "dvc.lock", folder / ".dvc/tmp/rwlock"):
+        if path.exists() and not readable(path):
+            path.unlink()
+    return start(folder, log, "dvc", "repro")
+
+
+def readable(path: Path) -> bool:
+    """Whether DVC can read its file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML, YAMLError
+    from voluptuous import Invalid
+
+    try:
+        # JSON is YAML.
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        if path.suffix == ".lock":
+            COMPILED_LOCKFILE_SCHEMA(content)
+    except (Invalid, YAMLError, UnicodeDecodeError):
+        return False
+    return content is not None
 
 
 def results(folder: Path) -> dict[str, bytes]:

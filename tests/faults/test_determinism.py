@@ -101,7 +101,7 @@ def in_two_clones(tmp_path, *targets):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         clones.append(Clone(tmp_path / name))
-        clones[-1].run(sys.executable, "-m", "attune.config.params", *MICRO)
+        clones[-1].run(sys.executable, "-m", "attune", "params", *MICRO)
         clones[-1].run("dvc", "repro", *targets)
     return compare(clones[0].folder, clones[1].folder)
 

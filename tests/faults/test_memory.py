@@ -8,13 +8,12 @@ import small
 import torch
 from safetensors.torch import load_file
 
-from attune.compute.batching import within_memory
+from attune.compute.memory import retry_batches_on_oom, retry_on_oom
 from attune.config.params import load
 from attune.config.schema import Dpo, Hardware, Lora, Round, Sft
 from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import ModelError
-from attune.training.common.memory import retry_on_oom
 from attune.training.dpo import packed_trainer
 from attune.training.sft import trainer
 from stages import dpo as dpo_stage
@@ -37,7 +36,7 @@ def test_rows_that_do_not_fit_together_are_done_in_halves_each_once(error, capsy
             raise error
         done.extend(batch)
 
-    within_memory(lengths, 80, work)
+    retry_batches_on_oom(lengths, 80, work)
     assert sorted(done) == list(range(8)) and max(tried) <= 80
     # Once a size has failed, none as large is tried again.
     failed = [size for size in tried if size > 20]
@@ -51,9 +50,9 @@ def test_a_row_that_does_not_fit_by_itself_is_named():
             raise GPU
 
     with pytest.raises(ModelError, match=r"a row of 90 tokens does not fit into memory by itself: lower generate"):
-        within_memory([5, 7, 90, 3], 400, work)
+        retry_batches_on_oom([5, 7, 90, 3], 400, work)
     with pytest.raises(RuntimeError, match="another error"):
-        within_memory([5], 400, lambda _: (_ for _ in ()).throw(RuntimeError("another error")))
+        retry_batches_on_oom([5], 400, lambda _: (_ for _ in ()).throw(RuntimeError("another error")))
 
 
 def test_micro_batches_are_halved_to_divisors_of_the_batch():

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attune.classifiers.epitome.model import Classifiers
 from attune.classifiers.epitome.levels import lowered
+from attune.classifiers.epitome.model import Classifiers
 from attune.data.dialogue import normalise
 from attune.runtime.errors import ModelError
 from attune.runtime.io import read_records

@@ -1,16 +1,15 @@
 """What a stage of training needs of memory, before any weight is loaded, and the micro-batch that fits.
 
-    python -m attune.tools.memory.plan model=mistral-7b hardware=gpu --memory 80
-    python -m attune.tools.memory.plan recipe=empo hardware=gpu --config path/to/zephyr
+    python -m attune memory model=mistral-7b hardware=gpu --memory 80
+    python -m attune memory recipe=empo hardware=gpu --config path/to/zephyr
 
-Overrides are those of `python -m attune.config.params`; `params.yaml` is left as it is. The shape of a hub model is in its
+Overrides are those of `python -m attune params`; `params.yaml` is left as it is. The shape of a hub model is in its
 config.json, which is fetched unless `--config` names it; a model that stage `base` makes has its shape in section
 `tiny`. docs/scale.md says what is counted and what is not.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report.tables import aligned
-from attune.runtime.errors import ModelError, reported
+from attune.report.tables import markdown_table
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import ModelError
 from attune.tools.memory.footprint import Kept, kept
 from attune.tools.memory.sizes import Size, Step, size
 from attune.training.dpo.packed_forward import SERVED
@@ -116,7 +116,7 @@ def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
         rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
     left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
-    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory), *left_out])
+    return "\n".join([_heading(params, whole), "", markdown_table(rows), "", _verdict(params, memory), *left_out])
 
 
 def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:
@@ -155,20 +155,13 @@ def _verdict(params: Params, memory: int | None) -> str:
     return f"Fits: at most {USABLE:.0%} of {memory / GIB:.1f} GiB.{measured}"
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "overrides", nargs="*", help="as of `python -m attune.config.params`: model=mistral-7b hardware=gpu"
-    )
+    parser = command_parser("memory", __doc__)
+    parser.add_argument("overrides", nargs="*", help="as of `python -m attune params`: model=mistral-7b hardware=gpu")
     parser.add_argument("--memory", type=float, metavar="GIB", help="of the GPU; else that of the one that is here")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="where the base model's config.json is")
-    given = parser.parse_args()
-    params = composed(given.overrides)
-    memory = device_memory(params) if given.memory is None else int(given.memory * GIB)
-    print(plan(shape(params, given.config), params, memory))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+    arguments = parser.parse_args(argv)
+    params = composed(arguments.overrides)
+    memory = device_memory(params) if arguments.memory is None else int(arguments.memory * GIB)
+    print(plan(shape(params, arguments.config), params, memory))

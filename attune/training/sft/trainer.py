@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from attune.compute.process import autocast
 from attune.cpu.optimize import optimize_for_cpu
-from attune.models.loading import autocast, compile_layers
+from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED, by_length
 from attune.training.common.distributed_batches import shared_loader
 

@@ -9,7 +9,7 @@ from helpers import random_classifiers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from attune.classifiers.epitome.levels import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import check
 from attune.config.schema import bertscore_encoder
 from attune.runtime.errors import DataError

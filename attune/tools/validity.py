@@ -17,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
-from attune.classifiers.epitome.levels import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
 from attune.report.tables import table

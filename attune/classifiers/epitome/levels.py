@@ -10,7 +10,6 @@ from attune.classifiers.common.classifier import BATCH, pad
 from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
-    MECHANISMS,
     Classifiers,
     encoder_of,
     first_through,
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware
 
-__all__ = ["MECHANISMS", "level_logits", "score", "seeker_post", "squared_differences"]
-
 
 def seeker_post(context: Sequence[Turn]) -> str:
     """What the classifiers read as the seeker's post: the last user turn of a context, empty where there is none."""
@@ -40,15 +37,6 @@ def seeker_post(context: Sequence[Turn]) -> str:
 def lowered(text: str) -> str:
     """Lower case, character by character: a character whose lower case is two (İ) stays, so that offsets hold."""
     return "".join(low if len(low := character.lower()) == 1 else character for character in text)
-
-
-def squared_differences(levels: Sequence[int], references: Sequence[int]) -> list[int]:
-    """For each example (level - level of the reference)², 0 to 4: its part in diff-EPITOME (Lee et al. 2022).
-
-    Raises:
-        ValueError: the levels are not as many on both sides.
-    """
-    return [(own - other) ** 2 for own, other in zip(levels, references, strict=True)]
 
 
 def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardware: Hardware) -> dict[str, list[int]]:

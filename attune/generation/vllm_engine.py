@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from attune.compute.memory import free_memory
 from attune.generation.sampling import Draws
+from attune.models.base_record import origin, quantization
 from attune.models.chat_template import stop_tokens
-from attune.models.loading import ADAPTER_CONFIG, is_adapter, origin, quantization
+from attune.models.loading import ADAPTER_CONFIG, is_adapter
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:

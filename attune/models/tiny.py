@@ -8,12 +8,11 @@ the corpus that it is given, and knows nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from attune.data.dialogue import Turn
 from attune.models.bert_decoder import AS_DECODER, decoder_class
-from attune.models.chat_template import render, role_tokenizer
+from attune.models.chat_template import role_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -87,16 +86,3 @@ def configuration(tiny: Tiny, vocab_size: int, **ids: int | None) -> PretrainedC
             return LlamaConfig(**common, **heads)
         case "bert":
             return BertConfig(**common, **AS_DECODER)
-
-
-def packed_blocks(
-    tokenizer: PreTrainedTokenizerFast, dialogues: Iterable[Sequence[Turn]], length: int
-) -> list[dict[str, Any]]:
-    """All dialogues rendered one behind the other and cut into blocks of `length` tokens; the rest is left out.
-
-    Pretraining alone packs without isolating the dialogues from each other, as language models usually are pretrained.
-    """
-    texts = [render(tokenizer, turns) for turns in dialogues]
-    ids = [token for one in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in one]
-    starts = range(0, len(ids) - length + 1, length)
-    return [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in starts]

@@ -1,9 +1,9 @@
-"""Stage `generate@<variant>`: the variant's replies to the test contexts, and how it ranks replies of people.
+"""Stage `generate@<variant>`: the variant's replies to the test contexts, and its log-probabilities of human replies.
 
     python -m stages.generate sft-dpo
 
-writes `data/replies/sft-dpo.parquet`. It is the only stage of evaluation that loads the model: everything that later
-scores need from it is in the file.
+writes `data/replies/sft-dpo.parquet`. The stages that score replies never load the model: the file has all that they
+need from it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.dialogue import read_examples
+from attune.generation.answer import answer_variant, write_replies
+from attune.pairs.held_out import held_out, held_out_pairs
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
 from attune.runtime.launch import run as in_ranks
-
-if TYPE_CHECKING:
-    pass
-from attune.generation.answer import answer, ask, write_replies
-from attune.pairs.held_out import held_out, held_out_pairs
 
 BASE = Path("models/base")
 TEST = Path("data/dialogues/test.parquet")
@@ -32,7 +28,6 @@ REPLIES = Path("data/replies")
 
 def main(variant: str, params: Params) -> None:
     """Write `data/replies/<variant>.parquet`."""
-    from attune.models.loading import load_tokenizer, load_variant
     from attune.models.system_prompt import read_instruction
 
     one = params.variants[variant]
@@ -40,17 +35,8 @@ def main(variant: str, params: Params) -> None:
     examples = read_examples(TEST, params.corpus)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
-    tokenizer, settings = load_tokenizer(BASE), (params.generate, params.hardware)
-    asked = ask(tokenizer, rows, params.generate, params.seed, instruction)
-    replies, engine = None, None
-    if params.generate.engine == "vllm":
-        from attune.generation.vllm_engine import vllm_replies, vllm_signature
-
-        # Before the model that ranks is loaded: vLLM takes the GPU to itself.
-        replies = vllm_replies(BASE, Path(one.model), tokenizer, asked.prompts, *settings, asked.draws)
-        engine = vllm_signature()
-    model = load_variant(BASE, Path(one.model), params.hardware)
-    records = answer(model, tokenizer, rows, asked, *settings, replies)
+    settings = (params.generate, params.hardware, params.seed)
+    records, engine = answer_variant(BASE, Path(one.model), rows, instruction, *settings)
     on_main_process(lambda: write_replies(records, REPLIES / f"{variant}.parquet", engine))
 
 
@@ -61,7 +47,7 @@ if __name__ == "__main__":
     with reported():
         params = load()
         if params.generate.engine == "vllm":
-            # It starts the processes that it needs by itself.
+            # vLLM starts its own processes.
             main(variant, params)
         else:
             in_ranks(lambda: main(variant, params), params.hardware)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, RobertaConfig
 
 from attune.config.schema import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 from attune.data.dialogue import Dialogue, Example, Turn
-from attune.generation.answer import GenerationInputs, answer, ask
+from attune.generation.answer import GenerationInputs, answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
 from attune.generation.sampling import Draws
 from attune.models.bert_decoder import AS_DECODER, decoder_class, make_decoder, train_wordpiece
@@ -417,7 +417,7 @@ def test_the_whole_recipe(base, tmp_path):
 
     aligned = load_variant(base, end, HARDWARE)
     rows = held_out(examples, lambda part: pairs, 4, 1)
-    records = answer(aligned, tokenizer, rows, ask(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
+    records = answer(aligned, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}

@@ -313,7 +313,7 @@ def test_what_no_decoder_can_be_made_of_is_refused(tmp_path):
     RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.as_decoder = true is for BERT; .* has the architecture 'roberta'"):
         make_decoder(tmp_path, seed=1)
-    with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is none of BERT's"):
+    with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is not BERT's"):
         make_decoder(encoder(tmp_path / "a", [word for word in WORDS if "unused" not in word]), seed=1)
     folder = encoder(tmp_path / "b")
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2}

@@ -209,5 +209,5 @@ def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     folder = make(tmp_path, 1)
-    with pytest.raises(ModelError, match=r"hardware\.device = 'cuda', but no GPU is visible"):
+    with pytest.raises(ModelError, match=r"compute\.device = 'cuda', but no GPU is visible"):
         load_base(folder, factory.hardware(device="cuda", dtype="bf16"))

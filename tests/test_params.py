@@ -183,7 +183,7 @@ def leaves(values, prefix=""):
     """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants", "sft.by_quality", *LABEL_SCORERS):
+        if isinstance(value, dict) and dotted not in ("rounds", "variants", "sft.by_quality", *LABEL_SCORERS):
             yield from leaves(value, f"{dotted}.")
         else:
             yield dotted
@@ -270,15 +270,15 @@ REFUSED = {
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
     "model.quantization": [("int8", "model.quantization = 'int8': input should be 'nf4'")],
-    "hardware.device": [("tpu", "hardware.device = 'tpu': input should be 'cpu' or 'cuda'")],
+    "compute.device": [("tpu", "compute.device = 'tpu': input should be 'cpu' or 'cuda'")],
     "corpus.name": [("", "corpus.name = '': string should have at least 1 character")],
     # Unknown, in a section, in a name's section and at the top.
     "dpo.betta": [(0.1, "key dpo.betta is unknown (value 0.1)")],
-    "dpo.rounds.e1.epoch": [(1, "key dpo.rounds.e1.epoch is unknown (value 1)")],
+    "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
     # Two keys that do not go together.
-    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of hardware.micro_batch_size = 16")],
-    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of hardware.micro_batch_size = 16")],
+    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of training.micro_batch_size = 16")],
+    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of training.micro_batch_size = 16")],
     "tiny.heads": [(3, "tiny.hidden_size = 256 is no multiple of tiny.heads = 3")],
     "generate.max_new_tokens": [
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
@@ -289,12 +289,12 @@ REFUSED = {
     "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
     "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
-    "epitome.corpus": [("reddit", "epitome.corpus = 'reddit': input should be 'sample' or 'epitome'")],
+    "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'sample' or 'epitome'")],
     "bertscore.hub_id": [("some/model", "bertscore.revision is missing for bertscore.hub_id = 'some/model'")],
     "bertscore.layer": [(-1, "bertscore.layer = -1: input should be greater than or equal to 0")],
     "evaluate.resamples": [(99, "evaluate.resamples = 99: input should be greater than or equal to 100")],
     "evaluate.reference": [("dpo", "evaluate.reference = 'dpo' is none of the variants: base, sft, sft-dpo")],
-    "hardware.save_every": [(7, "hardware.save_every = 7 is no multiple of 5")],
+    "runtime.save_every": [(7, "runtime.save_every = 7 is no multiple of 5")],
 }
 CASES = [(key, value, message) for key, cases in REFUSED.items() for value, message in cases]
 
@@ -328,7 +328,7 @@ def test_more_rounds_than_the_schedule_has_epochs():
     values = composed()
     values["dpo"]["rounds"]["e4"] = a_round("models/dpo/e3")
     with pytest.raises(
-        ParamsError, match=r"^conf: dpo\.rounds\.e4 is round 4 from its start, but .* ends after dpo\.epochs = 3: raise"
+        ParamsError, match=r"^conf: rounds\.e4 is round 4 from its start, but .* ends after dpo\.epochs = 3: raise"
     ):
         check(values, "conf")
     values["dpo"]["epochs"] = 4
@@ -345,7 +345,7 @@ def test_chains_are_counted_apart():
 def test_rounds_in_a_circle():
     values = composed()
     values["dpo"]["rounds"]["e1"] = a_round("models/dpo/e3")
-    with pytest.raises(ParamsError, match=r"dpo\.rounds\.e1\.init leads back to itself: e1 <- e2 <- e3 <- e1"):
+    with pytest.raises(ParamsError, match=r"rounds\.e1\.init leads back to itself: e1 <- e2 <- e3 <- e1"):
         check(values, "conf")
 
 
@@ -395,13 +395,13 @@ def test_a_round_that_does_not_fit_its_rule(case):
     values = composed()
     values["pairs"] |= pairs
     values["dpo"]["rounds"] = {"e1": one} if one["init"] == "models/sft" else {"e2": one}
-    with pytest.raises(ParamsError, match=rf"^conf: dpo\.rounds\.e[12]\..*{re.escape(message)}"):
+    with pytest.raises(ParamsError, match=rf"^conf: rounds\.e[12]\..*{re.escape(message)}"):
         check(values, "conf")
 
 
 @pytest.mark.parametrize(
     "key",
-    sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model", "variants.sft.instruction"}),
+    sorted({*leaves(_composed(())), "sft", "rounds.e1.init", "variants.sft.model", "variants.sft.instruction"}),
 )
 def test_a_missing_key(key):
     values = composed()

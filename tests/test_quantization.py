@@ -93,9 +93,9 @@ def test_what_is_missing_is_named(base, params, monkeypatch):
     ):
         load_base(base, params.hardware)
     on_gpu = replace(params.hardware, device="cuda", optimizer="paged_adamw_8bit")
-    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' needs bitsandbytes"):
+    with pytest.raises(ModelError, match=r"training\.optimizer = 'paged_adamw_8bit' needs bitsandbytes"):
         common_arguments(params.sft, on_gpu, 1, base)
-    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' is for a GPU"):
+    with pytest.raises(ModelError, match=r"training\.optimizer = 'paged_adamw_8bit' is for a GPU"):
         common_arguments(params.sft, replace(on_gpu, device="cpu"), 1, base)
 
 

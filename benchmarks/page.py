@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attune.report.tables import aligned
+from attune.report.tables import markdown_table
 from attune.runtime.io import write_text
 from benchmarks.measure import RESULTS
 
@@ -34,7 +34,7 @@ SIDES = {
     "trl": "TRL SFTTrainer",
     "plain": "plain loop",
     "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
-    "compiled": "the same with hardware.compile",
+    "compiled": "the same with training.compile",
     "peer": "the peer",
     "live": "TRL DPOTrainer, reference adapter live in every step",
     "precomputed": "TRL DPOTrainer with precompute_ref_log_probs",
@@ -105,7 +105,10 @@ def block(section: str, results: list[Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     if unmeasured := UNMEASURED.get(section, LARGE):
         body.append([unmeasured, "", "not measured", *[""] * (len(head) - 3)])
-    tables = [aligned([head, *body]), *(aligned(sizes(result)) for result in results if "sizes" in result)]
+    tables = [
+        markdown_table([head, *body]),
+        *(markdown_table(sizes(result)) for result in results if "sizes" in result),
+    ]
     return "\n\n".join(tables) + "\n\n" + "".join(dict.fromkeys(map(ground, results)))
 
 

@@ -9,7 +9,6 @@ need no network: `reports/samples.html` (all contexts, to search) and `reports/p
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from attune.config.params import load
@@ -27,6 +26,7 @@ from attune.report.tables import (
     EMPATHY_COLUMNS,
 )
 from attune.runtime.checkpoints import tidy
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_text
 
@@ -71,7 +71,7 @@ def show() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", action="store_true", help="print the summary instead of writing the pages")
     with reported():
-        show() if parser.parse_args().show else main(load())
+        show_option = {"action": "store_true", "help": "print the summary instead of writing the pages"}
+        arguments = stage_arguments(__doc__, show=show_option)
+        show() if arguments.show else main(load())

@@ -10,7 +10,7 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
-from attune.report.tables import aligned, escape
+from attune.report.tables import escape, markdown_table
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
 
@@ -64,7 +64,7 @@ def block(record):
     rows = record["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     body = [[escape(str(row["what"])), *(shown(row.get(key)) for key in columns if key != "what")] for row in rows]
-    table = aligned([["what", *(escape(key) for key in columns if key != "what")], *body])
+    table = markdown_table([["what", *(escape(key) for key in columns if key != "what")], *body])
     on = record.get("machine", {})
     ground = [f"`{record['command']}`", record.get("date"), record.get("commit"), on.get("processor")]
     ground += [f"{on['cores']} cores", f"Python {on['python']}", f"torch {on['torch']}"] if on else []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
-from attune.classifiers.behaviour.metrics import metrics, per_example, reflection_to_question
+from attune.classifiers.behaviour.scores import metrics, per_example, reflection_to_question
 from attune.config.params import check, load
 from attune.corpora.readers.miti_sentences import FILE, read, split_of
 from attune.data.dialogue import Dialogue, Turn, examples, read_dialogues, write_dialogues
@@ -178,13 +178,13 @@ def test_sentences_that_do_not_fit(tmp_path, lines, message):
 
 
 def test_a_file_of_sentences_that_is_missing(tmp_path):
-    with pytest.raises(DataError, match=r"csv is missing: miti\.corpus names its folder"):
+    with pytest.raises(DataError, match=r"csv is missing: behaviour\.sentences names its folder"):
         read(tmp_path)
 
 
 def test_a_label_that_the_table_lacks_is_named(tmp_path):
     folder = write(tmp_path, "Text,Ground truth", "One.,Hug", "Two.,Hug", "Three.,Warn")
-    with pytest.raises(DataError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(2\)"):
+    with pytest.raises(DataError, match=r"^behaviour\.table has no row for 1 acts of the corpus: 'Hug' \(2\)"):
         behaviour.label_sentences(folder, TABLE, [])
     with pytest.raises(DataError, match="fewer than two labels"):
         behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])

@@ -9,7 +9,7 @@ from helpers import random_classifiers
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from attune.classifiers.epitome.score import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import check
 from attune.config.schema import bertscore_encoder
 from attune.runtime.errors import DataError
@@ -58,7 +58,7 @@ def with_value(row, column, value):
 
 
 def params(*overrides):
-    overrides = ["hardware.threads=1", *overrides]
+    overrides = ["compute.threads=1", *overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         return check(OmegaConf.to_container(compose("config", overrides=overrides), resolve=True), "conf")
 

@@ -35,15 +35,16 @@ scales:
 SCORE = """
 import json, os, pathlib, signal, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
-beta, seed, threads = params["dpo"]["beta"], params["seed"], params["hardware"]["threads"]
+beta, seed, threads = params["dpo"]["beta"], params["seed"], params["compute"]["threads"]
 with open(sys.argv[1], "a") as log: log.write(f"{beta} {seed} {threads}\\n")
 if beta < 0:
     signal.alarm(300)
     open(sys.argv[1] + ".pipe", "r" if seed == 13 else "w").close()
     sys.exit("beta is negative")
 value = beta * seed
-pathlib.Path("metrics").mkdir(exist_ok=True)
-json.dump({"diff_er": value, "diff_ex": 2 * value, "diff_ip": 3 * value, "rouge_l": 10}, open("metrics/sft.json", "w"))
+for name, values in (("epitome", {"diff_er": value, "diff_ex": 2 * value, "diff_ip": 3 * value}), ("text", {"rouge_l": 10})):
+    pathlib.Path("metrics", name).mkdir(parents=True, exist_ok=True)
+    json.dump(values, open(f"metrics/{name}/sft.json", "w"))
 """
 NAMES = {name.stem: name for name in (ROOT / "studies").glob("*.yaml")}
 
@@ -54,12 +55,14 @@ def files(tmp_path, monkeypatch):
     root, log = tmp_path / "project", tmp_path / "log"
     (root / "studies").mkdir(parents=True)
     (root / "studies/small.yaml").write_text(STUDY)
-    (root / "params.yaml").write_text("seed: 13\ndpo: {beta: 0.1}\nlora: {r: 8}\nhardware: {threads: 2}\n")
+    (root / "params.yaml").write_text(
+        "seed: 13\ndpo: {beta: 0.1}\nlora: {r: 8}\nscorers: [text, epitome]\ncompute: {threads: 2}\n"
+    )
     (root / "score.py").write_text(SCORE)
     (root / "dvc.yaml").write_text(
         f"stages:\n  score:\n    cmd: {sys.executable} score.py {log}\n    deps: [score.py]\n"
-        "    params: [seed, dpo.beta, lora.r, hardware.threads]\n"
-        "    metrics:\n      - metrics/sft.json: {cache: false}\n"
+        "    params: [seed, dpo.beta, lora.r, compute.threads]\n"
+        "    metrics:\n      - metrics/text/sft.json: {cache: false}\n      - metrics/epitome/sft.json: {cache: false}\n"
         "plots:\n  - Small:\n      x: dpo.beta\n      y: {reports/studies/small.csv: [diff_epitome, rouge_l]}\n"
     )
     log.touch()
@@ -102,19 +105,24 @@ def test_every_study_composes(name, tmp_path, monkeypatch):
         assert {"base", *found.targets} <= stages
         for variant in found.shown.variants:
             # Every metric has a column, and the stage that measures it is one of the experiment's.
-            assert {f"{measuring(metric)}@{variant}" for metric in found.shown.metrics} <= stages
+            assert {measuring(metric, variant) for metric in found.shown.metrics} <= stages
 
 
-def measuring(metric):
+def measuring(metric, variant):
     """The stage, by the table of the report in which the metric is."""
-    if metric == "mmlu":
-        return "mmlu"
-    if metric in DBT_COLUMNS:
-        return "dbt_scores"
-    if metric in BEHAVIOUR_COLUMNS:
-        return "behaviour_scores"
     assert metric in COLUMNS
-    return "evaluate"
+    if metric == "mmlu":
+        return f"mmlu@{variant}"
+    classifiers = [
+        name
+        for name, here in {
+            "dbt": metric in DBT_COLUMNS,
+            "behaviour": metric in BEHAVIOUR_COLUMNS,
+            "epitome": metric.startswith(("diff_", "level_")),
+        }.items()
+        if here
+    ]
+    return f"scores@{variant}-{classifiers[0]}" if classifiers else f"evaluate@{variant}"
 
 
 def test_an_override_replaces_that_of_the_scale(files):
@@ -239,9 +247,9 @@ def test_what_is_not_there_is_named(files):
 
 def test_jobs_share_the_cores(files):
     assert study.threads_of(settings(), 1, 8) == []
-    assert study.threads_of(settings(), 2, 8) == ["hardware.threads=4"]
-    assert study.threads_of(settings(), 4, 2) == ["hardware.threads=1"]
-    assert study.threads_of(settings("hardware.threads=3"), 4, 8) == []
+    assert study.threads_of(settings(), 2, 8) == ["compute.threads=4"]
+    assert study.threads_of(settings(), 4, 2) == ["compute.threads=1"]
+    assert study.threads_of(settings("compute.threads=3"), 4, 8) == []
 
 
 def test_an_experiment_of_another_machine_is_collected(small, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from attune.config.schema import Params
 from attune.report.card_facts import EMBEDDED, Facts, Material
-from attune.report.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, aligned, escape, measured, table
+from attune.report.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, escape, markdown_table, measured, table
 
 OWN = "attune"
 """The key of the metadata that is the project's own: `variant`, `public` and the sha256 of the `files`."""
@@ -158,18 +158,18 @@ def composition(facts: Facts, params: Params) -> str:
         for name, split in SPLITS.items()
     ]  # fmt: skip
     uses = "It was trained on the train split" if facts.lineage.is_adapter else "It saw none of them"
-    parts = ["## Data", f"{uses}; the numbers below come from the test split.", aligned(rows)]
+    parts = ["## Data", f"{uses}; the numbers below come from the test split.", markdown_table(rows)]
     if params.corpus.mix:
         mixed = [["train dialogues of", "number"]]
         mixed += [[escape(name), f"{data.get(f'{name}_train_dialogues', 0):,.0f}"] for name in params.corpus.mix]
-        parts.append(aligned(mixed))
+        parts.append(markdown_table(mixed))
     for said, prefix in (("Train dialogues by label", "train_label_"), ("Masked in all splits", "masked_")):
         counts = {name.removeprefix(prefix): count for name, count in data.items() if name.startswith(prefix)}
         if counts:
             parts.append(f"{said}: {', '.join(f'{escape(name)} {count:,.0f}' for name, count in counts.items())}.")
     if facts.pairs:
         parts.append(table("preference pairs", facts.pairs, measured(facts.pairs, PAIR_COLUMNS)))
-        if any(params.dpo.rounds[key].source == "llm" for key in facts.pairs):
+        if any(params.rounds[key].source(params.llm) == "llm" for key in facts.pairs):
             parts.append(f"Candidates of some pairs were written by `{params.llm.model}`, whose terms hold for them.")
     return "\n\n".join(parts)
 
@@ -185,11 +185,11 @@ def training(facts: Facts, params: Params) -> str:
     if trained.is_adapter:
         shown["lora"] = values["lora"]
     if trained.sft:
-        shown["sft"] = {key: value for key, value in values["sft"].items() if key != "by_quality"}
+        shown["sft"] = values["sft"]
     if trained.rounds:
         shown["pairs"] = values["pairs"]
-        rounds = {key: values["dpo"]["rounds"][key] for key in trained.rounds}
-        shown["dpo"] = values["dpo"] | {"rounds": rounds}
+        shown["dpo"] = values["dpo"]
+        shown["rounds"] = {key: values["rounds"][key] for key in trained.rounds}
     shown["generate"] = values["generate"]
     YAML().dump(shown, text := StringIO())
     return f"## How it was made\n\nWhat it hangs on of `params.yaml`:\n\n```yaml\n{text.getvalue()}```"
@@ -205,7 +205,7 @@ def scores(facts: Facts, params: Params) -> str:
             low, high, less, less_low, less_high = (DASH if one is None else f"{one:,.{digits}f}" for one in bounds)
             spans = [DASH if one == DASH else f"{one} to {two}" for one, two in ((low, high), (less_low, less_high))]
             rows.append([heading, f"{facts.metrics[key]:,.{digits}f}", spans[0], less, spans[1]])
-    return f"## Results\n\n{aligned(rows)}\n\n{SCORES}"
+    return f"## Results\n\n{markdown_table(rows)}\n\n{SCORES}"
 
 
 def usage(facts: Facts, params: Params) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attune.report.comparison import ENDS, STANDARD, STANDS_IN
-from attune.report.tables import DASH, GROUPS, Metrics, aligned, direction, escape, measured
+from attune.report.tables import DASH, GROUPS, Metrics, direction, escape, markdown_table, measured
 from attune.scoring.intervals.bootstrap import DISTANCE
 
 
@@ -108,7 +108,7 @@ def difference_table(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[st
     if not shown:
         return ""
     body = [[escape(name), *(_cell(cells, key, d) for key, (_, d) in shown.items())] for name, cells in rows.items()]
-    return aligned([["difference", *(heading for heading, _ in shown.values())], *body])
+    return markdown_table([["difference", *(heading for heading, _ in shown.values())], *body])
 
 
 def _diffs(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:

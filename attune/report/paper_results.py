@@ -14,7 +14,7 @@ TABLE_1 = {
     "Zephyr-7B, SFT": {"mmlu": 58.0, "diff_er": 0.888, "diff_ex": 0.657, "diff_ip": 0.750, "bertscore_f1": 86.7},
     "Zephyr-7B, SFT + DPO": {"mmlu": 57.2, "diff_er": 0.660, "diff_ex": 0.627, "diff_ip": 0.648, "bertscore_f1": 72.8},
 }
-DBT_TABLE = Path(__file__).parents[1] / "docs" / "tables" / "dbt_table_1.csv"
+DBT_TABLE = Path(__file__).parents[2] / "docs" / "tables" / "dbt_table_1.csv"
 Notes = Mapping[str, Mapping[str, str]]
 
 

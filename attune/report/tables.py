@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import tabulate
+
 from attune.runtime.errors import visible
 from attune.scoring.text.custom import OWN
+
+# tabulate pads headings to two more than their width unless this is 0.
+tabulate.MIN_PADDING = 0
 
 Metrics = dict[str, float]
 
@@ -125,15 +130,18 @@ def table(
             for key, (_, digits) in columns.items()
         )
         cells.append([escape(name), *numbers])
-    return aligned(cells)
+    return markdown_table(cells)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells, the first row its headings, with padded columns; all but the first are numbers'."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = "|".join(["", f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:]), ""])
-    head, *body = (_row(row, widths) for row in rows)
-    return "\n".join([head, rule, *body])
+def markdown_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
+    """A Markdown table of ready cells, padded so that it also reads well as plain text.
+
+    Args:
+        rows: cells; the first row holds the headings.
+        align: of every column but the first, which is aligned left.
+    """
+    alignment = ["left", *[align] * (len(rows[0]) - 1)]
+    return tabulate.tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 
 def direction(heading: str) -> int:
@@ -212,11 +220,6 @@ def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
     error = 1.96 * values.get("acc_stderr", 0.0)
     bounds = {"mmlu.low": values["acc"] - error, "mmlu.high": values["acc"] + error}
     return {"mmlu": values["acc"]}, bounds if error else {}
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in rest) + " |"
 
 
 def escape(text: str) -> str:

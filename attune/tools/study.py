@@ -27,7 +27,7 @@ from attune.tools.study_results import collect
 
 # Seconds between two looks at the queue; a worker needs less to start.
 PAUSE = 30.0
-THREADS = "hardware.threads"
+THREADS = "compute.threads"
 
 
 def done(prefix: str) -> dict[str, str]:

@@ -66,7 +66,8 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
         files = DVCFileSystem(rev=revision)
         params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
         values = [_value(params, key) for key in grid.axes]
-        points[tuple(values)] = _read(files, experiment, revision, dict(zip(grid.axes, values, strict=True)), study)
+        metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
+        points[tuple(values)] = _rows(experiment, revision, dict(zip(grid.axes, values, strict=True)), metrics, study)
     if not points:
         raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
     rows = [row for point in sorted(points) for row in points[point]]
@@ -86,30 +87,33 @@ def _value(params: Mapping[str, Any], key: str) -> Any:
     return value["name"] if isinstance(value, Mapping) else value
 
 
-def _read(files: Any, experiment: str, revision: str, point: dict[str, Any], study: Study) -> list[Row]:
-    grid_point, seed = {key: value for key, value in point.items() if key != SEED}, point[SEED]
+def _rows(
+    experiment: str, revision: str, point: dict[str, Any], metrics: Mapping[str, Metrics], study: Study
+) -> list[Row]:
+    seed, rest = point[SEED], {key: value for key, value in point.items() if key != SEED}
     rows = []
-    for variant in study.shown.variants:
-        metrics = measured(files, variant)
-        if missing := [key for key in study.shown.metrics if key not in metrics]:
+    for variant, values in metrics.items():
+        if missing := [key for key in study.shown.metrics if key not in values]:
             raise UserError(
                 f"experiment {experiment} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
             )
-        shown = {key: metrics[key] for key in study.shown.metrics}
-        rows.append(Row(experiment, grid_point, seed, variant, revision, shown))
+        shown = {key: values[key] for key in study.shown.metrics}
+        rows.append(Row(experiment, rest, seed, variant, revision, shown))
     return rows
 
 
-def measured(files: Any, variant: str) -> Metrics:
-    """The metrics of a variant from `metrics/` of a DVC file system, MMLU and the means of `MEANS` among them."""
+def measured(files: Any, variant: str, scorers: Sequence[str]) -> Metrics:
+    """The metrics of a variant by `scorers` and MMLU, and the means of `MEANS`, from a DVC file system."""
 
-    def one(path: str) -> Metrics:
+    def read(folder: str) -> Metrics:
+        path = f"metrics/{folder}/{variant}.json"
         return dict(json.loads(files.read_text(path, encoding="utf-8"))) if files.exists(path) else {}
 
-    metrics = one(f"metrics/{variant}.json") | mmlu_columns(one(f"metrics/mmlu/{variant}.json"))[0]
-    metrics |= one(f"metrics/dbt/{variant}.json") | one(f"metrics/behaviour/{variant}.json")
-    whole = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
-    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in whole.items()}
+    metrics = mmlu_columns(read("mmlu"))[0]
+    for scorer in scorers:
+        metrics |= read(scorer)
+    complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
+    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
-from attune.classifiers.epitome.score import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
 from attune.report.tables import table
@@ -117,7 +117,7 @@ def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) 
 
 def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) -> Scores:
     """`level_*`, and with references `diff_*`."""
-    from attune.classifiers.epitome.score import score
+    from attune.classifiers.epitome.levels import score
 
     posts = [row.context for row in rows]
     own = score(EPITOME, posts, [row.reply for row in rows], params.hardware)

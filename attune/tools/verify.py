@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.report.tables import DASH, Metrics, aligned
+from attune.report.tables import DASH, Metrics, markdown_table
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 
@@ -121,7 +121,7 @@ def page(found: Comparison) -> str:
     if not found.differences:
         return f"{outs}.\n{metrics}."
     rows = [["metric", "committed", "here", "tolerance", ""], *(one.cells for one in found.differences)]
-    return f"{outs}.\n{metrics}; the others:\n\n{aligned(rows)}\n"
+    return f"{outs}.\n{metrics}; the others:\n\n{markdown_table(rows)}\n"
 
 
 def rerun(clone: Path) -> None:

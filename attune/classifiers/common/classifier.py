@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attune.compute.process import autocast
 from attune.runtime.errors import Stopped, UserError, noted_signals, writing
 from attune.runtime.sealed import drop_older, seal, settle
 
@@ -50,7 +51,7 @@ def fit(
         batch_size: examples a step.
         hardware: device and precision.
         seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
-        checkpoint: folder of what to go on from, written every `hardware.save_every` steps and after each epoch.
+        checkpoint: folder of what to go on from, written every `runtime.save_every` steps and after each epoch.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; the step that was reached is kept.
@@ -106,12 +107,6 @@ def mixed_batches(lengths: Sequence[int], size: int, rng: random.Random) -> list
     return found
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    yield from (order[i : i + size] for i in range(0, len(order), size))
-
-
 def pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of unequal length as one tensor, and its mask, (B, T): true where a row is.
 
@@ -123,16 +118,6 @@ def pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     padded = pad_sequence(list(rows), batch_first=True)
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-
-
-def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which encoders are run: bf16 autocast, or a context without effect.
-
-    Without gradients it goes with `torch.no_grad`: in `torch.inference_mode` every weight is cast anew at each use.
-    """
-    import torch
-
-    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")
 
 
 def accuracy(truth: Sequence[int], guessed: Sequence[int]) -> float:
@@ -169,7 +154,7 @@ def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
             f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
-            "hardware.dtype=fp32"
+            "compute.dtype=fp32"
         )
 
 

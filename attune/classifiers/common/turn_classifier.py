@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.classifiers.common.classifier import BATCH, autocast, batches, pad
+from attune.classifiers.common.classifier import BATCH, pad
+from attune.compute.batching import batches_by_count
+from attune.compute.process import autocast
 from attune.data.dialogue import Turn
 from attune.runtime.errors import ModelError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
@@ -127,7 +129,7 @@ def probabilities(
     distinct = sorted(set(some), key=lambda one: (one.ids, one.reply))
     rows: dict[Encoded, list[float]] = {}
     with torch.no_grad(), autocast(hardware):
-        for batch in batches([len(one.ids) for one in distinct], batch_size):
+        for batch in batches_by_count([len(one.ids) for one in distinct], batch_size):
             values = logits(classifier.model, [distinct[i] for i in batch]).double().softmax(-1)
             rows |= zip((distinct[i] for i in batch), values.tolist(), strict=True)
     return [rows[one] for one in some]
@@ -179,7 +181,7 @@ def describe(folder: Path, prefix: str) -> dict[str, str]:
 
 
 def load(folder: Path, hardware: Hardware, maker: str) -> TurnClassifier:
-    """Read what `save` wrote, onto `hardware.device`, in eval mode; errors name the stage `maker`.
+    """Read what `save` wrote, onto `compute.device`, in eval mode; errors name the stage `maker`.
 
     Raises:
         ModelError: a file is missing, or the parameters are not those of the classifier.

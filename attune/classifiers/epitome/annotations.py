@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attune.classifiers.epitome.levels import lowered
 from attune.classifiers.epitome.model import Classifiers
-from attune.classifiers.epitome.score import lowered
 from attune.data.dialogue import normalise
 from attune.runtime.errors import ModelError
 from attune.runtime.io import read_records
@@ -54,7 +54,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         ModelError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the
             line.
     """
-    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or take epitome.corpus=sample")
+    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or set epitome.data=data/sample/epitome")
     if not rows:
         raise ModelError(f"{path} holds no rows")
     return [_annotation(row, f"{path}:{line}") for line, row in rows]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reading replies, and the labels of the human replies that they are compared to."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _problems(replies: pd.DataFrame) -> Iterator[str]:
         yield "there are no rows"
     paired = replies[replies["rejected"].notna()]
     for column in ("reply", "reference"):
-        yield from _other_rows(replies, column, _is_text, "a text")
-    yield from _other_rows(paired, "rejected", _is_text, "a text")
+        yield from _other_rows(replies, column, is_text, "a text")
+    yield from _other_rows(paired, "rejected", is_text, "a text")
     for column in ("reference_logp", "rejected_logp"):
         yield from _other_rows(paired, column, _is_finite, "a finite number")
 
@@ -59,12 +59,39 @@ def _other_rows(replies: pd.DataFrame, column: str, fits: Callable[[object], boo
             yield f"column {column}, row {row} (id {name}): {value!r} is not {wanted}"
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether a value of a column is a text, not null."""
     return isinstance(value, str)
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and isfinite(value)
+
+
+def read_references(path: Path, replies: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """The rows of `label_references` of a classifier, in the order of `replies`.
+
+    Args:
+        path: parquet, with a column `id`.
+        replies: rows with a column `id`.
+        stage: the one that writes `path`, for errors.
+
+    Raises:
+        DataError: the file is missing or no parquet, or lacks an example of `replies`.
+    """
+    import pandas as pd
+    from pyarrow import ArrowInvalid
+
+    try:
+        references = pd.read_parquet(path).set_index("id")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run `dvc repro {stage}`") from None
+    except ArrowInvalid as error:
+        raise DataError(f"{path} is no valid parquet file ({error}): run `dvc repro -f -s {stage}`") from None
+    missing = [name for name in replies["id"] if name not in references.index]
+    if missing:
+        raise DataError(f"{path} lacks {len(missing)} examples, first {missing[0]}: run `dvc repro {stage}`")
+    return references.loc[replies["id"].tolist()]
 
 
 def engine(path: Path) -> dict[str, str]:

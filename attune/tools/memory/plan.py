@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report.tables import aligned
+from attune.report.tables import markdown_table
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError
 from attune.tools.memory.footprint import Kept, kept
@@ -79,7 +79,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
 
 
 def device_memory(params: Params) -> int | None:
-    """Bytes of the GPU, or of the machine where `hardware.device` is cpu; None where there is no GPU to ask."""
+    """Bytes of the GPU, or of the machine where `compute.device` is cpu; None where there is no GPU to ask."""
     import torch
 
     if params.hardware.device == "cpu":
@@ -116,7 +116,7 @@ def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
         rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
     left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
-    return "\n".join([_heading(params, whole), "", aligned(rows), "", _verdict(params, memory), *left_out])
+    return "\n".join([_heading(params, whole), "", markdown_table(rows), "", _verdict(params, memory), *left_out])
 
 
 def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:
@@ -143,7 +143,7 @@ def _heading(params: Params, whole: Size) -> str:
     lengths = f"sft.max_length {params.sft.max_length}, dpo.max_length {params.dpo.max_length}"
     return (
         f"{params.model.name}: {whole.parameters:,} parameters, LoRA of rank {params.lora.r} {whole.lora:,}\n"
-        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: hardware.gradient_checkpointing="
+        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: training.gradient_checkpointing="
         f"{str(hardware.gradient_checkpointing).lower()}"
     )
 

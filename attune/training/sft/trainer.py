@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from attune.compute.process import autocast
 from attune.cpu.optimize import optimize_for_cpu
-from attune.models.loading import autocast, compile_layers
+from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED, by_length
 from attune.training.common.distributed_batches import shared_loader
 
@@ -35,7 +36,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
     plain forward pass, with a warning.
 
     Args:
-        model: a causal language model or a PeftModel on one, on `hardware.device`.
+        model: a causal language model or a PeftModel on one, on `compute.device`.
         hardware: device.
         arguments: of transformers' `Trainer`; the collator is `pad_supervised`.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attune.classifiers.dbt.classifier import STAGES
 
@@ -33,7 +33,7 @@ def per_example(predictions: Rows, references: Rows) -> dict[str, list[float]]:
     }
 
 
-def metrics(columns: dict[str, list[float]]) -> dict[str, float]:
+def metrics(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """`dbt_gap` and the means of the columns of `per_example`.
 
     `dbt_gap` is the mean over the stages of the absolute difference between the replies' mean probability and the human

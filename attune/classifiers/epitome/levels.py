@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.classifiers.common.classifier import BATCH, autocast, batches, pad
+from attune.classifiers.common.classifier import BATCH, pad
 from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
-    MECHANISMS,
     Classifiers,
     encoder_of,
     first_through,
@@ -19,6 +18,8 @@ from attune.classifiers.epitome.model import (
     layers_of,
     through,
 )
+from attune.compute.batching import batches_by_count
+from attune.compute.process import autocast
 from attune.data.dialogue import Turn
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attune.config.schema import Hardware
-
-__all__ = ["MECHANISMS", "level_logits", "score", "seeker_post", "squared_differences"]
 
 
 def seeker_post(context: Sequence[Turn]) -> str:
@@ -38,15 +37,6 @@ def seeker_post(context: Sequence[Turn]) -> str:
 def lowered(text: str) -> str:
     """Lower case, character by character: a character whose lower case is two (İ) stays, so that offsets hold."""
     return "".join(low if len(low := character.lower()) == 1 else character for character in text)
-
-
-def squared_differences(levels: Sequence[int], references: Sequence[int]) -> list[int]:
-    """For each example (level - level of the reference)², 0 to 4: its part in diff-EPITOME (Lee et al. 2022).
-
-    Raises:
-        ValueError: the levels are not as many on both sides.
-    """
-    return [(own - other) ** 2 for own, other in zip(levels, references, strict=True)]
 
 
 def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardware: Hardware) -> dict[str, list[int]]:
@@ -115,7 +105,7 @@ def level_logits(
 def _firsts(layers: Sequence[Any], below: Sequence[torch.Tensor], batch_size: int) -> list[Any]:
     """The first token's state (1, D) of each text behind `layers`: the level is read off it alone."""
     firsts: list[Any] = [None] * len(below)
-    for batch in batches([len(states) for states in below], batch_size):
+    for batch in batches_by_count([len(states) for states in below], batch_size):
         states, mask = pad([below[i] for i in batch])
         for i, row in zip(batch, first_through(layers[-1], through(layers[:-1], states, mask), mask), strict=True):
             firsts[i] = row
@@ -133,7 +123,7 @@ def _levels(
     import torch
 
     logits = torch.empty(len(rows), LEVELS)
-    for batch in batches([len(posts[post]) for post, _ in rows], batch_size):
+    for batch in batches_by_count([len(posts[post]) for post, _ in rows], batch_size):
         seeker, mask = pad([posts[rows[i][0]] for i in batch])
         states = torch.stack([firsts[rows[i][1]] for i in batch])
         logits[batch] = heads(model, states, seeker, mask)[0].float().cpu()
@@ -153,7 +143,7 @@ def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int, layers
     import torch
 
     states: list[Any] = [None] * len(tokens)
-    for batch in batches([len(ids) for ids in tokens], batch_size):
+    for batch in batches_by_count([len(ids) for ids in tokens], batch_size):
         ids, mask = pad([torch.tensor(tokens[i], device=encoder.device) for i in batch])
         output = through(layers_of(encoder)[:layers], encoder.embeddings(input_ids=ids), mask)
         for i, row in zip(batch, output, strict=True):

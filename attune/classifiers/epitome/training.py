@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.classifiers.common.classifier import BATCH, accuracy, autocast, batches, f1, fit, macro_f1, pad
+from attune.classifiers.common.classifier import BATCH, accuracy, f1, fit, macro_f1, pad
 from attune.classifiers.epitome.annotations import IGNORED, Encoded
+from attune.classifiers.epitome.levels import states_of, tokens_of
 from attune.classifiers.epitome.model import LEVELS, Classifiers, encoder_of, frozen_layers, heads, layers_of, through
-from attune.classifiers.epitome.score import states_of, tokens_of
+from attune.compute.batching import batches_by_count
+from attune.compute.process import autocast
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +97,7 @@ def measure(
     levels, tokens = [0] * len(examples), [[0]] * len(examples)
     below = _below(model, examples, hardware)
     with torch.no_grad(), autocast(hardware):
-        for batch in batches([len(one.ids) for one in examples], BATCH):
+        for batch in batches_by_count([len(one.ids) for one in examples], BATCH):
             some, states = [examples[i] for i in batch], [below[i] for i in batch if below]
             level, rationale, _ = _run(model, some, states, posts, 0.0)
             for i, one, row in zip(batch, level.argmax(-1).tolist(), rationale.argmax(-1).tolist(), strict=True):

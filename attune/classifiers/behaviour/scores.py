@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS
 
@@ -43,7 +43,7 @@ def _columns(rows: Rows, prefix: str) -> dict[str, list[float]]:
     }
 
 
-def metrics(columns: dict[str, list[float]]) -> dict[str, float]:
+def metrics(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The means of the columns of `per_example`, and the ratio of reflections to questions of either side.
 
     Raises:

@@ -40,7 +40,7 @@ from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
 from attune.training.pretraining.pretrain import pretrain
 from attune.training.sft.fine_tune import fine_tune
-from attune.training.sft.trainer import predicts, projecting, supervised_trainer, token_loss
+from attune.training.sft.trainer import logits_only_at, loss_positions, supervised_trainer, token_loss
 from stages import base as base_stage
 from stages import dpo as dpo_stage
 
@@ -177,7 +177,7 @@ def test_the_loss_of_sft_is_cross_entropy_through_transform_and_head(model, toke
     expected = cross_entropy(logits[:-1][encoded.mask[1:]], torch.tensor(encoded.ids[1:])[encoded.mask[1:]])
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = get_peft_model(model, config)
-    with projecting(policy.get_output_embeddings(), predicts(batch["labels"])):
+    with logits_only_at(policy.get_output_embeddings(), loss_positions(batch["labels"])):
         loss = token_loss(policy(input_ids=batch["input_ids"]), batch["labels"])
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()

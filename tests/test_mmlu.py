@@ -17,7 +17,7 @@ from attune.models.loading import load_variant
 from attune.models.tiny import make_model, train_tokenizer
 from attune.runtime.errors import DataError
 from attune.scoring.mmlu import harness
-from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
+from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, has_kv_cache, shared_prefix_lm
 from stages import mmlu as stage
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ def test_other_architectures(subjects, tokenizer, name, values, runs, shares):
     config = getattr(transformers, f"{name}Config")(**values, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
     kind = decoder_class() if name == "Bert" else getattr(transformers, f"{name}{head}")
     model = enlarge(kind(config).eval())
-    assert (can_share(model), keeps_keys(model)) == (runs, shares)
+    assert (can_share(model), has_kv_cache(model)) == (runs, shares)
     few = {name: harness.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
     assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
 
@@ -320,7 +320,7 @@ def test_groups_are_the_harness_own(subjects):
 
 
 def test_unknown_subject(subjects):
-    with pytest.raises(DataError, match=r"^'cooking' is no subject of MMLU: .*abstract_algebra.*world_religions"):
+    with pytest.raises(DataError, match=r"^'cooking' is not a subject of MMLU: .*abstract_algebra.*world_religions"):
         harness.tasks({"cooking": subjects["nutrition"]}, 5)
 
 
@@ -403,9 +403,9 @@ def test_digest_is_of_the_rows(folder):
 BROKEN = {
     "5 columns": (GOOD + "Q?,1,2,3,A\n", r"test\.csv:4: 5 columns, expected question, A, B, C, D, letter: 'Q\?'$"),
     "7 columns": (GOOD + "Q?,1,2,3,4,5,A\n", r"test\.csv:4: 7 columns"),
-    "letter": ("Q?,1,2,3,4,E\n" + GOOD, r"test\.csv:1: the right choice is 'E', expected A, B, C or D$"),
-    "two letters": ("Q?,1,2,3,4,AB\n" + GOOD, r"test\.csv:1: the right choice is 'AB'"),
-    "header": ("question,A,B,C,D,answer\n" + GOOD, r"test\.csv:1: the right choice is 'answer'"),
+    "letter": ("Q?,1,2,3,4,E\n" + GOOD, r"test\.csv:1: the correct choice is 'E', expected A, B, C or D$"),
+    "two letters": ("Q?,1,2,3,4,AB\n" + GOOD, r"test\.csv:1: the correct choice is 'AB'"),
+    "header": ("question,A,B,C,D,answer\n" + GOOD, r"test\.csv:1: the correct choice is 'answer'"),
     "empty question": (GOOD + " ,1,2,3,4,A\n", r"test\.csv:4: column question is empty$"),
     "empty choice": (GOOD + "Q?,1,2,,4,A\n", r"test\.csv:4: column C is empty$"),
     "quote left open": (GOOD + '"Q?,1,2,3,4,A\n', r"test\.csv:4: no valid csv: unexpected end of data$"),

@@ -136,7 +136,7 @@ def test_a_model_in_4_bits_is_near_the_whole_one_and_its_adapter_is_not_merged(b
 
 @needs_bitsandbytes
 def test_gradients_are_those_of_the_whole_weights_even_behind_a_pass_without_gradients(base, params):
-    """As stages run: `complete` and `projects_alone` come before training."""
+    """As stages run: `complete` and `has_positionwise_head` come before training."""
     ids, found = torch.arange(20, 40)[None], []
     for whole in (False, True):
         model = load_base(base, params.hardware)

@@ -37,7 +37,13 @@ from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError
 from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised
 from attune.training.common.trainer import common_arguments, run
-from attune.training.sft.trainer import predicts, projecting, projects_alone, supervised_trainer, token_loss
+from attune.training.sft.trainer import (
+    has_positionwise_head,
+    logits_only_at,
+    loss_positions,
+    supervised_trainer,
+    token_loss,
+)
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 BF16 = replace(HARDWARE, dtype="bf16")
@@ -84,8 +90,8 @@ def test_loss_and_gradients_are_those_of_the_plain_forward_with_labels(name):
     plain, lean = make(name), make(name)
     expected = plain(**batch).loss
     expected.backward()
-    kept = predicts(batch["labels"])
-    with projecting(lean.get_output_embeddings(), kept):
+    kept = loss_positions(batch["labels"])
+    with logits_only_at(lean.get_output_embeddings(), kept):
         outputs = lean(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     assert outputs.logits.shape == (int(kept.sum()), 96)
     loss = token_loss(outputs, batch["labels"])
@@ -131,12 +137,12 @@ def test_a_model_without_a_head_of_its_own_is_trained_plainly_with_one_warning(t
 
     torch.manual_seed(1)
     model = Mixing(LlamaConfig(**DECODER))
-    assert not projects_alone(model, HARDWARE)
+    assert not has_positionwise_head(model, HARDWARE)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.warns(UserWarning, match="Mixing: no head was found") as found:
+    with pytest.warns(UserWarning, match="Mixing has no position-wise head") as found:
         trainer = supervised_trainer(model, HARDWARE, args=arguments, train_dataset=rows())
     assert type(trainer) is Trainer
-    assert sum("no head" in str(one.message) for one in found) == 1
+    assert sum("position-wise head" in str(warning.message) for warning in found) == 1
 
 
 def test_micro_batches_dealt_by_length_hold_every_row_once():

@@ -118,7 +118,7 @@ def evaluate(lm: Any, subjects: Mapping[str, Subject], shots: int, log_samples: 
     from lm_eval.evaluator import evaluate as harness
 
     results = harness(lm, tasks(subjects, shots), log_samples=log_samples)
-    assert results is not None  # lm_eval returns None only on ranks other than 0 of its own launcher
+    assert results is not None  # lm_eval returns None where lm.rank > 0; it is 0 on each rank here
     return dict(results)
 
 

@@ -84,7 +84,7 @@ class EffectiveBatch:
         self._examples = all_reduce_sum(sum(int(mask.sum()) for mask in real))
         self._micro_batches = len(real) * world_size()
 
-    def note(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
+    def record_metrics(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
         """Count a finished micro-batch; after the last one, average the metrics of the effective batch by example.
 
         TRL logs the mean of the values in `metrics`. Each value of the effective batch is replaced by their mean
@@ -103,7 +103,7 @@ class EffectiveBatch:
                 weighted = zip(values[-len(weights) :], weights, strict=True)
                 values[-len(weights) :] = [sum(value * weight for value, weight in weighted) / sum(weights)]
 
-    def weighed(self, mean: torch.Tensor, real: torch.Tensor, dummy_loss: float) -> torch.Tensor:
+    def rescale_loss(self, mean: torch.Tensor, real: torch.Tensor, dummy_loss: float) -> torch.Tensor:
         """Rescale the loss of a micro-batch so that the mean over micro-batches and ranks is that over the examples.
 
         With B rows of which D are dummies, M micro-batches and N examples in the effective batch:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Dpo, Hardware, Sft
 
-# transformers 5 deprecates the name gradient_checkpointing, but TRL 1.16 and transformers itself still use it.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
+# PEFT 0.21 and TRL 1.16 still read the old name of transformers' `is_activation_checkpointing`.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
 # Files of a checkpoint that its export leaves out: logs, seals, and a pickle, which nothing here ever loads.
 LEFTOVERS = ("training_args.bin", "README.md", MANIFEST, RUNNING)
@@ -71,9 +71,8 @@ def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]
         "seed": seed,
         "use_cpu": hardware.device == "cpu",
         "bf16": hardware.dtype == "bf16",
-        # transformers 5 renamed it to activation_checkpointing, but TRL 1.16's default of the old name, True, would
-        # take precedence over the new one.
-        "gradient_checkpointing": hardware.gradient_checkpointing,
+        # Set even if false: TRL 1.16's default of the old name, gradient_checkpointing, is true.
+        "activation_checkpointing": hardware.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": hardware.save_every,
         "save_total_limit": KEPT,

@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT
 from pipeline import Run, start, steps_seen
 
-from attune.classifiers.common.classifier import fit
+from attune.classifiers.common.fit import fit
 from attune.config.schema import Hardware
 from attune.runtime.errors import Stopped, reported
 from attune.runtime.sealed import newest_whole

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BEHAVIOURS: tuple[str, ...] = ("question", "reflection", "therapist_input", "other")
 LABELS = (*BEHAVIOURS, "adherent", "non_adherent")
 """The columns of `probabilities`."""
-MAKER = "classifier@behaviour"
+STAGE = "classifier@behaviour"
 # The classifiers' folders, below the one that the stage writes; also what their metrics begin with.
 BEHAVIOUR, MITI = "behaviour", "miti"
 NOTHING = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
@@ -48,10 +48,10 @@ def probabilities(
         ModelError: `folder` is not what stage `behaviour` writes.
         ValueError: there are not as many contexts as replies.
     """
-    acts = classify(folder / BEHAVIOUR, BEHAVIOURS, contexts, replies, hardware, MAKER)
+    acts = classify(folder / BEHAVIOUR, BEHAVIOURS, contexts, replies, hardware, STAGE)
     parts = [sentences(reply) for reply in replies]
     every = [sentence for some in parts for sentence in some]
-    rows = classify(folder / MITI, ADHERENCE, [()] * len(every), every, hardware, MAKER)
+    rows = classify(folder / MITI, ADHERENCE, [()] * len(every), every, hardware, STAGE)
     guessed = iter([ADHERENCE[max(range(len(row)), key=row.__getitem__)] for row in rows])
     found = []
     for own, some in zip(acts, parts, strict=True):

@@ -22,7 +22,7 @@ NONE = "none"
 LABELS = (*STAGES, NONE)
 """The classifier's labels, in the order of its probabilities."""
 COLUMNS = ("strategy", "stage")
-MAKER = "classifier@dbt"
+STAGE = "classifier@dbt"
 
 
 def probabilities(
@@ -43,7 +43,7 @@ def probabilities(
         ModelError: `folder` is not what stage `dbt` writes, or holds a classifier of other labels.
         ValueError: there are not as many contexts as replies.
     """
-    return classify(folder, LABELS, contexts, replies, hardware, MAKER)
+    return classify(folder, LABELS, contexts, replies, hardware, STAGE)
 
 
 def read_stages(path: Path) -> dict[str, str]:

@@ -42,7 +42,7 @@ def train_and_measure(
         checkpoint: folder to resume from, as in `fit`; its name is part of the seed of the order.
 
     Returns:
-        The classifier; `quality` on test, and `valid_accuracy` and `valid_macro_f1`, by which hyperparameters are chosen.
+        The classifier, and `quality` on test with `valid_accuracy` and `valid_macro_f1`, which choose hyperparameters.
     """
     import torch
 

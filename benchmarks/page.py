@@ -34,7 +34,7 @@ SIDES = {
     "trl": "TRL SFTTrainer",
     "plain": "plain loop",
     "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
-    "compiled": "the same with hardware.compile",
+    "compiled": "the same with training.compile",
     "peer": "the peer",
     "live": "TRL DPOTrainer, reference adapter live in every step",
     "precomputed": "TRL DPOTrainer with precompute_ref_log_probs",

@@ -8,9 +8,9 @@ behaviour therapy) and `behaviour` (what a counsellor does, and adherence to mot
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
+from attune.classifiers import by_key
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.runtime.checkpoints import checkpoints
@@ -26,7 +26,7 @@ DIGITS = 2
 def main(name: str, params: Params) -> None:
     """Write `models/<name>` and its metrics."""
     named(params.classifiers, name, "classifiers")
-    classifier = import_module(f"attune.classifiers.{name}")
+    classifier = by_key(name)
     with checkpoints(f"classifier@{name}", params) as folder:
         metrics = classifier.train(params, folder, MODELS / name)
         write_json(METRICS / f"{name}.json", {key: round(value, DIGITS) for key, value in metrics.items()})

@@ -7,9 +7,9 @@ writes `data/references/epitome.parquet`: a row for each test example with `id` 
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
+from attune.classifiers import by_key
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.data.dialogue import read_examples
@@ -30,7 +30,7 @@ def main(name: str, params: Params) -> None:
 
     named(params.classifiers, name, "classifiers")
     set_up_process(params.hardware)
-    classifier, examples = import_module(f"attune.classifiers.{name}"), read_examples(TEST, params.context)
+    classifier, examples = by_key(name), read_examples(TEST, params.context)
     columns = classifier.label_references(MODELS / name, examples, params.hardware)
     write_table(REFERENCES / f"{name}.parquet", pa.table(columns))
 

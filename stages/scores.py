@@ -9,9 +9,9 @@ reads `data/replies/sft-dpo.parquet`, `data/references/epitome.parquet` and `mod
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
+from attune.classifiers import by_key
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.runtime.cli import stage_arguments
@@ -38,7 +38,7 @@ def main(variant: str, name: str, params: Params) -> None:
     named(params.variants, variant, "variants")
     named(params.classifiers, name, "classifiers")
     set_up_process(params.hardware)
-    classifier = import_module(f"attune.classifiers.{name}")
+    classifier = by_key(name)
     replies = read(REPLIES / f"{variant}.parquet")
     references = read_references(REFERENCES / f"{name}.parquet", replies, f"references@{name}")
     columns = classifier.score(MODELS / name, replies, references, params.hardware)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 import stand_in_vllm
@@ -10,10 +11,9 @@ import torch
 from helpers import ROOT
 
 from attune.config.params import check, load
-from attune.config.schema import Generate, Hardware, Lora, Tiny
 from attune.data.dialogue import Example, Turn
 from attune.generation import vllm_engine
-from attune.generation.answer import answer, ask, write_replies
+from attune.generation.answer import answer, prepare_inputs, write_replies
 from attune.generation.generate import generate_replies
 from attune.generation.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
 from attune.models.chat_template import stop_tokens
@@ -23,8 +23,8 @@ from attune.runtime.errors import ModelError, ParamsError
 from attune.scoring.common.replies import engine
 from attune.training.common.trainer import save_adapter
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")
+HARDWARE = factory.hardware()
+SETTINGS = factory.generate(max_new_tokens=10, max_length=96)
 TURNS = ["I lost my dog.", "I am so happy for you.", "She was ten years old.", "Thank you.", "How old was she?"]
 ROWS = [(Example(f"test/{i}", "sad", (Turn("user", text),), "I am sorry!"), None) for i, text in enumerate(TURNS)]
 ENGINES = ("builtin", "vllm")
@@ -34,7 +34,7 @@ ENGINES = ("builtin", "vllm")
 def folders(tmp_path_factory, tiny_tokenizer):
     """A base model that says something, and an adapter on it that says something else."""
     root = tmp_path_factory.mktemp("engines")
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny()
     model = make_model(tiny_tokenizer, tiny, 5)
     for weight in model.parameters():
         if weight.ndim > 1:
@@ -42,7 +42,7 @@ def folders(tmp_path_factory, tiny_tokenizer):
     model.save_pretrained(root / "base")
     tiny_tokenizer.save_pretrained(root / "base")
     (root / "base/base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
-    policy = add_adapter(model, Lora(4, 8, 0.0), 1)
+    policy = add_adapter(model, factory.lora(), 1)
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -58,7 +58,7 @@ def reply(monkeypatch, folders):
     tokenizer = load_tokenizer(base)
 
     def texts(name, folder, settings=SETTINGS, rows=ROWS):
-        asked = ask(tokenizer, rows, settings, 13)
+        asked = prepare_inputs(tokenizer, rows, settings, 13)
         if name == "vllm":
             return vllm_replies(base, folder, tokenizer, asked.prompts, settings, HARDWARE, asked.draws)
         model = load_variant(base, folder, HARDWARE)
@@ -76,7 +76,7 @@ def test_greedy_replies_are_the_models_own_with_and_without_an_adapter(name, rep
     for folder in (base, adapter):
         model = load_variant(base, folder, HARDWARE)
         said[folder] = []
-        for prompt in ask(tokenizer, ROWS, SETTINGS, 13).prompts:
+        for prompt in prepare_inputs(tokenizer, ROWS, SETTINGS, 13).prompts:
             whole = model.generate(
                 torch.tensor([prompt]), max_new_tokens=SETTINGS.max_new_tokens, do_sample=False,
                 eos_token_id=stop_tokens(tokenizer), pad_token_id=0,
@@ -100,7 +100,7 @@ def test_the_records_and_the_signature(name, reply, folders, tmp_path):
     base, adapter = folders
     tokenizer, model = load_tokenizer(base), load_variant(base, adapter, HARDWARE)
     replies = reply(name, adapter) if name == "vllm" else None
-    records = answer(model, tokenizer, ROWS, ask(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
+    records = answer(model, tokenizer, ROWS, prepare_inputs(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
     assert [one["reply"] for one in records] == reply("builtin", adapter)
     write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
     assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})

@@ -4,13 +4,13 @@ import copy
 import json
 from dataclasses import replace
 
+import factory
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from attune.config.schema import Generate, Hardware, Tiny
 from attune.data.dialogue import Example, Turn
-from attune.generation.answer import answer, ask
+from attune.generation.answer import answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt
@@ -18,8 +18,8 @@ from attune.models.tiny import make_model, train_tokenizer
 from attune.pairs.held_out import held_out
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-GREEDY = Generate(None, 12, 96, False, 1.0, 1.0, "builtin")
+HARDWARE = factory.hardware()
+GREEDY = factory.generate(max_new_tokens=12, max_length=96)
 OPPOSITES = {"sad": "joyful", "joyful": "sad"}
 TEXTS = [
     "i lost my keys",
@@ -38,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), seed=3).eval()
+    return make_model(tokenizer, factory.tiny(vocab_size=320), seed=3).eval()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
         return build_pairs(part, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
 
     rows = held_out(examples, pairs, limit=8, seed=2)
-    records = answer(model, tokenizer, rows, ask(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
+    records = answer(model, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
     assert [r["id"] for r in records] == [one.id for one, _ in rows] == sorted(one.id for one, _ in rows)
     assert len(records) == 8
     for record, (one, pair) in zip(records, rows, strict=True):
@@ -147,7 +147,7 @@ def test_an_instruction_moves_replies_and_ranks_and_is_no_part_of_the_record(mod
     ]
     pairs = build_pairs(examples, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
     rows = held_out(examples, lambda part: pairs, limit=None, seed=2)
-    asked = [ask(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
+    asked = [prepare_inputs(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
     plain, told = (answer(model, tokenizer, rows, one, GREEDY, HARDWARE) for one in asked)
     assert [one["context"] for one in told] == [one["context"] for one in plain]
     assert any(a["reply"] != b["reply"] for a, b in zip(plain, told, strict=True))

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 
 from attune.config.params import load
-from attune.config.schema import Hardware, Mmlu, Tiny
 from attune.models.bert_decoder import decoder_class
+from attune.models.loading import load_variant
 from attune.models.tiny import make_model, train_tokenizer
 from attune.runtime.errors import DataError
 from attune.scoring.mmlu import harness
@@ -21,7 +22,7 @@ from stages import mmlu as stage
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/mmlu"
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 LENGTHS = {"whole": 1024, "some cut": 330, "all cut": 160}
 GROUP_OF = {
     "astronomy": "stem",
@@ -48,7 +49,7 @@ def tokenizer(subjects):
 
 def micro(tokenizer, max_positions: int):
     """A random model whose weights are large enough for each token to matter to the choice."""
-    tiny = Tiny(600, 32, 64, 2, 2, max_positions, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny(vocab_size=600, max_positions=max_positions)
     model = make_model(tokenizer, tiny, seed=3).eval()
     return enlarge(model)
 
@@ -454,7 +455,7 @@ def project(tmp_path, monkeypatch, tokenizer):
     adapter.save_pretrained(tmp_path / "models/sft")
     shutil.copytree(SAMPLE, tmp_path / "data/sample/mmlu")
     monkeypatch.chdir(tmp_path)
-    params = replace(load(ROOT / "params.yaml"), mmlu=Mmlu("sample", 5, 6, 4), hardware=HARDWARE)
+    params = replace(load(ROOT / "params.yaml"), mmlu=factory.mmlu(shots=5, limit=6), hardware=HARDWARE)
     return tmp_path, params
 
 
@@ -491,9 +492,12 @@ def test_stage_puts_the_adapter_of_a_variant_on_the_base(project):
     stage.main("sft", params)
     signature = json.loads((folder / "metrics/mmlu/sft.signature.json").read_text())
     assert signature["adapter"] == "models/sft, not merged"
-    model = stage.load_model(Path("models/sft"), params)
+    base = Path("models/base")
+    model = load_variant(base, Path("models/sft"), params.hardware, merge=False)
     assert any("lora_A" in name for name, _ in model.named_parameters()) and not model.training
-    assert not any("lora" in name for name, _ in stage.load_model(Path("models/base"), params).named_parameters())
+    assert not any(
+        "lora" in name for name, _ in load_variant(base, base, params.hardware, merge=False).named_parameters()
+    )
 
 
 def test_stage_refuses_an_unknown_variant(project):
@@ -505,7 +509,7 @@ def test_stage_refuses_an_unknown_variant(project):
 def test_stage_reads_a_corpus_folder(project):
     folder, params = project
     shutil.move(folder / "data/sample/mmlu", folder / "data/raw/mmlu")
-    stage.main("base", replace(params, mmlu=Mmlu("mmlu", 1, 2, 4)))
+    stage.main("base", replace(params, mmlu=factory.mmlu(corpus="mmlu")))
     signature = json.loads((folder / "metrics/mmlu/base.signature.json").read_text())
     assert signature["rows"].startswith("mmlu, sha256 ") and signature["questions"] == "10"
     assert signature["shots"] == "1"

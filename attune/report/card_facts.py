@@ -86,8 +86,8 @@ def lineage(params: Params, model: str) -> Lineage:
     Raises:
         UserError: no stage writes that folder.
     """
-    by_sft = {BASE: None, SFT: "all"} | {folder: str(quality) for quality, folder in params.sft.by_quality.items()}
-    path, rounds = Path(model), params.dpo.rounds
+    by_sft = {BASE: None} | {f"models/{name}": str(adapter.quality) for name, adapter in params.adapters.items()}
+    path, rounds = Path(model), params.rounds
     if path.parent == ROUNDS and path.name in rounds:
         keys = chain(rounds, path.name)
         return Lineage(by_sft.get(rounds[keys[0]].init), tuple(keys))

@@ -169,7 +169,7 @@ def composition(facts: Facts, params: Params) -> str:
             parts.append(f"{said}: {', '.join(f'{escape(name)} {count:,.0f}' for name, count in counts.items())}.")
     if facts.pairs:
         parts.append(table("preference pairs", facts.pairs, measured(facts.pairs, PAIR_COLUMNS)))
-        if any(params.dpo.rounds[key].source == "llm" for key in facts.pairs):
+        if any(params.rounds[key].source(params.llm) == "llm" for key in facts.pairs):
             parts.append(f"Candidates of some pairs were written by `{params.llm.model}`, whose terms hold for them.")
     return "\n\n".join(parts)
 
@@ -185,11 +185,11 @@ def training(facts: Facts, params: Params) -> str:
     if trained.is_adapter:
         shown["lora"] = values["lora"]
     if trained.sft:
-        shown["sft"] = {key: value for key, value in values["sft"].items() if key != "by_quality"}
+        shown["sft"] = values["sft"]
     if trained.rounds:
         shown["pairs"] = values["pairs"]
-        rounds = {key: values["dpo"]["rounds"][key] for key in trained.rounds}
-        shown["dpo"] = values["dpo"] | {"rounds": rounds}
+        shown["dpo"] = values["dpo"]
+        shown["rounds"] = {key: values["rounds"][key] for key in trained.rounds}
     shown["generate"] = values["generate"]
     YAML().dump(shown, text := StringIO())
     return f"## How it was made\n\nWhat it hangs on of `params.yaml`:\n\n```yaml\n{text.getvalue()}```"

@@ -11,7 +11,16 @@ from attune.config.schema import Params, Round
 from attune.report import samples_page, win_rates
 from attune.report.figures import Curve, Rounds
 from attune.report.ratings import read_csv
-from attune.report.results import METRICS, missing, read_metrics, read_object, read_text, read_variants, unreadable
+from attune.report.results import (
+    METRICS,
+    missing,
+    read_metrics,
+    read_object,
+    read_text,
+    read_variants,
+    scoring_stage,
+    unreadable,
+)
 from attune.report.tables import (
     Metrics,
 )
@@ -50,9 +59,7 @@ def read(params: Params) -> Results:
         DataError: the answers of people cannot be read.
     """
     first = next(iter(params.variants))
-    losses: dict[str, Curve] = {"sft": read_curve(CURVES / "sft", "loss", "sft")}
-    for quality in params.sft.by_quality:
-        losses[f"sft-{quality}"] = read_curve(CURVES / f"sft-{quality}", "loss", f"sft_quality@{quality}")
+    losses: dict[str, Curve] = {name: read_curve(CURVES / name, "loss", f"sft@{name}") for name in params.adapters}
     if params.model.is_made:
         # A model of the hub comes trained, without a curve.
         losses = {"base": read_curve(CURVES / "base", "loss", "base"), **losses}
@@ -63,13 +70,13 @@ def read(params: Params) -> Results:
         variants=variants,
         intervals=intervals,
         classifiers=read_classifiers(params),
-        signature=read_object(METRICS / f"{first}.signature.json", f"evaluate@{first}"),
-        pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.dpo.rounds},
+        signature=read_object(METRICS / "text" / f"{first}.signature.json", f"evaluate@{first}"),
+        pairs={key: read_metrics(METRICS / "pairs" / f"{key}.json", f"pairs@{key}") for key in params.rounds},
         replies=replies,
-        scores={key: read_scores(SCORES / f"{key}.parquet", f"evaluate@{key}") for key in params.variants},
+        scores={key: read_scores(key) for key in params.variants},
         losses=losses,
-        rounds=read_rounds(params.dpo.rounds),
-        preferred=win_rates.compared(read_csv(RATINGS), replies, params.corpus.targets),
+        rounds=read_rounds(params.rounds),
+        preferred=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
     )
 
 
@@ -79,9 +86,9 @@ def read_classifiers(params: Params) -> Metrics:
     Raises:
         UserError: as `read_metrics`.
     """
-    scorers = {"epitome": "epitome"} | {name: f"behaviour@{name}" for name in params.behaviour.classifiers}
-    read = [read_metrics(METRICS / "scorers" / f"{name}.json", stage) for name, stage in scorers.items()]
-    return {key: value for measures in read for key, value in measures.items()}
+    names = [name for name in params.classifiers if name != "dbt"]
+    measures = [read_metrics(METRICS / "classifiers" / f"{name}.json", f"classifier@{name}") for name in names]
+    return {key: value for metrics in measures for key, value in metrics.items()}
 
 
 def read_replies(path: Path, stage: str) -> list[dict[str, Any]]:
@@ -108,14 +115,18 @@ def _rows(path: Path, columns: list[str], stage: str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_scores(path: Path, stage: str) -> dict[str, Metrics]:
+def read_scores(variant: str) -> dict[str, Metrics]:
     """Read the scores of a variant's replies that the page of samples shows, by example.
 
     Raises:
-        UserError: the file is missing or is no parquet with these columns.
+        UserError: a file is missing or is no parquet with these columns.
     """
-    rows = _rows(path, ["id", *samples_page.SCORES], stage)
-    return {row.pop("id"): row for row in rows}
+    scores: dict[str, Metrics] = {}
+    for scorer, columns in samples_page.SCORE_COLUMNS.items():
+        path = SCORES / scorer / f"{variant}.parquet"
+        for row in _rows(path, ["id", *columns], scoring_stage(variant, scorer)):
+            scores.setdefault(row.pop("id"), {}).update(row)
+    return scores
 
 
 def read_curve(folder: Path, name: str, stage: str) -> list[tuple[int, float]]:

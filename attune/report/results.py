@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attune.config.schema import Params, label_classifiers
+from attune.config.schema import Params
 from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 
@@ -29,15 +29,17 @@ def read_variant(params: Params, key: str) -> tuple[Metrics, Metrics]:
     Raises:
         UserError: as `read_metrics`.
     """
-    mmlu, bounds = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
-    metrics = read_metrics(METRICS / f"{key}.json", f"evaluate@{key}") | mmlu
-    intervals = read_metrics(METRICS / "intervals" / f"{key}.json", f"intervals@{key}") | bounds
-    for name, scorer in label_classifiers(params).items():
-        if key in scorer.variants:
-            path = Path(name) / f"{key}.json"
-            metrics |= read_metrics(METRICS / path, f"{name}_scores@{key}")
-            intervals |= read_metrics(METRICS / "intervals" / path, f"{name}_intervals@{key}")
+    metrics, intervals = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
+    for scorer in params.scorers:
+        path = Path(scorer) / f"{key}.json"
+        metrics |= read_metrics(METRICS / path, scoring_stage(key, scorer))
+        intervals |= read_metrics(METRICS / "intervals" / path, f"intervals@{key}-{scorer}")
     return metrics, intervals
+
+
+def scoring_stage(variant: str, scorer: str) -> str:
+    """The stage that writes the scores and metrics of a variant by a scorer."""
+    return f"evaluate@{variant}" if scorer == "text" else f"scores@{variant}-{scorer}"
 
 
 def read_metrics(path: Path, stage: str) -> Metrics:

@@ -25,6 +25,8 @@ SCORES = {
     "rouge_l": ("ROUGE-L", 1),
     "bertscore_f1": ("F-BERT", 1),
 }
+# The scorers that have them.
+SCORE_COLUMNS = {"text": ("rouge_l", "bertscore_f1"), "epitome": ("level_er", "level_ip", "level_ex")}
 STYLE = """
 body { max-width: 80rem; }
 header { position: sticky; top: 0; background: var(--paper); padding: .5rem 0; border-bottom: 1px solid var(--edge); }

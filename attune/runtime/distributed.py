@@ -10,10 +10,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 # Rank 0 may hash a model or write a checkpoint while the others wait; a rank that dies is noticed by the launcher.
@@ -90,6 +90,22 @@ def gather_by_index(own: Mapping[int, Value]) -> dict[int, Value]:
     if world_size() == 1:
         return dict(own)
     return {index: value for part in all_gather(list(own.items())) for index, value in part}
+
+
+def shared_by_ranks(count: int, score: Callable[[list[int]], Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
+    """Columns of (N,) scores, of which each rank computes its part. All ranks must call it.
+
+    Args:
+        count: N >= 1.
+        score: from the indices of some rows to their columns; values that JSON can hold. Every rank calls it once.
+    """
+    # With fewer rows than ranks, some ranks score the last row again.
+    indices = list(range(count))[rank() :: world_size()] or [count - 1]
+    columns = {}
+    for name, column in score(indices).items():
+        values = gather_by_index(dict(zip(indices, column, strict=True)))
+        columns[name] = [values[index] for index in range(count)]
+    return columns
 
 
 def broadcast_from_main(make: Callable[[], Value]) -> Value:

@@ -150,7 +150,7 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
 
 def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
     """Write the answers and print what they say."""
-    found = summary(answers, params.corpus.targets)
+    found = summary(answers, params.context.targets)
     write_text(path, as_csv(answers))
     agreed = f"Krippendorff's alpha {found['agreement']:.2f}" if "agreement" in found else "no agreement to tell"
     print(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.params import compose, load
-from attune.config.schema import Params, label_classifiers
+from attune.config.schema import Params
 from attune.report import comparison
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
@@ -74,7 +74,7 @@ def run(name: str, overrides: list[str], results: Path) -> None:
             compose(own)
             _reproduce(record, part, path)
             params = load()
-            comparison.keep(SCORES, {key: _folders(params, key) for key in params.variants}, KEPT / name / model)
+            comparison.keep(SCORES, {key: params.scorers for key in params.variants}, KEPT / name / model)
             part |= _collected(params) | _compared(params, KEPT / name / model)
             if "models" in record:
                 done = {key: one["specialised"] for key, one in record["models"].items() if "metrics" in one}
@@ -98,32 +98,27 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
         write_json(path, record)
 
 
-def _folders(params: Params, variant: str) -> list[str]:
-    """Where the metrics and scores of a variant lie, below those of all: "" for there itself."""
-    return ["", *(name for name, scorer in label_classifiers(params).items() if variant in scorer.variants)]
-
-
 def _collected(params: Params) -> dict[str, Any]:
     """What the stages of the composition in force have measured."""
-    classifiers = _read(METRICS / "scorers/epitome.json")
+    classifiers: Metrics = {}
+    for name in params.classifiers:
+        prefix = "dbt_" if name == "dbt" else ""
+        quality = _read(METRICS / "classifiers" / f"{name}.json")
+        classifiers |= {f"{prefix}{key}": value for key, value in quality.items()}
     metrics: dict[str, Metrics] = {key: {} for key in params.variants}
     intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
-        for folder in _folders(params, key):
-            metrics[key] |= _read(METRICS / folder / f"{key}.json")
-            intervals[key] |= _read(METRICS / "intervals" / folder / f"{key}.json")
-    if params.dbt.classifiers:
-        classifiers |= {f"dbt_{name}": value for name, value in _read(METRICS / "scorers/dbt.json").items()}
-    if params.behaviour.classifiers:
-        classifiers |= _read(METRICS / "scorers/behaviour.json")
+        for scorer in params.scorers:
+            metrics[key] |= _read(METRICS / scorer / f"{key}.json")
+            intervals[key] |= _read(METRICS / "intervals" / scorer / f"{key}.json")
     return {
         "data": _read(METRICS / "data.json"),
-        "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.dpo.rounds},
+        "pairs": {key: _read(METRICS / f"pairs/{key}.json") for key in params.rounds},
         "metrics": metrics,
         "intervals": intervals,
         "classifiers": classifiers,
         "mmlu": {key: _read(METRICS / f"mmlu/{key}.json") for key in params.variants},
-        "signature": {key: _read(METRICS / f"{key}.signature.json") for key in params.variants},
+        "signature": {key: _read(METRICS / "text" / f"{key}.signature.json") for key in params.variants},
     }
 
 
@@ -137,7 +132,7 @@ def _compared(params: Params, kept: Path) -> dict[str, Any]:
 
 
 def _drawing(params: Params) -> comparison.Drawing:
-    return comparison.Drawing(params.corpus.targets, params.evaluate.resamples, params.seed)
+    return comparison.Drawing(params.context.targets, params.evaluate.resamples, params.seed)
 
 
 def page(records: list[dict[str, Any]]) -> str:

@@ -48,7 +48,7 @@ def fit(
         hardware: device and precision.
         seed: of order and dropout; each epoch has its own, so that a resumed epoch is the same. The part after the last
             colon names the classifier in messages.
-        checkpoint: folder to resume from, written every `hardware.save_every` steps and after each epoch.
+        checkpoint: folder to resume from, written every `runtime.save_every` steps and after each epoch.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C; the last step is saved.
@@ -96,7 +96,7 @@ def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
             f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
-            "hardware.dtype=fp32"
+            "compute.dtype=fp32"
         )
 
 

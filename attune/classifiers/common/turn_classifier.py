@@ -189,7 +189,7 @@ def describe(folder: Path, prefix: str) -> dict[str, str]:
 
 
 def load(folder: Path, hardware: Hardware, stage: str) -> TurnClassifier:
-    """Read what `save` wrote, onto `hardware.device`, in eval mode.
+    """Read what `save` wrote, onto `compute.device`, in eval mode.
 
     Raises:
         ModelError: a file is missing (names `stage`, which writes it), or the weights do not fit the configuration.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.data.dialogue import Turn, to_turns
-from attune.scoring.common.ranks import shared_by_ranks
+from attune.runtime.distributed import shared_by_ranks
 
 if TYPE_CHECKING:
     import pandas as pd

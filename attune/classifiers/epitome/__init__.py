@@ -36,7 +36,7 @@ def score(folder: Path, replies: pd.DataFrame, references: pd.DataFrame, hardwar
     from attune.classifiers.epitome import levels
     from attune.classifiers.epitome.scores import per_example
     from attune.data.dialogue import to_turns
-    from attune.scoring.common.ranks import shared_by_ranks
+    from attune.runtime.distributed import shared_by_ranks
 
     def score_rows(indices: list[int]) -> dict[str, list[int]]:
         rows = replies.iloc[indices]

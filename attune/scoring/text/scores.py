@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from attune.config.schema import bertscore_encoder
-from attune.scoring.common.ranks import shared_by_ranks
+from attune.runtime.distributed import shared_by_ranks
 from attune.scoring.common.replies import is_text
 from attune.scoring.text import custom, overlap
 

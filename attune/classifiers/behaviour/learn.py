@@ -102,4 +102,4 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     for name, task in tasks.items():
         counts = {f"{split}_examples": str(len(examples)) for split, examples in task.labelled.items()}
         save(trained[name][0], encoder_signature(params.encoder) | task.origin | counts, target / name)
-    return {f"{name}_{metric}": value for name, (_, found) in trained.items() for metric, value in found.items()}
+    return {f"{name}_{key}": value for name, (_, metrics) in trained.items() for key, value in metrics.items()}

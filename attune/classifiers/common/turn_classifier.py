@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG = "classifier.json"
 WEIGHTS = "classifier.safetensors"
-# A long reply leaves the context one token in so many.
+# One token in four is reserved for the context, if it has as many; a long reply is cut to the rest.
 CONTEXT_SHARE = 4
 # Keys of `classifier.json` that explain a metric.
 EXPLAINS = (

@@ -76,10 +76,10 @@ def _preferences(replies: pd.DataFrame) -> list[float]:
 
 
 def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
-    """The metrics of one variant, unrounded; `docs/metrics.md` has a card for each.
+    """The metrics of a variant, unrounded; `docs/metrics.md` defines each.
 
     Args:
-        replies: one row per example, as `read` returns it.
+        replies: (N,) rows, as `read` returns them.
         scores: of `score`.
 
     Returns:

@@ -48,7 +48,7 @@ def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.Data
 
     Returns:
         (N,) rows in the order of `replies`: `id`, `label`, and the metrics that an example has, each under the name of
-        its mean in `metrics/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
+        its mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
         that BLEU is made of.
     """
     import pandas as pd

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from attune.config.params import check
-from attune.report.validity_statistics import spearman
 from attune.runtime.errors import DataError
+from attune.scoring.validity import spearman
 from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from test_pipeline import MICRO, Clone
 from test_rate_load import Server
 from transformers import Trainer, TrainingArguments
 
-from attune.classifiers.common.classifier import _resume
+from attune.classifiers.common.fit import _resume
 from attune.classifiers.epitome.files import _read_published
 from attune.download import archives
 from attune.download.sources import Archive

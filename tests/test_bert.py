@@ -9,10 +9,9 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+import transformers
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
-from transformers import BertConfig, BertModel, RobertaConfig
 
 from attune.data.dialogue import Dialogue, Example, Turn
 from attune.generation.answer import GenerationInputs, answer, prepare_inputs
@@ -89,8 +88,9 @@ def enlarge(model):
 
 def made(tokenizer, **changes):
     torch.manual_seed(3)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                        num_attention_heads=2, max_position_embeddings=96, **AS_DECODER | changes)  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 96}
+    config = transformers.BertConfig(**sizes | AS_DECODER | changes)
     return enlarge(decoder_class()(config))
 
 
@@ -115,10 +115,9 @@ def base(tmp_path_factory) -> Path:
 def encoder(folder: Path, words=WORDS, **changes) -> Path:
     """An encoder in the format of BioBERT on the hub: weights of `BertModel` only, and no `tokenizer.json`."""
     torch.manual_seed(7)
-    BertModel(
-        BertConfig(**{"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "max_position_embeddings": 40} | changes)
-    ).save_pretrained(folder)  # fmt: skip
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(words), "max_position_embeddings": 40}
+    transformers.BertModel(transformers.BertConfig(**sizes | changes)).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 40}', encoding="utf-8")
     return folder
@@ -170,6 +169,8 @@ def test_sft_loss_includes_the_prediction_transform(model, tokenizer):
     batch = pad_supervised([{"input_ids": encoded.ids, "labels": labels}], tokenizer.pad_token_id)
     logits = by_hand(model, batch["input_ids"])[0]
     expected = cross_entropy(logits[:-1][encoded.mask[1:]], torch.tensor(encoded.ids[1:])[encoded.mask[1:]])
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = get_peft_model(model, config)
     with logits_only_at(policy.get_output_embeddings(), loss_positions(batch["labels"])):
@@ -187,9 +188,8 @@ def test_sft_loss_includes_the_prediction_transform(model, tokenizer):
 
 
 def test_head_is_positionwise(model, tmp_path, recwarn):
-    from transformers import TrainingArguments
 
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert type(supervised_trainer(model, HARDWARE, args=arguments)).__name__ == "SupervisedTrainer"
     assert not [warning for warning in recwarn if "position-wise head" in str(warning.message)]
 
@@ -298,7 +298,7 @@ def test_encoder_keeps_its_weights_and_gets_a_head(tmp_path):
 def test_masked_lm_head_is_kept(tmp_path):
     from transformers import BertForMaskedLM
 
-    masked = BertForMaskedLM(BertConfig.from_pretrained(encoder(tmp_path)))
+    masked = BertForMaskedLM(transformers.BertConfig.from_pretrained(encoder(tmp_path)))
     torch.nn.init.normal_(masked.cls.predictions.bias)
     masked.save_pretrained(tmp_path)
     model, _ = make_decoder(tmp_path, seed=1)
@@ -307,7 +307,7 @@ def test_masked_lm_head_is_kept(tmp_path):
 
 
 def test_unsuitable_encoders(tmp_path):
-    RobertaConfig().save_pretrained(tmp_path)
+    transformers.RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.as_decoder = true is for BERT; .* has the architecture 'roberta'"):
         make_decoder(tmp_path, seed=1)
     with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is not BERT's"):

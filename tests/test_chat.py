@@ -4,9 +4,9 @@ import json
 from importlib.resources import files
 
 import pytest
+import transformers
 from conftest import SENTENCES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from attune.data.dialogue import Turn
 from attune.models.chat_template import (
@@ -53,7 +53,7 @@ def llama3():
     )
     backend.train_from_iterator(TEXTS, trainer)
     with_bos(backend, special[0])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=special[0],
         eos_token="<|eot_id|>",
@@ -84,7 +84,9 @@ def sentencepiece(template, special, bos, eos, *, prepend, merges=()):
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     backend.add_special_tokens(special)
     with_bos(backend, bos)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>"
+    )
     tokenizer.chat_template = template
     return tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import factory
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 
 from attune.data.dialogue import Example, Turn
 from attune.generation.answer import answer, prepare_inputs
@@ -71,7 +71,9 @@ def of_architecture(name: str, tokenizer):
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False}
     window = {"sliding_window": 6} if name == "mistral" else {}
     torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes, **window)).eval()
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(name, **sizes, **window)
+    ).eval()
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])

@@ -10,7 +10,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sacrebleu.metrics.bleu import BLEU
-from scipy.stats import binom
 
 from attune.config.params import check
 from attune.runtime.errors import DataError
@@ -33,6 +32,8 @@ def simulated(seed, examples=60):
 
 def test_coverage_of_a_known_truth():
     """95 % of the intervals hold the truth; a percentile bootstrap of 60 examples falls short by a point or two."""
+    from scipy.stats import binom
+
     repetitions, held, held_difference = 400, 0, 0
     for seed in range(repetitions):
         found = intervals(*simulated(seed), resamples=300, seed=seed)
@@ -95,6 +96,8 @@ def test_groups_are_drawn_whole_and_one_by_one_as_examples():
 
 def test_coverage_where_dialogues_have_many_replies():
     """What a dialogue's replies share makes intervals over single replies far too narrow."""
+    from scipy.stats import binom
+
     repetitions, held = 200, Counter()
     names = [str(i // 12) for i in range(480)]
     for seed in range(repetitions):

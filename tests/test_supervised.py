@@ -13,22 +13,7 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    BertConfig,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
+import transformers
 
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
@@ -55,13 +40,13 @@ SMALL = {
 }  # fmt: skip
 DECODER = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=5)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**DECODER)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER, tie_word_embeddings=True)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**DECODER, sliding_window=5)),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**DECODER)),
     # The softcap is low enough to change random logits.
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=2)),
-    "bert": lambda: decoder_class()(BertConfig(**SMALL, **AS_DECODER)),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, num_key_value_heads=2)),
+    "bert": lambda: decoder_class()(transformers.BertConfig(**SMALL, **AS_DECODER)),
 }  # fmt: skip
 
 
@@ -109,7 +94,7 @@ def test_step_equals_a_plain_step(name, compiled, tmp_path):
     plain, lean = make(name), make(name)
     batch = pad_supervised(rows(), pad_id=0)
     plain(**batch).loss.backward()
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=3,
         use_cpu=True, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", report_to="none",
         save_strategy="no", disable_tqdm=True,
@@ -128,7 +113,7 @@ def test_step_equals_a_plain_step(name, compiled, tmp_path):
 
 
 def test_no_positionwise_head(tmp_path):
-    class Mixing(LlamaForCausalLM):
+    class Mixing(transformers.LlamaForCausalLM):
         """Subtracts the first position's logits from each position's: the head is not position-wise."""
 
         def forward(self, *args, **kwargs):
@@ -137,12 +122,12 @@ def test_no_positionwise_head(tmp_path):
             return output
 
     torch.manual_seed(1)
-    model = Mixing(LlamaConfig(**DECODER))
+    model = Mixing(transformers.LlamaConfig(**DECODER))
     assert not has_positionwise_head(model, HARDWARE)
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.warns(UserWarning, match="Mixing has no position-wise head") as caught:
         trainer = supervised_trainer(model, HARDWARE, args=arguments, train_dataset=rows())
-    assert type(trainer) is Trainer
+    assert type(trainer) is transformers.Trainer
     assert sum("position-wise head" in str(warning.message) for warning in caught) == 1
 
 
@@ -219,6 +204,8 @@ def test_quick_dropout_is_seeded(dtype):
 def adapted(name: str):
     model = make(name)
     torch.manual_seed(4)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, config)
 
@@ -274,13 +261,15 @@ def weights_of(model) -> torch.Tensor:
 def test_bf16_training_rounds_like_autocast(tmp_path):
     def trained(hardware: Hardware, kind) -> torch.Tensor:
         model = adapted("llama")
-        arguments = TrainingArguments(**common_arguments(SFT, hardware, 5, tmp_path) | {"save_strategy": "no"})
+        arguments = transformers.TrainingArguments(
+            **common_arguments(SFT, hardware, 5, tmp_path) | {"save_strategy": "no"}
+        )
         collator = partial(pad_supervised, pad_id=0)
         kind(model, args=arguments, train_dataset=rows(), data_collator=collator).train()
         return weights_of(model)
 
-    start, exact = weights_of(adapted("llama")), trained(HARDWARE, Trainer)
-    plain = trained(BF16, Trainer)
+    start, exact = weights_of(adapted("llama")), trained(HARDWARE, transformers.Trainer)
+    plain = trained(BF16, transformers.Trainer)
     ours = trained(BF16, lambda model, **changes: supervised_trainer(model, BF16, **changes))
     rounding = float((plain - exact).norm())
     assert 0 < rounding < 0.2 * float((exact - start).norm())
@@ -311,9 +300,12 @@ def trained_together(folder: Path) -> dict[str, torch.Tensor]:
     hardware = replace(HARDWARE, micro_batch_size=2)
     model = adapted("llama")
     trainer = supervised_trainer(
-        model, hardware, args=TrainingArguments(**common_arguments(SFT, hardware, 5, folder)), train_dataset=rows(),
+        model,
+        hardware,
+        args=transformers.TrainingArguments(**common_arguments(SFT, hardware, 5, folder)),
+        train_dataset=rows(),
         data_collator=partial(pad_supervised, pad_id=0),
-    )  # fmt: skip
+    )
     run(trainer, folder / "curves")
     assert trainer.state.global_step == 3
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}

@@ -30,9 +30,10 @@ diff: setup ## What changed against REV (make diff REV=main; the last commit), w
 test: setup ## Run the tests
 	python -m pytest
 
-lint: setup ## Check style and types
+lint: setup ## Check style, imports and types
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache --no-logo
 	mypy
 
 bench: setup ## Measure speed against peers (docs/performance.md)

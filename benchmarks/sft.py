@@ -30,9 +30,9 @@ from attune.data.dialogue import Dialogue
 from attune.models.chat_template import messages
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
+from attune.training.sft.fine_tune import supervised_examples
 from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
-from stages.sft import supervised
 
 BATCH = 64  # EmPO A.1
 SIDES = ("ours", "trl", "plain")
@@ -44,7 +44,7 @@ class Case:
 
     def __init__(self, size: str, tokenizer: Any, dialogues: list[Dialogue], params: Params) -> None:
         self.size, self.tokenizer, self.dialogues, self.params = size, tokenizer, dialogues, params
-        self.examples = supervised(tokenizer, dialogues, params.sft)
+        self.examples = supervised_examples(tokenizer, dialogues, params.sft)
         self.folder = Path(tempfile.mkdtemp())
 
     def lora(self) -> Any:

@@ -15,9 +15,12 @@ from helpers import ROOT
 
 from attune.config.schema import Hardware, Model, Tiny
 from attune.data.dialogue import Turn
-from attune.models.loading import load_base, load_tokenizer, origin
-from attune.models.tiny import packed_blocks, train_tokenizer
+from attune.models.base_record import hub_record, origin
+from attune.models.loading import load_base, load_tokenizer
+from attune.models.tiny import train_tokenizer
 from attune.runtime.errors import DataError, ModelError
+from attune.runtime.io import write_json
+from attune.training.pretraining.pretrain import packed_sequences, pretrain
 from stages import base as base_stage
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
@@ -28,12 +31,11 @@ DIALOGUES = [
 ]
 
 
-def make(folder: Path, seed: int, monkeypatch) -> Path:
-    monkeypatch.setattr(base_stage, "CURVES", folder / "curves")
-    model, tokenizer = base_stage.make(DIALOGUES, MADE, TINY, HARDWARE, seed, folder / "checkpoints")
+def make(folder: Path, seed: int) -> Path:
+    model, tokenizer = pretrain(DIALOGUES, MADE, TINY, HARDWARE, seed, folder / "checkpoints", folder / "curves")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    base_stage.write_json(folder / "base/base.json", {"name": "t", "hub_id": None, "revision": None, "commit": None})
+    write_json(folder / "base/base.json", {"name": "t", "hub_id": None, "revision": None, "commit": None})
     return folder / "base"
 
 
@@ -42,7 +44,7 @@ def weights(folder: Path) -> str:
 
 
 def test_same_seed_makes_the_same_weights_and_files_hold_no_pickle(tmp_path, monkeypatch):
-    one, again, other = (make(tmp_path / name, seed, monkeypatch) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    one, again, other = (make(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert weights(one) == weights(again) != weights(other)
     assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
     assert {path.suffix for path in one.iterdir()} <= {".json", ".safetensors", ".jinja"}
@@ -55,7 +57,7 @@ def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, archit
     import torch
 
     monkeypatch.setattr(sys.modules[__name__], "TINY", replace(TINY, architecture=architecture))
-    model = load_base(make(tmp_path, 1, monkeypatch), HARDWARE).eval()
+    model = load_base(make(tmp_path, 1), HARDWARE).eval()
     assert model.config.model_type == model_type
     ids = torch.arange(5, 5 + 60)[None]
     moved = ids.clone()
@@ -73,14 +75,14 @@ def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, archit
 
 
 def test_made_model_loads_again_with_its_template(tmp_path, monkeypatch):
-    folder = make(tmp_path, 1, monkeypatch)
+    folder = make(tmp_path, 1)
     assert origin(folder) == (str(folder), None)
     assert load_base(folder, HARDWARE).config.vocab_size == len(load_tokenizer(folder))
     assert "{% generation %}" in load_tokenizer(folder).chat_template
 
 
 def test_pretraining_lowers_the_loss(tmp_path, monkeypatch):
-    make(tmp_path, 1, monkeypatch)
+    make(tmp_path, 1)
     rows = (tmp_path / "curves/plots/metrics/loss.tsv").read_text().splitlines()[1:]
     losses = [float(row.split("\t")[1]) for row in rows]
     assert losses[-1] < losses[0] - 0.5
@@ -88,18 +90,18 @@ def test_pretraining_lowers_the_loss(tmp_path, monkeypatch):
 
 def test_blocks_are_full_and_hold_every_dialogue_in_order():
     tokenizer = train_tokenizer((t.text for turns in DIALOGUES for t in turns), 400, 64)
-    blocks = packed_blocks(tokenizer, DIALOGUES, 16)
-    assert {len(block["input_ids"]) for block in blocks} == {16}
-    text = tokenizer.decode([token for block in blocks for token in block["input_ids"]])
+    sequences = packed_sequences(tokenizer, DIALOGUES, 16)
+    assert {len(sequence["input_ids"]) for sequence in sequences} == {16}
+    text = tokenizer.decode([token for sequence in sequences for token in sequence["input_ids"]])
     assert text.startswith(
         "<s><|user|>i saw 0 dogs today<|assistant|>wow 0 dogs that is a lot</s><s><|user|>i saw 1 dogs"
     )
-    assert all(block["labels"] == block["input_ids"] for block in blocks)
+    assert all(sequence["labels"] == sequence["input_ids"] for sequence in sequences)
 
 
 def test_corpus_shorter_than_a_block_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"tiny\.corpus = 'sample' is shorter than tiny\.max_length = 16"):
-        base_stage.make([(Turn("user", "hi"),)], MADE, TINY, HARDWARE, 1, tmp_path)
+        pretrain([(Turn("user", "hi"),)], MADE, TINY, HARDWARE, 1, tmp_path, tmp_path)
 
 
 def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypatch):
@@ -150,7 +152,8 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 from stages.base import main
-from attune.models.loading import load_base, load_tokenizer, origin
+from attune.models.base_record import origin
+from attune.models.loading import load_base, load_tokenizer
 from attune.config.params import load
 from attune.config.schema import Hardware, Model
 
@@ -164,7 +167,7 @@ print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base
 
 def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkeypatch):
     """Against a hub on loopback, in a process of its own: where the hub is is read at import."""
-    size = len(load_tokenizer(make(tmp_path, 1, monkeypatch)))
+    size = len(load_tokenizer(make(tmp_path, 1)))
     hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     hub.folder, hub.asked, hub.daemon_threads = tmp_path / "base", [], True
     threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -197,7 +200,7 @@ def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkey
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        base_stage.resolve(Model("b", None, "a/b", "main", None, False, False, None, None, None))
+        hub_record(Model("b", None, "a/b", "main", None, False, False, None, None, None))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
@@ -205,6 +208,6 @@ def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    folder = make(tmp_path, 1, monkeypatch)
+    folder = make(tmp_path, 1)
     with pytest.raises(ModelError, match=r"hardware\.device = 'cuda', but no GPU is visible"):
         load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused"))

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, RobertaConfig
 
 from attune.config.schema import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 from attune.data.dialogue import Dialogue, Example, Turn
-from attune.generation.answer import GenerationInputs, answer, ask
+from attune.generation.answer import GenerationInputs, answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
 from attune.generation.sampling import Draws
 from attune.models.bert_decoder import AS_DECODER, decoder_class, make_decoder, train_wordpiece
@@ -35,13 +35,14 @@ from attune.pairs.metrics import write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.runtime.errors import ModelError
 from attune.scoring.mmlu import harness
+from attune.scoring.mmlu.measure import measure
 from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
+from attune.training.pretraining.pretrain import pretrain
+from attune.training.sft.fine_tune import fine_tune
 from attune.training.sft.trainer import predicts, projecting, supervised_trainer, token_loss
 from stages import base as base_stage
 from stages import dpo as dpo_stage
-from stages import sft as sft_stage
-from stages.mmlu import measure
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
@@ -100,9 +101,8 @@ def model(tokenizer):
 def base(tmp_path_factory) -> Path:
     """`models/base` of a pretrained tiny decoder, as stage `base` writes it."""
     folder = tmp_path_factory.mktemp("bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base_stage, "CURVES", folder / "curves")
-        model, tokenizer = base_stage.make([dialogue(i) for i in range(36)], RANDOM, TINY, HARDWARE, 1, folder / "run")
+    dialogues = [dialogue(i) for i in range(36)]
+    model, tokenizer = pretrain(dialogues, RANDOM, TINY, HARDWARE, 1, folder / "run", folder / "curves")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     record = {"name": "t", "hub_id": None, "revision": None, "commit": None, "made_of": None}
@@ -238,11 +238,11 @@ def test_equal_texts_give_equal_vocabularies(tokenizer):
 def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
     require_positions(model, "sft.max_length", 96)
     with pytest.raises(ModelError, match=r"sft\.max_length = 97 exceeds the 96 positions of the base model"):
-        sft_stage.fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
+        fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
     with pytest.raises(ModelError, match=r"generate\.max_length = 128 exceeds the 96 positions"):
         answer(model, tokenizer, [], GenerationInputs([], [], None), replace(GREEDY, max_length=128), HARDWARE)
     with pytest.raises(ModelError, match=r"tiny\.max_length = 97 exceeds the 96 positions"):
-        base_stage.make([dialogue(1)], RANDOM, replace(TINY, max_length=97), HARDWARE, 1, tmp_path)
+        pretrain([dialogue(1)], RANDOM, replace(TINY, max_length=97), HARDWARE, 1, tmp_path, tmp_path)
 
 
 def test_long_contexts_and_replies_are_cut_to_the_places(model, tokenizer):
@@ -313,7 +313,7 @@ def test_what_no_decoder_can_be_made_of_is_refused(tmp_path):
     RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.as_decoder = true is for BERT; .* has the architecture 'roberta'"):
         make_decoder(tmp_path, seed=1)
-    with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is none of BERT's"):
+    with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is not BERT's"):
         make_decoder(encoder(tmp_path / "a", [word for word in WORDS if "unused" not in word]), seed=1)
     folder = encoder(tmp_path / "b")
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2}
@@ -383,7 +383,7 @@ def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
 
 def test_the_whole_recipe(base, tmp_path):
     dialogues = [Dialogue(f"train/{i}", "sample", "train", "sad", dialogue(i)) for i in range(16)]
-    policy = sft_stage.fine_tune(
+    policy = fine_tune(
         load_base(base, HARDWARE), load_tokenizer(base), dialogues, SFT, LORA, HARDWARE, 5, tmp_path / "sft-run",
         tmp_path / "curves",
     )  # fmt: skip
@@ -417,12 +417,11 @@ def test_the_whole_recipe(base, tmp_path):
 
     aligned = load_variant(base, end, HARDWARE)
     rows = held_out(examples, lambda part: pairs, 4, 1)
-    records = answer(aligned, tokenizer, rows, ask(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
+    records = answer(aligned, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 1), GREEDY, HARDWARE)
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}
-    asked = Params(mmlu=Mmlu("sample", 1, 2, 4), hardware=HARDWARE)
-    metrics, signature = measure(aligned, tokenizer, few, asked)
+    metrics, signature = measure(aligned, tokenizer, few, Mmlu("sample", 1, 2, 4), HARDWARE)
     assert 0 <= metrics["acc"] <= 100 and signature["prompts_cut"] == "2 of 2, from the left to 96 tokens"
 
 

@@ -363,7 +363,7 @@ def test_a_template_that_renders_the_prompt_differently(tiny_tokenizer):
     tokenizer = FAMILIES["llama3"]()
     tokenizer.chat_template = "{{ bos_token }}{{ messages | length }}" + tiny_tokenizer.chat_template
     with pytest.raises(
-        TemplateError, match=r"'<\|begin_of_text\|>' goes on with '1.*' without the reply, '2.*' with it"
+        TemplateError, match=r"'<\|begin_of_text\|>' is followed by '1.*' without the reply, by '2.*' with it"
     ):
         encode_completion(tokenizer, DIALOGUE[:1], "Oh!")
     with pytest.raises(TemplateError, match="renders turn 1 differently when others follow"):

@@ -15,8 +15,8 @@ from attune.config.schema import Hardware, Tiny
 from attune.data.dialogue import Example, Turn, normalise
 from attune.generation.generate import generate_replies
 from attune.generation.sampling import Draws
+from attune.models.base_record import RECORD
 from attune.models.chat_template import encode_prompt
-from attune.models.loading import RECORD
 from attune.models.tiny import make_model, train_tokenizer
 from attune.pairs.dbt import Candidates, scored_pairs
 from attune.pairs.dbt_candidates import corpus_source, other_act_pairs, policy_source

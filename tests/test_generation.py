@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from attune.config.schema import Generate, Hardware, Tiny
 from attune.data.dialogue import Example, Turn
-from attune.generation.answer import answer, ask
+from attune.generation.answer import answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt
@@ -131,7 +131,7 @@ def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
         return build_pairs(part, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
 
     rows = held_out(examples, pairs, limit=8, seed=2)
-    records = answer(model, tokenizer, rows, ask(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
+    records = answer(model, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
     assert [r["id"] for r in records] == [one.id for one, _ in rows] == sorted(one.id for one, _ in rows)
     assert len(records) == 8
     for record, (one, pair) in zip(records, rows, strict=True):
@@ -147,7 +147,7 @@ def test_an_instruction_moves_replies_and_ranks_and_is_no_part_of_the_record(mod
     ]
     pairs = build_pairs(examples, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
     rows = held_out(examples, lambda part: pairs, limit=None, seed=2)
-    asked = [ask(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
+    asked = [prepare_inputs(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
     plain, told = (answer(model, tokenizer, rows, one, GREEDY, HARDWARE) for one in asked)
     assert [one["context"] for one in told] == [one["context"] for one in plain]
     assert any(a["reply"] != b["reply"] for a, b in zip(plain, told, strict=True))

@@ -14,7 +14,15 @@ from helpers import ROOT
 from attune.config.params import load
 from attune.config.schema import Lora
 from attune.models import quantization
-from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer, load_variant
+from attune.models.base_record import base_record
+from attune.models.loading import (
+    add_adapter,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    load_variant,
+    variant_signature,
+)
 from attune.models.tiny import configuration, make_model
 from attune.runtime.errors import ModelError
 from attune.tools.memory.sizes import size
@@ -24,8 +32,6 @@ from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, with_reference
 from attune.training.dpo.trainer import make_trainer
 from attune.training.sft.trainer import supervised_trainer
-from stages import mmlu
-from stages.base import record_of
 
 LORA = Lora(4, 8, 0.0)
 needs_bitsandbytes = pytest.mark.skipif(
@@ -60,7 +66,7 @@ def base(tmp_path, params, tiny_tokenizer):
 
 
 def record(folder: Path, model):
-    (folder / "base.json").write_text(json.dumps(record_of(model, hub_id=None, revision=None, commit=None)))
+    (folder / "base.json").write_text(json.dumps(base_record(model, hub_id=None, revision=None, commit=None)))
 
 
 def whole(model):
@@ -68,8 +74,8 @@ def whole(model):
 
 
 def test_without_quantization_the_record_says_nothing_of_it(params):
-    assert record_of(whole(params.model), commit=None) == {"name": "tiny", "commit": None}
-    assert record_of(params.model) == {"name": "tiny", "quantization": "nf4"}
+    assert base_record(whole(params.model), commit=None) == {"name": "tiny", "commit": None}
+    assert base_record(params.model) == {"name": "tiny", "quantization": "nf4"}
 
 
 def test_the_reference_of_a_quantized_model_is_another(base, params, tmp_path):
@@ -104,11 +110,10 @@ def test_the_plan_counts_4_bits_and_short_moments(params):
     assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
 
 
-def test_signatures_say_it(base, params, monkeypatch):
-    monkeypatch.setattr(mmlu, "BASE", base)
-    assert mmlu.describe(base)["quantization"] == "nf4"
+def test_signatures_say_it(base, params):
+    assert variant_signature(base, base)["quantization"] == "nf4"
     record(base, whole(params.model))
-    assert "quantization" not in mmlu.describe(base)
+    assert "quantization" not in variant_signature(base, base)
 
 
 @needs_bitsandbytes

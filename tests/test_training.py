@@ -24,6 +24,7 @@ from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
+from attune.training.sft.fine_tune import fine_tune as train_adapter
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
@@ -93,7 +94,7 @@ def base(tmp_path_factory) -> Path:
 def fine_tune(base: Path, folder: Path, target: Path, **changes) -> dict[str, torch.Tensor]:
     settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
     model = load_base(base, settings["hardware"])
-    policy = sft_stage.fine_tune(
+    policy = train_adapter(
         model,
         load_tokenizer(base),
         [dialogue(i) for i in range(32)],
@@ -167,7 +168,7 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
     high = [one for one in dialogues if one.quality == "high"]
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
-    save_adapter(sft_stage.fine_tune(model, tokenizer, high, *settings), tmp_path / "high")
+    save_adapter(train_adapter(model, tokenizer, high, *settings), tmp_path / "high")
     made, expected = ({path.name: path.read_bytes() for path in Path(f).iterdir()} for f in ("models/sft-high", "high"))
     assert len(high) == 8 and made == expected
     assert Path("reports/curves/sft-high/plots/metrics/loss.tsv").is_file()
@@ -180,9 +181,9 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: sft\.by_quality\.high .* the train split does not judge its dialogues: ",
+            r"train\.parquet: sft\.by_quality\.high .* the train split has no quality labels: ",
         ),
-        (["low", None], "high", "the train split judges its dialogues low alone: take another corpus"),
+        (["low", None], "high", "the train split has only dialogues of quality low: take another corpus"),
         (["high"], "low", "'low' is none of sft.by_quality: high"),
     ],
 )

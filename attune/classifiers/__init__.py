@@ -1,6 +1,6 @@
 """Classifiers that read replies: EPITOME, stages of DBT, behaviours of a counsellor.
 
-Each package is a `Classifier`: a module of plain functions, which the stages call by its key.
+Each package is a `Classifier`: a module of plain functions, which the stages import by its key.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ if TYPE_CHECKING:
     from attune.config.schema import Hardware, Params
     from attune.data.dialogue import Example
 
-KEYS = ("epitome", "dbt", "behaviour")
-
 
 class Classifier(Protocol):
     """The functions of a package `attune.classifiers.<key>`."""
-
-    def sources(self, params: Params) -> list[Path]:
-        """Files and folders that `train` learns from."""
 
     def train(self, params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
         """Train, write the folder `target`, and return the metrics on unseen examples, in percent.
@@ -70,6 +65,13 @@ class Classifier(Protocol):
         """What explains the metrics: the classifier in `folder`, its training data and its encoder."""
 
 
+if TYPE_CHECKING:
+    from attune.classifiers import behaviour, dbt, epitome
+
+    # A type error here: a package lacks a function, or has another signature.
+    CLASSIFIERS: tuple[Classifier, ...] = (epitome, dbt, behaviour)
+
+
 def by_key(key: str) -> Classifier:
-    """The package of one of `KEYS`."""
+    """The package of a key of the section `classifiers`."""
     return cast(Classifier, import_module(f"attune.classifiers.{key}"))

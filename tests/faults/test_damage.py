@@ -17,7 +17,7 @@ from attune.runtime.errors import ModelError
 from attune.runtime.sealed import MANIFEST, damage, newest_whole, seal, settle
 from attune.training.common.trainer import save_adapter
 from attune.training.dpo import reference_logps
-from stages import sft as sft_stage
+from attune.training.sft.fine_tune import fine_tune
 
 HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
 SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
@@ -51,7 +51,7 @@ def train(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     some = [dialogue(number) for number in range(40)]
     settings = (SFT, LORA, HARDWARE, 5, folder / "checkpoints", folder / "curves")
-    save_adapter(sft_stage.fine_tune(model, tokenizer, some, *settings), folder / "sft")
+    save_adapter(fine_tune(model, tokenizer, some, *settings), folder / "sft")
     return load_file(folder / "sft/adapter_model.safetensors")
 
 

@@ -22,8 +22,9 @@ RUN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from stages import base, sft
-from stages.corpora import empathetic_dialogues
+from attune.corpora.readers import empathetic_dialogues
+from attune.training.pretraining.pretrain import pretrain
+from attune.training.sft.fine_tune import fine_tune
 from attune.runtime.io import canonicalize_model_files
 from attune.models.chat_template import encode_dialogue, encode_prompt
 from attune.generation.generate import generate_replies
@@ -36,12 +37,12 @@ train, held = ([one for one in dialogues if one.split == split] for split in ("t
 hardware = Hardware("cpu", "fp32", int(sys.argv[2]), 8, False, False, 512, 100, 1, 1, None, None, "adamw_torch_fused")
 tiny = Tiny(500, 96, 192, 2, 2, 128, "sample", 1, 3e-3, 16, 64, "llama")
 model = Model("tiny", None, None, None, None, False, False, None, None, None)
-made, tokenizer = base.make([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"))
+made, tokenizer = pretrain([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"), Path("c1-curves"))
 for one in (made, tokenizer):
     one.save_pretrained("base")
 canonicalize_model_files(Path("base"))
 settings = Sft(1, 3e-3, 16, "cosine", 0, 96, "assistant", {})
-policy = sft.fine_tune(made, tokenizer, train[:32], settings, Lora(4, 8, 0.1), hardware, 1, Path("c2"), Path("curves"))
+policy = fine_tune(made, tokenizer, train[:32], settings, Lora(4, 8, 0.1), hardware, 1, Path("c2"), Path("curves"))
 save_adapter(policy, Path("sft"))
 policy.eval()
 losses = []

@@ -35,7 +35,7 @@ from attune.config.schema import Hardware, Lora, Tiny
 from attune.download import archives
 from attune.download.sources import Archive
 from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer
-from attune.models.tiny import make_model, packed_blocks, train_tokenizer
+from attune.models.tiny import make_model, train_tokenizer
 from attune.report.samples import MACHINE, quote
 from attune.report.samples_page import page as samples_page
 from attune.runtime.errors import DownloadError, ModelError, UserError, reported
@@ -43,6 +43,7 @@ from attune.tools.chat import answers
 from attune.tools.rate_page import POLICY
 from attune.tools.review import _samples
 from attune.training.common.trainer import run, run_arguments
+from attune.training.pretraining.pretrain import packed_sequences
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]
@@ -94,7 +95,7 @@ def train(base, folder):
     """Pretraining as stage base does it, three steps of it; from the newest checkpoint where there is one."""
     model = load_base(base, HARDWARE)
     turns = [tuple(SimpleNamespace(role="user", text=text) for text in WORDS)] * 6
-    blocks = packed_blocks(load_tokenizer(base), turns, 8)[:6]
+    blocks = packed_sequences(load_tokenizer(base), turns, 8)[:6]
     arguments = TrainingArguments(
         max_steps=3, per_device_train_batch_size=2, **run_arguments(HARDWARE, 1, folder)
     )  # fmt: skip

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from attune.data.dialogue import Example
 
 
-def sources(params: Params) -> list[Path]:
-    """The table of adherence, and the folders of dialogues and sentences."""
-    from attune.classifiers.behaviour.learn import sources
-
-    return sources(params)
-
-
 def train(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     """Train the two classifiers and write `target`; returns their metrics."""
     from attune.classifiers.behaviour.learn import learn

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BEHAVIOURS: tuple[str, ...] = ("question", "reflection", "therapist_input", "other")
 LABELS = (*BEHAVIOURS, "adherent", "non_adherent")
 """The columns of `probabilities`."""
-MAKER = "behaviour@behaviour"
+MAKER = "classifier@behaviour"
 # The classifiers' folders, below the one that the stage writes; also what their metrics begin with.
 BEHAVIOUR, MITI = "behaviour", "miti"
 NOTHING = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)

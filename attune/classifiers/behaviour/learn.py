@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.classifiers.behaviour.classifier import BEHAVIOUR, BEHAVIOURS, MITI
-from attune.classifiers.common.origin import corpus_name, reader_of
+from attune.classifiers.common.sources import PREPARED, read_sources, trained_on
 from attune.corpora.leakage import sentences_of
 from attune.corpora.readers import miti_sentences
-from attune.corpora.readers.registry import read_every_split
 from attune.data.dialogue import SPLITS, Dialogue, normalise
 from attune.labels.miti import ADHERENCE, read_adherence
 from attune.labels.turn_labels import Labelled, LabelledTurn, label_turns, require_known, require_two
 
 if TYPE_CHECKING:
     from attune.config.schema import Params, TurnTraining
-
-DIALOGUES = Path("data/dialogues")
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,6 @@ class Task:
     settings: TurnTraining
     context_turns: int
     origin: dict[str, str]
-
-
-def sources(params: Params) -> list[Path]:
-    """The table of adherence, and the folders of the labelled dialogues, the sentences and the prepared dialogues."""
-    settings = params.behaviour
-    return [Path(settings.table), Path(settings.data), Path(settings.sentences), DIALOGUES]
 
 
 def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[Dialogue]) -> tuple[Labelled, int]:
@@ -75,19 +66,18 @@ def read_tasks(params: Params) -> dict[str, Task]:
     Raises:
         DataError: a source is missing or does not fit its format.
     """
-    acts = params.behaviour
+    settings = params.behaviour
+    data, sentences = Path(settings.data), Path(settings.sentences)
     identity = {label: label for label in BEHAVIOURS}
-    dialogues = read_every_split(Path(acts.data), reader_of(acts.data, acts.reader))
-    turns, without_act = label_turns(dialogues, identity, BEHAVIOURS, acts.context_turns, "behaviour.data")
-    prepared, adherence = read_every_split(DIALOGUES, None), read_adherence(Path(acts.table))
-    sentences, left_out = label_sentences(Path(acts.sentences), adherence, prepared)
-    turn_origin = {"classifier": f"trained on {corpus_name(acts.data, params.corpus.name)}"}
-    sentence_origin = {"classifier": f"trained on {corpus_name(acts.sentences)}", "adherence": acts.table}
+    dialogues, context_turns = read_sources(data, settings.reader), settings.context_turns
+    turns, without_act = label_turns(dialogues, identity, BEHAVIOURS, context_turns, "behaviour.data")
+    prepared, adherence = read_sources(PREPARED, settings.reader), read_adherence(Path(settings.table))
+    labelled, left_out = label_sentences(sentences, adherence, prepared)
+    turn_origin = {"classifier": trained_on(data, params.corpus.name), "turns_without_act": str(without_act)}
+    sentence_origin = {"classifier": trained_on(sentences, params.corpus.name), "adherence": settings.table}
     return {
-        BEHAVIOUR: Task(
-            BEHAVIOURS, turns, acts, acts.context_turns, turn_origin | {"turns_without_act": str(without_act)}
-        ),
-        MITI: Task(ADHERENCE, sentences, acts.miti, 0, sentence_origin | {"left_out": str(left_out)}),
+        BEHAVIOUR: Task(BEHAVIOURS, turns, settings, context_turns, turn_origin),
+        MITI: Task(ADHERENCE, labelled, settings.miti, 0, sentence_origin | {"left_out": str(left_out)}),
     }
 
 

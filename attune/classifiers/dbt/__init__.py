@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from attune.data.dialogue import Example
 
 
-def sources(params: Params) -> list[Path]:
-    """The table of stages, and the folder of the labelled dialogues."""
-    from attune.classifiers.dbt.learn import sources
-
-    return sources(params)
-
-
 def train(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     """Train the classifier and write `target`; returns its metrics."""
     from attune.classifiers.dbt.learn import learn

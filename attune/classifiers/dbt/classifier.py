@@ -22,7 +22,7 @@ NONE = "none"
 LABELS = (*STAGES, NONE)
 """The classifier's labels, in the order of its probabilities."""
 COLUMNS = ("strategy", "stage")
-MAKER = "dbt@dbt"
+MAKER = "classifier@dbt"
 
 
 def probabilities(
@@ -52,7 +52,7 @@ def read_stages(path: Path) -> dict[str, str]:
     Raises:
         DataError: as `read_table`.
     """
-    return read_table(path, "dbt.stages", COLUMNS, LABELS)
+    return read_table(path, "dbt.table", COLUMNS, LABELS)
 
 
 def signature(folder: Path) -> dict[str, str]:

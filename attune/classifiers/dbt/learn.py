@@ -5,18 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attune.classifiers.common.origin import corpus_name, reader_of
+from attune.classifiers.common.sources import read_sources, trained_on
 from attune.classifiers.dbt.classifier import LABELS, read_stages
-from attune.corpora.readers.registry import read_every_split
 from attune.labels.turn_labels import Labelled, label_turns
 
 if TYPE_CHECKING:
     from attune.config.schema import Dbt, Params
-
-
-def sources(params: Params) -> list[Path]:
-    """The table of stages, and the folder of the labelled dialogues."""
-    return [Path(params.dbt.table), Path(params.dbt.data)]
 
 
 def read_turns(settings: Dbt) -> tuple[Labelled, int]:
@@ -26,8 +20,8 @@ def read_turns(settings: Dbt) -> tuple[Labelled, int]:
         DataError: a file is missing or does not fit its format, an act is not in the table, or there are fewer than two
             labels.
     """
-    dialogues = read_every_split(Path(settings.data), reader_of(settings.data, settings.reader))
     stages = read_stages(Path(settings.table))
+    dialogues = read_sources(Path(settings.data), settings.reader)
     return label_turns(dialogues, stages, LABELS, settings.context_turns, "dbt.table")
 
 
@@ -49,7 +43,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     encoder = load_encoder(params.encoder, params.hardware)
     seeded = (params.hardware, params.seed, checkpoints / "dbt")
     classifier, metrics = learn(encoder, LABELS, labelled, settings, settings.context_turns, *seeded)
-    origin = {"classifier": f"trained on {corpus_name(settings.data, params.corpus.name)}", "stages": settings.table}
+    origin = {"classifier": trained_on(Path(settings.data), params.corpus.name), "stages": settings.table}
     counts = {f"{split}_turns": str(len(turns)) for split, turns in labelled.items()}
     signature = encoder_signature(params.encoder) | origin | counts | {"turns_without_act": str(without_act)}
     save(classifier, signature, target)

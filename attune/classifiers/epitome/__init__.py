@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from attune.data.dialogue import Example
 
 
-def sources(params: Params) -> list[Path]:
-    """The folder of the annotated pairs."""
-    from attune.classifiers.epitome.learn import sources
-
-    return sources(params)
-
-
 def train(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     """Train the three classifiers, or load published ones, and write `target`; returns their metrics."""
     from attune.classifiers.epitome.learn import learn

@@ -54,7 +54,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         ModelError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the
             line.
     """
-    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or take epitome.corpus=sample")
+    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or set epitome.data=data/sample/epitome")
     if not rows:
         raise ModelError(f"{path} holds no rows")
     return [_annotation(row, f"{path}:{line}") for line, row in rows]

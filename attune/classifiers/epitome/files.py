@@ -68,7 +68,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     names = [CONFIG, *(f"{mechanism}.safetensors" for mechanism in MECHANISMS)]
     for name in names:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder / name} is missing: run `dvc repro epitome`")
+            raise ModelError(f"{folder / name} is missing: run `dvc repro classifier@epitome`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.classifiers.common.origin import corpus_name
+from attune.classifiers.common.sources import trained_on
 from attune.classifiers.epitome.annotations import FILES, Annotation, encode, part_of, rationale_spans, read_annotations
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers
 
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from attune.config.schema import Epitome, Hardware, Params
 
 Annotations = Mapping[str, Sequence[Annotation]]
-
-
-def sources(params: Params) -> list[Path]:
-    """The folder of the annotated pairs."""
-    return [Path(params.epitome.data)]
 
 
 def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
@@ -36,14 +31,14 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     from attune.classifiers.epitome.files import save
     from attune.models.encoder import encoder_signature, load_encoder
 
-    settings, [corpus] = params.epitome, sources(params)
-    annotations = {mechanism: read_annotations(corpus / file) for mechanism, file in FILES.items()}
+    settings, folder = params.epitome, Path(params.epitome.data)
+    annotations = {mechanism: read_annotations(folder / file) for mechanism, file in FILES.items()}
     # Published files of an encoder may lack the pooler, whose weights are then random; nothing here reads it.
     torch.manual_seed(params.seed)
     encoder, tokenizer = load_encoder(params.encoder, params.hardware)
     classifiers = Classifiers(make_models(encoder, settings, params.seed), tokenizer, settings.max_length)
     metrics = train_and_measure(classifiers, annotations, settings, params.hardware, params.seed, checkpoints)
-    origin = settings.checkpoints or f"trained on {corpus_name(corpus)}"
+    origin = settings.checkpoints or trained_on(folder, params.corpus.name)
     signature = encoder_signature(params.encoder) | describe(annotations)
     save(classifiers, {"classifiers": origin, **signature}, target)
     return metrics

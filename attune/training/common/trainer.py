@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.config.schema import LOGGING_STEPS
 from attune.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from attune.models.quantization import optimizer
+from attune.models.quantization import optimizer_name
 from attune.runtime.distributed import on_main_process, world_size
 from attune.runtime.errors import UserError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
@@ -65,7 +65,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         "gradient_accumulation_steps": share // micro,
         "lr_scheduler_type": section.lr_scheduler,
         "warmup_steps": section.warmup_steps,
-        "optim": optimizer(hardware),
+        "optim": optimizer_name(hardware),
         **run_arguments(hardware, seed, folder),
     }
 
@@ -167,7 +167,7 @@ def export_checkpoint(checkpoint: Path, target: Path) -> None:
         canonicalize_model_files(partial)
 
 
-def keep_adapter(checkpoint: Path, target: Path) -> None:
+def export_adapter(checkpoint: Path, target: Path) -> None:
     """Copy the adapter of a checkpoint, and nothing else, to a stage's out, whole or not at all.
 
     Where ranks have a part of the weights each (FSDP, ZeRO-3), a checkpoint is what has all of them.

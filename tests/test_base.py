@@ -10,10 +10,10 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import factory
 import pytest
 from helpers import ROOT
 
-from attune.config.schema import Hardware, Model, Tiny
 from attune.data.dialogue import Turn
 from attune.models.base_record import hub_record, origin
 from attune.models.loading import load_base, load_tokenizer
@@ -23,9 +23,9 @@ from attune.runtime.io import write_json
 from attune.training.pretraining.pretrain import packed_sequences, pretrain
 from stages import base as base_stage
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-MADE = Model("t", None, None, None, None, False, False, None, None, None)
-TINY = Tiny(400, 32, 64, 1, 2, 64, "sample", 1, 1e-2, 4, 16, "llama")
+HARDWARE = factory.hardware()
+MADE = factory.model()
+TINY = factory.tiny(layers=1, max_positions=64, learning_rate=1e-2, max_length=16)
 DIALOGUES = [
     (Turn("user", f"i saw {n} dogs today"), Turn("assistant", f"wow {n} dogs that is a lot")) for n in range(40)
 ]
@@ -200,7 +200,7 @@ def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkey
 def test_hub_model_out_of_reach_is_one_sentence():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        hub_record(Model("b", None, "a/b", "main", None, False, False, None, None, None))
+        hub_record(factory.model(name="b", hub_id="a/b", revision="main"))
 
 
 def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
@@ -209,5 +209,5 @@ def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     folder = make(tmp_path, 1)
-    with pytest.raises(ModelError, match=r"hardware\.device = 'cuda', but no GPU is visible"):
-        load_base(folder, Hardware("cuda", "bf16", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused"))
+    with pytest.raises(ModelError, match=r"compute\.device = 'cuda', but no GPU is visible"):
+        load_base(folder, factory.hardware(device="cuda", dtype="bf16"))

@@ -178,13 +178,13 @@ def test_sentences_that_do_not_fit(tmp_path, lines, message):
 
 
 def test_a_file_of_sentences_that_is_missing(tmp_path):
-    with pytest.raises(DataError, match=r"csv is missing: miti\.corpus names its folder"):
+    with pytest.raises(DataError, match=r"csv is missing: behaviour\.sentences names its folder"):
         read(tmp_path)
 
 
 def test_a_label_that_the_table_lacks_is_named(tmp_path):
     folder = write(tmp_path, "Text,Ground truth", "One.,Hug", "Two.,Hug", "Three.,Warn")
-    with pytest.raises(DataError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(2\)"):
+    with pytest.raises(DataError, match=r"^behaviour\.table has no row for 1 acts of the corpus: 'Hug' \(2\)"):
         behaviour.label_sentences(folder, TABLE, [])
     with pytest.raises(DataError, match="fewer than two labels"):
         behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])

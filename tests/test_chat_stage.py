@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attune.config.params import load
-from attune.config.schema import Hardware
 from attune.data.dialogue import Turn
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import encode_prompt
@@ -19,7 +19,7 @@ from attune.runtime.errors import UserError
 from attune.tools.chat import Conversation, answers, begin
 
 ROOT = Path(__file__).parents[1]
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 LINES = ["i lost my keys today", "and then my dog ran away", "why does it always rain", "nobody listens to me"]
 
 

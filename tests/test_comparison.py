@@ -2,11 +2,11 @@
 
 import json
 
+import factory
 import numpy as np
 import pandas as pd
 import pytest
 
-from attune.config.schema import Variant
 from attune.report import comparison
 from attune.report.comparison import Drawing, against_specialised, against_standard, differences, keep, read
 from attune.report.comparison_page import Pairing, sections, verdict
@@ -14,13 +14,12 @@ from attune.report.tables import direction
 from attune.runtime.errors import UserError
 from attune.scoring.intervals.bootstrap import distances, draws
 
-NONE = "data/dialogues"
 DRAWING = Drawing("last", 100, 1)
 VARIANTS = {
-    "base": Variant("models/base", NONE),
-    "prompted": Variant("models/base", "data/prompts/counsellor.txt"),
-    "sft": Variant("models/sft", NONE),
-    "sft-dpo": Variant("models/dpo/e3", NONE),
+    "base": factory.variant(),
+    "prompted": factory.variant(instruction="data/prompts/counsellor.txt"),
+    "sft": factory.variant(model="models/sft"),
+    "sft-dpo": factory.variant(model="models/dpo/e3"),
 }
 
 

@@ -113,9 +113,9 @@ def test_the_table_of_esconv():
 def test_an_act_that_the_table_lacks_is_named():
     one = Dialogue("train/1", "x", "train", "sad", (Turn("user", "a"), Turn("assistant", "b", "Hug")))
     with pytest.raises(DataError, match=r"no row for 1 acts of the corpus: 'Hug' \(1\): add a row for each"):
-        label_turns([one], {"Question": "listening"}, LABELS, 1, "dbt.stages")
+        label_turns([one], {"Question": "listening"}, LABELS, 1, "dbt.table")
     with pytest.raises(DataError, match="fewer than two labels"):
-        label_turns([one], {"Hug": "genuine"}, LABELS, 1, "dbt.stages")
+        label_turns([one], {"Hug": "genuine"}, LABELS, 1, "dbt.table")
 
 
 @pytest.fixture(scope="module")
@@ -235,4 +235,4 @@ def test_dialogues_without_acts_say_so(tmp_path, monkeypatch):
         turns = (Turn("user", "a"), Turn("assistant", "b"))
         write_dialogues([Dialogue("1", "x", split, "sad", turns)], Path(f"data/dialogues/{split}.parquet"))
     with pytest.raises(DataError, match="fewer than two labels"):
-        label_turns(dbt.read(params().dbt), read_stages(ROOT / "data/dbt_stages.csv"), LABELS, 1, "dbt.stages")
+        label_turns(dbt.read(params().dbt), read_stages(ROOT / "data/dbt_stages.csv"), LABELS, 1, "dbt.table")

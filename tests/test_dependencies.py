@@ -35,7 +35,8 @@ TABLE = {
     "scoring/text": {"evaluate"},
     "training/common": TRAIN,
     "training/dpo": {"dpo"},
-    "training/sft": {"base", "sft"},
+    "training/pretraining": {"base"},
+    "training/sft": {"sft"},
 }
 FREE = {"config", "runtime", "tools"}
 # Imported by a stage's code and never run by it: generate draws held-out pairs, which no classifier ranks.

@@ -429,7 +429,7 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     put(tmp_path / "mine", {f"empatheticdialogues/{name}": name.encode() for name in names})
     put(tmp_path / "mine", {"pretrain/dialogues.jsonl": b"{}\n"})
     put(tmp_path, {"data/sources.yaml": (ROOT / "data/sources.yaml").read_bytes()})
-    scorers = ("epitome.corpus=sample", "mmlu.corpus=sample")
+    scorers = ("epitome.data=sample", "mmlu.corpus=sample")
     compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine", *scorers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CORPORA_DIR", "elsewhere")
@@ -450,7 +450,7 @@ def test_main_takes_what_the_scorers_read_but_not_the_embedded_samples(tmp_path,
     monkeypatch.chdir(tmp_path)
     compose(tmp_path)
     assert stage.needed(stage.load_params()) == ("empatheticdialogues",)
-    compose(tmp_path, "epitome.corpus=epitome")
+    compose(tmp_path, "epitome.data=epitome")
     assert stage.needed(stage.load_params()) == ("empatheticdialogues", "epitome")
 
 

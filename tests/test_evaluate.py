@@ -58,7 +58,7 @@ def with_value(row, column, value):
 
 
 def params(*overrides):
-    overrides = ["hardware.threads=1", *overrides]
+    overrides = ["compute.threads=1", *overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         return check(OmegaConf.to_container(compose("config", overrides=overrides), resolve=True), "conf")
 

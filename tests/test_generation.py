@@ -4,11 +4,11 @@ import copy
 import json
 from dataclasses import replace
 
+import factory
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from attune.config.schema import Generate, Hardware, Tiny
 from attune.data.dialogue import Example, Turn
 from attune.generation.answer import answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps
@@ -18,8 +18,8 @@ from attune.models.tiny import make_model, train_tokenizer
 from attune.pairs.held_out import held_out
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-GREEDY = Generate(None, 12, 96, False, 1.0, 1.0, "builtin")
+HARDWARE = factory.hardware()
+GREEDY = factory.generate(max_new_tokens=12, max_length=96)
 OPPOSITES = {"sad": "joyful", "joyful": "sad"}
 TEXTS = [
     "i lost my keys",
@@ -38,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), seed=3).eval()
+    return make_model(tokenizer, factory.tiny(vocab_size=320), seed=3).eval()
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_the_replies_of_a_session_are_drawn_together():
     write(sessions, "base")
     widths = []
     for targets in ("last", "every"):
-        main("base", params(f"corpus.targets={targets}"))
+        main("base", params(f"context.targets={targets}"))
         widths.append(read("base")["rouge_l.high"] - read("base")["rouge_l.low"])
     assert widths[1] > 2 * widths[0]
 

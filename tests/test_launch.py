@@ -37,7 +37,7 @@ def test_one_machine_finds_a_free_port_by_itself(tmp_path):
 
 @pytest.mark.parametrize(("environment", "rank"), [({}, 0), ({"NODE_RANK": "1"}, 1)])
 def test_several_machines_meet_at_the_first(environment, rank, tmp_path):
-    asked = hardware("hardware=cluster", "hardware.rendezvous=gpu-7:29500")
+    asked = hardware("hardware=cluster", "runtime.rendezvous=gpu-7:29500")
     settings = launch.settings(asked, tmp_path, environment)
     assert (settings.min_nodes, settings.max_nodes, settings.nproc_per_node) == (2, 2, 8)
     assert (settings.rdzv_backend, settings.rdzv_endpoint) == ("static", "gpu-7:29500")
@@ -46,17 +46,17 @@ def test_several_machines_meet_at_the_first(environment, rank, tmp_path):
 
 @pytest.mark.parametrize("number", ["2", "-1", "first"])
 def test_a_machine_that_is_none_of_them(number, tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"NODE_RANK = {number!r}, but hardware.nodes = 2: it counts")):
+    with pytest.raises(UserError, match=re.escape(f"NODE_RANK = {number!r}, but ranks.nodes = 2: it counts")):
         launch.settings(hardware("hardware=cluster"), tmp_path, {"NODE_RANK": number})
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["hardware=multi_gpu", "hardware.nodes=2"], "hardware.rendezvous = None with hardware.nodes = 2: several"),
-        (["hardware=cluster", "hardware.nodes=1"], "with hardware.nodes = 1: several machines meet at host:port"),
-        (["hardware=cluster", "hardware.rendezvous=gpu-7"], "hardware.rendezvous = 'gpu-7': string should match"),
-        (["hardware.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
+        (["hardware=multi_gpu", "ranks.nodes=2"], "runtime.rendezvous = None with ranks.nodes = 2: several"),
+        (["hardware=cluster", "ranks.nodes=1"], "with ranks.nodes = 1: several machines meet at host:port"),
+        (["hardware=cluster", "runtime.rendezvous=gpu-7"], "runtime.rendezvous = 'gpu-7': string should match"),
+        (["ranks.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
     ],
 )
 def test_keys_that_do_not_go_together(override, message):
@@ -123,12 +123,12 @@ def test_ranks_get_the_environment_of_accelerate_launch(path):
 def test_a_config_that_is_none(tmp_path):
     (tmp_path / "a.yaml").write_text("zero_stage: 3\n")
     for path in (tmp_path / "a.yaml", tmp_path / "missing.yaml"):
-        with pytest.raises(UserError, match=r"hardware\.accelerate = .* cannot be read: "):
+        with pytest.raises(UserError, match=r"ranks\.accelerate = .* cannot be read: "):
             launch.accelerate_environment(path, 2)
 
 
 def test_more_ranks_than_gpus():
-    with pytest.raises(UserError, match=r"hardware\.processes = 4, but 0 GPUs are visible"):
+    with pytest.raises(UserError, match=r"ranks\.processes = 4, but 0 GPUs are visible"):
         launch.run(lambda: None, hardware("hardware=multi_gpu"))
 
 

@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 
 from attune.config.params import load
-from attune.config.schema import Hardware, Mmlu, Tiny
 from attune.models.bert_decoder import decoder_class
 from attune.models.loading import load_variant
 from attune.models.tiny import make_model, train_tokenizer
@@ -22,7 +22,7 @@ from stages import mmlu as stage
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/mmlu"
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 LENGTHS = {"whole": 1024, "some cut": 330, "all cut": 160}
 GROUP_OF = {
     "astronomy": "stem",
@@ -49,7 +49,7 @@ def tokenizer(subjects):
 
 def micro(tokenizer, max_positions: int):
     """A random model whose weights are large enough for each token to matter to the choice."""
-    tiny = Tiny(600, 32, 64, 2, 2, max_positions, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny(vocab_size=600, max_positions=max_positions)
     model = make_model(tokenizer, tiny, seed=3).eval()
     return enlarge(model)
 
@@ -455,7 +455,7 @@ def project(tmp_path, monkeypatch, tokenizer):
     adapter.save_pretrained(tmp_path / "models/sft")
     shutil.copytree(SAMPLE, tmp_path / "data/sample/mmlu")
     monkeypatch.chdir(tmp_path)
-    params = replace(load(ROOT / "params.yaml"), mmlu=Mmlu("sample", 5, 6, 4), hardware=HARDWARE)
+    params = replace(load(ROOT / "params.yaml"), mmlu=factory.mmlu(shots=5, limit=6), hardware=HARDWARE)
     return tmp_path, params
 
 
@@ -509,7 +509,7 @@ def test_stage_refuses_an_unknown_variant(project):
 def test_stage_reads_a_corpus_folder(project):
     folder, params = project
     shutil.move(folder / "data/sample/mmlu", folder / "data/raw/mmlu")
-    stage.main("base", replace(params, mmlu=Mmlu("mmlu", 1, 2, 4)))
+    stage.main("base", replace(params, mmlu=factory.mmlu(corpus="mmlu")))
     signature = json.loads((folder / "metrics/mmlu/base.signature.json").read_text())
     assert signature["rows"].startswith("mmlu, sha256 ") and signature["questions"] == "10"
     assert signature["shots"] == "1"

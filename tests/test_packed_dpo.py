@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 import transformers
@@ -16,7 +17,6 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
 
-from attune.config.schema import Dpo, Hardware, Round
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.loading import compile_layers
 from attune.models.tiny import train_tokenizer
@@ -30,8 +30,8 @@ from attune.training.dpo.reference_logps import complete, key, read, with_refere
 from attune.training.dpo.trainer import make_trainer
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
+HARDWARE = factory.hardware()
+DPO = factory.dpo(beta=0.5, epochs=3, max_length=32, rounds={"e": factory.dpo_round()})
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

@@ -19,12 +19,12 @@ VARIANTS = ("base", "sft-dpo")
 MICRO = [
     "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2",
     "tiny.epochs=1", "tiny.max_length=128", "sft.epochs=1", "sft.batch_size=32", "lora.r=4", "pairs.limit=64",
-    "~variants.sft", "~dpo.rounds.e3", "variants.sft-dpo.model=models/dpo/e2",
+    "~variants.sft", "~rounds.e3", "variants.sft-dpo.model=models/dpo/e2",
     "generate.limit=32", "generate.max_new_tokens=8",
     # Greedy, so small a model says nothing at all.
     "generate.do_sample=true",
     "epitome.epochs=1", "epitome.max_length=16", "mmlu.limit=2", "mmlu.shots=1", "evaluate.resamples=100",
-    "hardware.threads=1", "hardware.dtype=fp32",
+    "compute.threads=1", "compute.dtype=fp32",
 ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
 
 def test_further_round_runs_only_itself(clone):
     """The schedule spans three epochs and two rounds have run: the third hangs on the second and on nothing new."""
-    three = [one for one in MICRO if one != "~dpo.rounds.e3"]
+    three = [one for one in MICRO if one != "~rounds.e3"]
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in three))
     assert sorted(stages_run(output)) == sorted(["pairs@e3", "audit", "dpo@e3", *PAGES])
     clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
@@ -270,14 +270,14 @@ def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
     listed = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
-    interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "dpo.rounds"}
+    interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "rounds"}
     interpolated |= {f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")}
     # And what `python -m attune record` alone reads.
     interpolated |= {"sft.by_quality", "model.specialised", "model.stands_in_for"}
-    only_speed = {"hardware.save_every", "hardware.rendezvous", "hardware.accelerate"}
+    only_speed = {"runtime.save_every", "runtime.rendezvous", "ranks.accelerate"}
     # How the endpoint is reached, and what its estimate says.
     only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}
-    only_speed |= {"llm.input_price", "llm.output_price"}
-    interpolated |= {"dpo.rounds.${key}.source"}
+    only_speed |= {"endpoint.input_price", "endpoint.output_price"}
+    interpolated |= {"rounds.${key}.source"}
     assert leaves - interpolated - only_speed <= listed
     assert listed - interpolated <= leaves

@@ -7,12 +7,12 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 from helpers import ROOT
 
 from attune.config.params import load
-from attune.config.schema import Lora
 from attune.models import quantization
 from attune.models.base_record import base_record
 from attune.models.loading import (
@@ -33,7 +33,7 @@ from attune.training.dpo.reference_logps import complete, identity, with_referen
 from attune.training.dpo.trainer import make_trainer
 from attune.training.sft.trainer import supervised_trainer
 
-LORA = Lora(4, 8, 0.0)
+LORA = factory.lora()
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason=f"bitsandbytes is not installed: {quantization.INSTALL}"
 )
@@ -93,9 +93,9 @@ def test_what_is_missing_is_named(base, params, monkeypatch):
     ):
         load_base(base, params.hardware)
     on_gpu = replace(params.hardware, device="cuda", optimizer="paged_adamw_8bit")
-    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' needs bitsandbytes"):
+    with pytest.raises(ModelError, match=r"training\.optimizer = 'paged_adamw_8bit' needs bitsandbytes"):
         common_arguments(params.sft, on_gpu, 1, base)
-    with pytest.raises(ModelError, match=r"hardware\.optimizer = 'paged_adamw_8bit' is for a GPU"):
+    with pytest.raises(ModelError, match=r"training\.optimizer = 'paged_adamw_8bit' is for a GPU"):
         common_arguments(params.sft, replace(on_gpu, device="cpu"), 1, base)
 
 
@@ -106,7 +106,9 @@ def test_the_plan_counts_4_bits_and_short_moments(params):
     made_whole = 4 * 64 * 128
     assert full.weights - short.weights == pytest.approx(linear * (4 - 0.515869) - made_whole, abs=20)
     assert (short.parameters, short.adapter) == (full.parameters, full.adapter)
-    paged = replace(params, lora=Lora(64, 64, 0.0), hardware=replace(params.hardware, optimizer="paged_adamw_8bit"))
+    paged = replace(
+        params, lora=factory.lora(r=64, alpha=64), hardware=replace(params.hardware, optimizer="paged_adamw_8bit")
+    )
     assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
 
 

@@ -29,9 +29,9 @@ from attune.runtime.sealed import newest_whole
 EXAMPLES = 37
 OVERRIDES = [
     *small.OVERRIDES, "sft.epochs=3", "sft.batch_size=8", "dpo.batch_size=8", "dpo.max_length=64", "lora.dropout=0",
-    "sft.learning_rate=1e-3", "dpo.learning_rate=1e-3", "hardware.save_every=5", "~dpo.rounds.e3",
+    "sft.learning_rate=1e-3", "dpo.learning_rate=1e-3", "runtime.save_every=5", "~rounds.e3",
     "variants.sft-dpo.model=models/dpo/e2", "generate.max_length=64", "generate.max_new_tokens=8",
-    "hardware.batch_tokens=256", "mmlu.shots=1", "mmlu.limit=4", "mmlu.batch_size=2",
+    "decoding.batch_tokens=256", "mmlu.shots=1", "mmlu.limit=4", "mmlu.batch_size=2",
 ]  # fmt: skip
 SFT_STEPS = 15
 STAGES = ["sft", "dpo@e1", "dpo@e2", "generate@sft-dpo", "sample@sft", "evaluate@sft-dpo", "mmlu@sft-dpo"]
@@ -84,7 +84,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path, str]:
     shutil.copytree(one, two, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(two)
-        compose([*OVERRIDES, "hardware.processes=2"])
+        compose([*OVERRIDES, "ranks.processes=2"])
         killed = launched(two, "killed", "sft")
         patch.chdir(one)
         run_stages(STAGES, load())

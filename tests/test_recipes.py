@@ -23,16 +23,16 @@ MICRO = [
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.max_length=128", "lora.r=4", "sft.max_length=256", "sft.batch_size=16",
     "pairs.limit=12", "dpo.batch_size=8", "generate.limit=8", "generate.max_new_tokens=8", "generate.do_sample=true",
     "epitome.epochs=1", "epitome.max_length=16", "mmlu.corpus=sample", "mmlu.limit=2", "mmlu.shots=1",
-    "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32",
+    "evaluate.resamples=100", "compute.threads=1", "compute.dtype=fp32",
 ]  # fmt: skip
 DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_length=48", "pairs.margin=0.0",
        "pairs.max_new_tokens=8"]  # fmt: skip
-COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "miti.corpus=sample", "epitome.corpus=sample",
-           "behaviour.epochs=1", "behaviour.max_length=48", "miti.epochs=1"]  # fmt: skip
+COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=sample", "epitome.data=sample",
+           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.miti.epochs=1"]  # fmt: skip
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
-           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.corpus=annomi_sample"]  # fmt: skip
+           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
 COMMON = ("download", "prepare", "epitome", "references", "dbt@dbt", "dbt_references@dbt")
 # Another scheme of labels in ESConv's format: six strategies, two of them none of the stages, and three problems.
@@ -131,7 +131,7 @@ def test_recipe_dbt_runs_on_another_corpus_with_other_labels_by_config_alone(tmp
     (tmp_path / "data/dbt_stages.csv").unlink()
     shutil.rmtree(tmp_path / "data/sample/esconv_sample")
     monkeypatch.chdir(tmp_path)
-    other = ["corpus.name=peers", "corpus.local_dir=corpora", "dbt.stages=data/peers_stages.csv"]
+    other = ["corpus.name=peers", "corpus.local_dir=corpora", "dbt.table=data/peers_stages.csv"]
     compose([*DBT, "model=tiny", *other])
     run(stages_in_order(), monkeypatch)
     labels = {name.removeprefix("train_label_") for name in read("metrics/data.json") if name.startswith("train_label")}

@@ -354,7 +354,7 @@ def test_a_round_whose_last_step_is_in_the_next_ones_history():
 
 def test_a_round_that_starts_anew_is_put_behind_the_one_before():
     dpo_curves("e2", 8)
-    joined = read_rounds(params("dpo.rounds.e2.init=models/sft", "~dpo.rounds.e3").dpo.rounds)
+    joined = read_rounds(params("rounds.e2.init=models/sft", "~rounds.e3").dpo.rounds)
     assert joined.ends == {"e1": 8, "e2": 16}
     assert [step for step, _ in joined.curves["rewards/chosen"]] == [1, 5, 8, 9, 13, 16]
 

@@ -56,7 +56,7 @@ def files(tmp_path, monkeypatch):
     (root / "score.py").write_text(SCORE)
     (root / "dvc.yaml").write_text(
         f"stages:\n  score:\n    cmd: {sys.executable} score.py {log}\n    deps: [score.py]\n"
-        "    params: [seed, dpo.beta, lora.r, hardware.threads]\n"
+        "    params: [seed, dpo.beta, lora.r, compute.threads]\n"
         "    metrics:\n      - metrics/sft.json: {cache: false}\n"
         "plots:\n  - Small:\n      x: dpo.beta\n      y: {reports/studies/small.csv: [diff_epitome, rouge_l]}\n"
     )

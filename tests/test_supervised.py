@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from attune.compute.process import autocast
-from attune.config.schema import Hardware, Sft
+from attune.config.schema import Hardware
 from attune.cpu.optimize import optimize_for_cpu, quick_dropout
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.runtime.distributed import is_main_process, process_group
@@ -39,9 +40,9 @@ from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervi
 from attune.training.common.trainer import common_arguments, run
 from attune.training.sft.trainer import predicts, projecting, projects_alone, supervised_trainer, token_loss
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 BF16 = replace(HARDWARE, dtype="bf16")
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
+SFT = factory.sft()
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def params(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        composed = compose("config", overrides=["hardware.threads=1", *overrides])
+        composed = compose("config", overrides=["compute.threads=1", *overrides])
     return check(OmegaConf.to_container(composed, resolve=True), "conf")
 
 

@@ -36,17 +36,17 @@ def retry_on_oom(attempt: Callable[[Hardware], Result], hardware: Hardware, sect
             # The other ranks wait for this one inside the step that failed, so that no new attempt can start.
             raise ModelError(
                 f"micro-batches of {hardware.micro_batch_size} do not fit into the memory of rank {rank()}: lower "
-                "hardware.micro_batch_size"
+                "training.micro_batch_size"
             )
         name, size = type(section).__name__.lower(), min(hardware.micro_batch_size, section.batch_size)
         if size == 1:
             raise ModelError(
                 f"an example of up to {section.max_length} tokens ({name}.max_length) does not fit into the memory of "
-                f"{hardware.device}: lower it, or set hardware.gradient_checkpointing=true"
+                f"{hardware.device}: lower it, or set training.gradient_checkpointing=true"
             )
         smaller = next(divisor for divisor in range(size // 2, 0, -1) if section.batch_size % divisor == 0)
         print(
-            f"out of memory with micro-batches of {size}: going on with {smaller} (hardware.micro_batch_size)",
+            f"out of memory with micro-batches of {size}: going on with {smaller} (training.micro_batch_size)",
             file=sys.stderr,
         )
         hardware = type(hardware)(**vars(hardware) | {"micro_batch_size": smaller})
@@ -59,7 +59,7 @@ def retry_batches_on_oom(lengths: Sequence[int], max_tokens: int, run_batch: Cal
 
     Args:
         lengths: tokens of each row.
-        max_tokens: `hardware.batch_tokens`.
+        max_tokens: `decoding.batch_tokens`.
         run_batch: takes the row indices of a batch; called again for rows whose batch ran out of memory.
 
     Raises:
@@ -85,7 +85,7 @@ def retry_batches_on_oom(lengths: Sequence[int], max_tokens: int, run_batch: Cal
                 "pairs.max_new_tokens and dpo.max_length, where the model is sampled for pairs"
             )
         max_tokens = longest * (len(batch) // 2)
-        print(f"out of memory: going on with batches of {max_tokens} tokens (hardware.batch_tokens)", file=sys.stderr)
+        print(f"out of memory: going on with batches of {max_tokens} tokens (decoding.batch_tokens)", file=sys.stderr)
         batches = batches_by_tokens({row: lengths[row] for row in left}, max_tokens)
 
 

@@ -21,7 +21,7 @@ def set_up_process(hardware: Hardware) -> None:
     cores that was half of the time of a DPO step (system time beside user time). Values do not depend on it.
 
     Raises:
-        ModelError: `hardware.device` is cuda and no GPU is visible.
+        ModelError: `compute.device` is cuda and no GPU is visible.
     """
     import ctypes
 
@@ -30,7 +30,7 @@ def set_up_process(hardware: Hardware) -> None:
     if hardware.device == "cuda":
         keep_to_one_device()
         if not torch.cuda.is_available():
-            raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+            raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     torch.set_num_threads(hardware.threads)
     if hardware.device == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -42,7 +42,7 @@ def set_up_process(hardware: Hardware) -> None:
 
 
 def autocast(hardware: Hardware) -> torch.autocast:
-    """The context of a forward pass: bf16 autocast where `hardware.dtype` is bf16, else a context without effect.
+    """The context of a forward pass: bf16 autocast where `compute.dtype` is bf16, else a context without effect.
 
     Without gradients, use it with `torch.no_grad`. In `torch.inference_mode` autocast does not cache the casts of the
     weights, so that every weight is cast again at each use.

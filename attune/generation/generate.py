@@ -33,7 +33,7 @@ def generate_replies(
     """One reply to each prompt, in the order of the prompts. Several ranks share the batches; each returns all replies.
 
     Args:
-        model: in eval mode, on `hardware.device`.
+        model: in eval mode, on `compute.device`.
         tokenizer: the model's.
         prompts: N lists of token ids, each ending where a reply begins; prompts may repeat.
         max_new_tokens: longest reply.

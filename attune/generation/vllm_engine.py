@@ -1,7 +1,7 @@
 """Generate replies with vLLM (Kwon et al. 2023) instead of `generate_replies`: same prompts, stop tokens and decoding.
 
 vLLM loads the base model and the adapter itself, fills the GPU with its KV cache and forms its own batches, so that
-`hardware.batch_tokens` has no effect. Prefix caching prefills the common beginning of prompts once. vLLM is not in
+`decoding.batch_tokens` has no effect. Prefix caching prefills the common beginning of prompts once. vLLM is not in
 requirements.lock, since it pins its own torch (docs/scale.md).
 """
 

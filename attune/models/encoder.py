@@ -27,11 +27,11 @@ _hash = cache(sha256_of)
 
 
 def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel, Tokenizer]:
-    """The encoder with fp32 weights on `hardware.device`, in eval mode, and its fast tokenizer (which has offsets).
+    """The encoder with fp32 weights on `compute.device`, in eval mode, and its fast tokenizer (which has offsets).
 
     Raises:
         ModelError: the package is not installed or has no weights, the hub has no such model or cannot be reached, the
-            hash of the weights is not the pinned one, or `hardware.device` is cuda and no GPU is visible.
+            hash of the weights is not the pinned one, or `compute.device` is cuda and no GPU is visible.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer

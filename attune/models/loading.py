@@ -42,12 +42,12 @@ def load_tokenizer(base: Path) -> Tokenizer:
 
 
 def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
-    """The base model on `hardware.device`, in 4 bits where its record has a quantization.
+    """The base model on `compute.device`, in 4 bits where its record has a quantization.
 
-    Weights are fp32 on a CPU, where bf16 comes from autocast, and `hardware.dtype` on a GPU.
+    Weights are fp32 on a CPU, where bf16 comes from autocast, and `compute.dtype` on a GPU.
 
     Raises:
-        ModelError: `hardware.device` is cuda and no GPU is visible, the model is an encoder, has no safetensors or
+        ModelError: `compute.device` is cuda and no GPU is visible, the model is an encoder, has no safetensors or
             needs remote code, or bitsandbytes is missing for a quantized model.
     """
     import torch
@@ -187,7 +187,7 @@ def variant_signature(base: Path, folder: Path) -> dict[str, str]:
 
 
 def compile_layers(model: Any, hardware: Hardware) -> None:
-    """With `hardware.compile`, compile the decoder layers of a model or PeftModel; it computes the same function.
+    """With `training.compile`, compile the decoder layers of a model or PeftModel; it computes the same function.
 
     All layers have the same code and `dynamic=True` covers all lengths, so that one graph serves them all.
     """

@@ -36,7 +36,7 @@ def require_bitsandbytes(setting: str) -> None:
 
 
 def nf4_arguments(hardware: Hardware) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for NF4 weights; products are computed in `hardware.dtype`.
+    """Arguments of `from_pretrained` for NF4 weights; products are computed in `compute.dtype`.
 
     Raises:
         ModelError: bitsandbytes is missing.
@@ -70,16 +70,16 @@ def optimizer_name(hardware: Hardware) -> str:
     """The optimizer for `TrainingArguments.optim`.
 
     Raises:
-        ModelError: the optimizer is from bitsandbytes, which is missing, or `hardware.device` is cpu.
+        ModelError: the optimizer is from bitsandbytes, which is missing, or `compute.device` is cpu.
     """
     name = hardware.optimizer
     if name.startswith("adamw_torch"):
         return name
     if hardware.device == "cpu":
         raise ModelError(
-            f"hardware.optimizer = {name!r} is for a GPU: set hardware.optimizer = adamw_torch_fused with hardware=cpu"
+            f"training.optimizer = {name!r} is for a GPU: set training.optimizer = adamw_torch_fused with hardware=cpu"
         )
-    require_bitsandbytes(f"hardware.optimizer = {name!r}")
+    require_bitsandbytes(f"training.optimizer = {name!r}")
     return name
 
 

@@ -70,7 +70,7 @@ def read(kept: Path) -> dict[str, Scores]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the intervals are made: `corpus.targets`, which says what the ids name, `evaluate.resamples` and `seed`."""
+    """How the intervals are made: `context.targets`, which says what the ids name, `evaluate.resamples` and `seed`."""
 
     targets: Targets
     resamples: int

@@ -32,7 +32,7 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
 
     Args:
         answers: of `ratings.current`.
-        targets: `corpus.targets`, which says what the dialogue of an example is.
+        targets: `context.targets`, which says what the dialogue of an example is.
 
     Returns:
         `answers`, `dialogues`, `raters`, `wins_a`, `ties`, `wins_b`: counts; `win_rate`, the share x 100 of answers for

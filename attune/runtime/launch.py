@@ -1,4 +1,4 @@
-"""Start a stage as many processes (ranks), where `hardware.processes` or `hardware.nodes` asks for more than one.
+"""Start a stage as many processes (ranks), where `ranks.processes` or `ranks.nodes` asks for more than one.
 
 The command of a stage stays what it is, `python -m stages.dpo e1`. That process then runs torchrun's agent, which
 starts the ranks with the same command, watches them, and ends all of them when one dies. A process that torchrun or
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What ranks other than a machine's first say, which has the terminal; kept where one died.
 LOGS = Path(".checkpoints/ranks")
-# The machine's number where there are several, from 0, that of hardware.rendezvous: Slurm's SLURM_NODEID.
+# The machine's number where there are several, from 0, that of runtime.rendezvous: Slurm's SLURM_NODEID.
 NODE_RANK = "NODE_RANK"
 LAST_LINES = 12
 # How long a machine waits for the others, in seconds: they come when their stage before has ended.
@@ -71,7 +71,7 @@ def settings(hardware: Hardware, logs: Path, environment: Mapping[str, str] = os
 
     node = environment.get(NODE_RANK, "0")
     if not node.isdecimal() or int(node) >= hardware.nodes:
-        raise UserError(f"{NODE_RANK} = {node!r}, but hardware.nodes = {hardware.nodes}: it counts machines from 0")
+        raise UserError(f"{NODE_RANK} = {node!r}, but ranks.nodes = {hardware.nodes}: it counts machines from 0")
     one = hardware.nodes == 1
     return LaunchConfig(
         min_nodes=hardware.nodes,
@@ -102,7 +102,7 @@ def accelerate_environment(config: Path, processes: int) -> dict[str, str]:
     try:
         args, read, _ = _validate_launch_command(launch_command_parser().parse_args([*said, "-m", "stages"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"hardware.accelerate = {str(config)!r} cannot be read: {error}") from None
+        raise UserError(f"ranks.accelerate = {str(config)!r} cannot be read: {error}") from None
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ",".join([*read.deepspeed_config, "mixed_precision"])
     made = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
@@ -145,7 +145,7 @@ def _require_gpus(hardware: Hardware) -> None:
 
     if hardware.device == "cuda" and (there := torch.cuda.device_count()) < hardware.processes:
         raise UserError(
-            f"hardware.processes = {hardware.processes}, but {there} GPUs are visible on this machine: a rank needs one"
+            f"ranks.processes = {hardware.processes}, but {there} GPUs are visible on this machine: a rank needs one"
         )
 
 

@@ -32,7 +32,7 @@ from attune.tools.study_results import collect
 PAUSE = 5.0
 # Seconds that a worker may take to begin.
 STARTING = 60.0
-THREADS = "hardware.threads"
+THREADS = "compute.threads"
 
 
 def done(points: Sequence[Experiment]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def queue(points: Sequence[Experiment], targets: Sequence[str], threads: int | N
     Args:
         points: of the grid.
         targets: the stages to run; all for none.
-        threads: of each experiment that does not override `hardware.threads` itself; None: those of the params. They
+        threads: of each experiment that does not override `compute.threads` itself; None: those of the params. They
             are no part of an experiment's name, so that one is found however many ran beside it.
 
     Returns:

@@ -19,10 +19,10 @@ MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.batch_size=8", "tiny.max_length=128", "lora.r=4", "sft.epochs=1",
     "sft.batch_size=32", "sft.max_length=64", "pairs.limit=160", "dpo.batch_size=8", "dpo.max_length=128",
-    "~dpo.rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
+    "~rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
     "evaluate.reference=sft-dpo", "generate.limit=64", "generate.max_new_tokens=8", "generate.do_sample=true",
     "epitome.epochs=1", "epitome.max_length=16", "epitome.batch_size=16", "mmlu.limit=2", "mmlu.shots=1",
-    "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32", "hardware.save_every=5",
+    "evaluate.resamples=100", "compute.threads=1", "compute.dtype=fp32", "runtime.save_every=5",
 ]  # fmt: skip
 # What a person takes from a run; the other pages of the report are made of these.
 RESULTS = (

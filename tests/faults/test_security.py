@@ -20,6 +20,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
 
+import factory
 import pytest
 import torch
 from helpers import ROOT
@@ -31,7 +32,6 @@ from transformers import Trainer, TrainingArguments
 
 from attune.classifiers.common.classifier import _resume
 from attune.classifiers.epitome.files import _read_published
-from attune.config.schema import Hardware, Lora, Tiny
 from attune.download import archives
 from attune.download.sources import Archive
 from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer
@@ -45,7 +45,7 @@ from attune.tools.review import _samples
 from attune.training.common.trainer import run, run_arguments
 from attune.training.pretraining.pretrain import packed_sequences
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware(save_every=2)
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]
 
 
@@ -80,12 +80,12 @@ def trained(tmp_path_factory):
     """A base model, an adapter of it, and checkpoints of a run that was killed behind step 2."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = train_tokenizer(WORDS * 3, 300, 128)
-    model = make_model(tokenizer, Tiny(300, 16, 32, 1, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), 1)
+    model = make_model(tokenizer, factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1), 1)
     for one in (model, tokenizer):
         one.save_pretrained(folder / "base")
     record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
     (folder / "base/base.json").write_text(json.dumps(record))
-    add_adapter(model, Lora(2, 4, 0.0), 1).save_pretrained(folder / "adapter")
+    add_adapter(model, factory.lora(r=2, alpha=4), 1).save_pretrained(folder / "adapter")
     train(folder / "base", folder / "run")
     shutil.rmtree(folder / "run/checkpoint-3")
     return folder

@@ -51,7 +51,7 @@ def fit(
         batch_size: examples a step.
         hardware: device and precision.
         seed: keys order and dropout of each epoch, which therefore hang on nothing that came before.
-        checkpoint: folder of what to go on from, written every `hardware.save_every` steps and after each epoch.
+        checkpoint: folder of what to go on from, written every `runtime.save_every` steps and after each epoch.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; the step that was reached is kept.
@@ -154,7 +154,7 @@ def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
             f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
-            "hardware.dtype=fp32"
+            "compute.dtype=fp32"
         )
 
 

@@ -181,7 +181,7 @@ def describe(folder: Path, prefix: str) -> dict[str, str]:
 
 
 def load(folder: Path, hardware: Hardware, maker: str) -> TurnClassifier:
-    """Read what `save` wrote, onto `hardware.device`, in eval mode; errors name the stage `maker`.
+    """Read what `save` wrote, onto `compute.device`, in eval mode; errors name the stage `maker`.
 
     Raises:
         ModelError: a file is missing, or the parameters are not those of the classifier.

@@ -57,7 +57,7 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
 
 
 def load(folder: Path, hardware: Hardware) -> Classifiers:
-    """Read what `save` wrote, onto `hardware.device`.
+    """Read what `save` wrote, onto `compute.device`.
 
     Raises:
         ModelError: a file is missing, or a file's parameters are not those of the classifier.

@@ -18,7 +18,7 @@ def measure(
     """Run MMLU.
 
     Args:
-        model: in eval mode, on `hardware.device`.
+        model: in eval mode, on `compute.device`.
         tokenizer: the model's.
         subjects: of `harness.read`.
         settings: shots and batch size.

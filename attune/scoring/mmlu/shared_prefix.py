@@ -63,7 +63,7 @@ def shared_prefix_lm(model: Any, tokenizer: Tokenizer, batch_size: int, hardware
     leave positions out. Models with a recurrent state in place of keys and values run without sharing.
 
     Args:
-        model: a causal language model or a PeftModel on one, on `hardware.device`.
+        model: a causal language model or a PeftModel on one, on `compute.device`.
         tokenizer: the model's.
         batch_size: questions in one forward pass.
         hardware: precision; log-probabilities are taken in fp32 whatever it is.

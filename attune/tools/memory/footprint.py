@@ -66,7 +66,7 @@ def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bo
         config: of the base model.
         params: the run's.
         step: sft or dpo.
-        checkpointing: as `hardware.gradient_checkpointing`.
+        checkpointing: as `training.gradient_checkpointing`.
         micro_batch: dialogues or pairs.
     """
     layers = int(config.get_text_config().num_hidden_layers)

@@ -79,7 +79,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
 
 
 def device_memory(params: Params) -> int | None:
-    """Bytes of the GPU, or of the machine where `hardware.device` is cpu; None where there is no GPU to ask."""
+    """Bytes of the GPU, or of the machine where `compute.device` is cpu; None where there is no GPU to ask."""
     import torch
 
     if params.hardware.device == "cpu":
@@ -143,7 +143,7 @@ def _heading(params: Params, whole: Size) -> str:
     lengths = f"sft.max_length {params.sft.max_length}, dpo.max_length {params.dpo.max_length}"
     return (
         f"{params.model.name}: {whole.parameters:,} parameters, LoRA of rank {params.lora.r} {whole.lora:,}\n"
-        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: hardware.gradient_checkpointing="
+        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: training.gradient_checkpointing="
         f"{str(hardware.gradient_checkpointing).lower()}"
     )
 

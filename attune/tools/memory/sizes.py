@@ -46,7 +46,7 @@ class Size:
 
 
 def size(config: PretrainedConfig, params: Params) -> Size:
-    """Of the whole model, as the stages hold it on `hardware.device`."""
+    """Of the whole model, as the stages hold it on `compute.device`."""
     made = policy(config, params, "sft")
     trained = [p for p in made.parameters() if p.requires_grad]
     frozen = [p for p in made.parameters() if not p.requires_grad]

@@ -131,7 +131,7 @@ def require_finite(logs: dict[str, Any], step: int) -> None:
         if not math.isfinite(value):
             raise UserError(
                 f"{name} is {value} at or shortly before step {step}: lower the learning rate of this stage, or take "
-                "hardware.dtype=fp32; the last checkpoint before it is kept"
+                "compute.dtype=fp32; the last checkpoint before it is kept"
             )
 
 

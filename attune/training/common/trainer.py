@@ -47,7 +47,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
 
     Raises:
         UserError: the processes cannot share the batch equally, in whole micro-batches.
-        ModelError: `hardware.optimizer` cannot be had.
+        ModelError: `training.optimizer` cannot be had.
     """
     processes = world_size()
     share = section.batch_size // processes
@@ -56,7 +56,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         name = type(section).__name__.lower()
         raise UserError(
             f"{name}.batch_size = {section.batch_size} cannot be shared by {processes} processes in micro-batches of "
-            f"{hardware.micro_batch_size} (hardware.micro_batch_size): change one of the three"
+            f"{hardware.micro_batch_size} (training.micro_batch_size): change one of the three"
         )
     return {
         "num_train_epochs": section.epochs,

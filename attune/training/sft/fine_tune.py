@@ -97,7 +97,7 @@ def dialogues_of_quality(dialogues: Sequence[Dialogue], quality: str, path: Path
 
     Args:
         dialogues: of the train split.
-        quality: a key of `sft.by_quality`.
+        quality: high or low.
         path: the file that the dialogues were read from, for the error message.
 
     Raises:
@@ -108,7 +108,7 @@ def dialogues_of_quality(dialogues: Sequence[Dialogue], quality: str, path: Path
         labels = sorted({dialogue.quality for dialogue in dialogues if dialogue.quality})
         has = f"has only dialogues of quality {' or '.join(labels)}" if labels else "has no quality labels"
         raise UserError(
-            f"{path}: sft.by_quality.{quality} learns from dialogues of quality {quality}, but the train split {has}: "
-            f"take another corpus, or drop it (-S ~sft.by_quality.{quality}) with the variants on its adapter"
+            f"{path}: an adapter learns from dialogues of quality {quality}, but the train split {has}: choose another "
+            f"corpus, or drop the adapter (-S ~adapters.sft-{quality}) and its variants"
         )
     return selected

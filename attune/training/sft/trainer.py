@@ -36,7 +36,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
     plain forward pass, with a warning.
 
     Args:
-        model: a causal language model or a PeftModel on one, on `hardware.device`.
+        model: a causal language model or a PeftModel on one, on `compute.device`.
         hardware: device.
         arguments: of transformers' `Trainer`; the collator is `pad_supervised`.
     """

@@ -30,6 +30,6 @@ cd "$work"
 # One shared cache: stages that another task has run are reused.
 dvc cache dir --local "$shared/.dvc/cache"
 
-# Add no override here: experiments are named after them, and `collect` looks for the study's own.
+# Override only an axis of the study (here seed): `collect` looks for experiments with its other overrides.
 python -m attune study run "$study" --scale paper "seed=$seed"
 dvc exp push --no-cache --rev HEAD origin

@@ -29,13 +29,17 @@ DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_le
        "pairs.max_new_tokens=8"]  # fmt: skip
 COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=data/sample/miti_sentences",
            "epitome.data=data/sample/epitome",
-           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.miti.epochs=1"]  # fmt: skip
+           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.miti.epochs=1"]  # fmt: skip
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
            "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
-COMMON = ("download", "prepare", *(f"{stage}@{key}" for stage in ("classifier", "references") for key in ("epitome", "dbt")))
+COMMON = (
+    "download",
+    "prepare",
+    *(f"{stage}@{key}" for stage in ("classifier", "references") for key in ("epitome", "dbt")),
+)
 # Another scheme of labels in ESConv's format: six strategies, two of them none of the stages, and three problems.
 STRATEGIES = {
     "Question": ("Open question", "listening"), "Restatement or Paraphrasing": ("Summary", "reflecting"),

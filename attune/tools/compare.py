@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,17 +84,18 @@ def page(changed: Sequence[Change], revision: str, markdown: bool, everything: b
     return f"{_table([change.cells for change in shown], markdown)}\n\n{count}" if shown else count
 
 
-def compare(revision: str) -> list[Change]:
-    """Ask DVC what changed since `revision`, and read the intervals of the working tree.
+def compare(revision: str, root: Path = Path()) -> list[Change]:
+    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
 
     Raises:
         UserError: DVC does not know the revision or cannot read a metric; a file of intervals is no JSON object.
     """
-    done = subprocess.run(["dvc", "metrics", "diff", "--json", revision], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    files = sorted(INTERVALS.rglob("*.json"))
-    intervals = {path.relative_to(INTERVALS).with_suffix("").as_posix(): _read(path) for path in files}
+    folder = root / INTERVALS
+    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
     return changes(json.loads(done.stdout), intervals)
 
 

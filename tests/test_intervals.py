@@ -10,11 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sacrebleu.metrics.bleu import BLEU
-from scipy.stats import binom
 
 from attune.config.params import check
 from attune.runtime.errors import DataError
-from attune.scoring.intervals.bootstrap import corpus_bleu, draws, intervals
+from attune.scoring.intervals.bootstrap import corpus_bleu, intervals, resample_weights
 from attune.scoring.text import overlap
 from stages.intervals import main
 
@@ -33,6 +32,8 @@ def simulated(seed, examples=60):
 
 def test_coverage_of_a_known_truth():
     """95 % of the intervals hold the truth; a percentile bootstrap of 60 examples falls short by a point or two."""
+    from scipy.stats import binom
+
     repetitions, held, held_difference = 400, 0, 0
     for seed in range(repetitions):
         found = intervals(*simulated(seed), resamples=300, seed=seed)
@@ -76,7 +77,7 @@ def test_missing_values_are_left_out_of_the_mean():
 
 
 def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
-    weights = np.concatenate(list(draws(20, 3000, seed=1)))
+    weights = np.concatenate(list(resample_weights(20, 3000, seed=1)))
     assert weights.shape == (3000, 20) and set(weights.sum(axis=1)) == {20}
     # A count is binomial(20, 1/20): variance 0.95; the mean of 3000 has a standard deviation of 0.018.
     assert weights.mean(axis=0) == pytest.approx(np.ones(20), abs=5 * 0.018)
@@ -85,16 +86,18 @@ def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
 
 def test_groups_are_drawn_whole_and_one_by_one_as_examples():
     names = ["b", "a", "b", "c", "a", "b"]
-    weights = np.concatenate(list(draws(6, 400, 1, names)))
+    weights = np.concatenate(list(resample_weights(6, 400, 1, names)))
     for first, second in ((0, 2), (0, 5), (1, 4)):
         assert (weights[:, first] == weights[:, second]).all()
     assert set((weights[:, [0, 1, 3]]).sum(axis=1)) == {3} and weights[:, [0, 1, 3]].var() > 0.5
-    alone = [list(draws(6, 50, 1, groups)) for groups in (None, list("fedcba"))]
+    alone = [list(resample_weights(6, 50, 1, groups)) for groups in (None, list("fedcba"))]
     assert np.array_equal(*alone)
 
 
 def test_coverage_where_dialogues_have_many_replies():
     """What a dialogue's replies share makes intervals over single replies far too narrow."""
+    from scipy.stats import binom
+
     repetitions, held = 200, Counter()
     names = [str(i // 12) for i in range(480)]
     for seed in range(repetitions):
@@ -108,8 +111,8 @@ def test_coverage_where_dialogues_have_many_replies():
 
 
 def test_draws_in_parts_are_as_many(monkeypatch):
-    monkeypatch.setattr("attune.scoring.intervals.bootstrap.CELLS", 70)
-    parts = list(draws(20, 10, seed=1))
+    monkeypatch.setattr("attune.scoring.intervals.bootstrap.MAX_WEIGHTS", 70)
+    parts = list(resample_weights(20, 10, seed=1))
     assert [len(part) for part in parts] == [3, 3, 3, 1]
     # No draw comes twice.
     assert len({row.tobytes() for part in parts for row in part}) == 10
@@ -122,7 +125,7 @@ def counts(predictions=PREDICTIONS, references=REFERENCES):
 
 
 def test_bleu_from_counts_is_sacrebleus_on_every_draw():
-    weights = np.concatenate([np.ones((1, 6)), np.eye(6), *draws(6, 60, seed=2)])
+    weights = np.concatenate([np.ones((1, 6)), np.eye(6), *resample_weights(6, 60, seed=2)])
     for order in (1, 2, 3, 4):
         ours = corpus_bleu(counts(), weights, order)
         for row, score in zip(weights.astype(int), ours, strict=True):

@@ -64,11 +64,6 @@ def test_keys_that_do_not_go_together(override, message):
         hardware(*override)
 
 
-def test_where_machines_meet_does_not_part_a_run_from_its_checkpoints():
-    one = hardware("hardware=cluster")
-    assert repr(one) == repr(replace(one, rendezvous="other:1")) != repr(replace(one, processes=4))
-
-
 def test_ranks_get_the_command_of_the_stage(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/stages/dpo.py", "e1"])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="stages.dpo")))

@@ -41,12 +41,11 @@ def params_of(name, architecture="llama", dtype="fp32", checkpointing=False):
     small = {"batch_size": MICRO, "max_length": LENGTH}
     hardware = {"micro_batch_size": MICRO, "dtype": dtype, "threads": 1, "gradient_checkpointing": checkpointing}
     return replace(
-        params,
+        params.with_hardware(replace(params.hardware, **hardware)),
         tiny=replace(params.tiny, architecture=architecture, **shape),
         lora=replace(params.lora, r=8),
         sft=replace(params.sft, epochs=1, **small),
         dpo=replace(params.dpo, epochs=1, **small),
-        hardware=replace(params.hardware, **hardware),
     )
 
 
@@ -156,7 +155,8 @@ MISTRAL = transformers.MistralConfig()
 def test_the_sizes_of_mistral_7b_are_the_published_ones():
     """7,241,732,096 parameters; an adapter of rank 16 on all linear layers has 41,943,040."""
     params = load(ROOT / "params.yaml")
-    params = replace(params, lora=replace(params.lora, r=16), hardware=replace(params.hardware, device="cuda"))
+    params = replace(params, lora=replace(params.lora, r=16))
+    params = params.with_hardware(replace(params.hardware, device="cuda"))
     found = size(MISTRAL, params)
     assert (found.parameters, found.lora) == (7_241_732_096, 41_943_040)
     # bf16 weights; the adapter and its gradients in fp32, and two moments.

@@ -74,7 +74,7 @@ def run(name: str, overrides: list[str], results: Path) -> None:
             compose(own)
             _reproduce(record, part, path)
             params = load()
-            comparison.keep(SCORES, {key: params.scorers for key in params.variants}, KEPT / name / model)
+            comparison.keep(SCORES, dict.fromkeys(params.variants, params.scorers), KEPT / name / model)
             part |= _collected(params) | _compared(params, KEPT / name / model)
             if "models" in record:
                 done = {key: one["specialised"] for key, one in record["models"].items() if "metrics" in one}

@@ -8,7 +8,7 @@ from typing import Any
 
 from attune.config.schema import Params
 from attune.report.card_facts import EMBEDDED, Facts, Material
-from attune.report.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, markdown_table, escape, measured, table
+from attune.report.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, escape, markdown_table, measured, table
 
 OWN = "attune"
 """The key of the metadata that is the project's own: `variant`, `public` and the sha256 of the `files`."""

@@ -31,6 +31,6 @@ cd "$work"
 # One cache for all: a stage that another task has run is taken from it.
 dvc cache dir --local "$shared/.dvc/cache"
 
-# No further override: an experiment is named after them, and `collect` asks for those of the study.
+# No override but of an axis: `collect` looks for experiments with the other overrides of the study alone.
 python -m attune study run "$study" --scale paper "seed=$seed"
 dvc exp push --no-cache --rev HEAD origin

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attune.classifiers.epitome.annotations import FILES, part_of, read_annotations
+from attune.classifiers.epitome.annotations import FILES, split_of, read_annotations
 from attune.config.params import load
 from attune.config.schema import Behaviour, Dbt, Params
 from attune.corpora.leakage import HeldOut, sentences_of
@@ -114,7 +114,7 @@ def of_epitome(params: Params) -> Iterator[Text]:
     folder = Path(params.epitome.data)
     for file in FILES.values():
         for number, one in enumerate(read_annotations(folder / file), start=1):
-            if part_of(one.seeker_post) == "train":
+            if split_of(one.seeker_post) == "train":
                 turns = (Turn("user", one.seeker_post), Turn("assistant", one.response_post))
                 yield Text(f"{folder / file}, pair {number}", turns)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import prepare
 
-from attune.classifiers.common.classifier import calibration_error
+from attune.classifiers.common.quality import calibration_error
 from attune.classifiers.common.turn_classifier import TurnClassifier, encode, make_model, probabilities, save
 from attune.classifiers.common.turn_training import quality
 from attune.classifiers.dbt.classifier import LABELS, STAGES, read_stages

@@ -13,15 +13,16 @@ import factory
 import pytest
 import torch
 
-from attune.classifiers.common.classifier import accuracy, f1, macro_f1, mixed_batches, pad
+from attune.classifiers.common.batching import mixed_batches, pad
+from attune.classifiers.common.quality import accuracy, f1, macro_f1
 from attune.classifiers.epitome.annotations import (
     FILES,
     IGNORED,
     Annotation,
     encode,
-    part_of,
     rationale_spans,
     read_annotations,
+    split_of,
 )
 from attune.classifiers.epitome.files import PUBLISHED, load_published, save
 from attune.classifiers.epitome.files import load as load_classifiers
@@ -179,8 +180,8 @@ def test_seeker_post_is_the_last_user_turn():
 
 
 def test_a_post_is_in_one_part_whatever_stands_around_it():
-    assert all(part_of(f"I lost job {i}!") == part_of(f"  i lost JOB  {i} ") for i in range(50))
-    parts = Counter(part_of(f"post number {i}") for i in range(4000))
+    assert all(split_of(f"I lost job {i}!") == split_of(f"  i lost JOB  {i} ") for i in range(50))
+    parts = Counter(split_of(f"post number {i}") for i in range(4000))
     for part, share in (("train", 0.75), ("valid", 0.05), ("test", 0.2)):
         assert abs(parts[part] / 4000 - share) < 0.02
 
@@ -194,7 +195,7 @@ def test_real_annotations_are_split_by_post(corpora_dir):
         rows = read_annotations(corpora_dir / "epitome" / file)
         parts = defaultdict(set)
         for row in rows:
-            parts[part_of(row.seeker_post)].add(row.seeker_post)
+            parts[split_of(row.seeker_post)].add(row.seeker_post)
         assert len(rows) == 3084
         assert len(set().union(*parts.values())) == sum(map(len, parts.values())) == 2979
         assert 0.17 < len(parts["test"]) / 2979 < 0.23
@@ -278,7 +279,7 @@ def prepared(classifiers, mechanism, limit=None):
     rows = read_annotations(SAMPLE / FILES[mechanism])[:limit]
     seeker = encoder_of(classifiers.models[mechanism], "seeker_encoder")
     posts = post_states(classifiers, seeker, [r.seeker_post for r in rows], HARDWARE)
-    parts = {p: encode(classifiers, [r for r in rows if part_of(r.seeker_post) == p]) for p in ("train", "test")}
+    parts = {p: encode(classifiers, [r for r in rows if split_of(r.seeker_post) == p]) for p in ("train", "test")}
     return parts, posts
 
 
@@ -373,9 +374,9 @@ def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(step, either, tmp_path, monkeypatch, capsys):
     """In the middle of an epoch of four steps, too, with dropout."""
-    from attune.classifiers.common import classifier
+    from attune.classifiers.common import fit
 
-    monkeypatch.setattr(classifier, "drop_older", lambda *_: None)
+    monkeypatch.setattr(fit, "drop_older", lambda *_: None)
     whole = trained(either, tmp_path, epochs=3, name="whole", hardware=replace(HARDWARE, save_every=1))
     kept = sorted((tmp_path / "whole").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
     assert len(kept) == 12

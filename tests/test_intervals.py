@@ -13,7 +13,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from attune.config.params import check
 from attune.runtime.errors import DataError
-from attune.scoring.intervals.bootstrap import corpus_bleu, draws, intervals
+from attune.scoring.intervals.bootstrap import corpus_bleu, intervals, resample_weights
 from attune.scoring.text import overlap
 from stages.intervals import main
 
@@ -77,7 +77,7 @@ def test_missing_values_are_left_out_of_the_mean():
 
 
 def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
-    weights = np.concatenate(list(draws(20, 3000, seed=1)))
+    weights = np.concatenate(list(resample_weights(20, 3000, seed=1)))
     assert weights.shape == (3000, 20) and set(weights.sum(axis=1)) == {20}
     # A count is binomial(20, 1/20): variance 0.95; the mean of 3000 has a standard deviation of 0.018.
     assert weights.mean(axis=0) == pytest.approx(np.ones(20), abs=5 * 0.018)
@@ -86,11 +86,11 @@ def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
 
 def test_groups_are_drawn_whole_and_one_by_one_as_examples():
     names = ["b", "a", "b", "c", "a", "b"]
-    weights = np.concatenate(list(draws(6, 400, 1, names)))
+    weights = np.concatenate(list(resample_weights(6, 400, 1, names)))
     for first, second in ((0, 2), (0, 5), (1, 4)):
         assert (weights[:, first] == weights[:, second]).all()
     assert set((weights[:, [0, 1, 3]]).sum(axis=1)) == {3} and weights[:, [0, 1, 3]].var() > 0.5
-    alone = [list(draws(6, 50, 1, groups)) for groups in (None, list("fedcba"))]
+    alone = [list(resample_weights(6, 50, 1, groups)) for groups in (None, list("fedcba"))]
     assert np.array_equal(*alone)
 
 
@@ -111,8 +111,8 @@ def test_coverage_where_dialogues_have_many_replies():
 
 
 def test_draws_in_parts_are_as_many(monkeypatch):
-    monkeypatch.setattr("attune.scoring.intervals.bootstrap.CELLS", 70)
-    parts = list(draws(20, 10, seed=1))
+    monkeypatch.setattr("attune.scoring.intervals.bootstrap.MAX_WEIGHTS", 70)
+    parts = list(resample_weights(20, 10, seed=1))
     assert [len(part) for part in parts] == [3, 3, 3, 1]
     # No draw comes twice.
     assert len({row.tobytes() for part in parts for row in part}) == 10
@@ -125,7 +125,7 @@ def counts(predictions=PREDICTIONS, references=REFERENCES):
 
 
 def test_bleu_from_counts_is_sacrebleus_on_every_draw():
-    weights = np.concatenate([np.ones((1, 6)), np.eye(6), *draws(6, 60, seed=2)])
+    weights = np.concatenate([np.ones((1, 6)), np.eye(6), *resample_weights(6, 60, seed=2)])
     for order in (1, 2, 3, 4):
         ours = corpus_bleu(counts(), weights, order)
         for row, score in zip(weights.astype(int), ours, strict=True):

@@ -81,7 +81,7 @@ DECIDE_NOTHING = {
 # What a stage imports and does not run: generate draws held-out pairs, which no classifier judges.
 NOT_RUN = {
     "generate": {
-        "attune/classifiers/common/classifier.py",
+        "attune/classifiers/common/fit.py",
         "attune/classifiers/dbt/classifier.py",
         "attune/classifiers/common/turn_classifier.py",
     }

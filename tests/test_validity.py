@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from attune.config.params import check
-from attune.report.validity_statistics import spearman
 from attune.runtime.errors import DataError
+from attune.scoring.validity import spearman
 from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]

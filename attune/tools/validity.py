@@ -133,7 +133,7 @@ def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resample
     """The table of correlations, a row a metric, and what was left out."""
     import numpy as np
 
-    from attune.report.validity_statistics import spearman
+    from attune.scoring.validity import spearman
 
     ratings = np.array([row.rating for row in rows], dtype=float)
     lines = {}

@@ -5,7 +5,7 @@ import torch
 from small import make
 from test_damage import HARDWARE, LORA, SFT, dialogue
 
-from attune.classifiers.common.classifier import fit
+from attune.classifiers.common.fit import fit
 from attune.models.loading import load_base, load_tokenizer
 from attune.runtime.errors import UserError
 from attune.training.common.resume import last_checkpoint

@@ -29,7 +29,7 @@ from markdown_it import MarkdownIt
 from test_pipeline import MICRO, Clone
 from test_rate_load import Server
 
-from attune.classifiers.common.classifier import _resume
+from attune.classifiers.common.fit import _resume
 from attune.classifiers.epitome.files import _read_published
 from attune.download import archives
 from attune.download.sources import Archive

@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT
 from pipeline import Run, start, steps_seen
 
-from attune.classifiers.common.classifier import fit
+from attune.classifiers.common.fit import fit
 from attune.runtime.errors import Stopped, reported
 from attune.runtime.sealed import newest_whole
 

@@ -91,15 +91,15 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
         DataError: as `read_tasks`.
     """
     from attune.classifiers.common.turn_classifier import save
-    from attune.classifiers.common.turn_training import learn
+    from attune.classifiers.common.turn_training import train_and_measure
     from attune.models.encoder import encoder_signature, load_encoder
 
     tasks, trained = read_tasks(params), {}
     for name, task in tasks.items():
         encoder = load_encoder(params.encoder, params.hardware)
         data = (task.labels, task.labelled, task.settings, task.context_turns)
-        trained[name] = learn(encoder, *data, params.hardware, params.seed, checkpoints / name)
+        trained[name] = train_and_measure(encoder, *data, params.hardware, params.seed, checkpoints / name)
     for name, task in tasks.items():
         counts = {f"{split}_examples": str(len(examples)) for split, examples in task.labelled.items()}
         save(trained[name][0], encoder_signature(params.encoder) | task.origin | counts, target / name)
-    return {f"{name}_{metric}": value for name, (_, found) in trained.items() for metric, value in found.items()}
+    return {f"{name}_{key}": value for name, (_, metrics) in trained.items() for key, value in metrics.items()}

@@ -35,14 +35,14 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
         DataError: as `read_turns`.
     """
     from attune.classifiers.common.turn_classifier import save
-    from attune.classifiers.common.turn_training import learn
+    from attune.classifiers.common.turn_training import train_and_measure
     from attune.models.encoder import encoder_signature, load_encoder
 
     settings = params.dbt
     labelled, without_act = read_turns(settings)
     encoder = load_encoder(params.encoder, params.hardware)
     seeded = (params.hardware, params.seed, checkpoints / "dbt")
-    classifier, metrics = learn(encoder, LABELS, labelled, settings, settings.context_turns, *seeded)
+    classifier, metrics = train_and_measure(encoder, LABELS, labelled, settings, settings.context_turns, *seeded)
     origin = {"classifier": trained_on(Path(settings.data), params.corpus.name), "stages": settings.table}
     counts = {f"{split}_turns": str(len(turns)) for split, turns in labelled.items()}
     signature = encoder_signature(params.encoder) | origin | counts | {"turns_without_act": str(without_act)}

@@ -1,4 +1,4 @@
-"""How close the replies of a model are to people's in the stages of DBT, and how far they show any."""
+"""Metrics of the stages of DBT: their distance to the human replies, and adherence."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ def per_example(predictions: Rows, references: Rows) -> dict[str, list[float]]:
     """The columns of N examples, all times 100.
 
     Args:
-        predictions: of `dbt.probabilities`, (N, 5), for the replies.
+        predictions: (N, 5) probabilities, of `classifier.probabilities`, for the replies.
         references: the same for the human replies.
 
     Returns:
-        `dbt_diff`: the mean over the stages of the squared difference of the two probabilities; `dbt_adherence`: 1 less
-        the probability of no stage; `dbt_<stage>` and `dbt_reference_<stage>`: the probabilities.
+        `dbt_diff`: the mean over the stages of the squared difference of the two probabilities; `dbt_adherence`: the
+        probability of any stage; `dbt_<stage>` and `dbt_reference_<stage>`: the probabilities.
 
     Raises:
-        ValueError: there are not as many on both sides.
+        ValueError: the numbers of replies and human replies differ.
     """
     pairs = list(zip(predictions, references, strict=True))
-    places = list(enumerate(STAGES))
+    stages = range(len(STAGES))
     return {
-        "dbt_diff": [100 * sum((own[i] - other[i]) ** 2 for i, _ in places) / len(places) for own, other in pairs],
-        "dbt_adherence": [100 * sum(own[: len(places)]) for own, _ in pairs],
-        **{f"dbt_{stage}": [100 * own[i] for own, _ in pairs] for i, stage in places},
-        **{f"dbt_reference_{stage}": [100 * other[i] for _, other in pairs] for i, stage in places},
+        "dbt_diff": [100 * sum((p[i] - q[i]) ** 2 for i in stages) / len(stages) for p, q in pairs],
+        "dbt_adherence": [100 * sum(p[: len(stages)]) for p, _ in pairs],
+        **{f"dbt_{stage}": [100 * p[i] for p, _ in pairs] for i, stage in enumerate(STAGES)},
+        **{f"dbt_reference_{stage}": [100 * q[i] for _, q in pairs] for i, stage in enumerate(STAGES)},
     }
 
 
 def metrics(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """`dbt_gap` and the means of the columns of `per_example`.
 
-    `dbt_gap` is the mean over the stages of the absolute difference between the replies' mean probability and the human
-    replies' (after Son and So, table 1, whose formula is not printed).
+    `dbt_gap` is the mean over the stages of the absolute difference between the mean probability in the replies and in
+    the human replies (after Son and So, table 1, who print no formula).
 
     Raises:
         ValueError: there are no examples.

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.sources import trained_on
-from attune.classifiers.epitome.annotations import FILES, Annotation, encode, part_of, rationale_spans, read_annotations
+from attune.classifiers.epitome.annotations import (
+    FILES,
+    Annotation,
+    encode,
+    rationale_spans,
+    read_annotations,
+    split_of,
+)
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers
 
 if TYPE_CHECKING:
@@ -98,7 +105,7 @@ def train_and_measure(
             states_by_encoder[id(seeker)] = post_states(classifiers, seeker, posts, hardware)
         states = states_by_encoder[id(seeker)]
         splits = {
-            split: encode(classifiers, [row for row in annotations[mechanism] if part_of(row.seeker_post) == split])
+            split: encode(classifiers, [row for row in annotations[mechanism] if split_of(row.seeker_post) == split])
             for split in ("train", "valid", "test")
         }
         if not settings.checkpoints:
@@ -111,7 +118,7 @@ def train_and_measure(
 
 def describe(annotations: Annotations) -> dict[str, str]:
     """Counts of pairs by split, of rationales, and of rationales that do not occur in their response."""
-    splits = [part_of(row.seeker_post) for row in annotations["emotional_reactions"]]
+    splits = [split_of(row.seeker_post) for row in annotations["emotional_reactions"]]
     rows = [row for mechanism in MECHANISMS for row in annotations[mechanism]]
     missing = sum(len(row.rationales) - len(rationale_spans(row)) for row in rows)
     return {f"{split}_pairs": str(splits.count(split)) for split in ("train", "valid", "test")} | {

@@ -48,7 +48,7 @@ def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.Data
 
     Returns:
         (N,) rows in the order of `replies`: `id`, `label`, and the metrics that an example has, each under the name of
-        its mean in `metrics/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
+        its mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
         that BLEU is made of.
     """
     import pandas as pd
@@ -76,10 +76,10 @@ def _preferences(replies: pd.DataFrame) -> list[float]:
 
 
 def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
-    """The metrics of one variant, unrounded; `docs/metrics.md` has a card for each.
+    """The metrics of a variant, unrounded; `docs/metrics.md` defines each.
 
     Args:
-        replies: one row per example, as `read` returns it.
+        replies: (N,) rows, as `read` returns them.
         scores: of `score`.
 
     Returns:

@@ -165,7 +165,9 @@ def test_further_round_runs_only_itself(clone):
 
 def test_another_reference_runs_only_the_intervals(clone):
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft-dpo")
-    assert sorted(stages_run(output)) == sorted([*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome")), *PAGES])
+    assert sorted(stages_run(output)) == sorted(
+        [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome")), *PAGES]
+    )
     assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/text/base.json"))
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     assert sorted(stages_run(back)) == PAGES

@@ -35,7 +35,11 @@ MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.an
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
            "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
-COMMON = ("download", "prepare", *(f"{stage}@{key}" for stage in ("classifier", "references") for key in ("epitome", "dbt")))
+COMMON = (
+    "download",
+    "prepare",
+    *(f"{stage}@{key}" for stage in ("classifier", "references") for key in ("epitome", "dbt")),
+)
 # Another scheme of labels in ESConv's format: six strategies, two of them none of the stages, and three problems.
 STRATEGIES = {
     "Question": ("Open question", "listening"), "Restatement or Paraphrasing": ("Summary", "reflecting"),

@@ -90,7 +90,9 @@ def test_loss_and_gradients_equal_the_plain_forward(name):
         torch.testing.assert_close(ours[weight], gradient, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in MODELS), ("llama", True)])
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in MODELS), pytest.param("llama", True, marks=pytest.mark.slow)]
+)
 def test_step_equals_a_plain_step(name, compiled, tmp_path):
     """Three micro-batches by length against a single forward pass over all rows in their order."""
     plain, lean = make(name), make(name)
@@ -315,6 +317,7 @@ def trained_together(folder: Path) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     alone = trained_together(tmp_path / "alone")
     with socket.socket() as probe:

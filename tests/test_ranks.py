@@ -117,7 +117,7 @@ def test_killed_rank_ends_the_stage_with_its_log(folders):
     assert (
         "dialogue/s]" in last
         and "Traceback" not in output
-        and output.endswith("\nthe other ranks were ended; the same command goes on from the last checkpoint\n")
+        and output.endswith("\nthe other ranks were stopped; the same command continues from the last checkpoint\n")
     )
     assert not Path(log).exists(), "the run that went on ended well"
 

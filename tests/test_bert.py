@@ -37,9 +37,9 @@ from attune.runtime.errors import ModelError
 from attune.scoring.mmlu import harness
 from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
+from attune.training.dpo.round import train_round
 from attune.training.sft.trainer import predicts, projecting, supervised_trainer, token_loss
 from stages import base as base_stage
-from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 from stages.mmlu import measure
 
@@ -409,9 +409,7 @@ def test_the_whole_recipe(base, tmp_path):
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
     dpo = Dpo(0.5, 1, 5e-3, 4, "constant", 0, 64, {"e1": Round(str(tmp_path / "sft"), "opposites", "-", "-")})
     sections = Params(dpo=dpo, hardware=HARDWARE, seed=5, lora=LORA)
-    end = dpo_stage.train_round(
-        "e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves"
-    )
+    end = train_round("e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves")
     history = json.loads((end / "trainer_state.json").read_text())["log_history"]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 

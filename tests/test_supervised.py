@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from attune.config.schema import Hardware, Sft
-from attune.cpu.optimize import optimize_for_cpu, quick_dropout
+from attune.cpu.dropout import quick_dropout
+from attune.cpu.optimize import optimize_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.loading import autocast
 from attune.runtime.distributed import is_main_process, process_group

@@ -22,9 +22,10 @@ from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import UserError
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
+from attune.training.dpo import round as dpo_round
+from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
-from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
 HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
@@ -128,7 +129,7 @@ class Rounds:
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
     params = Rounds(replace(dpo, rounds={"e": a_round(str(init))}), **changes)
-    return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
+    return dpo_round.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -292,7 +293,7 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
 
 
 def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path):
-    fresh = dpo_stage.starting_adapter(base, base, Rounds(DPO), tmp_path)
+    fresh = dpo_round.starting_adapter(base, base, Rounds(DPO), tmp_path)
     rounds = three_rounds(base, base, pairs, tmp_path / "r")
     assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
 
@@ -300,7 +301,7 @@ def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path
 def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
     """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
     prepare(policy, HARDWARE, DPO.max_length)
-    encoded, _ = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
+    encoded, _ = encode_pairs(tokenizer, pairs, DPO.max_length)
     known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
     return with_reference(encoded, known)
 

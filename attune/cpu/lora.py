@@ -5,8 +5,8 @@ is x after dropout:
 
     y = W x + b + s B A x'
 
-PEFT computes s (B (A x')) and the sum as tensors as large as y, once in the forward pass and twice in the backward pass.
-On a CPU that takes as long as the products with A and B. Here the sums are made inside the matrix products (addmm).
+PEFT computes s (B (A x')) and the sum as tensors as large as y, once in the forward and twice in the backward pass. On
+a CPU that takes as long as the products with A and B. Here the sums are made inside the matrix products (addmm).
 """
 
 from __future__ import annotations

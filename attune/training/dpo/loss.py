@@ -4,11 +4,13 @@ For a context x with a chosen reply y_w and a rejected reply y_l, the policy pi 
 
     reward    r(x, y) = beta * [log pi(y|x) - log ref(y|x)]
     margin    m       = r(x, y_w) - r(x, y_l)
-    loss      L       = -log sigmoid(m)                                                  mean over the pairs
-    gradient  grad L  = -beta * sigmoid(-m) * [grad log pi(y_w|x) - grad log pi(y_l|x)]  mean over the pairs
+    loss      L       = -log sigmoid(m)
+    gradient  grad L  = -beta * sigmoid(-m) * [grad log pi(y_w|x) - grad log pi(y_l|x)]
+
+Loss and gradient of a batch are the means over its pairs.
 
 The gradient raises the chosen and lowers the rejected reply, each pair with the weight sigmoid(-m): the probability
-that the implicit rewards give to the wrong order. A pair that is already ordered by a wide margin weighs almost nothing.
+that the implicit rewards give to the wrong order. A pair that is ordered by a wide margin weighs almost nothing.
 
 Training runs TRL's implementation of this loss. This file is its definition here, and the tests hold both equal.
 """

@@ -1,7 +1,7 @@
 """TRL's DPO trainer on packed pairs, with the reference's log-probabilities in the data set.
 
-Only the batches and the forward pass of TRL's trainer are replaced. Its loss, logging, checkpoints and callbacks work on
-the same tensors of log-probabilities as ever: (2 B, R), the B chosen replies first.
+Only the batches and the forward pass of TRL's trainer are replaced. Its loss, logging, checkpoints and callbacks still
+work on log-probabilities (2 B, R), the B chosen replies first.
 
 Every pair has equal weight in an effective batch, however the batch is split over micro-batches and ranks.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import torch
     from trl.trainer.dpo_trainer import DPOTrainer
 
-# Fills up the last batch of an epoch on several ranks. Its replies are equal, so their gradients cancel, and its loss is
-# always the initial one.
+# Fills up the last batch of an epoch on several ranks. Its replies are equal: their gradients cancel, and its loss is
+# always INITIAL_LOSS.
 DUMMY_PAIR = {
     "prompt_ids": [0],
     "chosen_ids": [0],
@@ -51,9 +51,9 @@ def collate_pairs(
 
     Returns:
         The tensors of `pack`, with the replies in the order all chosen, all rejected. `input_ids` and
-        `completion_mask`, (2 B, 1 + R): the replies after one position in place of the context. `attention_mask` (G, L):
-        1 for a token and 0 for padding, which TRL counts. `ref_chosen_logps` and `ref_rejected_logps`, (B,), in nats.
-        `real`, (B,) booleans: false for `DUMMY_PAIR`.
+        `completion_mask`, (2 B, 1 + R): the replies, after one position in place of the context. `attention_mask`,
+        (G, L): 1 for a token and 0 for padding; TRL counts the tokens. `ref_chosen_logps` and `ref_rejected_logps`,
+        (B,), in nats. `real`, (B,) booleans: false for `DUMMY_PAIR`.
 
     Raises:
         ValueError: a context leaves no room for a reply within `max_length`.

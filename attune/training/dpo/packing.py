@@ -47,8 +47,8 @@ class Document:
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Pack documents into sequences of at most `capacity` tokens: the longest first, each where it first fits.
 
-    Needs at most 11/9 of the optimal number of sequences, and a constant (Johnson et al. 1974); close to the optimum where
-    most documents are short compared with the longest.
+    Needs at most 11/9 of the optimal number of sequences plus a constant (Johnson et al. 1974), and nearly the optimal
+    number where most documents are short compared with the longest.
 
     Args:
         lengths: tokens of each document.
@@ -106,8 +106,8 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, 
             sequences of `cheapest_packing`.
 
     Returns:
-        `packed_ids`, `packed_positions`, `packed_documents`, `packed_segments`: (G, L) token ids, position ids, document
-        numbers (`PADDING` for padding) and segment numbers (`CONTEXT`, or the number of the reply from 1).
+        `packed_ids`, `packed_positions`, `packed_documents`, `packed_segments`: (G, L) token ids, position ids,
+        document numbers (`PADDING` for padding) and segment numbers (`CONTEXT`, or the number of the reply from 1).
         `predictors`: (N, R) indices into the flattened sequences, where the tokens of a reply are predicted.
         `targets`: (N, R) those tokens, and `IGNORED` after the end of a reply. Replies are in the order of `documents`.
 

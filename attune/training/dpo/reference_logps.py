@@ -4,8 +4,8 @@ The reference is frozen, so its log-probabilities never change. The file passes 
 computed (all chosen replies, and the rejected replies that they knew) is in it, and only the rest is computed, with all
 replies to a context in one document.
 
-A reply is identified by the token ids of context and reply. The whole file is bound to the base weights, the adapter and
-the precision that it was computed with.
+A reply is identified by the token ids of context and reply. The whole file is bound to the base weights, the adapter
+and the precision that it was computed with.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def complete(
 ) -> dict[str, float]:
     """The log-probabilities of all replies of `pairs`; computes those that neither file has, and writes `path`.
 
-    The passes are distributed over the ranks. They are the same passes as those of one process; the main process writes.
+    The passes, which are those of one process, are distributed over the ranks; the main process writes.
 
     Args:
         model: the reference, after `prepare`, with its adapter active.

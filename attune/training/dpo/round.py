@@ -87,8 +87,8 @@ def _train(trainer: Any, previous: Path | None, folder: Path, curves: Path) -> P
 def starting_adapter(init: Path, base: Path, params: Params, folder: Path) -> Path:
     """The adapter that a round starts from: `init`, or a new adapter below `folder` if `init` is the base model.
 
-    B of a new adapter is 0 (Hu et al. 2022, section 4.1), so the new adapter is the base model: the reference of a chain
-    that starts from the base is the base itself, and every round has an adapter to keep.
+    B of a new adapter is 0 (Hu et al. 2022, section 4.1), so the base model with it is the base model: it is the
+    reference of a chain that starts from the base, and every round has an adapter to keep.
 
     Args:
         init: folder of an adapter or of the base model.
@@ -135,8 +135,8 @@ def reference_adapter(init: Path) -> Path:
 def save_reference(adapter: Path, logps: Path, target: Path) -> None:
     """Copy the reference into a round's checkpoint: its adapter, and its log-probabilities so far.
 
-    The adapter is stored two folders deep, because transformers loads every adapter one folder deep when it resumes from
-    a checkpoint, and the next round must not have the reference in memory.
+    The adapter is stored two folders deep: on resuming from a checkpoint transformers loads every adapter that is one
+    folder deep, and the next round must not have the reference in memory.
 
     Args:
         adapter: folder of the reference's adapter.

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from attune.config.schema import Dpo, Hardware
 
 # How far the loss of the first step may be from INITIAL_LOSS. Policy and reference do the same arithmetic with the same
-# weights but in batches of different shapes, and the order of summation in a matrix product may depend on the shape. In
-# fp32 that changes the last digits. In bf16 it changes some roundings: the mean margin of 16 pairs at beta 0.1 was up to
-# 1.1e-4 (15 M parameters), which changes the loss by half of that. A wrong reference is off by whole nats.
+# weights but in batches of different shapes, and the order of summation in a matrix product may depend on the shape.
+# In fp32 that changes the last digits. In bf16 it changes some roundings: the mean margin of 16 pairs at beta 0.1 was
+# up to 1.1e-4 (15 M parameters), which changes the loss by half of that. A wrong reference is off by whole nats.
 INITIAL_LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-3}
 
 
@@ -37,8 +37,8 @@ def make_trainer(
 ) -> DPOTrainer:
     """A trainer for one round, which stops after one epoch.
 
-    Where `unsupported_reason(policy)` is not None, stock TRL trains on padded batches, with a copy of the adapter as the
-    reference that runs in every step, and a warning names the reason.
+    Where `unsupported_reason(policy)` is not None, stock TRL trains on padded batches, with a copy of the adapter as
+    the reference that runs in every step, and a warning names the reason.
 
     Args:
         policy: a PeftModel with the trainable adapter that the first round starts from. A later round begins with it

@@ -6,13 +6,13 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import factory
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from attune.config.schema import Dpo, Hardware
+from attune.config.schema import Dpo, Hardware, Lora, Round, Sft, Tiny
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.pair import Pair
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
@@ -22,18 +22,22 @@ from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import UserError
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
+from attune.training.dpo import round as dpo_round
+from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
-from attune.training.sft.fine_tune import fine_tune as train_adapter
-from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
-HARDWARE = factory.hardware()
-LORA = factory.lora(dropout=0.1)
-SFT = factory.sft()
+HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+LORA = Lora(r=4, alpha=8, dropout=0.1)
+SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
 
 
-DPO = factory.dpo(epochs=3)
+def a_round(init: str) -> Round:
+    return Round(init, "opposites", "data/dialogues", "data/dialogues")
+
+
+DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": a_round("models/sft")})
 WORDS = [
     "i",
     "feel",
@@ -79,7 +83,7 @@ def pair(i: int) -> Pair:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    tiny = factory.tiny()
+    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -90,7 +94,7 @@ def base(tmp_path_factory) -> Path:
 def fine_tune(base: Path, folder: Path, target: Path, **changes) -> dict[str, torch.Tensor]:
     settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
     model = load_base(base, settings["hardware"])
-    policy = train_adapter(
+    policy = sft_stage.fine_tune(
         model,
         load_tokenizer(base),
         [dialogue(i) for i in range(32)],
@@ -124,8 +128,8 @@ class Rounds:
 
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
-    params = Rounds(replace(dpo, rounds={"e": factory.dpo_round(init=str(init))}), **changes)
-    return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
+    params = Rounds(replace(dpo, rounds={"e": a_round(str(init))}), **changes)
+    return dpo_round.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -154,7 +158,7 @@ def judged(tmp_path, monkeypatch, base, *qualities):
     write_dialogues(dialogues, sft_stage.TRAIN)
     Path("stages").mkdir()
     settings = replace(SFT, by_quality={"high": "models/sft-high"})
-    return factory.params(sft=settings, lora=LORA, seed=5), dialogues
+    return SimpleNamespace(sft=settings, lora=LORA, hardware=HARDWARE, seed=5), dialogues
 
 
 def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatch):
@@ -164,7 +168,7 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
     high = [one for one in dialogues if one.quality == "high"]
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
-    save_adapter(train_adapter(model, tokenizer, high, *settings), tmp_path / "high")
+    save_adapter(sft_stage.fine_tune(model, tokenizer, high, *settings), tmp_path / "high")
     made, expected = ({path.name: path.read_bytes() for path in Path(f).iterdir()} for f in ("models/sft-high", "high"))
     assert len(high) == 8 and made == expected
     assert Path("reports/curves/sft-high/plots/metrics/loss.tsv").is_file()
@@ -177,9 +181,9 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: sft\.by_quality\.high .* the train split has no quality labels: ",
+            r"train\.parquet: sft\.by_quality\.high .* the train split does not judge its dialogues: ",
         ),
-        (["low", None], "high", "the train split has only dialogues of quality low: take another corpus"),
+        (["low", None], "high", "the train split judges its dialogues low alone: take another corpus"),
         (["high"], "low", "'low' is none of sft.by_quality: high"),
     ],
 )
@@ -234,7 +238,7 @@ def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
         torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)
 
 
-def test_dpo_starts_at_ln_2_with_zero_margins(base, sft, pairs, tmp_path):
+def test_dpo_starts_at_ln_2(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     first = json.loads((end / "trainer_state.json").read_text())["log_history"][0]
     assert first["step"] == 1
@@ -242,7 +246,7 @@ def test_dpo_starts_at_ln_2_with_zero_margins(base, sft, pairs, tmp_path):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
-def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sft, pairs, tmp_path):
+def test_dpo_changes_the_policy_and_not_the_reference(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     start = adapter(sft)
     assert all(not torch.equal(weight, start[name]) for name, weight in adapter(end).items())
@@ -252,13 +256,13 @@ def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sf
     assert all(torch.equal(weight, start[name]) for name, weight in reference.items())
 
 
-def test_dpo_raises_the_margin_of_its_own_pairs(base, sft, pairs, tmp_path):
+def test_dpo_raises_the_margin(base, sft, pairs, tmp_path):
     end = three_rounds(base, sft, pairs, tmp_path, dpo=replace(DPO, learning_rate=2e-2))
     last = json.loads((end / "trainer_state.json").read_text())["log_history"][-1]
     assert last["rewards/margins"] > 0
 
 
-def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
+def test_wrong_reference_is_refused(base, sft, pairs, tmp_path):
     from attune.training.common.trainer import run
     from attune.training.dpo.trainer import make_trainer
 
@@ -273,7 +277,7 @@ def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
         run(trainer, tmp_path / "curves")
 
 
-def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, pairs, tmp_path):
+def test_chain_from_the_base_model(base, pairs, tmp_path):
     first = train_round(base, pairs, base, tmp_path / "1")
     log = json.loads((first / "trainer_state.json").read_text())["log_history"][0]
     assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), 0)
@@ -288,8 +292,8 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
     assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "reference/adapter").items())
 
 
-def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path):
-    fresh = dpo_stage.starting_adapter(base, base, Rounds(DPO), tmp_path)
+def test_rounds_from_the_base_equal_one_run(base, pairs, tmp_path):
+    fresh = dpo_round.starting_adapter(base, base, Rounds(DPO), tmp_path)
     rounds = three_rounds(base, base, pairs, tmp_path / "r")
     assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
 
@@ -297,9 +301,9 @@ def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path
 def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
     """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
     prepare(policy, HARDWARE, DPO.max_length)
-    encoded, _ = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
-    known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
-    return with_reference(encoded, known)
+    encoded, _ = encode_pairs(tokenizer, pairs, DPO.max_length)
+    logps = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
+    return with_reference(encoded, logps)
 
 
 def curves(folder: Path) -> dict[str, str]:
@@ -316,29 +320,29 @@ def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DP
     return init
 
 
-def test_what_later_rounds_reject_is_read_in_the_first_one_and_nothing_is_left_for_them(base, sft, tmp_path):
-    """A context is then read once for all rounds; log-probabilities are those that each round would have computed."""
+def test_first_round_computes_the_reference_of_later_rounds(base, sft, tmp_path):
+    """Later rounds have nothing left to compute; the values are those that each round by itself would compute."""
     rounds = [[replace(pair(i), rejected=text(100 * e + i, 4 + i % 7)) for i in range(24)] for e in (1, 2)]
     rounds[0] = with_future_rejected(rounds[0], rounds[1:])
-    init, known = sft, []
+    init, logps = sft, []
     for number, pairs in enumerate(rounds, start=1):
         write_pairs(pairs, tmp_path / f"e{number}.parquet")
         end = train_round(base, tmp_path / f"e{number}.parquet", init, tmp_path / f"r{number}")
         export_checkpoint(end, tmp_path / f"out-{number}")
         init = tmp_path / f"out-{number}"
-        known.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
-    assert known[1] == known[0] and len(known[0]) == 3 * 24
+        logps.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
+    assert logps[1] == logps[0] and len(logps[0]) == 3 * 24
     write_pairs(rounds[1], tmp_path / "alone.parquet")
     alone = read(
         train_round(base, tmp_path / "alone.parquet", sft, tmp_path / "alone") / "reference/logps.parquet",
         identity(base, sft, HARDWARE),
     )
     assert len(alone) == 2 * 24
-    assert [known[0][name] for name in alone] == pytest.approx(list(alone.values()), rel=1e-5)
+    assert [logps[0][key] for key in alone] == pytest.approx(list(alone.values()), rel=1e-5)
 
 
-def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):
-    """Pairs that are filtered are not as many in every round; the schedule runs over the rounds all the same."""
+def test_rounds_of_unequal_size(base, sft, tmp_path):
+    """Where rounds have unequal numbers of pairs, epoch and learning-rate schedule still run over all rounds."""
     init, rates = sft, []
     for number, size in enumerate((24, 12, 40)):
         path = tmp_path / f"{size}.parquet"
@@ -377,13 +381,13 @@ def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
     return folder / "out"
 
 
-def test_three_rounds_are_one_run_of_three_epochs_to_the_bit(base, sft, pairs, tmp_path):
+def test_rounds_equal_one_run(base, sft, pairs, tmp_path):
     rounds, whole = three_rounds(base, sft, pairs, tmp_path / "r"), one_run(base, sft, pairs, tmp_path / "w")
     assert digest(rounds) == digest(whole)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_round_killed_in_its_middle_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
+def test_killed_round_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
     """24 pairs in batches of 4 are 6 steps; a checkpoint is written after the fifth. What follows it is lost."""
     precision = {"hardware": replace(HARDWARE, dtype=dtype)}
     undisturbed = train_round(base, pairs, sft, tmp_path / "whole", **precision)
@@ -395,18 +399,18 @@ def test_round_killed_in_its_middle_resumes_to_the_bit(dtype, base, sft, pairs, 
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
 
 
-def test_round_killed_behind_its_last_step_trains_no_further_and_draws_its_curves(base, sft, pairs, tmp_path):
+def test_finished_round_is_not_trained_again(base, sft, pairs, tmp_path):
     first = digest(train_round(base, pairs, sft, tmp_path))
-    drawn = curves(tmp_path)
-    assert "1\t" in drawn["loss.tsv"] and drawn.keys() > {"rewards/accuracies.tsv"}
+    written = curves(tmp_path)
+    assert "1\t" in written["loss.tsv"] and written.keys() > {"rewards/accuracies.tsv"}
     # DVC removes the outs of a stage before it runs it again.
     shutil.rmtree(tmp_path / "curves")
     end = train_round(base, pairs, sft, tmp_path)
     assert end.name == "checkpoint-6" and digest(end) == first
-    assert curves(tmp_path) == drawn
+    assert curves(tmp_path) == written
 
 
-def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
+def test_round_exports_no_pickle(base, sft, pairs, tmp_path):
     export_checkpoint(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "reference"} <= names

@@ -1,19 +1,19 @@
 """Small models of every supported architecture, preference pairs for them, and TRL's trainer on both."""
 
+import factory
 import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from attune.config.schema import Dpo, Hardware, Round
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.tiny import train_tokenizer
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.packed_trainer import trainer_classes
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 6, 32
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
+HARDWARE = factory.hardware()
+DPO = factory.dpo(beta=0.5, epochs=3, max_length=32)
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

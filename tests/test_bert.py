@@ -37,14 +37,11 @@ from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.measure import measure
 from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
+from attune.training.dpo.round import train_round
 from attune.training.pretraining.pretrain import pretrain
 from attune.training.sft.fine_tune import fine_tune
 from attune.training.sft.trainer import logits_only_at, loss_positions, supervised_trainer, token_loss
 from stages import base as base_stage
-from stages import dpo as dpo_stage
-from attune.training.dpo.round import train_round
-from stages import sft as sft_stage
-from stages.mmlu import measure
 
 HARDWARE = factory.hardware()
 TINY = factory.tiny(

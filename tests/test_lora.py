@@ -4,7 +4,6 @@ import factory
 import pytest
 import torch
 
-from attune.config.schema import Tiny
 from attune.cpu.last_layer import last_layer_at, narrow_last_layer
 from attune.cpu.lora import lora_product, patch_lora_for_cpu
 from attune.models.tiny import make_model, train_tokenizer

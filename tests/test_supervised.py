@@ -17,7 +17,6 @@ import transformers
 
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
-from attune.config.schema import Hardware, Sft
 from attune.cpu.dropout import quick_dropout
 from attune.cpu.optimize import optimize_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class

@@ -6,13 +6,14 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import factory
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import load_file
 
-from attune.config.schema import Dpo, Hardware, Lora, Round, Sft, Tiny
+from attune.config.schema import Dpo, Params, Tiny
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.pair import Pair
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
@@ -26,18 +27,15 @@ from attune.training.dpo import round as dpo_round
 from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
+from attune.training.sft.fine_tune import fine_tune as train_adapter
 from stages import sft as sft_stage
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-LORA = Lora(r=4, alpha=8, dropout=0.1)
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
+HARDWARE = factory.hardware()
+LORA = factory.lora(dropout=0.1)
+SFT = factory.sft()
 
 
-def a_round(init: str) -> Round:
-    return Round(init, "opposites", "data/dialogues", "data/dialogues")
-
-
-DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": a_round("models/sft")})
+DPO = factory.dpo(epochs=3)
 WORDS = [
     "i",
     "feel",
@@ -94,7 +92,7 @@ def base(tmp_path_factory) -> Path:
 def fine_tune(base: Path, folder: Path, target: Path, **changes) -> dict[str, torch.Tensor]:
     settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
     model = load_base(base, settings["hardware"])
-    policy = sft_stage.fine_tune(
+    policy = train_adapter(
         model,
         load_tokenizer(base),
         [dialogue(i) for i in range(32)],
@@ -120,15 +118,13 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
-class Rounds:
-    """Only what `train_round` reads of the params."""
-
-    def __init__(self, dpo: Dpo, hardware: Hardware = HARDWARE, seed: int = 5) -> None:
-        self.dpo, self.hardware, self.seed, self.lora = dpo, hardware, seed, LORA
+def run_params(dpo: Dpo = DPO, init: str = "models/sft", **changes) -> Params:
+    """The params of a round `e` from `init`."""
+    return factory.params(dpo=dpo, rounds={"e": factory.dpo_round(init=init)}, seed=5, lora=LORA, **changes)
 
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
-    params = Rounds(replace(dpo, rounds={"e": a_round(str(init))}), **changes)
+    params = run_params(dpo, str(init), **changes)
     return dpo_round.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
@@ -156,19 +152,19 @@ def judged(tmp_path, monkeypatch, base, *qualities):
     monkeypatch.setattr(sft_stage, "BASE", base)
     dialogues = [replace(dialogue(i), quality=quality) for i, quality in enumerate(qualities)]
     write_dialogues(dialogues, sft_stage.TRAIN)
-    Path("stages").mkdir()
-    settings = replace(SFT, by_quality={"high": "models/sft-high"})
-    return SimpleNamespace(sft=settings, lora=LORA, hardware=HARDWARE, seed=5), dialogues
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    adapters = {name: factory.adapter(quality=name.removeprefix("sft-")) for name in ("sft-high", "sft-low")}
+    return factory.params(sft=SFT, adapters=adapters, lora=LORA, seed=5), dialogues
 
 
 def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatch):
     """Half of the dialogues are high, some low, some not judged: the adapter is that of the high ones by themselves."""
     params, dialogues = judged(tmp_path, monkeypatch, base, *["high", "low", "high", None] * 4)
-    sft_stage.main(params, "high")
+    sft_stage.main("sft-high", params)
     high = [one for one in dialogues if one.quality == "high"]
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
-    save_adapter(sft_stage.fine_tune(model, tokenizer, high, *settings), tmp_path / "high")
+    save_adapter(train_adapter(model, tokenizer, high, *settings), tmp_path / "high")
     made, expected = ({path.name: path.read_bytes() for path in Path(f).iterdir()} for f in ("models/sft-high", "high"))
     assert len(high) == 8 and made == expected
     assert Path("reports/curves/sft-high/plots/metrics/loss.tsv").is_file()
@@ -181,16 +177,16 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: sft\.by_quality\.high .* the train split does not judge its dialogues: ",
+            r"train\.parquet: an adapter learns from dialogues of quality high, .* the train split has no quality labels: ",
         ),
-        (["low", None], "high", "the train split judges its dialogues low alone: take another corpus"),
-        (["high"], "low", "'low' is none of sft.by_quality: high"),
+        (["low", None], "high", "the train split has only dialogues of quality low: choose another corpus"),
+        (["high"], "fair", "'sft-fair' is none of adapters: sft-high, sft-low"),
     ],
 )
 def test_a_quality_that_cannot_be_learnt_from(qualities, asked, message, base, tmp_path, monkeypatch):
     params, _ = judged(tmp_path, monkeypatch, base, *qualities)
     with pytest.raises(UserError, match=message):
-        sft_stage.main(params, asked)
+        sft_stage.main(f"sft-{asked}", params)
     assert not Path("models").exists() and not Path(".checkpoints").exists()
 
 
@@ -293,7 +289,7 @@ def test_chain_from_the_base_model(base, pairs, tmp_path):
 
 
 def test_rounds_from_the_base_equal_one_run(base, pairs, tmp_path):
-    fresh = dpo_round.starting_adapter(base, base, Rounds(DPO), tmp_path)
+    fresh = dpo_round.starting_adapter(base, base, run_params(), tmp_path)
     rounds = three_rounds(base, base, pairs, tmp_path / "r")
     assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
 

@@ -21,19 +21,19 @@ $(INSTALLED): requirements.lock Makefile
 	@touch $@
 
 repro: setup ## Run what has changed of the pipeline, then show the metrics of each variant
-	@python -m attune.tools.restore
 	dvc repro
 	@python -m stages.report --show
 
 diff: setup ## What changed against REV (make diff REV=main; the last commit), without what lies within noise
-	@python -m attune.tools.compare $(REV)
+	@python -m attune compare $(REV)
 
 test: setup ## Run the tests
 	python -m pytest
 
-lint: setup ## Check style and types
+lint: setup ## Check style, imports and types
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache --no-logo
 	mypy
 
 bench: setup ## Measure speed against peers (docs/performance.md)
@@ -46,10 +46,10 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 	python -m benchmarks.page
 
 study: setup ## Run a study of studies/ (make study NAME=empo-figure3)
-	python -m attune.tools.study run $(NAME)
+	python -m attune study run $(NAME)
 
 verify: setup ## Run the committed pipeline anew in a clone, and compare what it gives with what is committed
-	python -m attune.tools.verify
+	python -m attune verify
 
 audit: ## Look for known vulnerabilities of the locked packages (needs the network)
 	.ci/audit
@@ -59,7 +59,7 @@ clean: ## Remove caches and unfinished work; results and .venv stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 params: setup ## Write params.yaml, the default composition of conf/
-	python -m attune.config.params
+	python -m attune params
 
 lock: setup ## Resolve requirements.in into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --override requirements.override \

@@ -35,6 +35,8 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.corpora.readers.empathetic_dialogues import COLUMNS
 from attune.data.dialogue import read_examples
+from attune.pairs.build import TRAIN
+from attune.pairs.metrics import write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
 from attune.pairs.opposite_emotion_stream import Epoch, draw_each, part_by_label, workers_for, write_epoch
 from attune.report.figures import WIDTH, style
@@ -85,8 +87,8 @@ def run(stage: str, params: Params) -> dict[str, float]:
     # Arrow imports pandas with the first array; before the clock starts.
     for name in ("pandas", "pyarrow.compute", "pyarrow.parquet"):
         import_module(name)
-    corpus, opposites = params.corpus, read_opposites(Path(params.pairs.opposites))
-    epoch = Epoch(pairs.TRAIN, corpus.targets, corpus.max_context_turns, opposites, None, params.seed, 1)
+    corpus, context, opposites = params.corpus, params.context, read_opposites(Path(params.pairs.table))
+    epoch = Epoch(TRAIN, context.targets, context.max_turns, opposites, None, params.seed, 1)
     made = 0
     started, before = time.perf_counter(), time.process_time()
     match stage:
@@ -100,9 +102,9 @@ def run(stage: str, params: Params) -> dict[str, float]:
                 started, before = time.perf_counter(), time.process_time()
                 made = draw_each(parted, epoch, processes)["pairs"]
         case _:
-            found = read_examples(pairs.TRAIN, corpus)
+            found = read_examples(TRAIN, context)
             listed = build_pairs(found, group_by_label(found), opposites, seed=params.seed, epoch=1)
-            pairs.write_pairs(listed, TARGET)
+            write_pairs(listed, TARGET)
             made = len(listed)
     spent, workers = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -205,7 +207,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     if chosen.stage:
         given = load(chosen.params)
-        table = str(chosen.params.parent / given.pairs.opposites)
-        print(json.dumps(run(chosen.stage, replace(given, pairs=replace(given.pairs, opposites=table)))))
+        table = str(chosen.params.parent / given.pairs.table)
+        print(json.dumps(run(chosen.stage, replace(given, pairs=replace(given.pairs, table=table)))))
     else:
         main(chosen.dialogues)

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from attune.compute.process import set_up_process
+from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.dialogue import examples
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import encode_prompt
-from attune.models.loading import autocast
 from attune.models.tiny import make_model
 from benchmarks import measure
 

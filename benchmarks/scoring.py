@@ -26,11 +26,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attune.classifiers.common.classifier import autocast
 from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.levels import level_logits, seeker_post, tokens_of
 from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
-from attune.classifiers.epitome.score import level_logits, seeker_post, tokens_of
-from attune.compute.process import set_up_process
+from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Hardware
 from attune.data.dialogue import Example, read_examples

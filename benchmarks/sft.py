@@ -23,17 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from attune.compute.process import set_up_process
+from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.dialogue import Dialogue
 from attune.models.chat_template import messages
-from attune.models.loading import autocast
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
+from attune.training.sft.fine_tune import supervised_examples
 from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
-from stages.sft import supervised
 
 BATCH = 64  # EmPO A.1
 SIDES = ("ours", "trl", "plain")
@@ -45,7 +44,7 @@ class Case:
 
     def __init__(self, size: str, tokenizer: Any, dialogues: list[Dialogue], params: Params) -> None:
         self.size, self.tokenizer, self.dialogues, self.params = size, tokenizer, dialogues, params
-        self.examples = supervised(tokenizer, dialogues, params.sft)
+        self.examples = supervised_examples(tokenizer, dialogues, params.sft)
         self.folder = Path(tempfile.mkdtemp())
 
     def lora(self) -> Any:
@@ -106,7 +105,7 @@ class Case:
         )
 
     def trl_defaults(self) -> Callable[[], float]:
-        return self.trl(gradient_checkpointing=True)
+        return self.trl(activation_checkpointing=True)
 
     def plain(self) -> Callable[[], float]:
         """Micro-batches as drawn, padded; the loss of transformers, which projects every position."""

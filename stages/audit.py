@@ -1,8 +1,8 @@
 """Stage `audit`: no test or valid dialogue among what any model of the pipeline learns from; `metrics/audit.json`.
 
 Looked through are the train split (SFT), the pairs of every round, what the base model is pretrained on, and what the
-scorers learn from: EPITOME's annotations, the dialogues of `dbt.corpus` and `behaviour.corpus`; stage `behaviour`
-leaves held-out sentences of `miti.corpus` out, and they are counted. A leak, which `attune.corpora.leakage` defines,
+scorers learn from: EPITOME's annotations, the dialogues of `dbt.data` and `behaviour.data`; stage `behaviour`
+leaves held-out sentences of `behaviour.sentences` out, and they are counted. A leak, which `attune.corpora.leakage` defines,
 ends the pipeline with an error that names the first ones.
 """
 
@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attune.classifiers.epitome.annotations import FILES, part_of, read_annotations
+from attune.classifiers.epitome.annotations import FILES, split_of, read_annotations
 from attune.config.params import load
-from attune.config.schema import Behaviour, Dbt, Miti, Params
+from attune.config.schema import Behaviour, Dbt, Params
 from attune.corpora.leakage import HeldOut, sentences_of
 from attune.corpora.masking import mask, read_names
 from attune.corpora.readers import empathetic_dialogues, miti_sentences, pretraining
 from attune.corpora.readers.registry import Prepared, read_every_split
 from attune.data.dialogue import SPLITS, Dialogue, Turn, dialogue_of, to_turns
 from attune.runtime.arrow_stream import read_batches
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
 from attune.runtime.io import write_json
 
@@ -36,9 +37,9 @@ WHAT_TO_DO = {
     "train": "run `dvc repro prepare`, which drops copies",
     "pairs": "pairs are made of train dialogues alone: run `dvc repro pairs`",
     "base": "take the lines out of the corpus that tiny.corpus names",
-    "epitome": "take the pairs out of the annotations that epitome.corpus names",
-    "dbt": "take the dialogues out of the corpus that dbt.corpus names",
-    "behaviour": "take the dialogues out of the corpus that behaviour.corpus names",
+    "epitome": "take the pairs out of the annotations that epitome.data names",
+    "dbt": "take the dialogues out of the corpus that dbt.data names",
+    "behaviour": "take the dialogues out of the corpus that behaviour.data names",
     "valid": "run `dvc repro prepare`, which drops copies",
 }
 
@@ -87,14 +88,14 @@ def of_split(dialogues: Iterable[Dialogue], split: str) -> Iterator[Text]:
 
 def of_pairs(params: Params) -> Iterator[Text]:
     """Both sides of the pairs of every round, each after its context."""
-    for key in params.dpo.rounds:
+    for key in params.rounds:
         path = PAIRS / f"{key}.parquet"
         rows = (row for table in read_batches(path) for row in table.to_pylist())
         for number, row in enumerate(rows, start=1):
             ids = {"chosen": row["id"], "rejected": row.get("rejected_id")}
             for side, one in ids.items():
                 turns = (*to_turns(row["prompt"]), Turn("assistant", row[side]))
-                own = (dialogue_of(one, params.corpus.targets),) if one else ()
+                own = (dialogue_of(one, params.context.targets),) if one else ()
                 yield Text(f"{path}, row {number} ({row['id']}), {side}", turns, own)
 
 
@@ -110,18 +111,17 @@ def of_base(params: Params) -> Iterator[Text]:
 
 def of_epitome(params: Params) -> Iterator[Text]:
     """The annotated pairs that the classifiers of empathy are trained on."""
-    folder = SAMPLE / "epitome" if params.epitome.corpus == "sample" else RAW / "epitome"
+    folder = Path(params.epitome.data)
     for file in FILES.values():
         for number, one in enumerate(read_annotations(folder / file), start=1):
-            if part_of(one.seeker_post) == "train":
+            if split_of(one.seeker_post) == "train":
                 turns = (Turn("user", one.seeker_post), Turn("assistant", one.response_post))
                 yield Text(f"{folder / file}, pair {number}", turns)
 
 
-def of_scorer(settings: Dbt | Behaviour, sample: str) -> Iterator[Text]:
-    """The train split of a corpus that a classifier of turns has of its own."""
-    assert settings.corpus is not None
-    folder = SAMPLE / sample if settings.corpus == "sample" else RAW / settings.corpus
+def of_scorer(settings: Dbt | Behaviour) -> Iterator[Text]:
+    """The train split of a corpus that a classifier of turns learns from instead of the run's."""
+    folder = Path(settings.data)
     found = read_every_split(folder, settings.reader)
     return (Text(f"{folder}: {one.id}", one.turns) for one in found if one.split == "train")
 
@@ -133,17 +133,15 @@ def parts(params: Params) -> dict[str, Iterable[Text]]:
         found["base"] = of_base(params)
     if params.epitome.checkpoints is None:
         found["epitome"] = of_epitome(params)
-    if params.dbt.classifiers and params.dbt.corpus:
-        found["dbt"] = of_scorer(params.dbt, "esconv_sample")
-    if params.behaviour.classifiers and params.behaviour.corpus:
-        found["behaviour"] = of_scorer(params.behaviour, "annomi_sample")
+    for name, settings in (("dbt", params.dbt), ("behaviour", params.behaviour)):
+        if name in params.classifiers and Path(settings.data) != DIALOGUES:
+            found[name] = of_scorer(settings)
     return found
 
 
-def left_out(miti: Miti, prepared: Iterable[Dialogue]) -> dict[str, float]:
+def left_out(sentences: Path, prepared: Iterable[Dialogue]) -> dict[str, float]:
     """Train sentences of the classifier of adherence, and those that stage `behaviour` leaves out as held out."""
-    folder = SAMPLE / "miti_sentences" if miti.corpus == "sample" else RAW / miti.corpus
-    train = [one.text for one in miti_sentences.read(folder) if one.split == "train"]
+    train = [one.text for one in miti_sentences.read(sentences) if one.split == "train"]
     return {"miti_left_out": len(sentences_of(prepared, train)), "miti_checked": len(train)}
 
 
@@ -176,8 +174,8 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
         for split in SPLITS[1:] if part != "valid" else ("test",):
             metrics[f"{part}_in_{split}"] = sum(leak.split == split for leak in leaks)
         metrics[f"{part}_checked"] = checked
-    if params.behaviour.classifiers:
-        metrics |= left_out(params.miti, prepared)
+    if "behaviour" in params.classifiers:
+        metrics |= left_out(Path(params.behaviour.sentences), prepared)
     return metrics, [leak for _, leaks in looks.values() for leak in leaks]
 
 
@@ -208,4 +206,5 @@ def main(params: Params) -> None:
 
 if __name__ == "__main__":
     with reported():
+        stage_arguments(__doc__)
         main(load())

@@ -10,11 +10,10 @@ commit, so that equal runs give equal bytes; the hashes in it tell `attune push`
 
 from __future__ import annotations
 
-import argparse
-
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.report.card_facts import CARDS, gather
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_text
 
@@ -27,7 +26,6 @@ def main(variant: str, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", help="a key of variants")
     with reported():
-        main(parser.parse_args().variant, load())
+        arguments = stage_arguments(__doc__, variant="a key of variants")
+        main(arguments.variant, load())

@@ -20,6 +20,7 @@ from attune.config.schema import Params
 from attune.download.fetch import Web, from_local, from_web, require_public
 from attune.download.sources import Source, is_inside
 from attune.download.sources import load as load_sources
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DownloadError, reported
 from attune.runtime.io import sha256_of, write_text
 
@@ -125,11 +126,11 @@ def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
 
 
 def needed(params: Params) -> tuple[str, ...]:
-    """The corpora that the run reads: the dialogues, what a tiny model is pretrained on, and what scorers read."""
+    """The corpora that the run reads: the dialogues, what a made model is pretrained on, what classifiers learn from."""
     pretrained = [params.tiny.corpus] if params.model.is_made else []
-    classified = [params.dbt.corpus] if params.dbt.classifiers else []
-    classified += [params.behaviour.corpus, params.miti.corpus] if params.behaviour.classifiers else []
-    others = (*pretrained, params.epitome.corpus, *filter(None, classified), params.mmlu.corpus)
+    files = (Path(path) for one in params.classifiers.values() for path in (one.data, one.sentences))
+    classified = dict.fromkeys(path.name for path in files if path.parent == RAW_DIR)
+    others = (*pretrained, *classified, params.mmlu.corpus)
     return (*params.corpus.parts, *(name for name in others if name != "sample"))
 
 
@@ -151,4 +152,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     with reported():
+        stage_arguments(__doc__)
         main()

@@ -2,7 +2,7 @@
 
     python -m stages.dpo e2
 
-starts from the adapter, optimizer, schedule and random state of `dpo.rounds.e2.init` and writes the same to
+starts from the adapter, optimizer, schedule and random state of `rounds.e2.init` and writes the same to
 `models/dpo/e2`, with the reference adapter and its log-probabilities, so that a round computes only those of new
 replies. The rounds of a chain together give the weights that one run over all epochs would have given. A chain starts
 from the adapter of SFT, or from the base model with a fresh adapter.
@@ -10,21 +10,20 @@ from the adapter of SFT, or from the base model with a fresh adapter.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attune.compute.memory import retry_on_oom
 from attune.config.params import load
 from attune.config.schema import Hardware, Params
 from attune.data.dialogue import to_turns
 from attune.runtime.checkpoints import checkpoints
+from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import UserError, reported
 from attune.runtime.launch import run as in_ranks
-from attune.training.common.memory import retry_on_oom
 
 BASE = Path("models/base")
 PAIRS = Path("data/pairs")
@@ -38,7 +37,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     """Train one round.
 
     Args:
-        key: of `params.dpo.rounds`.
+        key: of `params.rounds`.
         params: the run's.
         base: folder of the base model.
         pairs: parquet file of the round's pairs.
@@ -61,7 +60,7 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     from attune.training.dpo.trainer import make_trainer
 
     tokenizer = load_tokenizer(base)
-    start = starting_adapter(Path(params.dpo.rounds[key].init), base, params, folder)
+    start = starting_adapter(Path(params.rounds[key].init), base, params, folder)
     adapter, later = reference_of(start), is_later_round(start)
     policy = load_adapter(load_base(base, params.hardware), adapter, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
@@ -163,20 +162,17 @@ def main(key: str, params: Params) -> None:
     from attune.training.common.trainer import export_checkpoint
 
     pairs = PAIRS / f"{key}.parquet"
-    deps = [Path("stages"), BASE, pairs, Path(params.dpo.rounds[key].init)]
-    with checkpoints(f"dpo@{key}", (params.dpo, params.lora, params.hardware, params.seed), deps) as folder:
+    with checkpoints(f"dpo@{key}", params) as folder:
 
         def attempt(hardware: Hardware) -> Path:
-            return train_round(key, replace(params, hardware=hardware), BASE, pairs, folder, CURVES / key)
+            return train_round(key, params.with_hardware(hardware), BASE, pairs, folder, CURVES / key)
 
         end = retry_on_oom(attempt, params.hardware, params.dpo)
         on_main_process(lambda: export_checkpoint(end, TARGET / key))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("round", help="a key of dpo.rounds")
-    key = parser.parse_args().round
     with reported():
+        arguments = stage_arguments(__doc__, round="a key of rounds")
         params = load()
-        in_ranks(lambda: main(key, params), params.hardware)
+        in_ranks(lambda: main(arguments.round, params), params.hardware)

@@ -7,7 +7,6 @@ writes `data/pairs/e2.parquet` and `metrics/pairs/e2.json`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from attune.config.params import load
@@ -19,6 +18,7 @@ from attune.pairs.build import (
     opposite_emotion,
 )
 from attune.pairs.metrics import write_pairs
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_json
 
@@ -33,17 +33,16 @@ def main(key: str, params: Params) -> None:
 
     Where draws hang on data alone, the first round's pairs know what all epochs of `dpo.epochs` reject.
     """
-    target, epoch = PAIRS / f"{key}.parquet", len(chain(params.dpo.rounds, key))
+    target, epoch = PAIRS / f"{key}.parquet", len(chain(params.rounds, key))
     if params.pairs.rule == "opposite_emotion":
         metrics = opposite_emotion(params, epoch, target, WORK / key)
     else:
-        pairs, metrics = in_memory(read_examples(TRAIN, params.corpus), params, key, epoch)
+        pairs, metrics = in_memory(read_examples(TRAIN, params.context), params, key, epoch)
         write_pairs(pairs, target)
     write_json(METRICS / f"{key}.json", metrics)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("round", help="a key of dpo.rounds")
     with reported():
-        main(parser.parse_args().round, load())
+        arguments = stage_arguments(__doc__, round="a key of rounds")
+        main(arguments.round, load())

@@ -21,6 +21,7 @@ from attune.corpora.readers.registry import stream_corpus
 from attune.corpora.splitting import Store
 from attune.data.dialogue import SPLITS, Dialogue, examples, from_first_user
 from attune.runtime.arrow_stream import scratch
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import whole_folder, write_json
 
@@ -103,5 +104,6 @@ def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
 
 if __name__ == "__main__":
     with reported():
+        stage_arguments(__doc__)
         params = load()
         main(params.corpus, params.seed)

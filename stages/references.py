@@ -1,49 +1,41 @@
-"""Stage `references`: levels of empathy in the human replies of the test split, once for all variants.
+"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all variants.
 
-Writes `data/references.parquet`: a row a test dialogue with `id`, `level_er`, `level_ip` and `level_ex` (0 to 2).
+    python -m stages.references epitome
+
+writes `data/references/epitome.parquet`: a row for each test example with `id` and a column for each label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from attune.classifiers.epitome.score import MECHANISMS, score, seeker_post
-from attune.config.params import load
-from attune.config.schema import Hardware, Params
-from attune.data.dialogue import Example, read_examples
+from attune.classifiers import by_key
+from attune.config.params import load, named
+from attune.config.schema import Params
+from attune.data.dialogue import read_examples
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_table
 
 TEST = Path("data/dialogues/test.parquet")
-CLASSIFIERS = Path("models/epitome")
-TARGET = Path("data/references.parquet")
+MODELS = Path("models")
+REFERENCES = Path("data/references")
 
 
-def reference_levels(examples: Sequence[Example], classifiers: Path, hardware: Hardware) -> dict[str, list[object]]:
-    """Columns `id`, `level_er`, `level_ip`, `level_ex` of the examples' targets, in their order.
-
-    Raises:
-        ModelError: `classifiers` is not what stage `epitome` writes.
-    """
-    posts = [seeker_post(one.context) for one in examples]
-    levels = score(classifiers, posts, [one.target for one in examples], hardware)
-    columns: dict[str, list[object]] = {"id": [one.id for one in examples]}
-    return columns | {f"level_{short}": list(levels[mechanism]) for mechanism, short in MECHANISMS.items()}
-
-
-def main(params: Params) -> None:
-    """Write `data/references.parquet`."""
+def main(name: str, params: Params) -> None:
+    """Write `data/references/<name>.parquet`."""
     import pyarrow as pa
 
     from attune.compute.process import set_up_process
 
+    named(params.classifiers, name, "classifiers")
     set_up_process(params.hardware)
-    examples = read_examples(TEST, params.corpus)
-    columns = reference_levels(examples, CLASSIFIERS, params.hardware)
-    write_table(TARGET, pa.table(columns))
+    classifier, examples = by_key(name), read_examples(TEST, params.context)
+    columns = classifier.label_references(MODELS / name, examples, params.hardware)
+    write_table(REFERENCES / f"{name}.parquet", pa.table(columns))
 
 
 if __name__ == "__main__":
     with reported():
-        main(load())
+        arguments = stage_arguments(__doc__, classifier="a key of classifiers")
+        main(arguments.classifier, load())

@@ -9,7 +9,6 @@ intervals, rewards of DPO). `python -m stages.report --show` prints the current 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from attune.config.params import load
@@ -21,6 +20,7 @@ from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
 from attune.report.tables import COLUMNS, EMPATHY_COLUMNS
 from attune.runtime.checkpoints import tidy
+from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_text
 
@@ -58,7 +58,7 @@ def show() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", action="store_true", help="print the summary instead of writing the pages")
     with reported():
-        show() if parser.parse_args().show else main(load())
+        show_option = {"action": "store_true", "help": "print the summary instead of writing the pages"}
+        arguments = stage_arguments(__doc__, show=show_option)
+        show() if arguments.show else main(load())

@@ -4,18 +4,18 @@ import json
 import os
 from pathlib import Path
 
+import factory
 import pytest
 from helpers import project
 
 from attune.config.params import compose
-from attune.config.schema import Tiny
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.models.tiny import make_model, train_tokenizer
 
 WORDS = ("i", "feel", "so", "happy", "sad", "today", "my", "dog", "ran", "away", "and", "came", "home", "sorry")
 OVERRIDES = [
-    "lora.r=4", "sft.epochs=1", "sft.batch_size=4", "sft.max_length=64", "hardware.threads=1", "hardware.dtype=fp32",
-    "hardware.micro_batch_size=2", "hardware.save_every=500",
+    "lora.r=4", "sft.epochs=1", "sft.batch_size=4", "sft.max_length=64", "compute.threads=1", "compute.dtype=fp32",
+    "training.micro_batch_size=2", "runtime.save_every=500",
 ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def make(folder: Path, dialogues: int, overrides: list[str] = OVERRIDES) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         compose(overrides)
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny()
     some = [dialogue(number) for number in range(dialogues)]
     tokenizer = train_tokenizer((turn.text for one in some[:32] for turn in one.turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder / "models/base")

@@ -19,12 +19,14 @@ from helpers import ROOT, project
 from huggingface_hub import ModelCard
 
 from attune.config.params import compose, load
-from attune.config.schema import Params
+from attune.config.schema import Adapter, Params
 from attune.download.fetch import sha256_of
 from attune.download.licences import load as load_licences
-from attune.report.card_facts import Lineage, lineage, published
-from attune.report.tables import VARIANT_COLUMNS
+from attune.report import results
+from attune.report.card_facts import MANIFEST, Lineage, lineage, published
+from attune.report.tables import COLUMNS, LEVEL_COLUMNS
 from attune.runtime.errors import DataError, UserError
+from attune.runtime.io import write_json
 from attune.tools.push import checked_card
 from stages.card import main
 
@@ -33,16 +35,34 @@ REPLACED = {"tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
 BASE_FILES = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
+SCORES = {"text": ["bertscore_f1", *COLUMNS], "epitome": [*LEVEL_COLUMNS, "diff_er", "diff_ex", "diff_ip"]}
+
+
+def write_scores(variant: str) -> None:
+    """Made-up metrics of the tables, with an interval and a difference of 0.5 each."""
+    for scorer, names in SCORES.items():
+        metrics = {name: len(variant) + i + 0.25 for i, name in enumerate(names)}
+        ends = {"low": -1.0, "high": 1.0}
+        intervals = {f"{name}.{end}": value + shift for name, value in metrics.items() for end, shift in ends.items()}
+        intervals |= {f"{name}.diff": 0.5 for name in names}
+        write_json(results.metrics_file(scorer, variant).path, metrics)
+        write_json(results.intervals_file(scorer, variant).path, intervals)
+    write_json(results.mmlu_file(variant).path, {"acc": 25.0, "acc_stderr": 1.0})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A project with the metrics of the run in Git, and small models in place of those of the run."""
+    """A project with the data of the run in Git, small models, and made-up scores."""
     from attune.models.loading import add_adapter
     from attune.models.tiny import make_model
     from attune.training.common.trainer import save_adapter
 
     folder = tmp_path_factory.mktemp("finished")
     project(folder)
-    shutil.copytree(ROOT / "metrics", folder / "metrics")
+    for path in (ROOT / "metrics/data.json", *(ROOT / "metrics/pairs").glob("*.json")):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns(".*", "raw", "dialogues"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -54,6 +74,8 @@ def finished(tmp_path_factory, tiny_tokenizer) -> Path:
         Path("models/base/base.json").write_text('{"hub_id": null, "commit": null}', encoding="utf-8")
         save_adapter(add_adapter(base, params.lora, 2), Path("models/sft"))
         shutil.copytree("models/sft", "models/dpo/e3")
+        for variant in params.variants:
+            write_scores(variant)
     return folder
 
 
@@ -69,13 +91,13 @@ def card(variant: str) -> ModelCard:
     return ModelCard.load(Path(f"reports/cards/{variant}.md"))
 
 
-def read(path: str):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def restate(licence: str) -> None:
     """Change the stated licence of the dialogues."""
-    entries = [entry | {"licence": licence} for entry in read("data/manifest.json")]
+    entries = [entry | {"licence": licence} for entry in read(MANIFEST)]
     Path("data/manifest.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
@@ -83,8 +105,9 @@ def restate(licence: str) -> None:
 def test_metadata(variant, run):
     main(variant, run)
     data = card(variant).data
-    metrics = read(f"metrics/{variant}.json") | {"mmlu": read(f"metrics/mmlu/{variant}.json")["acc"]}
-    expected = {key: metrics[key] for key in VARIANT_COLUMNS if key in metrics}
+    expected = {"mmlu": 25.0}
+    for scorer in run.scorers:
+        expected |= read(results.metrics_file(scorer, variant).path)
     assert {result.metric_type: result.metric_value for result in data.eval_results} == expected and len(expected) > 15
     assert (data.license, data.language, data.base_model) == ("cc0-1.0", "en", None)
     assert data.library_name == ("transformers" if variant == "base" else "peft")
@@ -99,13 +122,14 @@ def test_metadata(variant, run):
 def test_text(run):
     main("sft-dpo", run)
     text = card("sft-dpo").text
-    value, bounds = read("metrics/sft-dpo.json")["rouge_l"], read("metrics/intervals/sft-dpo.json")
+    value = read(results.metrics_file("text", "sft-dpo").path)["rouge_l"]
+    bounds = read(results.intervals_file("text", "sft-dpo").path)
     row = next(line for line in text.splitlines() if line.startswith("| ROUGE-L"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
     assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
     assert "| train      |     1,280 | 5,944 |" in text and "afraid 40, angry 40" in text
-    assert "beta: 0.1" in text and "learning_rate: 0.0002" in text and "by_quality" not in text
+    assert "beta: 0.1" in text and "learning_rate: 0.0002" in text
     use = (ROOT / "docs/use.md").read_text(encoding="utf-8")
     assert use[use.index("## Intended use") :].strip() in text
     assert "no therapist" in text
@@ -117,8 +141,8 @@ def test_equal_bytes(run):
     Path("reports/cards/sft.md").unlink()
     for path in [Path("reports"), *Path("models").rglob("*"), *Path("metrics").rglob("*")]:
         os.utime(path, (0, 0))
-    shuffled = dict(reversed(read("data/manifest.json")[0].items()))
-    Path("data/manifest.json").write_text(json.dumps([shuffled, *read("data/manifest.json")[1:]]), encoding="utf-8")
+    shuffled = dict(reversed(read(MANIFEST)[0].items()))
+    Path("data/manifest.json").write_text(json.dumps([shuffled, *read(MANIFEST)[1:]]), encoding="utf-8")
     subprocess.run(
         [sys.executable, "-m", "stages.card", "sft"],
         check=True,
@@ -171,7 +195,7 @@ def test_unknown_licence(run):
     [
         ("data/manifest.json", "data/manifest.json cannot be read"),
         ("docs/use.md", "docs/use.md, which every card quotes, is missing"),
-        ("metrics/intervals/sft.json", "run `dvc repro intervals@sft`"),
+        ("metrics/intervals/epitome/sft.json", "run `dvc repro intervals@sft-epitome`"),
         ("data/licences.yaml", "data/licences.yaml is missing"),
     ],
 )
@@ -194,8 +218,7 @@ def test_every_licence_has_a_row():
 
 
 def test_lineage(run):
-    sft = replace(run.sft, by_quality={"high": "models/sft-high"})
-    params = replace(run, sft=sft)
+    params = replace(run, adapters=run.adapters | {"sft-high": Adapter("high")})
     assert lineage(params, "models/base") == Lineage(None, ())
     assert lineage(params, "models/sft-high") == Lineage("high", ())
     assert lineage(params, "models/dpo/e2") == Lineage("all", ("e1", "e2"))
@@ -305,7 +328,7 @@ def pushed(server, *arguments, token=TOKEN):
         "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "attune.tools.push", *arguments]
+    command = [sys.executable, "-m", "attune", "push", *arguments]
     environment |= {"HF_TOKEN": token} if token else {}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for path, _, content in server.seen if "/commit/" in path for line in content.splitlines()]

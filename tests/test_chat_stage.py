@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
 from attune.config.params import load
-from attune.config.schema import Hardware
 from attune.data.dialogue import Turn
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import encode_prompt
@@ -19,7 +19,7 @@ from attune.runtime.errors import UserError
 from attune.tools.chat import Conversation, answers, begin
 
 ROOT = Path(__file__).parents[1]
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 LINES = ["i lost my keys today", "and then my dog ran away", "why does it always rain", "nobody listens to me"]
 
 
@@ -35,8 +35,8 @@ def conversation(params):
     torch.manual_seed(3)
     # A random model whose head is the embedding repeats what it read last, a special token.
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes)
-    model = LlamaForCausalLM(config).eval()
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
     return lambda: Conversation(model, tokenizer, params, None)
 
 
@@ -81,7 +81,7 @@ def test_what_is_not_there_is_named(params, tmp_path, monkeypatch):
 
 def test_the_command_says_what_answers_and_ends_with_its_input():
     done = subprocess.run(
-        [sys.executable, "-m", "attune.tools.chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
+        [sys.executable, "-m", "attune", "chat", "--variant", "nobody"], cwd=ROOT, input="hello\n", text=True,
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "none of variants" in done.stderr and "Traceback" not in done.stderr

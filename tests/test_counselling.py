@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 
 from attune.config.params import load
-from attune.config.schema import Columns, Round
 from attune.corpora.readers.registry import read_corpus
 from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
 from attune.data.dialogue import examples as one_by_one
@@ -26,7 +26,9 @@ TABLE = ROOT / "data/miti_adherence.csv"
 ADHERENT = read_adherence(TABLE)
 TALKS = ("change", "neutral", "sustain")
 TOPICS = ("smoking", "alcohol")
-COUNSEL_CHAT = Columns("dialog_id", "turn", "author", "text", "Union (without disambiguities)")
+COUNSEL_CHAT = factory.columns(
+    dialogue="dialog_id", turn="turn", role="author", text="text", act="Union (without disambiguities)"
+)
 
 
 def an_example(name, topic, talk, quality="high", act=None, target=None):
@@ -51,7 +53,7 @@ def made(some, pool=POOL, seed=13, epoch=1):
 
 def settings(limit=None, rule="counselling"):
     base = load(ROOT / "params.yaml")
-    rounds = {f"e{i}": Round(f"models/dpo/e{i - 1}", "sessions", "data/dialogues", "data/dialogues") for i in (1, 2)}
+    rounds = {f"e{i}": factory.dpo_round(init=f"models/dpo/e{i - 1}", source="sessions") for i in (1, 2)}
     return replace(
         base,
         pairs=replace(base.pairs, rule=rule, limit=limit),
@@ -78,7 +80,7 @@ def test_a_sessions_quality_decides_and_without_one_the_act():
     ]
     chosen, rejected = sides(some[::-1], ADHERENT)
     assert ([e.id for e in chosen], [e.id for e in rejected]) == (["a", "f"], ["b", "e"])
-    with pytest.raises(DataError, match=r"^miti\.adherence has no row for 1 acts of the corpus: 'Hug' \(1\)"):
+    with pytest.raises(DataError, match=r"^behaviour\.table has no row for 1 acts of the corpus: 'Hug' \(1\)"):
         sides([an_example("a", "x", None, None, "Hug")], ADHERENT)
 
 

@@ -1,15 +1,15 @@
 """What is one step of autograd on a CPU against the plain formula: log-probabilities, norms, attention by block."""
 
+import factory
 import pytest
 import torch
 
-from attune.config.schema import Tiny
 from attune.cpu import token_log_probs
 from attune.cpu.block_attention import by_block
 from attune.cpu.norm import quicken_norms, rms_norm
 from attune.models.tiny import make_model, train_tokenizer
 
-TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
+TINY = factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, max_positions=64, max_length=32)
 
 
 def plain(states, weight, bias, targets, softcap):

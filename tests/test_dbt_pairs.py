@@ -4,26 +4,25 @@ import copy
 import random
 from dataclasses import replace
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import ROOT
-from peft import LoraConfig, get_peft_model
 
 from attune.config.params import load
-from attune.config.schema import Hardware, Tiny
 from attune.data.dialogue import Example, Turn, normalise
 from attune.generation.generate import generate_replies
 from attune.generation.sampling import Draws
+from attune.models.base_record import RECORD
 from attune.models.chat_template import encode_prompt
-from attune.models.loading import RECORD
 from attune.models.tiny import make_model, train_tokenizer
 from attune.pairs.dbt import Candidates, scored_pairs
 from attune.pairs.dbt_candidates import corpus_source, other_act_pairs, policy_source
 from attune.pairs.metrics import describe, scores, write_pairs
 from attune.runtime.io import write_json
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware()
 ACTS = ("Question", "Information", "Others")
 TEXTS = ["i lost my keys", "so happy today", "a", "my dog ran away and i looked for him all night long", "ok then"]
 
@@ -132,7 +131,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer, Tiny(320, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), seed=3).eval()
+    return make_model(tokenizer, factory.tiny(vocab_size=320), seed=3).eval()
 
 
 def sampled(model, tokenizer, texts, seeds, batch_tokens=512, top_p=1.0):
@@ -172,6 +171,8 @@ def test_a_narrow_nucleus_is_greedy(model, tokenizer):
 @pytest.fixture(scope="module")
 def policies(model, tokenizer, tmp_path_factory):
     """The base model's folder, and two adapters on it."""
+    from peft import LoraConfig, get_peft_model
+
     root = tmp_path_factory.mktemp("policies")
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")

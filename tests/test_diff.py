@@ -1,4 +1,4 @@
-"""`python -m attune.tools.compare` on a small DVC repository with two states of its metrics."""
+"""`python -m attune compare` on a small DVC repository with two states of its metrics."""
 
 import os
 import subprocess

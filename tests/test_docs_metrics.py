@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from attune.classifiers.behaviour import metrics as behaviour_metrics
+from attune.classifiers.behaviour import scores as behaviour_metrics
 from attune.classifiers.behaviour.classifier import BEHAVIOURS
-from attune.classifiers.dbt import metrics as dbt_metrics
+from attune.classifiers.dbt import scores as dbt_metrics
 from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.epitome.model import MECHANISMS
 from attune.labels.miti import ADHERENCE

@@ -13,6 +13,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,6 @@ from attune.classifiers.common.turn_classifier import make_model as make_head
 from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
 from attune.config.params import load
-from attune.config.schema import Llm, Round
 from attune.data.dialogue import Dialogue, Example, Turn, write_dialogues
 from attune.models.encoder import load_encoder
 from attune.pairs.build import answers_file
@@ -101,9 +101,8 @@ def serving(plan):
 
 
 def settings(url, **changes):
-    values = {"base_url": url, "model": "m", "key_variable": None, "prompt": PROMPTS["replies"]}
-    values |= {"judge_prompt": PROMPTS["judge"], "temperature": 1.0, "n": 2, "max_tokens": 64, "concurrency": 3}
-    return Llm(**values | {"retries": 3, "timeout": 20.0, "input_price": 1.0, "output_price": 2.0} | changes)
+    prompts = {"prompt": PROMPTS["replies"], "judge_prompt": PROMPTS["judge"]}
+    return factory.llm(base_url=url, **prompts | changes)
 
 
 def requests(n):
@@ -329,7 +328,7 @@ def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
 def from_endpoint(url, judge):
     """Params of recipe `dbt`'s first round from the endpoint at `url`."""
     params = load(ROOT / "params.yaml")
-    first = Round("models/sft", "llm", "data/dialogues", "models/dbt")
+    first = factory.dpo_round(source="llm", scorer="models/dbt")
     pairs = replace(params.pairs, rule="dbt", judge=judge, margin=0.0, limit=None)
     hardware = replace(params.hardware, device="cpu", dtype="fp32", threads=1)
     corpus = replace(params.corpus, targets="every", max_context_turns=3)
@@ -424,13 +423,14 @@ def test_a_prompt_without_its_places_is_refused(tmp_path):
 def test_transformers_serve_answers(tmp_path):
     """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
     pytest.importorskip("fastapi")
-    from attune.config.schema import Tiny
     from attune.models.tiny import make_model, train_tokenizer
 
     tokenizer = train_tokenizer(["i lost my job", "how are you"] * 3, 320, 2048)
-    make_model(tokenizer, Tiny(320, 16, 32, 1, 1, 2048, "sample", 1, 1e-3, 4, 64, "llama"), 1).save_pretrained(
-        tmp_path / "m"
-    )
+    make_model(
+        tokenizer,
+        factory.tiny(vocab_size=320, hidden_size=16, intermediate_size=32, layers=1, heads=1, max_positions=2048),
+        1,
+    ).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

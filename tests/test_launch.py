@@ -37,7 +37,7 @@ def test_one_machine_finds_a_free_port_by_itself(tmp_path):
 
 @pytest.mark.parametrize(("environment", "rank"), [({}, 0), ({"NODE_RANK": "1"}, 1)])
 def test_several_machines_meet_at_the_first(environment, rank, tmp_path):
-    asked = hardware("hardware=cluster", "hardware.rendezvous=gpu-7:29500")
+    asked = hardware("hardware=cluster", "runtime.rendezvous=gpu-7:29500")
     settings = launch.settings(asked, tmp_path, environment)
     assert (settings.min_nodes, settings.max_nodes, settings.nproc_per_node) == (2, 2, 8)
     assert (settings.rdzv_backend, settings.rdzv_endpoint) == ("static", "gpu-7:29500")
@@ -46,27 +46,22 @@ def test_several_machines_meet_at_the_first(environment, rank, tmp_path):
 
 @pytest.mark.parametrize("number", ["2", "-1", "first"])
 def test_a_machine_that_is_none_of_them(number, tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"NODE_RANK = {number!r}, but hardware.nodes = 2: it counts")):
+    with pytest.raises(UserError, match=re.escape(f"NODE_RANK = {number!r}, but ranks.nodes = 2: it counts")):
         launch.settings(hardware("hardware=cluster"), tmp_path, {"NODE_RANK": number})
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["hardware=multi_gpu", "hardware.nodes=2"], "hardware.rendezvous = None with hardware.nodes = 2: several"),
-        (["hardware=cluster", "hardware.nodes=1"], "with hardware.nodes = 1: several machines meet at host:port"),
-        (["hardware=cluster", "hardware.rendezvous=gpu-7"], "hardware.rendezvous = 'gpu-7': string should match"),
-        (["hardware.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
+        (["hardware=multi_gpu", "ranks.nodes=2"], "runtime.rendezvous = None with ranks.nodes = 2: several"),
+        (["hardware=cluster", "ranks.nodes=1"], "with ranks.nodes = 1: several machines meet at host:port"),
+        (["hardware=cluster", "runtime.rendezvous=gpu-7"], "runtime.rendezvous = 'gpu-7': string should match"),
+        (["ranks.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
     ],
 )
 def test_keys_that_do_not_go_together(override, message):
     with pytest.raises(ParamsError, match=re.escape(message)):
         hardware(*override)
-
-
-def test_where_machines_meet_does_not_part_a_run_from_its_checkpoints():
-    one = hardware("hardware=cluster")
-    assert repr(one) == repr(replace(one, rendezvous="other:1")) != repr(replace(one, processes=4))
 
 
 def test_ranks_get_the_command_of_the_stage(monkeypatch):
@@ -123,12 +118,12 @@ def test_ranks_get_the_environment_of_accelerate_launch(path):
 def test_a_config_that_is_none(tmp_path):
     (tmp_path / "a.yaml").write_text("zero_stage: 3\n")
     for path in (tmp_path / "a.yaml", tmp_path / "missing.yaml"):
-        with pytest.raises(UserError, match=r"hardware\.accelerate = .* cannot be read: "):
+        with pytest.raises(UserError, match=r"ranks\.accelerate = .* cannot be read: "):
             launch.accelerate_environment(path, 2)
 
 
 def test_more_ranks_than_gpus():
-    with pytest.raises(UserError, match=r"hardware\.processes = 4, but 0 GPUs are visible"):
+    with pytest.raises(UserError, match=r"ranks\.processes = 4, but 0 GPUs are visible"):
         launch.run(lambda: None, hardware("hardware=multi_gpu"))
 
 
@@ -145,10 +140,10 @@ def test_what_is_said_of_ranks_that_died(tmp_path):
         f"rank 9 of 16 ended with exit status 1; {log} ends with",
         "  step 3",
         "  error: no memory",
-        "the other ranks were ended; the same command goes on from the last checkpoint",
+        "the other ranks were stopped; the same command continues from the last checkpoint",
     ]
     first = launch.message({0: failure(0, 1)}, 2, tmp_path).splitlines()[0]
-    assert first == "rank 0 of 2 ended with exit status 1; what it said stands above"
+    assert first == "rank 0 of 2 ended with exit status 1; its output is above"
 
 
 def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_path):
@@ -159,4 +154,4 @@ def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_
         assert re.findall(r"rank \d+", said) == ["rank 1"]
     # An error that all of them have is said once.
     said = launch.message({number: failure(number, 1) for number in range(8)}, 8, tmp_path)
-    assert said.startswith("rank 0 of 8 ended with exit status 1; what it said stands above\n")
+    assert said.startswith("rank 0 of 8 ended with exit status 1; its output is above\n")

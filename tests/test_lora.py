@@ -1,21 +1,22 @@
 """Our LoRA layer and the shortened last layer against PEFT's and transformers' own forwards."""
 
+import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from attune.config.schema import Tiny
 from attune.cpu.last_layer import narrow, reading_at
 from attune.cpu.lora import lora_product, patch_lora_for_cpu
 from attune.models.tiny import make_model, train_tokenizer
 
-TINY = Tiny(300, 16, 32, 2, 2, 64, "sample", 1, 1e-3, 4, 32, "llama")
+TINY = factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, max_positions=64, max_length=32)
 
 
 def adapted(dropout: float = 0.0):
     tokenizer = train_tokenizer(["a b c"], 300, 64)
     model = make_model(tokenizer, TINY, 1)
     torch.manual_seed(2)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
     return get_peft_model(model, config)
 

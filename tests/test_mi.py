@@ -5,10 +5,10 @@ import io
 import re
 from collections import Counter
 
+import factory
 import pytest
 from helpers import prepare
 
-from attune.config.schema import Columns
 from attune.corpora.readers.mi import LABELS, act_of, read
 from attune.data.dialogue import Dialogue, Turn
 from attune.runtime.errors import DataError
@@ -44,7 +44,7 @@ def test_other_columns_in_another_order(tmp_path):
     header = ["title", "miti", "sentence", "who", "n", "id"]
     rows = [["t", row[4], row[3], row[2], row[1], row[0]] for row in post("7")]
     corpus(tmp_path, rows, header, "mine.csv")
-    (one,), _ = read(tmp_path, "mine.csv", Columns(**NAMES))
+    (one,), _ = read(tmp_path, "mine.csv", factory.columns(**NAMES))
     assert [turn.act for turn in one.turns] == [None, "Open Question"] and one.label == "mi"
     with pytest.raises(DataError, match=r"mine\.csv:1: no column dialog_id, turn, author, text, final agreed label;"):
         read(tmp_path, "mine.csv")
@@ -112,7 +112,7 @@ def test_all_broken_rows_are_named(tmp_path):
 @pytest.mark.corpora
 def test_the_real_file_of_counsel_chat(corpora_dir):
     named = {**dict(zip(NAMES, HEADER, strict=True)), "act": "Union (without disambiguities)"}
-    dialogues, dropped = read(corpora_dir / "mi", "boosting_CC_Augmented.csv", Columns(**named))
+    dialogues, dropped = read(corpora_dir / "mi", "boosting_CC_Augmented.csv", factory.columns(**named))
     assert Counter(d.split for d in dialogues) == {"train": 819, "valid": 166, "test": 144} and not dropped
     assert all([turn.role for turn in d.turns] == ["user", "assistant"] for d in dialogues)
     acts = Counter(d.turns[1].act for d in dialogues)

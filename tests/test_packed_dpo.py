@@ -9,14 +9,12 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 import transformers
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
 
-from attune.config.schema import Dpo, Hardware, Round
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.loading import compile_layers
 from attune.models.tiny import train_tokenizer
@@ -30,8 +28,8 @@ from attune.training.dpo.reference_logps import complete, key, read, with_refere
 from attune.training.dpo.trainer import make_trainer
 
 VOCABULARY, WINDOW = 96, 6
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-DPO = Dpo(0.5, 3, 5e-3, 4, "cosine", 0, 32, {"e": Round("models/sft", "opposites", "data/dialogues", "data/dialogues")})
+HARDWARE = factory.hardware()
+DPO = factory.dpo(beta=0.5, epochs=3, max_length=32, rounds={"e": factory.dpo_round()})
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -81,6 +79,8 @@ def model_of(name: str):
 def adapted(name: str):
     model = model_of(name)
     torch.manual_seed(4)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, config).eval()
 
@@ -154,6 +154,7 @@ def test_compiled_layers_give_the_same():
 
 
 def both_trainers(name, tokenizer, folder, **changes):
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     stock, packed = trainer_classes()
@@ -300,6 +301,8 @@ def test_gap_or_another_reference_is_an_error(tmp_path, tokenizer):
 
 
 def test_model_without_rows_falls_back_with_one_warning(tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(3)
     bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2))
     policy = get_peft_model(bloom, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -330,6 +333,7 @@ def random_pairs(number: int, seed: int) -> list[dict]:
 
 
 def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_does(tokenizer, tmp_path):
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     from attune.training.common.trainer import common_arguments

@@ -215,7 +215,7 @@ def test_a_broken_table(tmp_path, text, message):
 
 
 def test_a_missing_table(tmp_path):
-    with pytest.raises(DataError, match=r"other\.csv is missing: pairs\.opposites names the table of opposite labels"):
+    with pytest.raises(DataError, match=r"other\.csv is missing: pairs\.table names the table of opposite labels"):
         read_opposites(tmp_path / "other.csv")
 
 

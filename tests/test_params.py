@@ -1,7 +1,6 @@
 """The cookbook in conf/ and the schema of params.yaml: what composes, what it holds, and what is refused."""
 
 import copy
-import itertools
 import re
 from dataclasses import asdict
 from functools import cache
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
 from attune.config.params import check, compose, load
-from attune.config.schema import chain
+from attune.config.schema import Round, chain
 from attune.runtime.errors import ParamsError
 from stages.download import needed
 
@@ -29,16 +28,11 @@ GROUPS = {
 DEFAULTS = {"recipe": "sample", "model": "tiny", "hardware": "cpu", "corpus": "sample", "encoder": "minilm"}
 
 
-def combinations():
-    """Every pair of options of any two groups, the other groups at their defaults."""
-    found = set()
-    for pair in itertools.combinations(GROUPS, 2):
-        for options in itertools.product(*(GROUPS[group] for group in pair)):
-            found.add(tuple((DEFAULTS | dict(zip(pair, options, strict=True)))[group] for group in GROUPS))
-    return sorted(found)
-
-
-COMBINATIONS = combinations()
+# Every option with every recipe, the other groups at their defaults: recipes are what options meet in practice.
+COMBINATIONS = sorted({
+    tuple((DEFAULTS | {"recipe": recipe, group: option})[name] for name in GROUPS)
+    for recipe in GROUPS["recipe"] for group, options in GROUPS.items() if group != "recipe" for option in options
+})  # fmt: skip
 
 
 @cache
@@ -58,7 +52,7 @@ def test_every_group_has_options():
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids="-".join)
-def test_every_pair_of_options_composes(options):
+def test_every_option_composes_with_every_recipe(options):
     overrides = [f"{group}={option}" for group, option in zip(GROUPS, options, strict=True)]
     params = check(composed(*overrides), " ".join(overrides))
     _, model, hardware, _, encoder = options
@@ -89,13 +83,11 @@ def test_the_papers_values():
         "warmup_steps": 0,
         "max_length": 256,
         "loss_on": "assistant",
-        "by_quality": {},
     }
     assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
-    assert params.pairs.opposites == "data/opposite_emotions.csv"
-    dpo = asdict(params.dpo)
-    assert [one["init"] for one in dpo.pop("rounds").values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
-    assert dpo == {
+    assert params.pairs.table == "data/opposite_emotions.csv"
+    assert [step.init for step in params.rounds.values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
+    assert asdict(params.dpo) == {
         "beta": 0.025,
         "epochs": 3,
         "learning_rate": 1e-5,
@@ -109,7 +101,7 @@ def test_the_papers_values():
 @pytest.mark.parametrize("model", ["llama-3-8b", "mistral-7b", "gemma-7b", "tiny", "tiny-mistral", "tiny-gemma"])
 def test_the_study_of_dbt(model):
     params = check(composed("recipe=dbt", f"model={model}"), model)
-    rounds = params.dpo.rounds
+    rounds = params.rounds
     starts = {key: rounds[chain(rounds, key)[0]].init for key in ("e3", "base-e3")}
     assert starts == {"e3": "models/sft", "base-e3": "models/base"}
     assert {name: one.model for name, one in params.variants.items()} == {
@@ -118,35 +110,40 @@ def test_the_study_of_dbt(model):
         "dpo": "models/dpo/base-e3",
         "sft-dpo": "models/dpo/e3",
     }
-    assert params.dbt.variants.keys() == params.variants.keys()
+    assert params.scorers == ["text", "epitome", "dbt"]
+    assert {key: step.source(params.llm) for key, step in rounds.items()} == {
+        "e1": "corpus", "e2": "policy", "e3": "policy", "base-e1": "corpus", "base-e2": "policy", "base-e3": "policy",
+    }  # fmt: skip
+    assert {step.scorer for step in rounds.values()} == {"models/dbt"}
     assert params.tiny.architecture == (model.removeprefix("tiny-") if "tiny-" in model else "llama")
 
 
 @pytest.mark.parametrize("model", ["gemma-7b", "llama-3-8b", "tiny"])
 def test_the_study_of_counselling(model):
     params = check(composed("recipe=counsel", f"model={model}"), model)
-    assert {(one.source, one.candidates, one.scorer) for one in params.dpo.rounds.values()} == {
-        ("sessions", "data/dialogues", "data/dialogues")
-    }
-    assert params.behaviour.variants.keys() <= params.variants.keys() >= {"base", "sft", "dpo", "sft-dpo"}
-    assert (params.pairs.rule, params.miti.corpus, params.dbt.classifiers) == ("counselling", "mi", {})
+    assert {(step.candidates, step.scorer) for step in params.rounds.values()} == {("data/dialogues", "data/dialogues")}
+    assert params.variants.keys() >= {"base", "sft", "dpo", "sft-dpo"}
+    assert (params.pairs.rule, params.pairs.table) == ("counselling", "data/miti_adherence.csv")
+    assert params.scorers == ["text", "epitome", "behaviour"]
+    assert params.classifiers["behaviour"].sentences == params.behaviour.sentences == "data/raw/mi"
 
 
 @pytest.mark.parametrize("corpus", ["counselling", "mi", "counsel_chat", "ufjf"])
 def test_the_study_of_counselling_on_other_corpora(corpus):
     """Their acts are not AnnoMI's, or need not be there, and what people in distress wrote is masked."""
-    without = ("~sft.by_quality.high", "~variants.sft-high", "~behaviour.variants.sft-high")
+    without = ("~adapters.sft-high", "~variants.sft-high")
     for dropped in ((), without):
         params = check(composed("recipe=counsel", f"corpus={corpus}", *dropped), corpus)
-        assert (params.behaviour.corpus, params.behaviour.reader) == ("annomi", "annomi")
-        assert params.behaviour.classifiers and params.corpus.mask and "annomi" in needed(params)
-        assert ("sft-high" in params.variants) is bool(params.sft.by_quality) is not bool(dropped)
-    assert check(composed("recipe=counsel", "corpus=annomi_sample"), "conf").behaviour.corpus is None
+        assert (params.behaviour.data, params.behaviour.reader) == ("data/raw/annomi", "annomi")
+        assert "behaviour" in params.classifiers and params.corpus.mask and "annomi" in needed(params)
+        assert ("sft-high" in params.variants) is ("sft-high" in params.adapters) is not bool(dropped)
+    own = check(composed("recipe=counsel", "corpus=annomi_sample"), "conf")
+    assert own.behaviour.data == own.classifiers["behaviour"].data == "data/dialogues"
 
 
 def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
-    for one in check(composed("recipe=empo"), "conf").dpo.rounds.values():
-        assert (one.source, one.candidates, one.scorer) == ("opposites", "data/dialogues", "data/dialogues")
+    for step in check(composed("recipe=empo"), "conf").rounds.values():
+        assert (step.candidates, step.scorer) == ("data/dialogues", "data/dialogues")
 
 
 def test_a_model_overrides_a_recipe():
@@ -166,7 +163,7 @@ def test_a_model_overrides_a_recipe():
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
     assert tiny["dpo"].pop("learning_rate") > paper["dpo"].pop("learning_rate")
     # What does not depend on size stays the recipe's.
-    same = ("sft", "dpo", "pairs", "tiny", "corpus", "hardware", "variants", "seed")
+    same = ("sft", "dpo", "pairs", "tiny", "corpus", "compute", "ranks", "training", "variants", "seed")
     assert {key: tiny[key] for key in same} == {key: paper[key] for key in same}
 
 
@@ -176,14 +173,11 @@ def test_a_key_overrides_all():
     assert (params.dpo.beta, params.sft.learning_rate, params.seed) == (0.5, 0.01, 7)
 
 
-LABEL_SCORERS = [f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")]
-
-
 def leaves(values, prefix=""):
-    """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) are part of their section."""
+    """The leaf keys of a mapping, dotted; names that a user gives (rounds, variants) belong to their section."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and dotted not in ("dpo.rounds", "variants", "sft.by_quality", *LABEL_SCORERS):
+        if isinstance(value, dict) and dotted not in ("rounds", "variants", "adapters", "classifiers"):
             yield from leaves(value, f"{dotted}.")
         else:
             yield dotted
@@ -265,20 +259,26 @@ REFUSED = {
     "generate.do_sample": [(1, "generate.do_sample = 1: input should be a valid boolean")],
     "model.revision": [(7, "model.revision = 7: input should be a valid string")],
     "sft": [(None, "sft = None: "), ([1], "sft = [1]: ")],
-    "sft.by_quality": [({"fair": "models/x"}, "sft.by_quality.fair")],
+    "adapters": [
+        ({"sft": {"quality": "fair"}}, "adapters.sft.quality = 'fair': input should be 'all', 'high' or 'low'"),
+        ({"base": {"quality": "all"}}, "adapters.base: an adapter of SFT is named sft or sft-<name>"),
+    ],
+    "scorers": [(["text"], "scorers = ['text'], but with these classifiers it must be ['text', 'epitome']")],
+    "classifiers.epitome.data": [("data/raw/epitome", "section epitome says 'data/sample/epitome': set epitome.data")],
+    "classifiers": [({}, "scorers = ['text', 'epitome'], but with these classifiers it must be ['text']")],
     "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
     "model.quantization": [("int8", "model.quantization = 'int8': input should be 'nf4'")],
-    "hardware.device": [("tpu", "hardware.device = 'tpu': input should be 'cpu' or 'cuda'")],
+    "compute.device": [("tpu", "compute.device = 'tpu': input should be 'cpu' or 'cuda'")],
     "corpus.name": [("", "corpus.name = '': string should have at least 1 character")],
     # Unknown, in a section, in a name's section and at the top.
     "dpo.betta": [(0.1, "key dpo.betta is unknown (value 0.1)")],
-    "dpo.rounds.e1.epoch": [(1, "key dpo.rounds.e1.epoch is unknown (value 1)")],
+    "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
     # Two keys that do not go together.
-    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of hardware.micro_batch_size = 16")],
-    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of hardware.micro_batch_size = 16")],
+    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of training.micro_batch_size = 16")],
+    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of training.micro_batch_size = 16")],
     "tiny.heads": [(3, "tiny.hidden_size = 256 is no multiple of tiny.heads = 3")],
     "generate.max_new_tokens": [
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
@@ -289,12 +289,12 @@ REFUSED = {
     "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
     "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
-    "epitome.corpus": [("reddit", "epitome.corpus = 'reddit': input should be 'sample' or 'epitome'")],
+    "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'data/sample/epitome' or")],
     "bertscore.hub_id": [("some/model", "bertscore.revision is missing for bertscore.hub_id = 'some/model'")],
     "bertscore.layer": [(-1, "bertscore.layer = -1: input should be greater than or equal to 0")],
     "evaluate.resamples": [(99, "evaluate.resamples = 99: input should be greater than or equal to 100")],
     "evaluate.reference": [("dpo", "evaluate.reference = 'dpo' is none of the variants: base, sft, sft-dpo")],
-    "hardware.save_every": [(7, "hardware.save_every = 7 is no multiple of 5")],
+    "runtime.save_every": [(7, "runtime.save_every = 7 is no multiple of 5")],
 }
 CASES = [(key, value, message) for key, cases in REFUSED.items() for value, message in cases]
 
@@ -320,88 +320,69 @@ def test_a_value_at_the_edge_fits(key, value):
     assert check(values, "conf")
 
 
-def a_round(init, source="opposites", candidates="data/dialogues", scorer="data/dialogues"):
-    return {"init": init, "source": source, "candidates": candidates, "scorer": scorer}
+def a_round(init, candidates="data/dialogues", scorer="data/dialogues"):
+    return {"init": init, "candidates": candidates, "scorer": scorer}
 
 
 def test_more_rounds_than_the_schedule_has_epochs():
     values = composed()
-    values["dpo"]["rounds"]["e4"] = a_round("models/dpo/e3")
+    values["rounds"]["e4"] = a_round("models/dpo/e3")
     with pytest.raises(
-        ParamsError, match=r"^conf: dpo\.rounds\.e4 is round 4 from its start, but .* ends after dpo\.epochs = 3: raise"
+        ParamsError, match=r"^conf: rounds\.e4 is round 4 of its chain, but .* ends after dpo\.epochs = 3: raise"
     ):
         check(values, "conf")
     values["dpo"]["epochs"] = 4
-    assert len(check(values, "conf").dpo.rounds) == 4
+    assert len(check(values, "conf").rounds) == 4
 
 
 def test_chains_are_counted_apart():
     values = composed()
-    values["dpo"]["rounds"] |= {"b1": a_round("models/base"), "b2": a_round("models/dpo/b1")}
-    rounds = check(values, "conf").dpo.rounds
+    values["rounds"] |= {"b1": a_round("models/base"), "b2": a_round("models/dpo/b1")}
+    rounds = check(values, "conf").rounds
     assert (chain(rounds, "e3"), chain(rounds, "b2")) == (["e1", "e2", "e3"], ["b1", "b2"])
 
 
 def test_rounds_in_a_circle():
     values = composed()
-    values["dpo"]["rounds"]["e1"] = a_round("models/dpo/e3")
-    with pytest.raises(ParamsError, match=r"dpo\.rounds\.e1\.init leads back to itself: e1 <- e2 <- e3 <- e1"):
+    values["rounds"]["e1"] = a_round("models/dpo/e3")
+    with pytest.raises(ParamsError, match=r"rounds\.e1\.init leads back to itself: e1 <- e2 <- e3 <- e1"):
         check(values, "conf")
 
 
+LLM = "data/prompts/dbt_replies.txt"
 ROUNDS_REFUSED = {
-    "a source of the other rule": (
-        a_round("models/sft", source="corpus", scorer="models/dbt"),
-        {},
-        "source = 'corpus' is none of pairs.rule",
+    "a classifier for EmPO's rule": ("empo", a_round("models/sft", scorer="models/dbt"), "takes 'data/dialogues'"),
+    "a prompt for EmPO's rule": ("empo", a_round("models/sft", candidates=LLM), "takes 'data/dialogues'"),
+    "a classifier for counselling": (
+        "counsel",
+        a_round("models/sft", scorer="models/behaviour"),
+        "'counselling' takes",
     ),
-    "samples of another model": (
-        a_round("models/dpo/e1", "policy", "models/sft", "models/dbt"),
-        {"rule": "dbt"},
-        "needs 'models/dpo/e1'",
-    ),
-    "candidates that nobody reads": (
-        a_round("models/sft", "corpus", "models/sft", "models/dbt"),
-        {"rule": "dbt"},
-        "needs 'data/dialogues'",
-    ),
-    "a source of counselling": (
-        a_round("models/sft", source="sessions"),
-        {},
-        "source = 'sessions' is none of pairs.rule = 'opposite_emotion': opposites",
-    ),
-    "no session for counselling": (
-        a_round("models/sft"),
-        {"rule": "counselling"},
-        "source = 'opposites' is none of pairs.rule = 'counselling': sessions",
-    ),
-    "a classifier that counselling does not ask": (
-        a_round("models/sft", "sessions", scorer="models/behaviour"),
-        {"rule": "counselling"},
-        "scorer = 'models/behaviour'",
-    ),
-    "no classifier": (a_round("models/sft", "corpus"), {"rule": "dbt"}, "scorer = 'data/dialogues'"),
-    "a classifier that nobody asks": (
-        a_round("models/sft", "llm", scorer="models/dbt"),
-        {"rule": "dbt", "judge": "llm"},
-        "scorer = 'models/dbt'",
-    ),
+    "samples of another model": ("dbt", a_round("models/dpo/e1", "models/sft", "models/dbt"), "or 'models/dpo/e1'"),
+    "no classifier": ("dbt", a_round("models/sft"), "scorer = 'data/dialogues', but pairs.rule = 'dbt' takes"),
+    "a prompt that is none": ("dbt", a_round("models/sft", "data/x.txt", "models/dbt"), f"or '{LLM}'"),
 }
 
 
 @pytest.mark.parametrize("case", ROUNDS_REFUSED)
 def test_a_round_that_does_not_fit_its_rule(case):
-    one, pairs, message = ROUNDS_REFUSED[case]
-    values = composed()
-    values["pairs"] |= pairs
-    values["dpo"]["rounds"] = {"e1": one} if one["init"] == "models/sft" else {"e2": one}
-    with pytest.raises(ParamsError, match=rf"^conf: dpo\.rounds\.e[12]\..*{re.escape(message)}"):
+    recipe, step, message = ROUNDS_REFUSED[case]
+    values = composed(f"recipe={recipe}")
+    values["rounds"] = {"e1": step} if step["init"] == "models/sft" else {"e2": step}
+    with pytest.raises(ParamsError, match=rf"^conf: rounds\.e[12]\..*{re.escape(message)}"):
         check(values, "conf")
+
+
+def test_the_endpoint_writes_and_judges_by_its_prompts():
+    params = check(composed("recipe=dbt"), "conf")
+    by_endpoint = Round("models/sft", params.llm.prompt, params.llm.judge_prompt)
+    assert by_endpoint.source(params.llm) == "llm" and by_endpoint.judged_by_llm(params.llm)
+    assert not params.rounds["e1"].judged_by_llm(params.llm)
 
 
 @pytest.mark.parametrize(
     "key",
-    sorted({*leaves(_composed(())), "sft", "dpo.rounds.e1.init", "variants.sft.model", "variants.sft.instruction"}),
+    sorted({*leaves(_composed(())), "sft", "rounds.e1.init", "variants.sft.model", "variants.sft.instruction"}),
 )
 def test_a_missing_key(key):
     values = composed()

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import factory
 import pytest
 from helpers import prepare
 
-from attune.config.schema import Corpus
 from attune.corpora.readers.empathetic_dialogues import read
 from attune.corpora.splitting import Store, count
 from attune.data.dialogue import (
@@ -318,7 +318,7 @@ def test_the_stage_reads_its_corpus_and_writes_three_files(tmp_path, monkeypatch
     raw = Path("data/raw/mine")
     raw.mkdir(parents=True)
     corpus(raw, train=[*OTHERS["train"], *talk("c", "I cry."), *talk("b", "Hm.", "What?")])
-    main(Corpus("mine", "empathetic_dialogues", None, "last", None, None, None, {}, False, None), 13)
+    main(factory.corpus(), 13)
     written = {path.name: [one.id for one in read_dialogues(path)] for path in Path("data/dialogues").iterdir()}
     assert written == {
         "train.parquet": ["train/b", "train/hit:1_conv:1"],

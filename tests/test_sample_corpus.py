@@ -20,7 +20,7 @@ SAMPLE = ROOT / "data" / "sample"
 PHRASES = SAMPLE / "phrases.yaml"
 SPLITS = {"train": 40, "valid": 5, "test": 5}
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
-MEND = "the tracked sample differs from its phrases: run `python -m attune.tools.sample_data.dialogues` and track what it writes"
+MEND = "the tracked sample differs from its phrases: run `python -m attune sample dialogues` and track what it writes"
 
 
 class Conversation(NamedTuple):

@@ -11,9 +11,7 @@ from attune.tools.sample_data.dialogues import load_phrases
 from attune.tools.sample_data.epitome import FILES, HEADER, make_files, write_sample
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data/sample"
-MEND = (
-    "the tracked sample differs from its phrases: run `python -m attune.tools.sample_data.epitome` and track the files"
-)
+MEND = "the tracked sample differs from its phrases: run `python -m attune sample epitome` and track the files"
 
 
 def rows(file):

@@ -6,13 +6,13 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import factory
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from attune.config.schema import Dpo, Hardware, Lora, Round, Sft, Tiny
+from attune.config.schema import Dpo, Hardware
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.pair import Pair
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
@@ -24,19 +24,16 @@ from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
+from attune.training.sft.fine_tune import fine_tune as train_adapter
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-LORA = Lora(r=4, alpha=8, dropout=0.1)
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
+HARDWARE = factory.hardware()
+LORA = factory.lora(dropout=0.1)
+SFT = factory.sft()
 
 
-def a_round(init: str) -> Round:
-    return Round(init, "opposites", "data/dialogues", "data/dialogues")
-
-
-DPO = Dpo(0.1, 3, 5e-3, 4, "cosine", 0, 64, {"e": a_round("models/sft")})
+DPO = factory.dpo(epochs=3)
 WORDS = [
     "i",
     "feel",
@@ -82,7 +79,7 @@ def pair(i: int) -> Pair:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny()
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -93,7 +90,7 @@ def base(tmp_path_factory) -> Path:
 def fine_tune(base: Path, folder: Path, target: Path, **changes) -> dict[str, torch.Tensor]:
     settings = {"sft": SFT, "lora": LORA, "hardware": HARDWARE, "seed": 5} | changes
     model = load_base(base, settings["hardware"])
-    policy = sft_stage.fine_tune(
+    policy = train_adapter(
         model,
         load_tokenizer(base),
         [dialogue(i) for i in range(32)],
@@ -127,7 +124,7 @@ class Rounds:
 
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
-    params = Rounds(replace(dpo, rounds={"e": a_round(str(init))}), **changes)
+    params = Rounds(replace(dpo, rounds={"e": factory.dpo_round(init=str(init))}), **changes)
     return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
@@ -157,7 +154,7 @@ def judged(tmp_path, monkeypatch, base, *qualities):
     write_dialogues(dialogues, sft_stage.TRAIN)
     Path("stages").mkdir()
     settings = replace(SFT, by_quality={"high": "models/sft-high"})
-    return SimpleNamespace(sft=settings, lora=LORA, hardware=HARDWARE, seed=5), dialogues
+    return factory.params(sft=settings, lora=LORA, seed=5), dialogues
 
 
 def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatch):
@@ -167,7 +164,7 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
     high = [one for one in dialogues if one.quality == "high"]
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
-    save_adapter(sft_stage.fine_tune(model, tokenizer, high, *settings), tmp_path / "high")
+    save_adapter(train_adapter(model, tokenizer, high, *settings), tmp_path / "high")
     made, expected = ({path.name: path.read_bytes() for path in Path(f).iterdir()} for f in ("models/sft-high", "high"))
     assert len(high) == 8 and made == expected
     assert Path("reports/curves/sft-high/plots/metrics/loss.tsv").is_file()
@@ -180,9 +177,9 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: sft\.by_quality\.high .* the train split does not judge its dialogues: ",
+            r"train\.parquet: sft\.by_quality\.high .* the train split has no quality labels: ",
         ),
-        (["low", None], "high", "the train split judges its dialogues low alone: take another corpus"),
+        (["low", None], "high", "the train split has only dialogues of quality low: take another corpus"),
         (["high"], "low", "'low' is none of sft.by_quality: high"),
     ],
 )

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from scipy.stats import spearmanr
 
 from attune.config.params import check
-from attune.report.validity_statistics import spearman
 from attune.runtime.errors import DataError
+from attune.scoring.validity import spearman
 from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def params(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        composed = compose("config", overrides=["hardware.threads=1", *overrides])
+        composed = compose("config", overrides=["compute.threads=1", *overrides])
     return check(OmegaConf.to_container(composed, resolve=True), "conf")
 
 
@@ -92,6 +91,8 @@ def test_two_runs_print_the_same(capsys):
 
 
 def test_the_correlation_is_scipys_and_the_interval_holds_it():
+    from scipy.stats import spearmanr
+
     random = np.random.default_rng(5)
     scores = random.integers(0, 6, 80).astype(float)
     ratings = scores + random.normal(0, 3, 80)

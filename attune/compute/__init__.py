@@ -1,1 +1,1 @@
-"""What every stage that runs torch needs: threads, device, autocast, batches by length."""
+"""What every stage that runs torch needs: threads and device, autocast, batches by length, out-of-memory retries."""

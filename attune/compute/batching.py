@@ -1,62 +1,36 @@
-"""TODO."""
+"""Batches of rows of similar length, longest first: little padding, and a lack of memory shows in the first batch.
+
+Batches in another order, and why: `mixed_batches` of the classifiers shuffles pools of rows, since an epoch of training
+must not go from long to short; `by_length` of SFT cuts an effective batch where the padding is least, for a fixed
+number of micro-batches.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-from attune.compute.process import free_memory, out_of_memory
-from attune.runtime.distributed import rank, world_size
-from attune.runtime.errors import ModelError
+from collections.abc import Iterator, Mapping, Sequence
 
 
-def batches_by_tokens(lengths: Sequence[int] | Mapping[int, int], most: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first: little padding, and a lack of memory shows at once.
+def batches_by_tokens(lengths: Sequence[int] | Mapping[int, int], max_tokens: int) -> Iterator[list[int]]:
+    """Batches of row indices, as many rows as have room in `max_tokens` after padding.
 
     Args:
         lengths: tokens of each row, or of some rows by their indices.
-        most: rows x longest row of a batch; a row that is longer has a batch to itself.
+        max_tokens: bound of rows x longest row; a row that alone is longer gets a batch of its own.
     """
-    rows = lengths if isinstance(lengths, Mapping) else range(len(lengths))
-    order = sorted(rows, key=lambda i: (-lengths[i], i))
+    order = _longest_first(lengths)
     while order:
-        size = max(1, most // lengths[order[0]])
+        size = max(1, max_tokens // lengths[order[0]])
         yield order[:size]
         order = order[size:]
 
 
-def within_memory(lengths: Sequence[int], most: int, work: Callable[[list[int]], None]) -> None:
-    """Have `work` done for the batches of `batches_by_tokens`, of half the tokens from where one does not fit.
+def batches_by_count(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of `size` row indices; the last one may be smaller."""
+    order = _longest_first(lengths)
+    yield from (order[i : i + size] for i in range(0, len(order), size))
 
-    Several ranks do the batches of one process in turn.
 
-    Args:
-        lengths: tokens of each row.
-        most: as `hardware.batch_tokens`.
-        work: of a batch of indices; done again where memory ran out in it.
-
-    Raises:
-        ModelError: one row by itself does not fit.
-    """
-    own = list(batches_by_tokens(lengths, most))[rank() :: world_size()]
-    left, batches = {row for batch in own for row in batch}, iter(own)
-    while left:
-        batch = next(batches)
-        try:
-            work(batch)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        else:
-            left -= set(batch)
-            continue
-        free_memory()
-        longest = max(lengths[row] for row in batch)
-        if len(batch) == 1:
-            raise ModelError(
-                f"a row of {longest} tokens does not fit into memory by itself: lower generate.max_length, or "
-                "pairs.max_new_tokens and dpo.max_length, where the model is sampled for pairs"
-            )
-        most = longest * (len(batch) // 2)
-        print(f"out of memory: going on with batches of {most} tokens (hardware.batch_tokens)", file=sys.stderr)
-        batches = batches_by_tokens({row: lengths[row] for row in left}, most)
+def _longest_first(lengths: Sequence[int] | Mapping[int, int]) -> list[int]:
+    """Indices by falling length; rows of equal length keep their order, so that batches are reproducible."""
+    rows = lengths if isinstance(lengths, Mapping) else range(len(lengths))
+    return sorted(rows, key=lambda i: (-lengths[i], i))

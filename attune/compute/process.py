@@ -1,27 +1,27 @@
-"""What every process that runs a model begins with."""
+"""Set up a process that runs a model: threads, device, allocator, and the precision of its forward passes."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from attune.runtime.devices import keep_to_one_device
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    from attune.config.schema import Hardware
+    import torch
 
-Result = TypeVar("Result")
+    from attune.config.schema import Hardware
 
 
 def set_up_process(hardware: Hardware) -> None:
-    """Pin the number of threads, take a GPU of its own, and on a CPU let the allocator keep what it has freed.
+    """Set the number of threads, reserve one GPU for this process, and on a CPU let the allocator keep freed memory.
 
-    glibc returns every large tensor to the kernel and has each of its pages zeroed again at the next step: on two cores
-    that was half of the time of a DPO step (sys beside user time). Values are not touched by it.
+    By default glibc returns every large tensor to the kernel, which zeroes its pages again at the next step: on two
+    cores that was half of the time of a DPO step (system time beside user time). Values do not depend on it.
 
     Raises:
-        ModelError: `hardware.device` is cuda and there is none.
+        ModelError: `compute.device` is cuda and no GPU is visible.
     """
     import ctypes
 
@@ -30,7 +30,7 @@ def set_up_process(hardware: Hardware) -> None:
     if hardware.device == "cuda":
         keep_to_one_device()
         if not torch.cuda.is_available():
-            raise ModelError("hardware.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+            raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
     torch.set_num_threads(hardware.threads)
     if hardware.device == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -41,19 +41,12 @@ def set_up_process(hardware: Hardware) -> None:
             libc.mallopt(top_pad, 2**28)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether torch had no memory left: a class of its own on a GPU, words on a CPU."""
+def autocast(hardware: Hardware) -> torch.autocast:
+    """The context of a forward pass: bf16 autocast where `compute.dtype` is bf16, else a context without effect.
+
+    Without gradients, use it with `torch.no_grad`. In `torch.inference_mode` autocast does not cache the casts of the
+    weights, so that every weight is cast again at each use.
+    """
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def free_memory() -> None:
-    """Give back what a failed attempt held, once nothing refers to it."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attune.config.schema import (
     COLUMN_READERS,
+    DBT,
     DIALOGUES,
     FILE_READERS,
     LOGGING_STEPS,
-    SOURCES,
     Corpus,
     Encoder,
     Hardware,
     Model,
     Params,
     chain,
-    label_classifiers,
 )
 from attune.runtime.errors import ParamsError
 
@@ -35,14 +36,14 @@ def check_across_keys(params: Params, source: str) -> None:
         batch = getattr(params, stage).batch_size
         if batch % min(batch, params.hardware.micro_batch_size):
             raise ParamsError(
-                f"{source}: {stage}.batch_size = {batch} is no multiple of hardware.micro_batch_size = "
+                f"{source}: {stage}.batch_size = {batch} is no multiple of training.micro_batch_size = "
                 f"{params.hardware.micro_batch_size}"
             )
     _check_processes(params.hardware, source)
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
         raise ParamsError(
-            f"{source}: hardware.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the "
+            f"{source}: runtime.save_every = {params.hardware.save_every} is no multiple of {LOGGING_STEPS}, the "
             "steps between two points of a training curve"
         )
     if params.tiny.hidden_size % params.tiny.heads:
@@ -64,7 +65,8 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
             "generate.engine = builtin"
         )
-    _check_label_scorers(params, source)
+    _check_scorers(params, source)
+    _check_adapters(params, source)
     for name in ("model", "bertscore"):
         one = getattr(params, name)
         if one.hub_id is not None and not one.revision:
@@ -76,11 +78,11 @@ def check_across_keys(params: Params, source: str) -> None:
 def _check_processes(hardware: Hardware, source: str) -> None:
     if (hardware.nodes > 1) is not (hardware.rendezvous is not None):
         raise ParamsError(
-            f"{source}: hardware.rendezvous = {hardware.rendezvous!r} with hardware.nodes = {hardware.nodes}: several "
+            f"{source}: runtime.rendezvous = {hardware.rendezvous!r} with ranks.nodes = {hardware.nodes}: several "
             "machines meet at host:port of the first, one needs none (null)"
         )
     if hardware.accelerate is not None and hardware.device == "cpu":
-        raise ParamsError(f"{source}: hardware.accelerate = {hardware.accelerate!r} is for GPUs: null on a CPU")
+        raise ParamsError(f"{source}: ranks.accelerate = {hardware.accelerate!r} is for GPUs: null on a CPU")
 
 
 def _is_bert(params: Params) -> bool:
@@ -105,47 +107,53 @@ def _check_corpus(corpus: Corpus, source: str) -> None:
 
 
 def _check_rounds(params: Params, source: str) -> None:
-    """Each chain of rounds fits the schedule, and each round's source the rule and its other keys."""
-    rounds = params.dpo.rounds
-    for key, one in rounds.items():
-        length = len(chain(rounds, key))
+    """Each chain of rounds fits the schedule, and each round's candidates and scorer fit the rule."""
+    for key, dpo_round in params.rounds.items():
+        where = f"{source}: rounds.{key}"
+        length = len(chain(params.rounds, key))
         if length > params.dpo.epochs:
             raise ParamsError(
-                f"{source}: dpo.rounds.{key} is round {length} from its start, but the learning-rate schedule ends "
-                f"after dpo.epochs = {params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
+                f"{where} is round {length} of its chain, but the learning-rate schedule ends after dpo.epochs = "
+                f"{params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
             )
-        where = f"{source}: dpo.rounds.{key}"
-        # A rule of one's own draws from the train replies, as that of the opposites does.
-        sources = SOURCES.get(params.pairs.rule, SOURCES["opposite_emotion"])
-        if one.source not in sources:
-            raise ParamsError(
-                f"{where}.source = {one.source!r} is none of pairs.rule = {params.pairs.rule!r}: {', '.join(sources)}"
-            )
-        wanted = one.init if one.source == "policy" else DIALOGUES
-        if one.candidates != wanted:
-            raise ParamsError(
-                f"{where}.candidates = {one.candidates!r}, but source = {one.source!r} needs {wanted!r}: "
-                "samples are of the model that the round starts from, all else comes from the dialogues"
-            )
-        classified = params.pairs.rule == "dbt" and params.pairs.judge == "classifier"
-        if classified is (one.scorer == DIALOGUES):
-            raise ParamsError(
-                f"{where}.scorer = {one.scorer!r}: the folder of a classifier where pairs.rule = 'dbt' has one judge, "
-                f"and {DIALOGUES!r} where none is asked"
-            )
+        if params.pairs.rule == "dbt":
+            _check_choice(where, "candidates", dpo_round.candidates, (DIALOGUES, dpo_round.init, params.llm.prompt))
+            _check_choice(where, "scorer", dpo_round.scorer, (DBT, params.llm.judge_prompt))
+            if dpo_round.scorer == DBT and "dbt" not in params.classifiers:
+                raise ParamsError(f"{where}.scorer = {DBT!r}, but classifiers has no dbt: compose with recipe=dbt")
+        else:
+            for name in ("candidates", "scorer"):
+                _check_choice(
+                    where, name, getattr(dpo_round, name), (DIALOGUES,), f"pairs.rule = {params.pairs.rule!r}"
+                )
 
 
-def _check_label_scorers(params: Params, source: str) -> None:
-    for name, scorer in label_classifiers(params).items():
-        if missing := sorted(set(scorer.variants) - set(params.variants)):
-            raise ParamsError(f"{source}: {name}.variants names {', '.join(missing)}, none of variants")
-        if scorer.variants and not scorer.classifiers:
-            raise ParamsError(f"{source}: {name}.variants are scored by a classifier, but {name}.classifiers is empty")
-        if scorer.variants and params.evaluate.reference not in scorer.variants:
-            raise ParamsError(
-                f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of {name}.variants: "
-                f"{', '.join(scorer.variants)}"
-            )
+def _check_choice(where: str, name: str, value: str, choices: Sequence[str], rule: str = "pairs.rule = 'dbt'") -> None:
+    if value not in choices:
+        raise ParamsError(f"{where}.{name} = {value!r}, but {rule} takes {' or '.join(map(repr, choices))}")
+
+
+def _check_scorers(params: Params, source: str) -> None:
+    """`classifiers` and `scorers` repeat for DVC what the classifiers' sections say; they must not say another thing."""
+    wanted = ["text", *params.classifiers]
+    if params.scorers != wanted:
+        raise ParamsError(f"{source}: scorers = {params.scorers}, but with these classifiers it must be {wanted}")
+    if "epitome" not in params.classifiers:
+        raise ParamsError(f"{source}: classifiers has no epitome, which every variant is scored by")
+    for name, classifier in params.classifiers.items():
+        section = getattr(params, name)
+        for key in ("data", "sentences", "table"):
+            value, expected = getattr(classifier, key), getattr(section, key, section.data)
+            if value != expected:
+                raise ParamsError(
+                    f"{source}: classifiers.{name}.{key} = {value!r}, but section {name} says {expected!r}: set "
+                    f"{name}.{key if hasattr(section, key) else 'data'}, which it repeats"
+                )
+
+
+def _check_adapters(params: Params, source: str) -> None:
+    if wrong := [name for name in params.adapters if name != "sft" and not name.startswith("sft-")]:
+        raise ParamsError(f"{source}: adapters.{wrong[0]}: an adapter of SFT is named sft or sft-<name>")
 
 
 def _check_encoder(encoder: Encoder, source: str) -> None:

@@ -7,13 +7,12 @@
     train(adapter, dialogues, params.sft, params.lora, params.hardware, params.seed)
 
 A key that is unknown, missing or out of range is a `ParamsError` that names the key, the value and the file.
-`python -m attune.config.params recipe=empo model=tiny` composes `params.yaml` without running anything.
+`python -m attune params recipe=empo model=tiny` composes `params.yaml` without running anything.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attune.config.checks import check_across_keys
 from attune.config.schema import Params
-from attune.runtime.errors import ParamsError, reported
+from attune.runtime.errors import ParamsError
 from attune.runtime.io import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -101,8 +100,3 @@ def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:
         raise ParamsError(f"conf/ does not compose with {named}: {error}") from None
     finally:
         trial.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    with reported():
-        compose(sys.argv[1:])

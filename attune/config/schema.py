@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -18,12 +18,8 @@ LOGGING_STEPS = 5
 ROUNDS = Path("models/dpo")
 DIALOGUES = "data/dialogues"
 BASE = "models/base"
-# Where a rule's rounds can take their rejected replies, or their candidates, from.
-SOURCES = {
-    "opposite_emotion": ("opposites",),
-    "dbt": ("corpus", "policy", "llm"),
-    "counselling": ("sessions",),
-}
+DBT = "models/dbt"
+RULES = ("opposite_emotion", "dbt", "counselling")
 
 Positive = Annotated[int, Field(gt=0)]
 Passes = Annotated[float, Field(gt=0)]
@@ -32,20 +28,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
-STAGES = Path(__file__).parent
+LIBRARY = Path(__file__).parents[1]
 
 
 def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
-    """A name that is `known`, or that of a module of `stages/<package>` whose `function` makes the `record`.
+    """A name in `known`, or that of a module of `attune/<package>` whose `function` returns the `record`.
 
-    So the file alone adds one; it is read here, not imported.
+    A file alone adds one; its text is read here, it is not imported.
     """
 
     def check_name(name: str) -> str:
-        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((STAGES / package).glob("*.py"))}
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((LIBRARY / package).glob("*.py"))}
         found = [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
         if name not in (names := [*known, *found]):
-            raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to stages/{package}")
+            raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to attune/{package}")
         return name
 
     return AfterValidator(check_name)
@@ -54,8 +50,8 @@ def _module(package: str, function: str, record: str, known: Iterable[str] = ())
 # Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
 FILE_READERS = ("annomi", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
-Reader = Annotated[str, _module("corpora", "read", "Dialogue")]
-Rule = Annotated[str, _module("preferences", "build", "Pair", SOURCES)]
+Reader = Annotated[str, _module("corpora/readers", "read", "Dialogue")]
+Rule = Annotated[str, _module("pairs", "build", "Pair", RULES)]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
@@ -83,13 +79,11 @@ class Mixed:
 
 @section
 class Corpus:
-    """The dialogue corpus, or a mixture of several: which files, which reader, and what of a dialogue is answered."""
+    """The dialogue corpus, or a mixture of several: which files, and which reader."""
 
     name: Name
     reader: Reader | None
     local_dir: str | None
-    targets: Literal["last", "every"]
-    max_context_turns: Positive | None
     file: Name | None
     columns: Columns | None
     mix: dict[Name, Mixed]
@@ -103,6 +97,14 @@ class Corpus:
             return self.mix
         one = {"reader": self.reader, "weight": 1.0, "file": self.file, "columns": self.columns}
         return {self.name: Mixed(**one)}
+
+
+@section
+class Context:
+    """The targets of a dialogue, and how many turns before a target are its context."""
+
+    targets: Literal["last", "every"]
+    max_turns: Positive | None
 
 
 @section
@@ -155,7 +157,7 @@ class Lora:
 
 @section
 class Sft:
-    """Supervised fine-tuning of the adapter; `by_quality` are further adapters, of the dialogues of one quality."""
+    """Hyperparameters of supervised fine-tuning, the same for all adapters."""
 
     epochs: Passes
     learning_rate: Rate
@@ -164,7 +166,13 @@ class Sft:
     warmup_steps: NotNegative
     max_length: Positive
     loss_on: Literal["assistant", "user"]
-    by_quality: dict[Literal["high", "low"], Name]
+
+
+@section
+class Adapter:
+    """An adapter that SFT trains: on all train dialogues, or on those that the corpus rates high or low."""
+
+    quality: Literal["all", "high", "low"]
 
 
 @section
@@ -172,9 +180,8 @@ class Pairs:
     """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
 
     rule: Rule
-    opposites: Name
+    table: Name
     limit: Positive | None
-    judge: Literal["classifier", "llm"]
     margin: Share
     samples: Annotated[int, Field(ge=2)]
     max_new_tokens: Positive
@@ -184,16 +191,22 @@ class Pairs:
 
 @section
 class Llm:
-    """An OpenAI-compatible endpoint that writes or judges candidates; asked only where the pairs' rule says so."""
+    """What an OpenAI-compatible endpoint generates, in rounds whose candidates or scorer is one of its prompts."""
 
     base_url: Annotated[str, Field(pattern="^https?://")]
     model: Name
-    key_variable: Name | None
     prompt: Name
     judge_prompt: Name
     temperature: Annotated[float, Field(ge=0)]
     n: Positive
     max_tokens: Positive
+
+
+@section
+class Endpoint:
+    """How the endpoint of `Llm` is reached, and its price in USD per million tokens; changes no result."""
+
+    key_variable: Name | None
     concurrency: Positive
     retries: NotNegative
     timeout: Annotated[float, Field(gt=0)]
@@ -205,19 +218,28 @@ class Llm:
 class Round:
     """One epoch of DPO: the model that it starts from, and where its pairs come from.
 
-    `candidates` and `scorer` are what the pairs hang on beside the dialogues: the model whose samples they are, and the
-    classifier that ranks them; `data/dialogues`, where there is none.
+    `candidates` and `scorer` are paths, since DVC takes them as dependencies of the pairs; `data/dialogues`, on which the
+    pairs depend anyway, is the placeholder.
     """
 
     init: Name
-    source: Literal["opposites", "corpus", "policy", "llm", "sessions"]
     candidates: Name
     scorer: Name
+
+    def source(self, llm: Llm) -> Literal["corpus", "policy", "llm"]:
+        """Where candidates come from: human replies, samples of the model in `init` (on-policy), or the endpoint."""
+        if self.candidates == DIALOGUES:
+            return "corpus"
+        return "llm" if self.candidates == llm.prompt else "policy"
+
+    def judged_by_llm(self, llm: Llm) -> bool:
+        """Whether the endpoint scores the candidates, instead of a classifier."""
+        return self.scorer == llm.judge_prompt
 
 
 @section
 class Dpo:
-    """Direct preference optimisation (Rafailov et al. 2023), one round an epoch; see `chain`."""
+    """Hyperparameters of direct preference optimisation (Rafailov et al. 2023); `epochs` is the schedule's length."""
 
     beta: Annotated[float, Field(gt=0)]
     epochs: Positive
@@ -226,7 +248,6 @@ class Dpo:
     lr_scheduler: Scheduler
     warmup_steps: NotNegative
     max_length: Positive
-    rounds: Annotated[dict[str, Round], Field(min_length=1)]
 
 
 @section
@@ -257,7 +278,7 @@ class Encoder:
 class Epitome:
     """The EPITOME classifiers (Sharma et al. 2020): what they learn from, and how."""
 
-    corpus: Literal["sample", "epitome"]
+    data: Literal["data/sample/epitome", "data/raw/epitome"]
     checkpoints: Name | None
     epochs: Positive
     learning_rate: Rate
@@ -283,38 +304,34 @@ class TurnTraining:
 
 
 @section
-class LabelTraining(TurnTraining):
-    """The same, and the corpus whose labelled turns it learns from."""
+class Dbt(TurnTraining):
+    """The classifier of the four stages of DBT: the labelled turns that it learns from, and how."""
 
-    corpus: Name | None
+    table: Name
+    data: Name
     reader: Reader
     context_turns: Positive
 
 
 @section
-class Dbt(LabelTraining):
-    """The classifier of the four stages of DBT, what it learns from, and which variants it scores."""
+class Behaviour(TurnTraining):
+    """The classifiers of a counsellor's behaviours and of adherence to motivational interviewing (`miti`)."""
 
-    stages: Name
-    # Their names are those of the stage's files in dvc.yaml.
-    classifiers: dict[Literal["dbt"], Literal["models/dbt"]]
-    variants: dict[str, Literal["models/dbt"]]
-
-
-@section
-class Behaviour(LabelTraining):
-    """The classifier of a therapist's behaviours, and which variants it and that of section `miti` score."""
-
-    classifiers: dict[Literal["behaviour"], Literal["models/behaviour"]]
-    variants: dict[str, Literal["models/behaviour"]]
+    table: Name
+    sentences: Name
+    data: Name
+    reader: Reader
+    context_turns: Positive
+    miti: TurnTraining
 
 
 @section
-class Miti(TurnTraining):
-    """The classifier of what adheres to motivational interviewing, and the table of acts that do."""
+class Classifier:
+    """The files that a classifier in use learns from, as DVC dependencies; a repeated path stands for "none"."""
 
-    adherence: Name
-    corpus: Name
+    data: Name
+    sentences: Name
+    table: Name
 
 
 @section
@@ -363,25 +380,67 @@ class Variant:
 
 
 @section
-class Hardware:
-    """What the machine offers; nothing here changes what is computed, beyond rounding.
-
-    But for dropout on several processes, of which each draws its own, and for moments in 8 bits.
-    """
+class Compute:
+    """Device, precision and threads: what every stage that runs torch depends on."""
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]
     threads: Positive
+
+
+@section
+class Ranks:
+    """The processes (ranks) that share a stage, and the file of Accelerate that says how they share a model."""
+
+    processes: Positive
+    nodes: Positive
+    accelerate: Name | None
+
+
+@section
+class Training:
+    """How a training step is computed; the effective batch does not depend on it."""
+
     micro_batch_size: Positive
     gradient_checkpointing: bool
     compile: bool
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+
+
+@section
+class Decoding:
+    """Tokens in a batch of `generate`, and of samples of the policy."""
+
     batch_tokens: Positive
+
+
+@section
+class Runtime:
+    """What changes no result: steps between checkpoints, and where several machines meet."""
+
     save_every: Positive
-    processes: Positive
-    nodes: Positive
-    # Not in its repr, by which checkpoints are found: a job may go on among other machines.
-    rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None = field(repr=False)
-    accelerate: Name | None
+    rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The sections compute, ranks, training, decoding and runtime as one object, for code that needs several.
+
+    Nothing here changes what is computed, beyond rounding. Exceptions: per-rank dropout masks, and 8-bit moments.
+    """
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bf16", "fp32"]
+    threads: int
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    compile: bool
+    batch_tokens: int
+    save_every: int
+    processes: int
+    nodes: int
+    rendezvous: str | None
+    accelerate: str | None
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 
 
@@ -391,24 +450,48 @@ class Params:
 
     seed: NotNegative
     corpus: Corpus
+    context: Context
     model: Model
     tiny: Tiny
     lora: Lora
     sft: Sft
+    adapters: Annotated[dict[Name, Adapter], Field(min_length=1)]
     pairs: Pairs
     llm: Llm
+    endpoint: Endpoint
     dpo: Dpo
+    rounds: Annotated[dict[Name, Round], Field(min_length=1)]
     generate: Generate
     encoder: Encoder
+    classifiers: dict[Literal["epitome", "dbt", "behaviour"], Classifier]
+    scorers: list[Literal["text", "epitome", "dbt", "behaviour"]]
     epitome: Epitome
     dbt: Dbt
     behaviour: Behaviour
-    miti: Miti
     bertscore: Bertscore
     evaluate: Evaluate
     mmlu: Mmlu
-    variants: Annotated[dict[str, Variant], Field(min_length=1)]
-    hardware: Hardware
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    compute: Compute
+    ranks: Ranks
+    training: Training
+    decoding: Decoding
+    runtime: Runtime
+
+    @property
+    def hardware(self) -> Hardware:
+        """The five sections on the machine as one object."""
+        sections = (self.compute, self.ranks, self.training, self.decoding, self.runtime)
+        return Hardware(**{key: value for section in sections for key, value in vars(section).items()})
+
+    def with_hardware(self, hardware: Hardware) -> Params:
+        """These params with the five sections on the machine taken from `hardware`."""
+        kinds = {"compute": Compute, "ranks": Ranks, "training": Training, "decoding": Decoding, "runtime": Runtime}
+        values = vars(hardware)
+        parts: dict[str, Any] = {
+            name: kind(**{key: values[key] for key in kind.__annotations__}) for name, kind in kinds.items()
+        }
+        return replace(self, **parts)
 
 
 def chain(rounds: Mapping[str, Round], key: str) -> list[str]:
@@ -426,7 +509,7 @@ def chain(rounds: Mapping[str, Round], key: str) -> list[str]:
     while found[0] in before:
         earlier = before[found[0]]
         if earlier in found:
-            raise ParamsError(f"dpo.rounds.{earlier}.init leads back to itself: {' <- '.join([earlier, *found])}")
+            raise ParamsError(f"rounds.{earlier}.init leads back to itself: {' <- '.join([earlier, *found])}")
         found.insert(0, earlier)
     return found
 
@@ -438,8 +521,3 @@ def bertscore_encoder(params: Params) -> Encoder:
         return params.encoder
     named = {"name": own.hub_id, "package": None, "hub_id": own.hub_id, "revision": own.revision, "sha256": None}
     return Encoder(**named)
-
-
-def label_classifiers(params: Params) -> dict[str, Dbt | Behaviour]:
-    """The sections whose classifiers score replies by labels; their names are those of stages, files and metrics."""
-    return {"dbt": params.dbt, "behaviour": params.behaviour}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from attune.config.schema import Corpus
+    from attune.config.schema import Context
 
 # An instruction (system) stands before a prompt, in no dialogue.
 Role = Literal["system", "user", "assistant"]
@@ -138,11 +138,9 @@ def dialogue_of(example: str, targets: Targets) -> str:
     return example.rpartition(":")[0] if targets == "every" else example
 
 
-def read_examples(path: Path, corpus: Corpus) -> list[Example]:
-    """The examples of the dialogues in `path`, as the params of the corpus in force say."""
-    return [
-        one for dialogue in read_dialogues(path) for one in examples(dialogue, corpus.targets, corpus.max_context_turns)
-    ]
+def read_examples(path: Path, context: Context) -> list[Example]:
+    """The examples of the dialogues in `path`, with the targets and contexts that the params ask for."""
+    return [one for dialogue in read_dialogues(path) for one in examples(dialogue, context.targets, context.max_turns)]
 
 
 def dialogue_table(dialogues: Sequence[Dialogue]) -> pa.Table:

@@ -1,1 +1,1 @@
-"""Decoding and scoring replies with a language model."""
+"""Replies of a language model: prompts, decoding, sampling, vLLM, and log-probabilities of given replies."""

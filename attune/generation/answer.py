@@ -1,4 +1,4 @@
-"""TODO."""
+"""The replies of a variant to the test contexts, and its log-probabilities of two human replies to each context."""
 
 from __future__ import annotations
 
@@ -16,43 +16,73 @@ from attune.runtime.io import write_table
 if TYPE_CHECKING:
     from attune.generation.sampling import Draws
 
-# In the metadata of a file of replies: name and version of the engine that wrote them.
+# The metadata key of a replies file that holds name and version of the engine.
 ENGINE = "engine"
+
+Rows = Sequence[tuple[Example, Pair | None]]
 
 
 @dataclass(frozen=True)
 class GenerationInputs:
-    """What is asked: the contexts as they fit, with the instruction, their token ids, and how replies are drawn."""
+    """The contexts after truncation, with the instruction; their prompts as token ids; the sampling settings."""
 
     contexts: list[tuple[Turn, ...]]
     prompts: list[list[int]]
     draws: Draws | None
 
 
-def ask(
-    tokenizer: Any,
-    rows: Sequence[tuple[Example, Pair | None]],
-    settings: Generate,
-    seed: int,
-    instruction: str | None = None,
+def answer_variant(
+    base: Path, folder: Path, rows: Rows, instruction: str | None, settings: Generate, hardware: Hardware, seed: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Load a variant and answer every row.
+
+    Args:
+        base: folder of the base model.
+        folder: of the variant: an adapter, or `base`.
+        rows: of `held_out`.
+        instruction: stands before each context.
+        settings: lengths, sampling and engine.
+        hardware: device, precision, and the tokens of a batch.
+        seed: of the sampling.
+
+    Returns:
+        The records of `answer`, and name and version of the engine, None for the built-in one.
+    """
+    from attune.models.loading import load_tokenizer, load_variant
+
+    tokenizer = load_tokenizer(base)
+    inputs = prepare_inputs(tokenizer, rows, settings, seed, instruction)
+    replies, engine = None, None
+    if settings.engine == "vllm":
+        from attune.generation.vllm_engine import vllm_replies, vllm_signature
+
+        # Before the model that computes log-probabilities is loaded, since vLLM takes all of the GPU's memory.
+        replies = vllm_replies(base, folder, tokenizer, inputs.prompts, settings, hardware, inputs.draws)
+        engine = vllm_signature()
+    model = load_variant(base, folder, hardware)
+    return answer(model, tokenizer, rows, inputs, settings, hardware, replies), engine
+
+
+def prepare_inputs(
+    tokenizer: Any, rows: Rows, settings: Generate, seed: int, instruction: str | None = None
 ) -> GenerationInputs:
-    """The prompts of `rows`.
+    """The prompts of `rows`, which leave room for a reply of `settings.max_new_tokens`.
 
     Args:
         tokenizer: the model's.
         rows: of `held_out`.
-        settings: length and decoding.
-        seed: of the sampling.
-        instruction: stands before each context, for the replies and for the ranks.
+        settings: lengths and sampling.
+        seed: of the sampling; the seed of a reply also depends on its example's id.
+        instruction: stands before each context, for generation and for log-probabilities.
     """
     from attune.generation.sampling import Draws
     from attune.models.chat_template import encode_prompt
     from attune.models.system_prompt import fit_instructed
 
     room = settings.max_length - settings.max_new_tokens
-    contexts = [fit_instructed(tokenizer, one.context, instruction, room) for one, _ in rows]
+    contexts = [fit_instructed(tokenizer, example.context, instruction, room) for example, _ in rows]
     prompts = [encode_prompt(tokenizer, context, room) for context in contexts]
-    seeds = [uniform(2**63, seed, one.id, "reply") for one, _ in rows]
+    seeds = [uniform(2**63, seed, example.id, "reply") for example, _ in rows]
     return GenerationInputs(
         contexts, prompts, Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None
     )
@@ -61,27 +91,27 @@ def ask(
 def answer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[tuple[Example, Pair | None]],
-    asked: GenerationInputs,
+    rows: Rows,
+    inputs: GenerationInputs,
     settings: Generate,
     hardware: Hardware,
     replies: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer each context and rank its two replies.
+    """Generate a reply to each context, and compute the log-probabilities of its two human replies.
 
     Args:
         model: in eval mode.
         tokenizer: the model's.
         rows: of `held_out`.
-        asked: of `ask`.
+        inputs: of `prepare_inputs`.
         settings: lengths.
         hardware: device, precision, and the tokens of a batch.
-        replies: what another engine has answered; None: `model` answers.
+        replies: the replies of another engine; None: `model` generates them.
 
     Returns:
-        A record an example: id, label, context (without the instruction), reference, reply, rejected, and the mean
-        log-probability per token (nats) of the reference and of the rejected reply; the last three are None where no
-        reply could be drawn.
+        A record for each example: id, label, context (without the instruction), reference, reply, rejected, and the
+        mean log-probability per token (nats) of the reference and of the rejected reply. The last three are None for
+        an example without a pair.
 
     Raises:
         ModelError: `generate.max_length` exceeds the model's positions.
@@ -92,33 +122,33 @@ def answer(
 
     require_positions(model, "generate.max_length", settings.max_length)
     if replies is None:
-        replies = generate_replies(model, tokenizer, asked.prompts, settings.max_new_tokens, hardware, asked.draws)
-    paired = [pair for _, pair in rows if pair]
-    contexts = [context for context, (_, pair) in zip(asked.contexts, rows, strict=True) if pair]
+        replies = generate_replies(model, tokenizer, inputs.prompts, settings.max_new_tokens, hardware, inputs.draws)
+    pairs = [pair for _, pair in rows if pair]
+    contexts = [context for context, (_, pair) in zip(inputs.contexts, rows, strict=True) if pair]
     scores = {}
     for name, texts in (
-        ("reference_logp", [p.chosen for p in paired]),
-        ("rejected_logp", [p.rejected for p in paired]),
+        ("reference_logp", [p.chosen for p in pairs]),
+        ("rejected_logp", [p.rejected for p in pairs]),
     ):
         completions = [encode_completion(tokenizer, c, text) for c, text in zip(contexts, texts, strict=True)]
         logps = mean_logps(model, tokenizer, completions, hardware, progress=name)
-        scores[name] = dict(zip((p.id for p in paired), logps, strict=True))
+        scores[name] = dict(zip((p.id for p in pairs), logps, strict=True))
     return [
         {
-            "id": one.id,
-            "label": one.label,
-            "context": [asdict(turn) for turn in one.context],
-            "reference": one.target,
+            "id": example.id,
+            "label": example.label,
+            "context": [asdict(turn) for turn in example.context],
+            "reference": example.target,
             "reply": reply,
             "rejected": pair.rejected if pair else None,
-            **{name: logps.get(one.id) for name, logps in scores.items()},
+            **{name: logps.get(example.id) for name, logps in scores.items()},
         }
-        for (one, pair), reply in zip(rows, replies, strict=True)
+        for (example, pair), reply in zip(rows, replies, strict=True)
     ]
 
 
 def write_replies(records: Sequence[dict[str, Any]], path: Path, engine: str | None = None) -> None:
-    """Parquet with the fields of `answer`; its metadata names the engine, where that is not the built-in one."""
+    """Write the records of `answer` as Parquet; its metadata names the engine, unless it is the built-in one."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()

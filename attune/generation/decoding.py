@@ -1,9 +1,10 @@
-"""The loop that decodes a batch of replies.
+"""Decode a batch of replies: prefill the prompts into a KV cache, then decode one token per step.
 
-transformers' `generate` pads all prompts of a batch to the longest and reads each as often as it has replies, carries a
-row on until the last one ends, and appends to the keys and values of all layers at each token by copying them: two
-thirds of its time on a CPU. Here a prompt is read once, however many replies it has, beside those of about its length;
-what is computed of it is copied once, into tensors with room for the reply; and rows that have ended are taken out.
+transformers' `generate` pads all prompts of a batch to the longest, prefills a prompt once for each of its replies,
+decodes a row until the last row of the batch ends, and at each token copies the keys and values of all layers to append
+to them: two thirds of its time on a CPU. Here a prompt is prefilled once for all of its replies, in a batch of prompts
+of similar length. Its keys and values are copied once, into tensors with room for the reply. Rows whose reply has ended
+are dropped from the batch.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
     from attune.generation.sampling import Choose
 
-# Prompts are read so many tokens at once: on a CPU, what a layer computes of them then stays in its caches.
-READ = 1024
-# Taking rows out copies those that stay: it waits until so large a part of them has ended.
-ENDED = 0.25
+# Tokens of a prefill batch: on a CPU the activations of a layer then stay in its caches.
+PREFILL_TOKENS = 1024
+# Dropping ended rows copies the cache of the others, so it waits until this share of the rows has ended.
+ENDED_SHARE = 0.25
 
 
 def decode(
@@ -34,41 +35,42 @@ def decode(
     choose: Choose,
     pad_id: int,
 ) -> list[list[int]]:
-    """The tokens of a reply to each prompt, without the stop that ends it.
+    """The tokens of a reply to each prompt, without the stop token.
 
     Args:
-        model: in eval mode; called in the caller's precision and without gradients.
-        prompts: N lists of token ids; one that stands there several times is read once.
+        model: in eval mode; the caller sets precision (autocast) and `no_grad`.
+        prompts: N lists of token ids; equal prompts are prefilled once.
         max_new_tokens: longest reply.
         stops: ids that end a reply.
-        choose: takes the next tokens.
-        pad_id: fills shorter prompts on the left.
+        choose: chooses the next tokens from the logits.
+        pad_id: left padding of shorter prompts.
     """
     import torch
 
     mask = left_pad(prompts, pad_id, model.device)[1]
-    past, scores = _read(model, prompts, max_new_tokens - 1, pad_id)
+    past, logits = _prefill(model, prompts, max_new_tokens - 1, pad_id)
+    # rows[i] is the prompt that row i of the batch answers; ended[i] is true once its reply has ended.
     rows, ended = list(range(len(prompts))), [False] * len(prompts)
     replies: list[list[int]] = [[] for _ in prompts]
     for step in range(1, max_new_tokens + 1):
-        tokens = choose(scores, rows)
-        for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            ended[place] = ended[place] or token in stops
-            if not ended[place]:
+        tokens = choose(logits, rows)
+        for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            ended[i] = ended[i] or token in stops
+            if not ended[i]:
                 replies[row].append(token)
         if all(ended) or step == max_new_tokens:
             break
-        if sum(ended) >= ENDED * len(rows):
-            going = [place for place, over in enumerate(ended) if not over]
+        if sum(ended) >= ENDED_SHARE * len(rows):
+            going = [i for i, over in enumerate(ended) if not over]
             past.batch_select_indices(torch.tensor(going, device=model.device))
             tokens, mask, rows, ended = tokens[going], mask[going], [rows[i] for i in going], [False] * len(going)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        scores = _scores(model, tokens[:, None], mask, past)
+        logits = _next_logits(model, tokens[:, None], mask, past)
     return replies
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, (N, longest prompt) each; prompts end together."""
+    """Token ids and attention mask, (N, longest prompt) each; all prompts end at the last position."""
     import torch
 
     longest = max(map(len, prompts))
@@ -77,78 +79,89 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tupl
     return ids, mask
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]], room: int, pad_id: int) -> tuple[Any, torch.Tensor]:
-    """A cache of N prompts, which end together, with room for `room` tokens more, and the scores (N, V) of the next."""
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids (N, T) of a left-padded batch: a row counts from 0 at its first token; padding has 0."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _prefill(model: Any, prompts: Sequence[Sequence[int]], room: int, pad_id: int) -> tuple[Any, torch.Tensor]:
+    """The KV cache of N left-padded prompts, with room for `room` more tokens, and the next token's logits (N, V)."""
     from transformers import Cache, DynamicCache
 
+    # The batch rows of each distinct prompt.
     rows: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows.setdefault(tuple(prompt), []).append(row)
     distinct, longest = list(rows), max(map(len, prompts))
     layers = [_layer_class()(longest, room) for _ in range(model.config.get_text_config().num_hidden_layers)]
-    scores: Any = None
-    for part in batches_by_tokens([len(prompt) for prompt in distinct], READ):
-        ids, mask = left_pad([distinct[i] for i in part], pad_id, model.device)
+    logits: Any = None
+    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS):
+        ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
         past: Any = DynamicCache()
-        read = _scores(model, ids, mask, past)
-        to = [row for i in part for row in rows[distinct[i]]]
-        source = [place for place, i in enumerate(part) for _ in rows[distinct[i]]]
-        scores = read.new_empty(len(prompts), read.shape[1]) if scores is None else scores
-        scores[to] = read[source]
-        for layer, one in zip(layers, past.layers, strict=True):
-            layer.put(to, one.keys[source], one.values[source], len(prompts))
-    return Cache(layers=layers), scores
+        batch_logits = _next_logits(model, ids, mask, past)
+        # Row `source[j]` of the prefill batch goes into row `target[j]` of the decoding batch.
+        target = [row for i in batch for row in rows[distinct[i]]]
+        source = [j for j, i in enumerate(batch) for _ in rows[distinct[i]]]
+        logits = batch_logits.new_empty(len(prompts), batch_logits.shape[1]) if logits is None else logits
+        logits[target] = batch_logits[source]
+        for layer, prefilled in zip(layers, past.layers, strict=True):
+            layer.put(target, prefilled.keys[source], prefilled.values[source], len(prompts))
+    return Cache(layers=layers), logits
 
 
-def _scores(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -> torch.Tensor:
-    """Scores of the token behind `ids`, (N, V) in fp32; `mask` covers what is in `past` and `ids`."""
-    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -> torch.Tensor:
+    """Logits of the token after `ids`, (N, V) in fp32; `mask` covers the tokens in `past` and `ids`."""
     output = model(
-        input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask)[:, -ids.shape[1] :],
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=1,
     )
-    scores: torch.Tensor = output.logits[:, -1].float()
-    return scores
+    logits: torch.Tensor = output.logits[:, -1].float()
+    return logits
 
 
 @cache
 def _layer_class() -> type:
-    """A layer of transformers' cache that writes what is added into tensors with room for it."""
+    """A layer of transformers' cache that writes new keys and values into tensors allocated in advance."""
     from transformers.cache_utils import DynamicLayer
 
-    class RoomyLayer(DynamicLayer):
-        """Keys and values of one layer, each (rows, heads, tokens, head size), views of tensors of more tokens."""
+    class PreallocatedLayer(DynamicLayer):
+        """Keys and values of one layer, (rows, heads, tokens, head size) each: views of tensors with more tokens."""
 
         def __init__(self, length: int, room: int) -> None:
             super().__init__()
             self.length, self.room = length, room
 
-        def put(self, to: list[int], keys: torch.Tensor, values: torch.Tensor, rows: int) -> None:
-            """Put states into the rows `to` of `rows`, at the end of `length` tokens."""
+        def put(self, target: list[int], keys: torch.Tensor, values: torch.Tensor, rows: int) -> None:
+            """Write the states of prompts into the rows `target` of `rows`, so that they end at token `length`."""
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
                 shape = (rows, keys.shape[1], self.length + self.room, keys.shape[3])
-                self.states = [keys.new_empty(shape), values.new_empty(shape)]
-                self._show()
+                self.buffers = [keys.new_empty(shape), values.new_empty(shape)]
+                self._update_views()
             start = self.length - keys.shape[2]
-            for whole, states in zip(self.states, (keys, values), strict=True):
-                # Attention weighs what is before a shorter prompt by 0, which only finite numbers survive.
-                whole[to, :, :start] = 0
-                whole[to, :, start : self.length] = states
+            for buffer, states in zip(self.buffers, (keys, values), strict=True):
+                # Masked positions get attention weight 0, and 0 times an uninitialised NaN would be NaN.
+                buffer[target, :, :start] = 0
+                buffer[target, :, start : self.length] = states
 
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            """Add what is behind the tokens that are there; returns the keys and values of all."""
+            """Append the states of new tokens; returns the keys and values of all tokens."""
             start, self.length = self.length, self.length + key_states.shape[2]
-            for whole, states in zip(self.states, (key_states, value_states), strict=True):
-                whole[:, :, start : self.length] = states
-            self._show()
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[:, :, start : self.length] = states
+            self._update_views()
             return self.keys, self.values
 
         def batch_select_indices(self, indices: torch.Tensor) -> None:
-            """Go on with these rows alone."""
-            self.states = [whole[indices] for whole in self.states]
-            self._show()
+            """Keep these rows only."""
+            self.buffers = [buffer[indices] for buffer in self.buffers]
+            self._update_views()
 
-        def _show(self) -> None:
-            self.keys, self.values = (whole[:, :, : self.length] for whole in self.states)
+        def _update_views(self) -> None:
+            self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
 
-    return RoomyLayer
+    return PreallocatedLayer

@@ -1,16 +1,17 @@
-"""Replies of a model, and the log-probabilities that it gives to replies of others."""
+"""Generate replies of a model, and compute its log-probabilities of given replies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attune.compute.batching import within_memory
+from attune.compute.memory import retry_batches_on_oom
+from attune.compute.process import autocast
 from attune.cpu.optimize import plain_attention
-from attune.generation.decoding import decode, left_pad
-from attune.generation.sampling import Draws, drawn, greedy
+from attune.generation.decoding import decode, left_pad, position_ids
+from attune.generation.sampling import Draws, greedy, sampler
 from attune.models.chat_template import Completion, stop_tokens
-from attune.models.loading import autocast, positions
+from attune.models.loading import positions
 from attune.runtime.distributed import gather_by_index, world_size
 
 if TYPE_CHECKING:
@@ -32,16 +33,16 @@ def generate_replies(
     """One reply to each prompt, in the order of the prompts. Several ranks share the batches; each returns all replies.
 
     Args:
-        model: in eval mode, on `hardware.device`.
+        model: in eval mode, on `compute.device`.
         tokenizer: the model's.
-        prompts: N lists of token ids, each ending where a reply begins; one may stand there several times.
+        prompts: N lists of token ids, each ending where a reply begins; prompts may repeat.
         max_new_tokens: longest reply.
         hardware: device, precision, and the tokens of a batch.
-        draws: how replies are drawn, with a seed a prompt; equal prompt and seed give the same reply, in whatever batch
-            (but for rounding). None: greedily.
+        draws: sampling settings with a seed for each prompt. Equal prompt and seed give the same reply in any batch, up
+            to rounding. None: greedy decoding.
 
     Returns:
-        N texts without special tokens and outer white space; an empty text is a reply that ended at once.
+        N texts without special tokens and outer white space; empty where the first token ended the reply.
     """
     import torch
     from tqdm import tqdm
@@ -51,16 +52,16 @@ def generate_replies(
     bar = tqdm(total=len(prompts) // world_size(), desc="replies", unit="reply")
 
     def reply(batch: list[int]) -> None:
-        choose = drawn(draws, batch, hardware.device) if draws else greedy
-        found = decode(model, [prompts[i] for i in batch], max_new_tokens, stops, choose, _pad_id(tokenizer))
-        for i, text in zip(batch, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
+        choose = sampler(draws, batch, hardware.device) if draws else greedy
+        tokens = decode(model, [prompts[i] for i in batch], max_new_tokens, stops, choose, _pad_id(tokenizer))
+        for i, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             replies[i] = text.strip()
         bar.update(len(batch))
 
     with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
-        within_memory(lengths, hardware.batch_tokens, reply)
-    found = gather_by_index(replies)
-    return [found[i] for i in range(len(prompts))]
+        retry_batches_on_oom(lengths, hardware.batch_tokens, reply)
+    gathered = gather_by_index(replies)
+    return [gathered[i] for i in range(len(prompts))]
 
 
 def mean_logps(
@@ -70,15 +71,15 @@ def mean_logps(
     hardware: Hardware,
     progress: str,
 ) -> list[float]:
-    """Length-normalised log-probability of each reply under its prompt: mean over its tokens in nats, end included.
+    """Length-normalised log-probability of each reply given its prompt: the mean over its tokens in nats, EOS included.
 
-    A reply that does not fit into the model's positions behind its prompt is cut at its end, as in training. Several
-    ranks share the batches, as in `generate_replies`.
+    A reply that exceeds the model's positions is truncated at its end, as in training. Several ranks share the batches,
+    as in `generate_replies`.
     """
     import torch
     from tqdm import tqdm
 
-    completions = [_cut(one, positions(model)) for one in completions]
+    completions = [_truncate(completion, positions(model)) for completion in completions]
     scores: dict[int, float] = {}
     lengths = [len(c.prompt) + len(c.reply) for c in completions]
     bar = tqdm(total=len(completions) // world_size(), desc=progress, unit="reply")
@@ -90,32 +91,34 @@ def mean_logps(
         bar.update(len(batch))
 
     with bar, torch.no_grad(), autocast(hardware):
-        within_memory(lengths, hardware.batch_tokens, score)
-    found = gather_by_index(scores)
-    return [found[i] for i in range(len(completions))]
+        retry_batches_on_oom(lengths, hardware.batch_tokens, score)
+    gathered = gather_by_index(scores)
+    return [gathered[i] for i in range(len(completions))]
 
 
 def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_id: int, device: str) -> torch.Tensor:
     """Mean log-probability of each reply, shape (B,).
 
-    Rows are padded on the left, so that the replies end together and only the last positions need the vocabulary.
+    With left padding all replies end at the last position T, so that the logits of the last R + 1 positions suffice,
+    R being the longest reply. The logits at position t predict token t + 1.
     """
     import torch
 
     ids, mask = left_pad([c.prompt + c.reply for c in completions], pad_id, device)
-    kept = max(len(c.reply) for c in completions)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=kept + 1)
-    logps = output.logits[:, :-1].float().log_softmax(-1)
-    taken = logps.gather(-1, ids[:, -kept:, None])[..., 0]
+    longest = max(len(c.reply) for c in completions)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=longest + 1)
+    logps = output.logits[:, :-1].float().log_softmax(-1)  # (B, R, V)
+    token_logps = logps.gather(-1, ids[:, -longest:, None])[..., 0]  # (B, R)
     lengths = torch.tensor([len(c.reply) for c in completions], device=device)
-    is_reply = torch.arange(kept, device=device) >= kept - lengths[:, None]
-    return (taken * is_reply).sum(-1) / lengths
+    is_reply = torch.arange(longest, device=device) >= longest - lengths[:, None]
+    return (token_logps * is_reply).sum(-1) / lengths
 
 
-def _cut(one: Completion, positions: float) -> Completion:
-    room = positions - len(one.prompt)
-    return one if len(one.reply) <= room else Completion(one.prompt, one.reply[: int(room)])
+def _truncate(completion: Completion, positions: float) -> Completion:
+    room = positions - len(completion.prompt)
+    if len(completion.reply) <= room:
+        return completion
+    return Completion(completion.prompt, completion.reply[: int(room)])
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -1,8 +1,11 @@
-"""How the next token is taken: the likeliest, or a seeded draw that depends on its row alone, not on its neighbours.
+"""Choose the next token: greedily, or by seeded sampling that does not depend on the other rows of the batch.
 
-`generate` of transformers draws a whole batch from one random state, so that a reply would change with the batch. Here
-each row has a state of its own and adds Gumbel noise to the log-probabilities: their argmax is a draw from the
-distribution (Gumbel 1954; Maddison et al. 2014).
+transformers' `generate` samples a whole batch from one random state, so that a reply would change with its batch. Here
+each row has its own random state and samples with the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014):
+
+    argmax_v (log p_v + g_v),   g_v = -log e_v,   e_v ~ Exp(1)
+
+is a sample of the distribution p. Logits may stand for log p, since a constant does not move the argmax.
 """
 
 from __future__ import annotations
@@ -14,40 +17,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    # Scores (R, V) of the next token and the places of their rows in the batch to R token ids.
+    # From the next token's logits (R, V) and the batch index of each row to R token ids.
     Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Replies are drawn: with `temperature` > 0, from the nucleus `top_p` in (0, 1], each by its own seed < 2**63."""
+    """Sampling settings: `temperature` > 0, nucleus `top_p` in (0, 1], and a seed < 2**63 for each reply."""
 
     temperature: float
     top_p: float
     seeds: Sequence[int]
 
 
-def greedy(scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The likeliest token of each row."""
-    return scores.argmax(-1)
+def greedy(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The most likely token of each row."""
+    return logits.argmax(-1)
 
 
-def drawn(draws: Draws, batch: Sequence[int], device: str) -> Choose:
-    """What draws the tokens of the replies `batch`, indices into `draws.seeds`."""
+def sampler(draws: Draws, batch: Sequence[int], device: str) -> Choose:
+    """A function that samples the next tokens of the replies `batch`, indices into `draws.seeds`."""
     import torch
     from transformers import TopPLogitsWarper
 
-    states = [torch.Generator(device).manual_seed(draws.seeds[i]) for i in batch]
-    # At 1 the nucleus is everything, up to rounding of the cumulative sum.
+    generators = [torch.Generator(device).manual_seed(draws.seeds[i]) for i in batch]
+    # top_p = 1 keeps every token; the warper would drop some by rounding of the cumulative sum.
     nucleus = TopPLogitsWarper(draws.top_p) if draws.top_p < 1 else None
 
-    def choose(scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        tempered = scores / draws.temperature
+    def choose(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        scaled = logits / draws.temperature
         if nucleus is not None:
-            tempered = nucleus(None, tempered)
-        noise = torch.empty_like(tempered)
-        for one, row in zip(noise, rows, strict=True):
-            one.exponential_(generator=states[row])
-        return (tempered - noise.log_()).argmax(-1)
+            scaled = nucleus(None, scaled)
+        noise = torch.empty_like(scaled)
+        for row_noise, row in zip(noise, rows, strict=True):
+            row_noise.exponential_(generator=generators[row])
+        return (scaled - noise.log_()).argmax(-1)
 
     return choose

@@ -1,8 +1,8 @@
-"""Replies by vLLM (Kwon et al. 2023) in the place of `generation.generate_replies`: the same prompts, stops and text.
+"""Generate replies with vLLM (Kwon et al. 2023) instead of `generate_replies`: same prompts, stop tokens and decoding.
 
-vLLM loads the base model and the adapter itself, fills a GPU with its cache of keys and values, and packs requests into
-batches as they come: `hardware.batch_tokens` says nothing to it. Prompts that begin alike are read once. It is no part
-of requirements.lock, since it pins its own torch (docs/scale.md).
+vLLM loads the base model and the adapter itself, fills the GPU with its KV cache and forms its own batches, so that
+`decoding.batch_tokens` has no effect. Prefix caching prefills the common beginning of prompts once. vLLM is not in
+requirements.lock, since it pins its own torch (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.compute.process import free_memory
+from attune.compute.memory import free_memory
 from attune.generation.sampling import Draws
+from attune.models.base_record import origin, quantization
 from attune.models.chat_template import stop_tokens
-from attune.models.loading import ADAPTER_CONFIG, is_adapter, origin, quantization
+from attune.models.loading import ADAPTER_CONFIG, is_adapter
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Generate, Hardware
 
-# What `max_lora_rank` may be (MaxLoRARanks in vllm/config/lora.py).
+# The values that `max_lora_rank` can have (MaxLoRARanks in vllm/config/lora.py).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def vllm_signature() -> str:
-    """Name and version of the engine, for what is made of its replies."""
+    """Name and version of the engine, for the signature of its replies."""
     import vllm
 
     return f"vllm {vllm.__version__}"
@@ -44,7 +45,7 @@ def vllm_replies(
     hardware: Hardware,
     draws: Draws | None,
 ) -> list[str]:
-    """One reply to each prompt, as `generate_replies` gives them; the engine is gone when it returns.
+    """One reply to each prompt, as `generate_replies` returns them; the engine's memory is freed before the return.
 
     Args:
         base: folder of the base model.
@@ -53,11 +54,11 @@ def vllm_replies(
         prompts: N lists of token ids, each ending where a reply begins.
         settings: lengths.
         hardware: precision.
-        draws: how replies are drawn, with a seed a prompt; None: greedily. Its draws are other ones than the built-in
-            engine's of the same seed.
+        draws: sampling settings with a seed for each prompt; None: greedy decoding. With the same seed, vLLM samples
+            other replies than the built-in engine.
 
     Raises:
-        ModelError: vLLM is not installed, or the adapter's rank is higher than it serves.
+        ModelError: vLLM is not installed, or does not support the adapter's rank.
     """
     if find_spec("vllm") is None:
         raise ModelError(
@@ -68,12 +69,12 @@ def vllm_replies(
 
     engine = LLM(**engine_arguments(base, folder, settings, hardware))
     stops = stop_tokens(tokenizer)
-    answered = engine.generate(
+    outputs = engine.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
-        sampling(settings.max_new_tokens, stops, draws, len(prompts)),
+        sampling_params(settings.max_new_tokens, stops, draws, len(prompts)),
         lora_request=adapter_request(folder),
     )
-    tokens = [until(one.outputs[0].token_ids, stops) for one in answered]
+    tokens = [until(output.outputs[0].token_ids, stops) for output in outputs]
     del engine
     free_memory()
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
@@ -83,20 +84,20 @@ def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Har
     """Keyword arguments of vLLM's `LLM`.
 
     Raises:
-        ModelError: the adapter's rank is higher than vLLM serves.
+        ModelError: vLLM does not support the adapter's rank.
     """
     source, commit = origin(base)
     adapter = {"enable_lora": True, "max_lora_rank": served_rank(folder)} if is_adapter(folder) else {}
-    # Its loader of 4 bits, too, takes safetensors where there are any; stages that train have refused a model without.
+    # The bitsandbytes loader prefers safetensors, too; `load_base` has refused a model without them in training.
     loader = {"quantization": "bitsandbytes", "load_format": "bitsandbytes"} if quantization(base) else {}
     return {
         "model": source,
         "revision": commit,
         "trust_remote_code": False,
         "load_format": "safetensors",
-        # Prompts come as tokens and replies are decoded here, as those of the built-in engine.
+        # Prompts are token ids, and replies are decoded here in the same way as those of the built-in engine.
         "skip_tokenizer_init": True,
-        # A model's generation_config.json would change how tokens are drawn.
+        # Ignore the model's generation_config.json, which would change the sampling.
         "generation_config": "vllm",
         "dtype": "bfloat16" if hardware.dtype == "bf16" else "float32",
         "max_model_len": settings.max_length,
@@ -107,10 +108,10 @@ def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Har
 
 
 def served_rank(folder: Path) -> int:
-    """The least rank that vLLM can be set to for the adapter in `folder`.
+    """The smallest `max_lora_rank` that serves the adapter in `folder`.
 
     Raises:
-        ModelError: it serves none so high.
+        ModelError: the adapter's rank is higher than all of them.
     """
     rank = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
     if rank > RANKS[-1]:
@@ -118,28 +119,28 @@ def served_rank(folder: Path) -> int:
             f"{folder} has lora.r = {rank}, and vLLM serves adapters of rank {RANKS[-1]} at most: set "
             "generate.engine = builtin"
         )
-    return next(one for one in RANKS if one >= rank)
+    return next(served for served in RANKS if served >= rank)
 
 
 def adapter_request(folder: Path) -> Any:
-    """vLLM's request for the adapter in `folder`; None where that is the base model."""
+    """vLLM's request for the adapter in `folder`; None if it holds the base model."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(folder.name, 1, str(folder.resolve())) if is_adapter(folder) else None
 
 
-def sampling(max_new_tokens: int, stops: Sequence[int], draws: Draws | None, prompts: int) -> list[Any]:
+def sampling_params(max_new_tokens: int, stops: Sequence[int], draws: Draws | None, prompts: int) -> list[Any]:
     """vLLM's `SamplingParams` of each prompt."""
     from vllm import SamplingParams
 
     common = {"max_tokens": max_new_tokens, "stop_token_ids": list(stops), "detokenize": False}
     if draws is None:
         return [SamplingParams(temperature=0.0, **common) for _ in range(prompts)]
-    drawn = {"temperature": draws.temperature, "top_p": draws.top_p}
-    return [SamplingParams(seed=seed, **drawn, **common) for seed in draws.seeds]
+    distribution = {"temperature": draws.temperature, "top_p": draws.top_p}
+    return [SamplingParams(seed=seed, **distribution, **common) for seed in draws.seeds]
 
 
 def until(tokens: Sequence[int], stops: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends a reply: vLLM gives that one, too."""
-    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    """The tokens before the first stop token, which vLLM returns, too."""
+    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return list(tokens[:end])

@@ -16,4 +16,4 @@ def read_adherence(path: Path) -> dict[str, str]:
     Raises:
         DataError: as `read_table`.
     """
-    return read_table(path, "miti.adherence", COLUMNS, ADHERENCE)
+    return read_table(path, "behaviour.table", COLUMNS, ADHERENCE)

@@ -1,9 +1,9 @@
-"""BERT's bidirectional encoder run as a decoder: causal attention, the head of masked language modelling, chat.
+"""BERT run as a decoder: causal attention, the head of masked language modelling, a chat template.
 
-An encoder becomes a decoder by a mask: with `is_decoder` a position attends to itself and what is before it, and the
-head, which told the word at a masked place, tells the next one. A dialogue opens with [CLS], what the user says with
-[unused1] and a reply with [unused2], places that BERT's vocabulary keeps free; a reply ends with [SEP]. Weights that
-have only ever seen both sides do not form sentences that way: stage `base` trains them on.
+With `is_decoder` attention is causal: a position attends to itself and to earlier positions, and the head, which
+predicted the token at a masked position, predicts the next token. A dialogue begins with [CLS], a user turn with
+[unused1] and a reply with [unused2], which BERT's vocabulary reserves; a reply ends with [SEP]. Weights that were
+trained with bidirectional attention do not generate sentences that way: stage `base` trains them further.
 """
 
 from __future__ import annotations
@@ -26,24 +26,23 @@ PAD, UNKNOWN, CLS, SEP, MASK, USER, ASSISTANT = (
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"
 )  # fmt: skip
 HEAD = "cls.predictions."
-# The adapter's dropout is the only one, as with models that were made decoders.
+# No dropout but the adapter's, as in models that are decoders from the start.
 AS_DECODER: dict[str, Any] = {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @cache
 def decoder_class() -> type[BertLMHeadModel]:
-    """transformers' `BertLMHeadModel` whose states are right for those who multiply them by the head themselves.
+    """transformers' `BertLMHeadModel`, with a `base_model` whose hidden states are those that the head multiplies.
 
-    TRL's fused head calls `base_model` and multiplies what it gives by the weights of `get_output_embeddings`. BERT has
-    a dense layer, an activation and a norm between the two (`cls.predictions.transform`): where they are passed over,
-    log-probabilities are off by nats and these weights get no gradient, without a word. Here `base_model` ends behind
-    them.
+    TRL's fused head computes logits = `base_model(...)` W, W being the weights of `get_output_embeddings`. BERT has a
+    dense layer, an activation and a norm between the two (`cls.predictions.transform`). Without them log-probabilities
+    would silently be wrong by nats, and their weights would get no gradient. Here `base_model` includes them.
     """
     from torch import nn
     from transformers import BertLMHeadModel
 
-    class Transformed(nn.Module):
-        """BERT with the transform behind it; all else is BERT's."""
+    class TransformedBert(nn.Module):
+        """BERT followed by the transform; all other attributes are BERT's."""
 
         def __init__(self, bert: nn.Module, transform: nn.Module) -> None:
             super().__init__()
@@ -63,9 +62,9 @@ def decoder_class() -> type[BertLMHeadModel]:
     class BertForCausalLM(BertLMHeadModel):
         @property
         def base_model(self) -> nn.Module:
-            return Transformed(self.bert, self.cls.predictions.transform)
+            return TransformedBert(self.bert, self.cls.predictions.transform)
 
-        # transformers looks for both in `base_model`, which here is made anew at each call.
+        # transformers looks for both in `base_model`, which here is a new object at each call.
         def get_input_embeddings(self) -> nn.Embedding:
             return self.bert.embeddings.word_embeddings
 
@@ -78,11 +77,12 @@ def decoder_class() -> type[BertLMHeadModel]:
 def make_decoder(folder: Path, seed: int) -> tuple[Any, PreTrainedTokenizerFast]:
     """The encoder in `folder` as a decoder, in fp32, and its tokenizer.
 
-    A checkpoint of the encoder alone has no head; the weights of its transform are then drawn at random by `seed`. The
-    vocabulary's are the embeddings', in either case.
+    If the checkpoint has no head, the weights of its transform are random, seeded by `seed`. Its output weights are
+    always tied to the embeddings.
 
     Raises:
-        ModelError: the model is no BERT, lacks weights other than the head's, or its vocabulary has no free places.
+        ModelError: the architecture is not BERT, weights other than the head's are missing, or the vocabulary has no
+            unused tokens.
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer, set_seed
@@ -97,11 +97,11 @@ def make_decoder(folder: Path, seed: int) -> tuple[Any, PreTrainedTokenizerFast]
     config.update(AS_DECODER | ids)
     set_seed(seed)
     kind: Any = decoder_class()
-    with _silent("transformers"):  # which calls a checkpoint without a head corrupted
-        model, found = kind.from_pretrained(
+    with _silent("transformers"):  # it reports a checkpoint without a head as corrupted
+        model, loading = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(HEAD)):
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith(HEAD)):
         raise ModelError(f"{folder} lacks weights of BERT: {', '.join(missing[:3])}")
     return model, tokenizer
 
@@ -118,32 +118,32 @@ def _silent(library: str) -> Iterator[None]:
 
 
 def decoder_tokenizer(backend: Backend, max_positions: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of BERT's vocabulary with the chat template.
+    """A tokenizer with BERT's vocabulary and the chat template.
 
-    Special tokens that are added to a text are [CLS] before it and nothing behind it: an encoder's [SEP] would end what
-    a decoder is to go on with (lm-evaluation-harness takes a prompt's tokens so).
+    With special tokens, a text is tokenised as [CLS] and the text. An encoder's tokenizer appends [SEP], which would
+    end the text that a decoder is to continue: lm-evaluation-harness tokenises its prompts that way.
 
     Raises:
-        ModelError: a special token or a free place is not in the vocabulary.
+        ModelError: a special or unused token is not in the vocabulary.
     """
     from tokenizers.processors import TemplateProcessing
 
     specials = (PAD, UNKNOWN, CLS, SEP, USER, ASSISTANT)
     if missing := [token for token in specials if backend.token_to_id(token) is None]:
-        raise ModelError(f"the vocabulary has no {', '.join(missing)}: it is none of BERT's")
+        raise ModelError(f"the vocabulary has no {', '.join(missing)}: it is not BERT's")
     backend.post_processor = TemplateProcessing(
         single=f"{CLS} $A", pair=f"{CLS} $A $B", special_tokens=[(CLS, backend.token_to_id(CLS))]
     )
-    # Sentence encoders cut and fill every text to the length that they were trained with.
+    # The tokenizers of sentence encoders truncate and pad every text to their training length.
     backend.no_truncation()
     backend.no_padding()
     tokens = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": CLS, "eos_token": SEP}
-    # With spaces cleaned up, "i ' m" reads "i'm".
+    # Decoding then gives "i'm", not "i ' m".
     return role_tokenizer(backend, USER, ASSISTANT, max_positions, clean_up_tokenization_spaces=True, **tokens)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
-    """A decoder's tokenizer: a cased WordPiece of at most `vocab_size` tokens; equal texts give equal tokens."""
+    """Train a cased WordPiece tokenizer of at most `vocab_size` tokens; equal texts give equal tokenizers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     texts = list(texts)
@@ -153,13 +153,14 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, max_positions: int) -
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     specials = [PAD, USER, ASSISTANT, UNKNOWN, CLS, SEP, MASK]
     letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
-    # tokenizers 0.23 numbers the letters inside words in the order of a hash map, which differs from run to run, and
-    # breaks ties by number: named as special tokens they are numbered as they stand here.
+    # tokenizers 0.23 assigns ids to the letters inside words in hash-map order, which differs between runs, and breaks
+    # ties by id. As special tokens the letters get ids in this order.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[*specials, *(f"##{letter}" for letter in letters)], show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    made = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=UNKNOWN))
-    made.normalizer, made.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    made.decoder = decoders.WordPiece()
-    return decoder_tokenizer(made, max_positions)
+    # A new backend has the same vocabulary without these special tokens.
+    plain = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=UNKNOWN))
+    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    plain.decoder = decoders.WordPiece()
+    return decoder_tokenizer(plain, max_positions)

@@ -1,6 +1,6 @@
-"""A bidirectional encoder's files: from an installed package, or from the hub at a fixed revision.
+"""Load a bidirectional encoder from an installed package, or from the hub at a fixed revision.
 
-It stands behind the scorers (section `encoder`), or is what a decoder is made of (section `model`).
+The encoder is the base of the classifiers and BERTScore (section `encoder`), or becomes a decoder (section `model`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from attune.config.schema import Encoder, Hardware, Model
 
 WEIGHTS = "model.safetensors"
-# Asked for by every stage that scores, of a file that does not change while one runs.
+# Cached, since a stage needs the hash several times and the file does not change while it runs.
 _hash = cache(sha256_of)
 
 
 def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel, Tokenizer]:
-    """The encoder with fp32 weights on `hardware.device`, in eval mode, and its tokenizer (a fast one, with offsets).
+    """The encoder with fp32 weights on `compute.device`, in eval mode, and its fast tokenizer (which has offsets).
 
     Raises:
-        ModelError: the package is not installed or holds no weights, the hub has no such model or cannot be reached,
-            the weights have another hash than pinned, or `hardware.device` is cuda and there is none.
+        ModelError: the package is not installed or has no weights, the hub has no such model or cannot be reached, the
+            hash of the weights is not the pinned one, or `compute.device` is cuda and no GPU is visible.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -44,7 +44,7 @@ def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel,
 
 
 def encoder_signature(encoder: Encoder | Model) -> dict[str, str]:
-    """What explains a number that the encoder gave: its name, where it is from, and the hash of its weights.
+    """The signature of metrics that use the encoder: its name, its source, and the hash of its weights.
 
     Raises:
         ModelError: as `load_encoder`.
@@ -55,7 +55,7 @@ def encoder_signature(encoder: Encoder | Model) -> dict[str, str]:
 
 
 def checked_weights(encoder: Encoder | Model) -> Path:
-    """The safetensors file of the encoder, with its configuration and tokenizer beside it.
+    """The safetensors file of the encoder; configuration and tokenizer are in the same folder.
 
     Raises:
         ModelError: as `load_encoder`.
@@ -68,29 +68,29 @@ def checked_weights(encoder: Encoder | Model) -> Path:
 
 
 def _package_weights(package: str, section: str) -> Path:
-    """The weights inside an installed package, which is looked up and not imported."""
+    """The weights inside an installed package, found without importing it."""
     spec = find_spec(package)
     if spec is None:
         raise ModelError(f"{section}.package = {package!r} is not installed: run `make setup`")
-    found = [path for root in spec.submodule_search_locations or [] for path in sorted(Path(root).rglob(WEIGHTS))]
-    if not found:
+    paths = [path for root in spec.submodule_search_locations or [] for path in sorted(Path(root).rglob(WEIGHTS))]
+    if not paths:
         raise ModelError(f"{section}.package = {package!r} holds no {WEIGHTS}")
-    return found[0]
+    return paths[0]
 
 
 def _hub_weights(encoder: Encoder | Model, section: str) -> Path:
-    """The weights in the hub's cache, fetched with configuration and tokenizer where they are not there yet."""
+    """The weights in the hub's cache; downloads them with configuration and tokenizer if they are missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    assert encoder.hub_id is not None  # the params are checked
+    assert encoder.hub_id is not None  # config.checks requires a package or a hub id
     try:
         folder = snapshot_download(
             encoder.hub_id, revision=encoder.revision, allow_patterns=["*.json", "*.txt", WEIGHTS]
         )
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{section}.hub_id = {encoder.hub_id!r} at revision {encoder.revision!r} cannot be had: {error}. "
+            f"{section}.hub_id = {encoder.hub_id!r} at revision {encoder.revision!r} cannot be loaded: {error}. "
             f"Check the id and the network, or compose with {section}=minilm"
         ) from None
     path = Path(folder, WEIGHTS)

@@ -1,4 +1,4 @@
-"""Load the base model, its tokenizer, and adapters on it. Weights are safetensors, and no remote code is run."""
+"""Load the base model, its tokenizer, and LoRA adapters on it. Weights are safetensors; no remote code is run."""
 
 from __future__ import annotations
 
@@ -10,37 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
-from attune.models.quantization import in_4_bits, keep_differentiable
+from attune.models.base_record import origin, quantization
+from attune.models.quantization import disable_cpu_repacking, nf4_arguments
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from attune.config.schema import Hardware, Lora
 
-RECORD = "base.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def origin(base: Path) -> tuple[str, str | None]:
-    """Where the weights of the base model lie: (folder or hub id, commit), from the record that stage `base` writes."""
-    record = json.loads((base / RECORD).read_text(encoding="utf-8"))
-    return (record["hub_id"], record["commit"]) if record["hub_id"] else (str(base), None)
-
-
-def quantization(base: Path) -> str | None:
-    """How the linear layers of the base model are held, from its record: nf4; None: as they are."""
-    found: str | None = json.loads((base / RECORD).read_text(encoding="utf-8")).get("quantization")
-    return found
-
-
 def load_tokenizer(base: Path) -> Tokenizer:
-    """The base model's tokenizer, with a pad token.
+    """The base model's tokenizer; where it has no pad token, EOS is the pad token.
 
     Raises:
-        ModelError: its files cannot be read, it has no chat template, or no end-of-sequence token.
+        ModelError: its files cannot be read, or it has no chat template or no EOS token.
     """
     from transformers import AutoTokenizer
 
@@ -55,42 +42,42 @@ def load_tokenizer(base: Path) -> Tokenizer:
 
 
 def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
-    """The base model on the CPU or GPU: fp32 weights on a CPU (bf16 comes from autocast), `hardware.dtype` on a GPU.
+    """The base model on `compute.device`, in 4 bits where its record has a quantization.
 
-    Its linear layers are in 4 bits where the record of `base` says so (`quantization`).
+    Weights are fp32 on a CPU, where bf16 comes from autocast, and `compute.dtype` on a GPU.
 
     Raises:
-        ModelError: `hardware.device` is cuda and there is none, the model is an encoder, it has no safetensors, it
-            cannot be loaded without code of its own, or bitsandbytes is missing for a quantized one.
+        ModelError: `compute.device` is cuda and no GPU is visible, the model is an encoder, has no safetensors or
+            needs remote code, or bitsandbytes is missing for a quantized model.
     """
     import torch
 
     set_up_process(hardware)
     source, commit = origin(base)
-    in_bf16 = hardware.device == "cuda" and hardware.dtype == "bf16"
-    settings = in_4_bits(hardware) if quantization(base) else {}
+    bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
+    quantized = nf4_arguments(hardware) if quantization(base) else {}
     with _loading(source):
         model = _model_class(source, commit).from_pretrained(
             source,
             revision=commit,
-            dtype=torch.bfloat16 if in_bf16 else torch.float32,
+            dtype=torch.bfloat16 if bf16_weights else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
-            **settings,
+            **quantized,
         )
-    keep_differentiable(model)
-    # transformers puts a quantized model onto its device itself.
-    loaded: PreTrainedModel = model if settings else model.to(hardware.device)
+    disable_cpu_repacking(model)
+    # `device_map` has already put a quantized model onto its device.
+    loaded: PreTrainedModel = model if quantized else model.to(hardware.device)
     return loaded
 
 
 @contextmanager
 def _loading(source: str) -> Iterator[None]:
-    """Turn what transformers says of files that it refuses into an error for people."""
+    """Within the block, an error of transformers about the files of `source` becomes a ModelError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        # Its further lines say how to have the code run.
+        # The other lines of the message say how to run remote code.
         first = str(error).strip().splitlines()[0].rstrip(" .")
         raise ModelError(
             f"{source} cannot be loaded: {first}. Take a model with safetensors that transformers knows: no pickled "
@@ -99,10 +86,10 @@ def _loading(source: str) -> Iterator[None]:
 
 
 def _model_class(source: str, commit: str | None) -> Any:
-    """What loads the weights of `source`: transformers' own choice, but for BERT, which has a class of this project's.
+    """The class that loads the weights of `source`: `AutoModelForCausalLM`, or `decoder_class` for BERT.
 
     Raises:
-        ModelError: the model is an encoder, whose attention looks both ways: it would read what it is to predict.
+        ModelError: the model is an encoder. Its attention is bidirectional: it would see the tokens it predicts.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -110,26 +97,27 @@ def _model_class(source: str, commit: str | None) -> Any:
     from attune.models.bert_decoder import decoder_class
 
     config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=False)
-    # Decoders have the attribute, too (GPT-NeoX), but no head of masked language modelling.
+    # `is_decoder` alone does not tell: decoders such as GPT-NeoX have it, as False, but they have no head for masked
+    # language modelling.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
-        raise ModelError(f"{source} is an encoder ({config.model_type}): set model.as_decoder = true for one of BERT's")
+        raise ModelError(f"{source} is an encoder ({config.model_type}): set model.as_decoder = true for BERT")
     return decoder_class() if config.model_type == "bert" else AutoModelForCausalLM
 
 
 def positions(model: Any) -> float:
-    """How many tokens the model, bare or a PeftModel, was made for; infinite where its configuration does not say."""
+    """The maximum number of positions of a model or PeftModel; infinite where its configuration has no limit."""
     config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
     return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def require_positions(model: Any, key: str, length: int) -> None:
-    """Check that the model has a position for each of the `length` tokens that the param `key` allows.
+    """Check that the model has `length` positions, the value of the param `key`.
 
     Raises:
-        ModelError: it has fewer. One with learnt positions could not even look one up that is not there.
+        ModelError: it has fewer. A model with learned positions would fail in the lookup of the missing embeddings.
     """
-    if length > (most := positions(model)):
-        raise ModelError(f"{key} = {length} exceeds the {most} positions of the base model: set it to at most {most}")
+    if length > (limit := positions(model)):
+        raise ModelError(f"{key} = {length} exceeds the {limit} positions of the base model: set it to at most {limit}")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -138,10 +126,10 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
-    """`model` with the adapter of `folder` on it, as a PeftModel.
+    """`model` with the adapter in `folder`, as a PeftModel.
 
     Raises:
-        ModelError: there is none, it is no LoRA, or it has no safetensors: PEFT would take pickled weights instead.
+        ModelError: there is no adapter, it is not LoRA, or it has no safetensors (PEFT would load pickled weights).
     """
     from peft import PeftModel
 
@@ -155,7 +143,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
-    """`model` as a PeftModel with a fresh, seeded adapter on all linear layers; its B is 0, so it still is `model`."""
+    """`model` as a PeftModel with a new, seeded LoRA adapter on all linear layers.
+
+    An adapted layer computes W x + alpha / r B A x. B starts at 0, so that the result still is the function `model`.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -166,41 +157,42 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     return get_peft_model(model, config)
 
 
-def load_variant(base: Path, folder: Path, hardware: Hardware) -> PreTrainedModel:
-    """The model of a variant, ready to answer: the base model, with `folder`'s adapter on it where it is one.
+def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:
+    """The model of a variant, in eval mode: the base model, with the adapter in `folder` if there is one.
 
-    In fp32 the adapter is merged into the weights, which is faster. In bf16 and in 4 bits it is not: a low learning
-    rate moves weights by less than these resolve, and merging would round what was learned away.
+    Args:
+        base: folder of the base model.
+        folder: of the variant: an adapter, or `base`.
+        hardware: device and precision.
+        merge: merge an adapter into fp32 weights, which makes inference faster. It is never merged into weights in
+            bf16 or 4 bits: a low learning rate changes a weight by less than these resolve, so that merging would
+            round the training away.
     """
     import torch
 
     model = load_base(base, hardware)
     if is_adapter(folder):
         adapted = load_adapter(model, folder, trainable=False)
-        whole = model.dtype == torch.float32 and not quantization(base)
-        model = adapted.merge_and_unload() if whole else adapted
+        merge = merge and model.dtype == torch.float32 and not quantization(base)
+        model = adapted.merge_and_unload() if merge else adapted
     return model.eval()
 
 
-def compile_layers(model: Any, hardware: Hardware) -> None:
-    """Compile the decoder's layers, one graph for all of them and for all lengths, where `hardware.compile` says so.
+def variant_signature(base: Path, folder: Path) -> dict[str, str]:
+    """The signature of a variant loaded with `merge=False`: base model, hub commit, adapter and quantization."""
+    source, commit = origin(base)
+    adapter = f"{folder}, not merged" if is_adapter(folder) else "none"
+    quantized = {"quantization": name} if (name := quantization(base)) else {}
+    return {"model": source, "commit": commit or "none: made by stage base", "adapter": adapter} | quantized
 
-    Args:
-        model: bare or a PeftModel; it computes the same function.
-        hardware: whether.
+
+def compile_layers(model: Any, hardware: Hardware) -> None:
+    """With `training.compile`, compile the decoder layers of a model or PeftModel; it computes the same function.
+
+    All layers have the same code and `dynamic=True` covers all lengths, so that one graph serves them all.
     """
     from torch import nn
 
     if hardware.compile:
-        for layer in next(one for one in model.modules() if isinstance(one, nn.ModuleList)):
+        for layer in next(module for module in model.modules() if isinstance(module, nn.ModuleList)):
             layer.compile(dynamic=True)
-
-
-def autocast(hardware: Hardware) -> torch.autocast:
-    """The context in which the model is run: bf16 autocast, or a context without effect.
-
-    Without gradients it goes with `torch.no_grad`: in `torch.inference_mode` every weight is cast anew at each use.
-    """
-    import torch
-
-    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")

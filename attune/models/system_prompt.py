@@ -1,4 +1,4 @@
-"""An instruction before a conversation: a system turn where the template has one, else before the user's words."""
+"""An instruction before a conversation: a system turn if the chat template has one, else a prefix of the user turn."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from attune.models.chat_template import MARK, encode_prompt, fit_context, render
 from attune.runtime.errors import TemplateError, UserError
 from attune.runtime.io import read_lines
 
-SIDES: tuple[Role, Role] = ("user", "assistant")
+SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 def read_instruction(path: Path) -> str:
-    """The text of an instruction, without outer white space.
+    """The text of an instruction file, without outer white space.
 
     Raises:
-        UserError: the file is missing, is no UTF-8, or says nothing.
+        UserError: the file is missing, not UTF-8 or empty.
     """
-    text = "\n".join(read_lines(path, UserError, "variants name it as the instruction of one")).strip()
+    text = "\n".join(read_lines(path, UserError, "a variant names it as its instruction")).strip()
     if not text:
         raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
     return text
@@ -34,16 +34,16 @@ def read_instruction(path: Path) -> str:
 def fit_instructed(
     tokenizer: Tokenizer, context: Sequence[Turn], instruction: str | None, max_length: int
 ) -> tuple[Turn, ...]:
-    """`fit_context` with `instruction` before what is left of the context; the instruction itself is never cut.
+    """`instruction` and `context`, truncated to `max_length` tokens by `fit_context`; the instruction is never cut.
 
     Raises:
-        TemplateError: the instruction leaves no room for even one word.
+        TemplateError: the instruction leaves no room for a single character.
     """
     fitted = fit_context(tokenizer, context, max_length)
     if instruction is None:
         return fitted
     instructed = instruct(tokenizer, fitted, instruction)
-    # Where the two join, a tokeniser may write a token more or less than it does for each: hence the loop.
+    # The tokens of instruction and context together may be one more or less than the sum of both: hence the loop.
     while (excess := _length(tokenizer, instructed) - max_length) > 0:
         room = _length(tokenizer, fitted) - excess
         try:
@@ -58,7 +58,7 @@ def fit_instructed(
 
 
 def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) -> tuple[Turn, ...]:
-    """`context`, which a user opens, with `instruction` before it."""
+    """`context`, whose first turn is the user's, with `instruction` before it."""
     first, *rest = context
     if has_system_turn(tokenizer, tokenizer.chat_template):
         return (Turn("system", instruction), first, *rest)
@@ -67,16 +67,17 @@ def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) ->
 
 @lru_cache(maxsize=16)
 def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether `template`, the tokenizer's, writes a system turn, and writes it otherwise than a turn of either side.
+    """Whether `template`, the tokenizer's chat template, renders a system turn, and differently from other turns.
 
-    Gemma's refuses one; others leave it out, or write it as one more turn of a side, which no model has learnt from.
+    Gemma's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no model
+    was trained on.
     """
-    system = _opened_by(tokenizer, "system")
-    return system is not None and MARK in system and system not in {_opened_by(tokenizer, r) for r in SIDES}
+    system = _render_after(tokenizer, "system")
+    return system is not None and MARK in system and system not in {_render_after(tokenizer, r) for r in SPEAKERS}
 
 
-def _opened_by(tokenizer: Tokenizer, role: Role) -> str | None:
-    """The text of a user's turn behind a turn of `role`; None where the template refuses that."""
+def _render_after(tokenizer: Tokenizer, role: Role) -> str | None:
+    """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
     from jinja2 import TemplateError as Refusal
 
     try:

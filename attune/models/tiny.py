@@ -1,19 +1,16 @@
-"""The tiny base model: a byte-level BPE tokenizer and a Llama, Mistral or Gemma architecture, made and pretrained here.
+"""Small models for tests, CI and laptops: a tokenizer trained here, and random weights of a standard architecture.
 
-With BERT's architecture it has a WordPiece tokenizer (`bert.train_wordpiece`), and is a decoder.
-
-It exists so that the whole pipeline runs in minutes without a GPU and without a hub. It learns to form sentences from
-the corpus that it is given, and knows nothing else.
+Llama, Mistral and Gemma have a byte-level BPE tokenizer; BERT has a WordPiece tokenizer (`bert_decoder`) and runs as a
+decoder. With them the whole pipeline runs in minutes without a GPU and without a hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from attune.data.dialogue import Turn
 from attune.models.bert_decoder import AS_DECODER, decoder_class
-from attune.models.chat_template import render, role_tokenizer
+from attune.models.chat_template import role_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -24,7 +21,7 @@ PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistan
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocab_size` tokens, with the tiny chat template; equal texts give equal tokens."""
+    """Train a byte-level BPE tokenizer of at most `vocab_size` tokens; equal texts give equal tokenizers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -50,7 +47,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, tiny: Tiny, seed: int) -> Pre
 
 
 def from_config(config: PretrainedConfig) -> PreTrainedModel:
-    """A causal language model of a configuration, with random weights; of BERT's, this project's class."""
+    """A causal language model with random weights; for BERT of `decoder_class`."""
     from transformers import AutoModelForCausalLM
 
     make: Any = decoder_class() if config.model_type == "bert" else AutoModelForCausalLM.from_config
@@ -59,10 +56,10 @@ def from_config(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def configuration(tiny: Tiny, vocab_size: int, **ids: int | None) -> PretrainedConfig:
-    """The configuration of a model of `tiny.architecture` with `vocab_size` tokens; `ids` are of special tokens.
+    """The configuration of a model of `tiny.architecture`; `ids` are the ids of the special tokens.
 
-    What sets them apart is there in small: Mistral attends within a window of half of `tiny.max_positions`, Gemma
-    scales its embeddings by the root of their width and norms by 1 + weight, BERT has learnt positions and a transform
+    Each architecture keeps what distinguishes it: Mistral's sliding window (half of `tiny.max_positions`), Gemma's
+    embeddings scaled by sqrt(hidden size) and norms scaled by 1 + weight, BERT's learned positions and the transform
     before its head.
     """
     from transformers import BertConfig, GemmaConfig, LlamaConfig, MistralConfig
@@ -87,16 +84,3 @@ def configuration(tiny: Tiny, vocab_size: int, **ids: int | None) -> PretrainedC
             return LlamaConfig(**common, **heads)
         case "bert":
             return BertConfig(**common, **AS_DECODER)
-
-
-def packed_blocks(
-    tokenizer: PreTrainedTokenizerFast, dialogues: Iterable[Sequence[Turn]], length: int
-) -> list[dict[str, Any]]:
-    """All dialogues rendered one behind the other and cut into blocks of `length` tokens; the rest is left out.
-
-    Pretraining alone packs without isolating the dialogues from each other, as language models usually are pretrained.
-    """
-    texts = [render(tokenizer, turns) for turns in dialogues]
-    ids = [token for one in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in one]
-    starts = range(0, len(ids) - length + 1, length)
-    return [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in starts]

@@ -33,10 +33,10 @@ def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> di
     Raises:
         DataError: a label has no opposite, an opposite no replies, or no pair is left.
     """
-    opposites = read_opposites(Path(params.pairs.opposites))
-    corpus, limit = params.corpus, params.pairs.limit
+    opposites = read_opposites(Path(params.pairs.table))
+    context, limit = params.context, params.pairs.limit
     later = future_epochs(epoch, params)
-    draws = Epoch(TRAIN, corpus.targets, corpus.max_context_turns, opposites, limit, params.seed, epoch, later)
+    draws = Epoch(TRAIN, context.targets, context.max_turns, opposites, limit, params.seed, epoch, later)
     counts = write_epoch(draws, target, work)
     return measures(counts, len(opposites)) | {
         "repeated_rejected": percent(counts["repeated_rejected"], counts["pairs"])
@@ -50,7 +50,7 @@ def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
         DataError: no reply can be chosen, or none is left that can be rejected.
         DataError: the table of adherence lacks an act.
     """
-    chosen, rejected = sides(train, read_adherence(Path(params.miti.adherence)))
+    chosen, rejected = sides(train, read_adherence(Path(params.pairs.table)))
     part, pool = random_part(chosen, params.pairs.limit, params.seed), group_by_match(rejected)
     nothing = (
         f"no pair was made of {len(train)} train examples: {len(chosen)} are of high quality or adherent, "
@@ -70,20 +70,22 @@ def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tup
     """
     part = random_part(train, params.pairs.limit, params.seed)
     source, judge = source_of(one, train, params, epoch), judge_of(one, params)
-    pairs, malformed = scored_pairs(part, source, judge, name=one.source, margin=params.pairs.margin, epoch=epoch)
+    pairs, malformed = scored_pairs(
+        part, source, judge, name=one.source(params.llm), margin=params.pairs.margin, epoch=epoch
+    )
     if not pairs:
         raise DataError(
             f"no pair was made of {len(part)} examples ({malformed} malformed answers): none has two candidates of "
-            f"source {one.source} that are more than pairs.margin = {params.pairs.margin:g} apart"
+            f"source {one.source(params.llm)} that are more than pairs.margin = {params.pairs.margin:g} apart"
         )
     return pairs, describe(part, pairs, len({e.label for e in part})) | scores(pairs) | {"malformed": malformed}
 
 
 def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) -> Source:
     """Where the candidates of round `one` come from."""
-    match one.source:
+    match one.source(params.llm):
         case "llm":
-            return llm_source(params.llm, params.seed, epoch, answers_file())
+            return llm_source(params.llm, params.endpoint, params.seed, epoch, answers_file())
         case "policy":
             room = params.dpo.max_length
             model = Path(one.candidates)
@@ -94,8 +96,8 @@ def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) 
 
 def judge_of(one: Round, params: Params) -> Judge:
     """Who scores the candidates of round `one`."""
-    if params.pairs.judge == "llm":
-        return llm_judge(params.llm, answers_file())
+    if one.judged_by_llm(params.llm):
+        return llm_judge(params.llm, params.endpoint, answers_file())
     return classifier_judge(Path(one.scorer), params.hardware)
 
 
@@ -162,7 +164,7 @@ def in_memory(
     """The pairs of round `key` by a rule that looks at all examples at once, and their metrics."""
     match params.pairs.rule:
         case "dbt":
-            return dbt(train, params, params.dpo.rounds[key], epoch)
+            return dbt(train, params, params.rounds[key], epoch)
         case "counselling":
             return counselling(train, params, epoch)
         case _:

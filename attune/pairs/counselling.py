@@ -48,7 +48,7 @@ def sides(examples: Sequence[Example], adherence: Mapping[str, str]) -> tuple[li
     """
     found: dict[bool | None, list[Example]] = defaultdict(list)
     acts = Counter(one.act for one in examples if one.quality is None and one.act)
-    require_known(Counter({act: count for act, count in acts.items() if act not in adherence}), "miti.adherence")
+    require_known(Counter({act: count for act, count in acts.items() if act not in adherence}), "behaviour.table")
     for one in sorted(examples, key=lambda e: e.id):
         found[CHOSEN.get(one.quality or adherence.get(one.act or "", ""))].append(one)
     return found[True], found[False]

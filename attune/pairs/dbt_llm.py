@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from attune.config.schema import Llm
+from attune.config.schema import Endpoint, Llm
 from attune.data.dialogue import Example, Turn
 from attune.data.keyed import uniform
 from attune.pairs.dbt import Candidates, Judge, Source
@@ -16,7 +16,7 @@ from attune.runtime.errors import UserError
 from attune.runtime.io import read_lines
 
 
-def llm_source(llm: Llm, seed: int, epoch: int, cache: Path) -> Source:
+def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path) -> Source:
     """`llm.n` replies that follow the stages and as many that do not, asked for in one request an example."""
     template = read_prompt(Path(llm.prompt), {"conversation", "n"})
 
@@ -29,13 +29,13 @@ def llm_source(llm: Llm, seed: int, epoch: int, cache: Path) -> Source:
             )
             for one in examples
         ]
-        parsed = [parse_replies(answer) for answer in ask(llm, requests, cache)]
+        parsed = [parse_replies(answer) for answer in ask(llm, endpoint, requests, cache)]
         return Candidates([replies or [] for replies in parsed], sum(replies is None for replies in parsed))
 
     return candidates
 
 
-def llm_judge(llm: Llm, cache: Path) -> Judge:
+def llm_judge(llm: Llm, endpoint: Endpoint, cache: Path) -> Judge:
     """Scores by the endpoint, at temperature 0: its number from 0 to 100 over 100."""
     template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"})
 
@@ -44,7 +44,7 @@ def llm_judge(llm: Llm, cache: Path) -> Judge:
             template.substitute(conversation=conversation(context), reply=reply)
             for context, reply in zip(contexts, replies, strict=True)
         )
-        return [parse_score(answer) for answer in ask(llm, [Request(text, 0.0, 0) for text in texts], cache)]
+        return [parse_score(answer) for answer in ask(llm, endpoint, [Request(text, 0.0, 0) for text in texts], cache)]
 
     return judge
 

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint, asked once for everything: what it answered is kept on disk, whatever ends the run.
 
 The cache is an SQLite file outside of what DVC removes. A row is committed with each answer, so a killed run loses what
-was under way, `llm.concurrency` requests at most, and the next asks only for what is missing.
+was under way, `endpoint.concurrency` requests at most, and the next asks only for what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from attune.config.schema import Llm
+from attune.config.schema import Endpoint, Llm
 from attune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Request:
     seed: int
 
 
-def ask(llm: Llm, requests: Sequence[Request], cache: Path) -> list[str | None]:
+def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) -> list[str | None]:
     """The answers to `requests`, in their order, from the cache where they were asked before.
 
     A line with the number of requests and their estimated cost is printed before the first.
@@ -47,7 +47,7 @@ def ask(llm: Llm, requests: Sequence[Request], cache: Path) -> list[str | None]:
 
     Raises:
         UserError: the key's variable is not set, the endpoint rejects key or model, or it does not answer after
-            `llm.retries` attempts more. What it answered until then is in the cache.
+            `endpoint.retries` attempts more. What it answered until then is in the cache.
     """
     bodies = [_body(llm, request) for request in requests]
     keys = [_key(llm, body) for body in bodies]
@@ -59,17 +59,17 @@ def ask(llm: Llm, requests: Sequence[Request], cache: Path) -> list[str | None]:
         known = {key for (key,) in database.execute("SELECT key FROM answers")}
         missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in known}
         if missing:
-            print(estimate(llm, list(missing.values()), len(set(keys))), flush=True)
-            _fetch(llm, missing, database)
+            print(estimate(llm, endpoint, list(missing.values()), len(set(keys))), flush=True)
+            _fetch(llm, endpoint, missing, database)
         answers: dict[str, str | None] = dict(database.execute("SELECT key, text FROM answers"))
     return [answers.get(key) for key in keys]
 
 
-def estimate(llm: Llm, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
+def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
     """What `bodies` cost, in a sentence: tokens by the length of the text, answers at their longest."""
     sent = sum(len(message["content"]) for body in bodies for message in body["messages"]) / CHARACTERS_A_TOKEN
     received = len(bodies) * llm.max_tokens
-    cost = (sent * llm.input_price + received * llm.output_price) / 1e6
+    cost = (sent * endpoint.input_price + received * endpoint.output_price) / 1e6
     return (
         f"{llm.model} at {llm.base_url}: {requests:,} requests, {requests - len(bodies):,} of them answered before and "
         f"{len(bodies):,} to ask: about {sent:,.0f} tokens in and at most {received:,} out, at most {cost:,.2f} USD"
@@ -91,7 +91,7 @@ def _key(llm: Llm, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fetch(llm: Llm, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
+def _fetch(llm: Llm, endpoint: Endpoint, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
     """Ask for `missing`; an answer is committed before its thread asks again, after a failure if it is under way."""
     from tqdm import tqdm
 
@@ -111,12 +111,12 @@ def _fetch(llm: Llm, missing: Mapping[str, dict[str, Any]], database: sqlite3.Co
             with lock, database:
                 database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
 
-    with _client(llm) as client, ThreadPoolExecutor(llm.concurrency) as pool:
+    with _client(llm, endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
         futures = [pool.submit(asked, key, body) for key, body in missing.items()]
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc="endpoint", unit="answer"):
                 if error := future.exception():
-                    failure = failure or _as_error(llm, error)
+                    failure = failure or _as_error(llm, endpoint, error)
         finally:
             # The pool waits for its threads; whoever interrupts the run wants no more requests.
             given_up.set()
@@ -143,22 +143,22 @@ def _answer(client: OpenAI, body: dict[str, Any]) -> str | None:
     return answer if isinstance(answer, str) else RUBBISH
 
 
-def _client(llm: Llm) -> OpenAI:
+def _client(llm: Llm, endpoint: Endpoint) -> OpenAI:
     """The official client, which backs off and honours Retry-After by itself."""
     from openai import OpenAI
 
     key = "none"
-    if llm.key_variable is not None:
-        key = os.environ.get(llm.key_variable, "")
+    if endpoint.key_variable is not None:
+        key = os.environ.get(endpoint.key_variable, "")
         if not key:
             raise UserError(
-                f"the environment variable {llm.key_variable} is not set: llm.key_variable names where the key of "
+                f"the environment variable {endpoint.key_variable} is not set: endpoint.key_variable names where the key of "
                 f"{llm.base_url} is (null, if it needs none)"
             )
-    return OpenAI(base_url=llm.base_url, api_key=key, max_retries=llm.retries, timeout=llm.timeout)
+    return OpenAI(base_url=llm.base_url, api_key=key, max_retries=endpoint.retries, timeout=endpoint.timeout)
 
 
-def _as_error(llm: Llm, error: BaseException) -> Exception:
+def _as_error(llm: Llm, endpoint: Endpoint, error: BaseException) -> Exception:
     """An error of the endpoint as a sentence; any other as it is."""
     import openai
 
@@ -166,7 +166,7 @@ def _as_error(llm: Llm, error: BaseException) -> Exception:
         return error if isinstance(error, Exception) else UserError(repr(error))
     final = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
     advice = (
-        f"check llm.base_url, llm.model = {llm.model!r} and the key in the environment variable {llm.key_variable}"
+        f"check llm.base_url, llm.model = {llm.model!r} and the key in the environment variable {endpoint.key_variable}"
         if isinstance(error, final)
         else "what it answered is kept: run the same command again"
     )

@@ -40,9 +40,9 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
     key = {"seed": params.seed, "epoch": HELD_OUT_EPOCH}
     match params.pairs.rule:
         case "opposite_emotion":
-            return build_pairs(part, group_by_label(examples), read_opposites(Path(params.pairs.opposites)), **key)
+            return build_pairs(part, group_by_label(examples), read_opposites(Path(params.pairs.table)), **key)
         case "counselling":
-            adherence = read_adherence(Path(params.miti.adherence))
+            adherence = read_adherence(Path(params.pairs.table))
             pool = group_by_match(sides(examples, adherence)[1])
             return counselling_pairs(sides(part, adherence)[0], pool, **key)
         case "dbt":

@@ -31,7 +31,7 @@ def read_opposites(path: Path) -> dict[str, str]:
     Raises:
         DataError: the file or a column is missing, a label is empty or its own opposite, or stands there twice.
     """
-    table = read_records(path, ("emotion", "opposite"), DataError, "pairs.opposites names the table of opposite labels")
+    table = read_records(path, ("emotion", "opposite"), DataError, "pairs.table names the table of opposite labels")
     opposites: dict[str, str] = {}
     for line, row in table:
         emotion, opposite = row["emotion"].strip(), row["opposite"].strip()

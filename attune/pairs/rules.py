@@ -18,6 +18,6 @@ and the example's id alone, so that the pairs of earlier epochs come out again (
 
 
 def rule_of(name: str) -> Rule:
-    """The function `build` of the module `stages.preferences.<name>`, which `attune.config.schema` has looked for."""
-    build: Rule = import_module(f"stages.preferences.{name}").build
+    """The function `build` of the module `attune.pairs.<name>`, which `attune.config.schema` has looked for."""
+    build: Rule = import_module(f"attune.pairs.{name}").build
     return build

@@ -23,7 +23,6 @@ CARDS = Path("reports/cards")
 MANIFEST = Path("data/manifest.json")
 SOURCES = Path("data/sources.yaml")
 USE = Path("docs/use.md")
-SFT = "models/sft"
 SAMPLE_LICENCE = Path("data/sample/empatheticdialogues/LICENCE")
 EMBEDDED = "the embedded sample"
 METADATA = "attune"
@@ -88,8 +87,8 @@ def lineage(params: Params, model: str) -> Lineage:
     Raises:
         UserError: no stage writes that folder.
     """
-    by_sft = {BASE: None, SFT: "all"} | {folder: str(quality) for quality, folder in params.sft.by_quality.items()}
-    path, rounds = Path(model), params.dpo.rounds
+    by_sft = {BASE: None} | {f"models/{name}": str(adapter.quality) for name, adapter in params.adapters.items()}
+    path, rounds = Path(model), params.rounds
     if path.parent == ROUNDS and path.name in rounds:
         keys = chain(rounds, path.name)
         return Lineage(by_sft.get(rounds[keys[0]].init), tuple(keys))

@@ -23,7 +23,7 @@ def page(facts: Facts, params: Params) -> str:
     """The card: YAML metadata and Markdown. Equal facts give equal bytes."""
     from huggingface_hub import ModelCard
 
-    from_llm = any(params.dpo.rounds[key].source == "llm" for key in facts.pairs)
+    from_llm = any(params.rounds[key].source(params.llm) == "llm" for key in facts.pairs)
     data = metadata(facts, params)
     text = render(
         "card.md",
@@ -139,8 +139,7 @@ def hyperparameters(facts: Facts, params: Params) -> str:
     from ruamel.yaml import YAML
 
     values, trained = asdict(params), facts.lineage
-    del values["sft"]["by_quality"]
-    values["dpo"]["rounds"] = {key: values["dpo"]["rounds"][key] for key in trained.rounds}
+    values["rounds"] = {key: values["rounds"][key] for key in trained.rounds}
     used = {
         "seed": True,
         "tiny": params.model.is_made,
@@ -148,6 +147,7 @@ def hyperparameters(facts: Facts, params: Params) -> str:
         "sft": trained.sft,
         "pairs": trained.rounds,
         "dpo": trained.rounds,
+        "rounds": trained.rounds,
         "generate": True,
     }
     YAML().dump({key: values[key] for key, is_used in used.items() if is_used}, text := StringIO())

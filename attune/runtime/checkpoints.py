@@ -1,47 +1,80 @@
-"""Where an unfinished stage keeps its checkpoints: `.checkpoints/<stage>-<hash of its deps and params>`.
+"""Where an unfinished stage keeps its checkpoints: `.checkpoints/<stage>-<hash of its dependencies and params>`.
 
-DVC removes the outs of a stage before it runs, so what must outlive a kill lies elsewhere. By the hash a killed stage
-finds its own checkpoints again, and a stage whose code, data or params changed never finds another's.
+DVC removes the outs of a stage before it runs, so what must survive a kill lies elsewhere. The hash covers what dvc.yaml
+names for the stage and nothing else. So a killed stage finds its own checkpoints, a stage whose code, data or params
+changed never finds another's, and an edit elsewhere loses none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from attune.runtime.distributed import broadcast_from_main, is_main_process, on_main_process
 from attune.runtime.errors import UserError
-from attune.runtime.io import sha256_of
+from attune.runtime.io import read_yaml, sha256_of
 
 ROOT = Path(".checkpoints")
 DONE = ".done"
-LOCK = Path("dvc.lock")
+PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 
 
 @contextmanager
-def checkpoints(stage: str, params: object, deps: list[Path]) -> Iterator[Path]:
-    """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage made.
+def checkpoints(stage: str, params: Any) -> Iterator[Path]:
+    """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage wrote.
 
-    A stage that is killed behind its end, while DVC hashes its outs, so loses nothing. One that DVC has recorded and
-    runs again (`dvc repro --force`) begins anew. Of several ranks the first holds the lock, and makes the folder.
+    A stage that is killed after its end, while DVC hashes its outs, loses nothing. A stage that DVC has recorded and runs
+    again (`dvc repro --force`) starts from the beginning. With several ranks the main process holds the lock and makes the
+    folder.
 
     Args:
-        stage: the stage's name, `dpo@e1`.
-        params: whatever determines the result beside the files; its `repr` is hashed.
-        deps: files and folders whose content determines the result.
+        stage: as DVC names it, `dpo@e1`.
+        params: the run's `Params`, of which the sections that dvc.yaml names for the stage are hashed.
 
     Raises:
-        UserError: another process is at work in the same folder (two writers would spoil it).
+        UserError: another process is at work in the same folder (two writers would spoil it), or dvc.yaml has no such
+            stage.
     """
-    folder = ROOT / f"{stage.replace('@', '-')}-{broadcast_from_main(lambda: _digest(params, deps))}"
+    folder = ROOT / f"{stage.replace('@', '-')}-{broadcast_from_main(lambda: _digest(*_inputs(stage, params)))}"
     with _lock(folder.with_suffix(".lock"), stage) if is_main_process() else nullcontext():
         on_main_process(lambda: _make(folder))
         yield folder
         on_main_process((folder / DONE).touch)
+
+
+def _inputs(stage: str, params: Any) -> tuple[list[Path], dict[str, Any]]:
+    """The dependencies of a stage, and the params that it names with their values, both from dvc.yaml."""
+    name, _, key = stage.partition("@")
+    stages = read_yaml(PIPELINE, UserError, "run from the project's root")["stages"]
+    if name not in stages:
+        raise UserError(f"{PIPELINE} has no stage {name!r}: {', '.join(stages)}")
+    entry = stages[name]
+    scope = {"key": key}
+    if key:
+        group = _value(entry["foreach"].strip("${}"), params, scope)
+        scope["item"] = group[key]
+        entry = entry["do"]
+
+    def resolved(text: str) -> str:
+        return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(match[1], params, scope)), text)
+
+    names = [resolved(text) for text in entry["params"]]
+    return [Path(resolved(text)) for text in entry["deps"]], {path: _value(path, params, {}) for path in names}
+
+
+def _value(path: str, params: Any, scope: dict[str, Any]) -> Any:
+    """What a dotted path names: `item.init` and `key` in `scope`, `adapters.sft` and `pairs.table` in the params."""
+    first, *rest = path.split(".")
+    value = scope[first] if first in scope else getattr(params, first)
+    for part in rest:
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
 
 
 def _make(folder: Path) -> None:
@@ -78,7 +111,7 @@ def _lock(path: Path, stage: str) -> Iterator[None]:
         yield
 
 
-def _digest(params: object, deps: list[Path]) -> str:
+def _digest(deps: list[Path], params: dict[str, Any]) -> str:
     digest = hashlib.sha256(repr(params).encode())
     for file in sorted(_files(deps)):
         digest.update(str(file).encode() + b"\0")
@@ -87,7 +120,7 @@ def _digest(params: object, deps: list[Path]) -> str:
 
 
 def _files(deps: list[Path]) -> Iterator[Path]:
-    for dep in deps:
+    for dep in set(deps):
         if dep.is_file():
             yield dep
         else:

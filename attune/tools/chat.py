@@ -1,6 +1,6 @@
 """Talk to a trained variant in the terminal.
 
-    python -m attune.tools.chat --variant sft-dpo
+    python -m attune chat --variant sft-dpo
 
 A line is a turn; an empty one is passed over, `/new` begins anew, `/quit` or the end of the input ends. What does not
 fit into `generate.max_length` is left out of what the model reads, the oldest exchanges first, with a word. Nothing of
@@ -9,9 +9,8 @@ the conversation is kept.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.data.dialogue import Turn
 from attune.data.keyed import uniform
-from attune.runtime.errors import UserError, reported, visible
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError, visible
 
 BASE = Path("models/base")
 NOTICE = (
@@ -111,16 +111,12 @@ def typed() -> Iterator[str]:
             return
 
 
-def main(variant: str, params: Params) -> None:
+def main(argv: Sequence[str]) -> None:
     """Talk until the input ends."""
-    conversation = begin(variant, params)
+    parser = command_parser("chat", __doc__)
+    parser.add_argument("--variant", required=True, help="a key of variants, such as sft-dpo")
+    variant = parser.parse_args(argv).variant
+    conversation = begin(variant, load())
     print(f"{NOTICE}\n")
     for text in answers(conversation, typed()):
         print(f"{variant}> {text}", flush=True)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", required=True, help="a key of variants, such as sft-dpo")
-    with reported():
-        main(parser.parse_args().variant, load())

@@ -1,6 +1,6 @@
 """What changed against a commit, without what lies within noise: `dvc metrics diff`, read beside the intervals.
 
-    python -m attune.tools.compare [REV] [--md] [--all]
+    python -m attune compare [REV] [--md] [--all]
 
 compares the metrics of the working tree to those of REV (a commit, branch or tag; HEAD where none is given). A change
 is *within noise* when the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are
@@ -10,16 +10,17 @@ choice of test examples, not another seed of training.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attune.report.tables import DASH, escape
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 
 METRICS = Path("metrics")
 INTERVALS = METRICS / "intervals"
@@ -60,39 +61,41 @@ def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]])
         differences: file to metric to `old` and `new`.
         intervals: file, as `Change` names it, to the content of its file of intervals.
     """
-    found = []
-    for path, metrics in sorted(differences.items()):
-        if INTERVALS in Path(path).parents:
-            continue
-        file = Path(path).relative_to(METRICS).with_suffix("").as_posix()
-        bounds = intervals.get(file, {})
-        for metric, one in metrics.items():
-            ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
-            interval = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
-            found.append(Change(file, metric, one.get("old"), one.get("new"), interval))
-    return found
+    return [
+        Change(file, metric, values.get("old"), values.get("new"), _interval(intervals.get(file, {}), metric))
+        for path, metrics in sorted(differences.items())
+        if INTERVALS not in Path(path).parents
+        for file in [Path(path).relative_to(METRICS).with_suffix("").as_posix()]
+        for metric, values in metrics.items()
+    ]
 
 
-def page(found: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
+def _interval(bounds: dict[str, float], metric: str) -> tuple[float, float] | None:
+    ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def page(changed: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
     """The changes as a table, and how many of them are within noise."""
-    shown = [change for change in found if everything or not change.within_noise]
-    noise = sum(change.within_noise for change in found)
+    shown = [change for change in changed if everything or not change.within_noise]
+    noise = sum(change.within_noise for change in changed)
     hint = "" if everything or not noise else "; --all shows them"
-    count = f"{len(found)} changes against {revision}, {noise} of them within noise{hint}."
-    return f"{_table([HEADINGS, *(change.cells for change in shown)], markdown)}\n\n{count}" if shown else count
+    count = f"{len(changed)} changes against {revision}, {noise} of them within noise{hint}."
+    return f"{_table([change.cells for change in shown], markdown)}\n\n{count}" if shown else count
 
 
-def compare(revision: str) -> list[Change]:
-    """Ask DVC what changed since `revision`, and read the intervals of the working tree.
+def compare(revision: str, root: Path = Path()) -> list[Change]:
+    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
 
     Raises:
         UserError: DVC does not know the revision or cannot read a metric; a file of intervals is no JSON object.
     """
-    done = subprocess.run(["dvc", "metrics", "diff", "--json", revision], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    files = sorted(INTERVALS.rglob("*.json"))
-    intervals = {path.relative_to(INTERVALS).with_suffix("").as_posix(): _read(path) for path in files}
+    folder = root / INTERVALS
+    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
     return changes(json.loads(done.stdout), intervals)
 
 
@@ -108,25 +111,18 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    from tabulate import tabulate
+
     if markdown:
-        rows = [rows[0], *([*map(escape, row[:2]), *row[2:]] for row in rows[1:])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
-    rule = ["-" * width for width in widths]
-    edges = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    return "\n".join(f"{edges[0]}{edges[1].join(line)}{edges[2]}".rstrip() for line in [lines[0], rule, *lines[1:]])
+        rows = [[*map(escape, row[:2]), *row[2:]] for row in rows]
+    return tabulate(rows, HEADINGS, tablefmt="github" if markdown else "simple", disable_numparse=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("compare", __doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare to; HEAD")
     parser.add_argument("--md", action="store_true", help="as a Markdown table")
     parser.add_argument("--all", action="store_true", help="show what lies within noise, too")
-    given = parser.parse_args(arguments)
-    print(page(compare(given.revision), given.revision, given.md, given.all))
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+    arguments = parser.parse_args(argv)
+    print(page(compare(arguments.revision), arguments.revision, arguments.md, arguments.all))

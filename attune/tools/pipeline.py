@@ -1,6 +1,6 @@
 """The stages of the pipeline that `dvc.yaml` and `params.yaml` make together.
 
-    python -m attune.tools.pipeline
+    python -m attune pipeline
 
 prints the diagram of the README: `dvc dag` with the stages of a foreach as one, without the arrows that others imply.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 
 
 def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
@@ -51,6 +52,7 @@ def diagram() -> str:
     return "flowchart LR\n" + "".join(f"\t{before} --> {after}\n" for before, after in arrows)
 
 
-if __name__ == "__main__":
-    with reported():
-        print(diagram(), end="")
+def main(argv: Sequence[str]) -> None:
+    """Print the diagram."""
+    command_parser("pipeline", __doc__).parse_args(argv)
+    print(diagram(), end="")

@@ -1,7 +1,7 @@
 """Publish a variant on the Hugging Face hub, with its card; nothing does so unless it is called.
 
-    python -m attune.tools.push sft-dpo somebody/attune-sft-dpo
-    python -m attune.tools.push sft-dpo somebody/attune-sft-dpo --public
+    python -m attune push sft-dpo somebody/attune-sft-dpo
+    python -m attune push sft-dpo somebody/attune-sft-dpo --public
 
 uploads the files that `reports/cards/<variant>.md` lists (safetensors, configurations, the tokenizer) and the card as
 README.md, in one commit, to a private repository unless told otherwise. The token is that of `hf auth login` or of
@@ -10,14 +10,15 @@ HF_TOKEN; it is handed to the hub's client and to nothing else.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.report.card_facts import CARDS, METADATA, hashes, published
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 
 
 def checked_card(variant: str, model: Path, public: bool) -> Path:
@@ -78,11 +79,11 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
     return done.commit_url
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str]) -> None:
+    """Publish, and print the address of the commit."""
+    parser = command_parser("push", __doc__)
     parser.add_argument("variant", help="a key of variants")
-    parser.add_argument("repo_id", help="owner/name on the hub; made where it is not there")
+    parser.add_argument("repo_id", help="owner/name on the hub; created if it does not exist")
     parser.add_argument("--public", action="store_true", help="show it to everybody; default: private")
-    with reported():
-        given = parser.parse_args()
-        print(push(given.variant, load(), given.repo_id, given.public))
+    arguments = parser.parse_args(argv)
+    print(push(arguments.variant, load(), arguments.repo_id, arguments.public))

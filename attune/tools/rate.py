@@ -1,8 +1,8 @@
 """Compare two variants' replies blind: a page on this machine on which people say which reply is the better one.
 
-    python -m attune.tools.rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
-    python -m attune.tools.rate sft sft-dpo --export ratings/sft-dpo.csv
-    python -m attune.tools.rate sft sft-dpo --share           # puts the answers where `report` finds them
+    python -m attune rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
+    python -m attune rate sft sft-dpo --export ratings/sft-dpo.csv
+    python -m attune rate sft sft-dpo --share           # puts the answers where `report` finds them
 
 Each rater gives a name, sees the replies to a context without the variants' names in an order of chance, answers with
 the better one or a tie and, if they like, a reason, and goes on where they stopped. Answers are kept in
@@ -14,7 +14,6 @@ machine alone; `--host` serves it to others, without a password.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,8 @@ from attune.config.schema import Params
 from attune.report.ratings import Answer, Item, Store, as_csv, current, first, items, order, read_csv, shared
 from attune.report.results import RATINGS, read_replies
 from attune.report.win_rates import summary
-from attune.runtime.errors import DataError, UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import DataError, UserError
 from attune.runtime.io import write_text
 from attune.tools.rate_page import PAGE, POLICY
 
@@ -150,7 +150,7 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
 
 def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
     """Write the answers and print what they say."""
-    found = summary(answers, params.corpus.targets)
+    found = summary(answers, params.context.targets)
     write_text(path, as_csv(answers))
     agreed = f"Krippendorff's alpha {found['agreement']:.2f}" if "agreement" in found else "no agreement to tell"
     print(
@@ -173,31 +173,27 @@ def share(answers: Sequence[Answer]) -> None:
     print(f"{RATINGS} has {len(kept)} answers: `dvc repro report` shows what they say")
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Serve the page, or export the answers."""
-    import uvicorn
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("rate", __doc__)
     parser.add_argument("a", help="a key of variants")
     parser.add_argument("b", help="another one")
     parser.add_argument("--host", default=LOOPBACK, help="where to listen; this machine alone")
     parser.add_argument("--port", type=int, default=PORT, help=str(PORT))
     parser.add_argument("--export", type=Path, metavar="CSV", help="write the answers and serve nothing")
     parser.add_argument("--share", action="store_true", help=f"add the answers to {RATINGS} and serve nothing")
-    given = parser.parse_args()
-    params, names = load(), (given.a, given.b)
+    arguments = parser.parse_args(argv)
+    params, names = load(), (arguments.a, arguments.b)
     found, store = read(names, params), Store(ANSWERS)
-    if given.export:
-        export(current(store.answers(), found, names), given.export, params)
-    if given.share:
+    if arguments.export:
+        export(current(store.answers(), found, names), arguments.export, params)
+    if arguments.share:
         share(current(store.answers(), found, names))
-    if given.export or given.share:
+    if arguments.export or arguments.share:
         return
-    hosts = [f"{name}:{given.port}" for name in (LOOPBACK, "localhost")] if given.host == LOOPBACK else []
-    print(f"{len(found)} contexts: http://{given.host}:{given.port}/ (Ctrl-C ends)", flush=True)
-    uvicorn.run(app(found, names, store, params.seed, hosts), host=given.host, port=given.port, log_level="warning")
+    import uvicorn
 
-
-if __name__ == "__main__":
-    with reported():
-        main()
+    host, port = arguments.host, arguments.port
+    hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")] if host == LOOPBACK else []
+    print(f"{len(found)} contexts: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+    uvicorn.run(app(found, names, store, params.seed, hosts), host=host, port=port, log_level="warning")

@@ -1,6 +1,6 @@
 """What a reviewer of a change reads: the metrics that moved, and ten replies before and after, as one comment.
 
-    python -m attune.tools.review main > comment.md
+    python -m attune review main > comment.md
 
 compares the working tree to REV (a commit, branch or tag). Changes of metrics that lie within the new value's interval
 are marked. Replies are those of the last variant of params.yaml, or of --variant; those of REV come from DVC's cache.
@@ -8,7 +8,6 @@ are marked. Replies are those of the last variant of params.yaml, or of --varian
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from attune.config.schema import Params
 from attune.report.results import REPLY_COLUMNS, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
 from attune.report.tables import escape
-from attune.runtime.errors import UserError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import UserError
 from attune.tools import compare
 
 Replies = Mapping[str, dict[str, Any]]
@@ -77,18 +77,13 @@ def _samples(before: Replies | None, after: Replies, seed: int) -> Sequence[str]
     return parts
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the comment."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("review", __doc__)
     parser.add_argument("revision", metavar="REV", help="what to compare to")
     parser.add_argument("--name", help="what to call REV; as it is given")
     parser.add_argument("--variant", help="whose replies are shown; the last one of params.yaml")
-    given = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     params = load()
-    name, variant = given.name or given.revision, given.variant or list(params.variants)[-1]
-    print(comment(given.revision, name, variant, params), end="")
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+    name, variant = arguments.name or arguments.revision, arguments.variant or list(params.variants)[-1]
+    print(comment(arguments.revision, name, variant, params), end="")

@@ -1,6 +1,6 @@
 """Which metric orders replies as people do: each metric's rank correlation with ratings that you bring.
 
-    python -m attune.tools.validity ratings.csv
+    python -m attune validity ratings.csv
 
 reads a csv with the columns `context` (the turn that is answered), `reply`, `rating` (a number; of several raters
 `rating_1`, `rating_2`, … which are averaged, an empty one left out) and, where there is one, `reference` (a human
@@ -10,7 +10,6 @@ Encoder and layer are those of params.yaml; without `models/epitome` the levels 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
-from attune.classifiers.epitome.score import MECHANISMS
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
 from attune.report.tables import table
-from attune.runtime.errors import DataError, reported
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import DataError
 from attune.runtime.io import read_csv, read_header
 from attune.scoring.text import overlap
 
@@ -117,7 +117,7 @@ def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) 
 
 def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) -> Scores:
     """`level_*`, and with references `diff_*`."""
-    from attune.classifiers.epitome.score import score
+    from attune.classifiers.epitome.levels import score
 
     posts = [row.context for row in rows]
     own = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
@@ -133,7 +133,7 @@ def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resample
     """The table of correlations, a row a metric, and what was left out."""
     import numpy as np
 
-    from attune.report.validity_statistics import spearman
+    from attune.scoring.validity import spearman
 
     ratings = np.array([row.rating for row in rows], dtype=float)
     lines = {}
@@ -144,14 +144,9 @@ def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resample
     return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
 
 
-def main(path: Path, params: Params) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the table."""
-    rows = read(path)
-    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("validity", __doc__)
     parser.add_argument("file", type=Path, help="a csv of ratings")
-    with reported():
-        main(parser.parse_args().file, load())
+    rows, params = read(parser.parse_args(argv).file), load()
+    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))

@@ -1,1 +1,1 @@
-"""SFT and DPO."""
+"""Pretraining of small base models, SFT and DPO."""

@@ -19,10 +19,10 @@ MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.batch_size=8", "tiny.max_length=128", "lora.r=4", "sft.epochs=1",
     "sft.batch_size=32", "sft.max_length=64", "pairs.limit=160", "dpo.batch_size=8", "dpo.max_length=128",
-    "~dpo.rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
+    "~rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
     "evaluate.reference=sft-dpo", "generate.limit=64", "generate.max_new_tokens=8", "generate.do_sample=true",
     "epitome.epochs=1", "epitome.max_length=16", "epitome.batch_size=16", "mmlu.limit=2", "mmlu.shots=1",
-    "evaluate.resamples=100", "hardware.threads=1", "hardware.dtype=fp32", "hardware.save_every=5",
+    "evaluate.resamples=100", "compute.threads=1", "compute.dtype=fp32", "runtime.save_every=5",
 ]  # fmt: skip
 # What a person takes from a run; the other pages of the report are made of these.
 RESULTS = (
@@ -42,12 +42,12 @@ POLL = 0.002
 def make(folder: Path, overrides: list[str]) -> Path:
     """A project that DVC runs: code, data and params, without Git."""
     project(folder)
-    for name in ("stages", "data/sample", "data/prompts"):
+    for name in ("attune", "stages", "data/sample", "data/prompts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    command(folder, sys.executable, "-m", "attune.config.params", *overrides)
+    command(folder, sys.executable, "-m", "attune", "params", *overrides)
     return folder
 
 
@@ -112,8 +112,30 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
 
 
 def repro(folder: Path, log: Path) -> Run:
-    """What `make repro` runs."""
-    return start(folder, log, "sh", "-c", f"{sys.executable} -m attune.tools.restore && exec dvc repro")
+    """`dvc repro`, after removing those of DVC's own files that a kill cut short: it refuses to read them.
+
+    DVC 3.67 rewrites `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
+    """
+    for path in (folder / "dvc.lock", folder / ".dvc/tmp/rwlock"):
+        if path.exists() and not readable(path):
+            path.unlink()
+    return start(folder, log, "dvc", "repro")
+
+
+def readable(path: Path) -> bool:
+    """Whether DVC can read its file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML, YAMLError
+    from voluptuous import Invalid
+
+    try:
+        # JSON is YAML.
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        if path.suffix == ".lock":
+            COMPILED_LOCKFILE_SCHEMA(content)
+    except (Invalid, YAMLError, UnicodeDecodeError):
+        return False
+    return content is not None
 
 
 def results(folder: Path) -> dict[str, bytes]:

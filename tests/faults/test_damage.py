@@ -6,22 +6,22 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import factory
 import pytest
 import torch
 from safetensors.torch import load_file
 from small import dialogue, make
 
-from attune.config.schema import Hardware, Lora, Sft
 from attune.models.loading import load_base, load_tokenizer
 from attune.runtime.errors import ModelError
 from attune.runtime.sealed import MANIFEST, damage, newest_whole, seal, settle
 from attune.training.common.trainer import save_adapter
 from attune.training.dpo import reference_logps
-from stages import sft as sft_stage
+from attune.training.sft.fine_tune import fine_tune
 
-HARDWARE = Hardware("cpu", "fp32", 1, 2, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-SFT = Sft(1, 5e-3, 4, "cosine", 0, 64, "assistant", {})
-LORA = Lora(r=4, alpha=8, dropout=0.1)
+HARDWARE = factory.hardware(micro_batch_size=2)
+SFT = factory.sft()
+LORA = factory.lora(dropout=0.1)
 
 
 def truncated(path: Path, rng: random.Random) -> None:
@@ -51,7 +51,7 @@ def train(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     some = [dialogue(number) for number in range(40)]
     settings = (SFT, LORA, HARDWARE, 5, folder / "checkpoints", folder / "curves")
-    save_adapter(sft_stage.fine_tune(model, tokenizer, some, *settings), folder / "sft")
+    save_adapter(fine_tune(model, tokenizer, some, *settings), folder / "sft")
     return load_file(folder / "sft/adapter_model.safetensors")
 
 

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(m
     from attune.models.loading import load_base, load_tokenizer
     from attune.runtime.sealed import seal
     from attune.training.common import resume
-    from stages import sft as sft_stage
+    from attune.training.sft.fine_tune import fine_tune
 
     base, folder = small.make(tmp_path, 40) / "models/base", mount("rw,nr_inodes=100")
     subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(m
     settings = (micro.SFT, micro.LORA, replace(micro.HARDWARE, save_every=5), 5)
     some = [micro.dialogue(number) for number in range(40)]
     with pytest.raises(StorageError, match=r"checkpoints cannot be written .* bytes are needed and \d+ are free there"):
-        sft_stage.fine_tune(
+        fine_tune(
             load_base(base, micro.HARDWARE), load_tokenizer(base), some, *settings,
             folder / "checkpoints", tmp_path / "curves",
         )  # fmt: skip

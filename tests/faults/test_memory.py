@@ -1,27 +1,25 @@
 """Where memory runs out, training and generation go on in smaller batches to the same result."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
+import factory
 import pytest
 import small
 import torch
 from safetensors.torch import load_file
 
-from attune.compute.batching import within_memory
-from attune.config.params import load
-from attune.config.schema import Dpo, Hardware, Lora, Round, Sft
+from attune.compute.memory import retry_batches_on_oom, retry_on_oom
+from attune.config.schema import Hardware
 from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import ModelError
-from attune.training.common.memory import retry_on_oom
 from attune.training.dpo import packed_trainer
 from attune.training.sft import trainer
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 5, 1, 1, None, None, "adamw_torch_fused")
-SFT = Sft(1, 5e-3, 8, "cosine", 0, 64, "assistant", {})
+HARDWARE = factory.hardware()
+SFT = factory.sft(batch_size=8)
 # The words of torch 2.13 on a CPU, and its class on a GPU.
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to …")
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -37,7 +35,7 @@ def test_rows_that_do_not_fit_together_are_done_in_halves_each_once(error, capsy
             raise error
         done.extend(batch)
 
-    within_memory(lengths, 80, work)
+    retry_batches_on_oom(lengths, 80, work)
     assert sorted(done) == list(range(8)) and max(tried) <= 80
     # Once a size has failed, none as large is tried again.
     failed = [size for size in tried if size > 20]
@@ -51,9 +49,9 @@ def test_a_row_that_does_not_fit_by_itself_is_named():
             raise GPU
 
     with pytest.raises(ModelError, match=r"a row of 90 tokens does not fit into memory by itself: lower generate"):
-        within_memory([5, 7, 90, 3], 400, work)
+        retry_batches_on_oom([5, 7, 90, 3], 400, work)
     with pytest.raises(RuntimeError, match="another error"):
-        within_memory([5], 400, lambda _: (_ for _ in ()).throw(RuntimeError("another error")))
+        retry_batches_on_oom([5], 400, lambda _: (_ for _ in ()).throw(RuntimeError("another error")))
 
 
 def test_micro_batches_are_halved_to_divisors_of_the_batch():
@@ -71,7 +69,7 @@ def test_micro_batches_are_halved_to_divisors_of_the_batch():
 def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
     """48 dialogues in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are read."""
     monkeypatch.chdir(small.make(tmp_path, 48))
-    params = SimpleNamespace(sft=SFT, lora=Lora(4, 8, 0.0), hardware=HARDWARE, seed=5)
+    params = factory.params(sft=SFT, lora=factory.lora(), seed=5)
     sft_stage.main(params)
     whole = load_file("models/sft/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
@@ -99,9 +97,9 @@ def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
         [Pair(one.id, 1, one.turns[:3], one.turns[3].text, small.text(500 + i), "sad", "joyful", "train/x")
          for i, one in enumerate(dialogues)], tmp_path / "data/pairs/e1.parquet",
     )  # fmt: skip
-    rounds = {"e1": Round("models/base", "opposites", "data/dialogues", "data/dialogues")}
-    dpo = Dpo(0.1, 1, 5e-3, 8, "cosine", 0, 64, rounds)
-    params = replace(load(), dpo=dpo, lora=Lora(4, 8, 0.0), hardware=HARDWARE, seed=5)
+    rounds = {"e1": factory.dpo_round(init="models/base")}
+    dpo = factory.dpo(batch_size=8, rounds=rounds)
+    params = factory.params(dpo=dpo, lora=factory.lora(), seed=5)
     dpo_stage.main("e1", params)
     whole = load_file("models/dpo/e1/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)

@@ -5,11 +5,11 @@ import torch
 from small import make
 from test_damage import HARDWARE, LORA, SFT, dialogue
 
-from attune.classifiers.common.classifier import fit
+from attune.classifiers.common.fit import fit
 from attune.models.loading import load_base, load_tokenizer
 from attune.runtime.errors import UserError
 from attune.training.common.resume import last_checkpoint
-from stages import sft as sft_stage
+from attune.training.sft import fine_tune as sft_training
 
 
 def fine_tune(folder, sft=SFT, dialogues=40, model=None):
@@ -17,7 +17,7 @@ def fine_tune(folder, sft=SFT, dialogues=40, model=None):
     model = load_base(base, HARDWARE) if model is None else model
     some = [dialogue(number) for number in range(dialogues)]
     settings = (sft, LORA, HARDWARE, 5, folder / "checkpoints", folder / "curves")
-    return sft_stage.fine_tune(model, load_tokenizer(base), some, *settings)
+    return sft_training.fine_tune(model, load_tokenizer(base), some, *settings)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -28,7 +28,7 @@ BETTER = ("first", "tie", "second")
 
 
 class Server:
-    """`python -m attune.tools.rate` in a folder, on the same port after each start."""
+    """`python -m attune rate` in a folder, on the same port after each start."""
 
     def __init__(self, folder, contexts):
         self.folder, self.process = folder, None
@@ -45,7 +45,7 @@ class Server:
             self.port = free.getsockname()[1]
 
     def command(self, *more):
-        return [sys.executable, "-m", "attune.tools.rate", *NAMES, *more]
+        return [sys.executable, "-m", "attune", "rate", *NAMES, *more]
 
     def start(self):
         self.process = subprocess.Popen(

@@ -20,6 +20,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
 
+import factory
 import pytest
 import torch
 from helpers import ROOT
@@ -27,15 +28,13 @@ from jinja2.exceptions import SecurityError
 from markdown_it import MarkdownIt
 from test_pipeline import MICRO, Clone
 from test_rate_load import Server
-from transformers import Trainer, TrainingArguments
 
-from attune.classifiers.common.classifier import _resume
+from attune.classifiers.common.fit import _resume
 from attune.classifiers.epitome.files import _read_published
-from attune.config.schema import Hardware, Lora, Tiny
 from attune.download import archives
 from attune.download.sources import Archive
 from attune.models.loading import add_adapter, load_adapter, load_base, load_tokenizer
-from attune.models.tiny import make_model, packed_blocks, train_tokenizer
+from attune.models.tiny import make_model, train_tokenizer
 from attune.report.samples import MACHINE, quote
 from attune.report.samples_page import page as samples_page
 from attune.runtime.errors import DownloadError, ModelError, UserError, reported
@@ -43,8 +42,9 @@ from attune.tools.chat import answers
 from attune.tools.rate_page import POLICY
 from attune.tools.review import _samples
 from attune.training.common.trainer import run, run_arguments
+from attune.training.pretraining.pretrain import packed_sequences
 
-HARDWARE = Hardware("cpu", "fp32", 1, 4, False, False, 512, 2, 1, 1, None, None, "adamw_torch_fused")
+HARDWARE = factory.hardware(save_every=2)
 WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then", "she ran away"]
 
 
@@ -79,12 +79,12 @@ def trained(tmp_path_factory):
     """A base model, an adapter of it, and checkpoints of a run that was killed behind step 2."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = train_tokenizer(WORDS * 3, 300, 128)
-    model = make_model(tokenizer, Tiny(300, 16, 32, 1, 2, 128, "sample", 1, 1e-3, 4, 64, "llama"), 1)
+    model = make_model(tokenizer, factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1), 1)
     for one in (model, tokenizer):
         one.save_pretrained(folder / "base")
     record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
     (folder / "base/base.json").write_text(json.dumps(record))
-    add_adapter(model, Lora(2, 4, 0.0), 1).save_pretrained(folder / "adapter")
+    add_adapter(model, factory.lora(r=2, alpha=4), 1).save_pretrained(folder / "adapter")
     train(folder / "base", folder / "run")
     shutil.rmtree(folder / "run/checkpoint-3")
     return folder
@@ -94,7 +94,9 @@ def train(base, folder):
     """Pretraining as stage base does it, three steps of it; from the newest checkpoint where there is one."""
     model = load_base(base, HARDWARE)
     turns = [tuple(SimpleNamespace(role="user", text=text) for text in WORDS)] * 6
-    blocks = packed_blocks(load_tokenizer(base), turns, 8)[:6]
+    blocks = packed_sequences(load_tokenizer(base), turns, 8)[:6]
+    from transformers import Trainer, TrainingArguments
+
     arguments = TrainingArguments(
         max_steps=3, per_device_train_batch_size=2, **run_arguments(HARDWARE, 1, folder)
     )  # fmt: skip

@@ -5,14 +5,14 @@ import signal
 import sys
 from pathlib import Path
 
+import factory
 import pytest
 import small
 import torch
 from helpers import ROOT
 from pipeline import Run, start, steps_seen
 
-from attune.classifiers.common.classifier import fit
-from attune.config.schema import Hardware
+from attune.classifiers.common.fit import fit
 from attune.runtime.errors import Stopped, reported
 from attune.runtime.sealed import newest_whole
 
@@ -65,7 +65,7 @@ def test_a_signal_ends_training_with_a_checkpoint(number, name, folder, undistur
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_training_of_a_classifier_with_a_checkpoint(number, tmp_path):
-    hardware = Hardware("cpu", "fp32", 1, 4, False, False, 512, 500, 1, 1, None, None, "adamw_torch_fused")
+    hardware = factory.hardware(save_every=500)
 
     def train(folder: Path, raised_at: int | None) -> torch.Tensor:
         torch.manual_seed(1)

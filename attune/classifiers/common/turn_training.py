@@ -1,4 +1,4 @@
-"""How a classifier of assistant turns learns from labelled turns, and how good it is."""
+"""Training and measuring a classifier of assistant turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attune.classifiers.common.classifier import accuracy, calibration_error, f1, fit, macro_f1
+from attune.classifiers.common.fit import fit
+from attune.classifiers.common.quality import accuracy, calibration_error, f1, macro_f1, majority
 from attune.classifiers.common.turn_classifier import Encoded, TurnClassifier, encode, logits, make_model, probabilities
 from attune.labels.turn_labels import Labelled
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from attune.config.schema import Hardware, TurnTraining
 
 
-def learn(
+def train_and_measure(
     encoder: tuple[PreTrainedModel, Tokenizer],
     labels: tuple[str, ...],
     labelled: Labelled,
@@ -37,12 +38,11 @@ def learn(
         settings: hyperparameters.
         context_turns: turns before the reply that it reads; 0: the reply alone.
         hardware: device and precision.
-        seed: of the head, order and dropout.
-        checkpoint: folder of what to go on from, of `fit`; its name keys the order, too.
+        seed: of head, order and dropout.
+        checkpoint: folder to resume from, as in `fit`; its name is part of the seed of the order.
 
     Returns:
-        The classifier; `quality` on the test split with accuracy and macro-F1 on valid, by which hyperparameters are
-        chosen.
+        The classifier, and `quality` on test with `valid_accuracy` and `valid_macro_f1`, which choose hyperparameters.
     """
     import torch
 
@@ -50,54 +50,53 @@ def learn(
     model, tokenizer = make_model(encoder[0], len(labels)), encoder[1]
     classifier = TurnClassifier(model, tokenizer, labels, settings.max_length, context_turns)
     inputs, truth = {}, {}
-    for split, rows in labelled.items():
-        inputs[split] = encode(classifier, [one.context for one in rows], [one.reply for one in rows])
-        truth[split] = [one.label for one in rows]
+    for split, turns in labelled.items():
+        inputs[split] = encode(classifier, [turn.context for turn in turns], [turn.reply for turn in turns])
+        truth[split] = [turn.label for turn in turns]
     train(classifier, inputs["train"], truth["train"], settings, hardware, f"{seed}:{checkpoint.stem}", checkpoint)
-    found = {
-        split: quality(labels, truth[split], probabilities(classifier, inputs[split], hardware))
-        for split in ("test", "valid")
-    }
-    return classifier, found["test"] | {f"valid_{name}": found["valid"][name] for name in ("accuracy", "macro_f1")}
+    test, valid = (
+        quality(labels, truth[split], probabilities(classifier, inputs[split], hardware)) for split in ("test", "valid")
+    )
+    return classifier, test | {f"valid_{name}": valid[name] for name in ("accuracy", "macro_f1")}
 
 
 def train(
     classifier: TurnClassifier,
-    some: Sequence[Encoded],
+    inputs: Sequence[Encoded],
     labels: Sequence[int],
     settings: TurnTraining,
     hardware: Hardware,
     seed: str,
     checkpoint: Path,
 ) -> None:
-    """Train encoder and head by cross-entropy; the model is left in eval mode, with the weights of the last epoch.
+    """Train encoder and head by cross-entropy; leaves the model in eval mode, with the weights of the last epoch.
 
-    Every example weighs the same, so that the probabilities follow the shares of the labels in the training part.
+    Labels are not reweighted, so that the predicted probabilities follow the label shares of the training data.
 
     Args:
-        classifier: whose model is trained in place.
-        some: N inputs, of `encode`.
-        labels: their N labels, as indices of `classifier.labels`.
+        classifier: its model is trained in place.
+        inputs: N examples, of `encode`.
+        labels: (N,) indices into `classifier.labels`.
         settings: hyperparameters.
         hardware: device and precision.
-        seed: keys order and dropout of each epoch.
-        checkpoint: folder of what to go on from, of `fit`.
+        seed: of order and dropout, as in `fit`.
+        checkpoint: folder to resume from, as in `fit`.
     """
     model = classifier.model
     encoder = list(model["encoder"].parameters())
-    heads = [*model["dense"].parameters(), *model["out_proj"].parameters()]
+    head = [*model["dense"].parameters(), *model["out_proj"].parameters()]
 
     def loss(batch: list[int]) -> torch.Tensor:
         import torch
         from torch.nn.functional import cross_entropy
 
-        values = logits(model, [some[i] for i in batch], settings.dropout)
+        values = logits(model, [inputs[i] for i in batch], settings.dropout)
         return cross_entropy(values.float(), torch.tensor([labels[i] for i in batch], device=values.device))
 
     fit(
         model,
-        [(encoder, settings.learning_rate), (heads, settings.head_learning_rate)],
-        [len(one.ids) for one in some],
+        [(encoder, settings.learning_rate), (head, settings.head_learning_rate)],
+        [len(encoded.ids) for encoded in inputs],
         loss,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -108,19 +107,19 @@ def train(
 
 
 def quality(labels: Sequence[str], truth: Sequence[int], probabilities: Sequence[Sequence[float]]) -> dict[str, float]:
-    """How good N answers are, in percent; all 0 without any.
+    """Quality of N predictions, in percent; all 0 for N = 0.
 
     Returns:
-        accuracy, macro-F1, the F1 of each label, the expected calibration error, and for comparison accuracy and
-        macro-F1 of an answer that is always the most frequent label.
+        `accuracy`, `macro_f1`, `f1_<label>`, `calibration_error`, and of the majority-class baseline
+        `majority_accuracy` and `majority_macro_f1`.
     """
-    guessed = [max(range(len(row)), key=row.__getitem__) for row in probabilities]
-    majority = [max(range(len(labels)), key=truth.count)] * len(truth)
+    predicted = [max(range(len(row)), key=row.__getitem__) for row in probabilities]
+    baseline = majority(truth, len(labels))
     return {
-        "accuracy": accuracy(truth, guessed),
-        "macro_f1": macro_f1(truth, guessed),
-        **{f"f1_{label.replace('-', '_')}": f1(truth, guessed, i) for i, label in enumerate(labels)},
+        "accuracy": accuracy(truth, predicted),
+        "macro_f1": macro_f1(truth, predicted),
+        **{f"f1_{label.replace('-', '_')}": f1(truth, predicted, i) for i, label in enumerate(labels)},
         "calibration_error": calibration_error(truth, probabilities),
-        "majority_accuracy": accuracy(truth, majority),
-        "majority_macro_f1": macro_f1(truth, majority),
+        "majority_accuracy": accuracy(truth, baseline),
+        "majority_macro_f1": macro_f1(truth, baseline),
     }

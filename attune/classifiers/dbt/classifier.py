@@ -1,7 +1,7 @@
-"""The four stages of empathy of dialectical behaviour therapy in a reply (Linehan 1997), as probabilities.
+"""The four stages of empathy of dialectical behaviour therapy (Linehan 1997) in a reply, as probabilities.
 
-A classifier of the reply in its context gives a probability to each stage and to none of them; which acts of a corpus
-stand for which stage is a table (`data/dbt_stages.csv`).
+A classifier of the reply in its context predicts one of the stages or none. A table (`data/dbt_stages.csv`) maps the
+acts of a corpus to stages.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ NONE = "none"
 LABELS = (*STAGES, NONE)
 """The classifier's labels, in the order of its probabilities."""
 COLUMNS = ("strategy", "stage")
-MAKER = "dbt@dbt"
+STAGE = "classifier@dbt"
 
 
 def probabilities(
     folder: Path, contexts: Sequence[Sequence[Turn]], replies: Sequence[str], hardware: Hardware
 ) -> list[list[float]]:
-    """What stage each of N replies shows.
+    """Probabilities of the stages in each of N replies.
 
     Args:
-        folder: what stage `dbt` wrote.
+        folder: the trained classifier.
         contexts: the turns before each reply; the last is the user's.
         replies: N texts.
         hardware: device and precision.
 
     Returns:
-        N rows of five probabilities: the four of `STAGES` in their order, then none of them.
+        N rows of five probabilities, in the order of `LABELS`.
 
     Raises:
-        ModelError: `folder` is not what stage `dbt` writes, or holds a classifier of other labels.
-        ValueError: there are not as many contexts as replies.
+        ModelError: `folder` holds no classifier, or one of other labels.
+        ValueError: the numbers of contexts and replies differ.
     """
-    return classify(folder, LABELS, contexts, replies, hardware, MAKER)
+    return classify(folder, LABELS, contexts, replies, hardware, STAGE)
 
 
 def read_stages(path: Path) -> dict[str, str]:
-    """The table of stages: strategy to one of `LABELS`; an empty stage is none.
+    """The table of stages: strategy to one of `LABELS`; an empty stage stands for `NONE`.
 
     Raises:
         DataError: as `read_table`.
     """
-    return read_table(path, "dbt.stages", COLUMNS, LABELS)
+    return read_table(path, "dbt.table", COLUMNS, LABELS)
 
 
 def signature(folder: Path) -> dict[str, str]:
-    """What explains the metrics, from the folder of the classifier."""
+    """The origin of the classifier in `folder`."""
     return describe(folder, "dbt")

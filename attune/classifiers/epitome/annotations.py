@@ -1,7 +1,7 @@
-"""Annotated pairs for the EPITOME classifiers, in the published format (Sharma et al. 2020).
+"""Annotated pairs of posts for the EPITOME classifiers, in the published format (Sharma et al. 2020).
 
-A csv a mechanism with the columns `sp_id, rp_id, seeker_post, response_post, level, rationales`; rationales are parts
-of the response, each followed by a `|`.
+One csv for each mechanism, with the columns `sp_id, rp_id, seeker_post, response_post, level, rationales`. Rationales
+are parts of the response, each followed by a `|`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attune.classifiers.epitome.levels import lowered
 from attune.classifiers.epitome.model import Classifiers
-from attune.classifiers.epitome.score import lowered
 from attune.data.dialogue import normalise
 from attune.runtime.errors import ModelError
 from attune.runtime.io import read_records
@@ -24,12 +24,12 @@ FILES = {
     "explorations": "explorations-reddit.csv",
 }
 COLUMNS = ("seeker_post", "response_post", "level", "rationales")
-IGNORED = -100  # the label that cross-entropy passes over
+IGNORED = -100  # torch's `ignore_index` of cross-entropy
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A response to a seeker's post, the level that people gave it, and the parts that they gave it for."""
+    """A response to a seeker's post, the level that annotators gave it, and the rationales of that level."""
 
     seeker_post: str
     response_post: str
@@ -48,13 +48,12 @@ class Encoded:
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """Read one mechanism's csv.
+    """Read the csv of one mechanism.
 
     Raises:
-        ModelError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the
-            line.
+        ModelError: the file is missing or empty, lacks a column, or has a level other than 0, 1, 2; names the line.
     """
-    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or take epitome.corpus=sample")
+    rows = read_records(path, COLUMNS, ModelError, "run `dvc repro download`, or set epitome.data=data/sample/epitome")
     if not rows:
         raise ModelError(f"{path} holds no rows")
     return [_annotation(row, f"{path}:{line}") for line, row in rows]
@@ -70,40 +69,41 @@ def _annotation(row: dict[str, str], where: str) -> Annotation:
     return Annotation(row["seeker_post"], row["response_post"], int(row["level"]), parts)
 
 
-def part_of(seeker_post: str) -> str:
-    """The part that a post belongs to, with all its responses: train (75 %), valid (5 %) or test (20 %).
+def split_of(seeker_post: str) -> str:
+    """The split of a post and all its responses: train (75 %), valid (5 %) or test (20 %).
 
-    By a keyed hash of the text: the same in every mechanism and run, whatever else is in the file.
+    A keyed hash of the text decides, so that a post is in the same split for every mechanism, run and file.
     """
     digest = hashlib.blake2b(normalise(seeker_post).encode(), key=b"epitome", digest_size=8).digest()
-    share = int.from_bytes(digest, "big") / 2**64
-    return "train" if share < 0.75 else "valid" if share < 0.80 else "test"
+    fraction = int.from_bytes(digest, "big") / 2**64
+    return "train" if fraction < 0.75 else "valid" if fraction < 0.80 else "test"
 
 
 def rationale_spans(annotation: Annotation) -> list[tuple[int, int]]:
-    """Where the rationales stand in the response, as (start, end) in characters; one that is not there is left out.
+    """The (start, end) of the rationales in the response, in characters; a rationale that does not occur has none.
 
-    Case and the kind of white space do not matter. A part that occurs twice is taken where no earlier rationale is.
+    Matching ignores case and the kind of white space. Of several occurrences, the first one counts that overlaps no
+    earlier rationale.
     """
     response = lowered(annotation.response_post)
     spans: list[tuple[int, int]] = []
-    for part in annotation.rationales:
-        pattern = r"\s+".join(re.escape(word) for word in lowered(part).split())
-        found = [match.span() for match in re.finditer(pattern, response)]
-        free = [(a, b) for a, b in found if not any(a < end and start < b for start, end in spans)]
-        spans += (free or found)[:1]
+    for rationale in annotation.rationales:
+        pattern = r"\s+".join(re.escape(word) for word in lowered(rationale).split())
+        matches = [match.span() for match in re.finditer(pattern, response)]
+        free = [(a, b) for a, b in matches if not any(a < end and start < b for start, end in spans)]
+        spans += (free or matches)[:1]
     return spans
 
 
 def encode(classifiers: Classifiers, annotations: Sequence[Annotation]) -> list[Encoded]:
-    """Token ids of the responses, lower-cased and cut; a token is in a rationale where it overlaps one."""
-    texts = [lowered(one.response_post) for one in annotations]
+    """Token ids of the responses, lower-cased and cut; a token that overlaps a rationale is labelled 1."""
+    texts = [lowered(annotation.response_post) for annotation in annotations]
     cut = {"truncation": True, "max_length": classifiers.max_length}
     encoded = classifiers.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, **cut)
     examples = []
-    for i, one in enumerate(annotations):
-        spans = rationale_spans(one)
+    for i, annotation in enumerate(annotations):
+        spans = rationale_spans(annotation)
         inside = [int(any(a < end and start < b for start, end in spans)) for a, b in encoded["offset_mapping"][i]]
         labels = [IGNORED if s else x for s, x in zip(encoded["special_tokens_mask"][i], inside, strict=True)]
-        examples.append(Encoded(one.seeker_post, encoded["input_ids"][i], labels, one.level))
+        examples.append(Encoded(annotation.seeker_post, encoded["input_ids"][i], labels, annotation.level))
     return examples

@@ -1,8 +1,8 @@
-"""The classifiers on disk: the folder that stage `epitome` writes, and the checkpoints that others published.
+"""The classifiers on disk: the folder `models/epitome`, and published checkpoints.
 
-The folder holds the encoder's configuration and tokenizer, `seeker_encoder.safetensors` where the classifiers share it,
-`<mechanism>.safetensors` with everything else under the names of the published layout (frozen layers are the seeker
-encoder's, and in its file alone), and `epitome.json` (cut-off, frozen layers, and what explains the numbers).
+The folder holds the encoder's configuration and tokenizer, `seeker_encoder.safetensors` if the classifiers share it,
+`<mechanism>.safetensors` with all other weights under their published names (frozen layers belong to the seeker encoder
+and are in its file alone), and `epitome.json` (maximum length, frozen layers, and the origin of the classifiers).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PUBLISHED = {
 
 
 def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path) -> None:
-    """Write `folder`, whole or not at all; `signature` is what explains the numbers, kept in `epitome.json`."""
+    """Write `folder` atomically; `signature` explains the numbers and is stored in `epitome.json`."""
     from safetensors.torch import save_file
 
     models = list(classifiers.models.values())
@@ -45,10 +45,10 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
     with whole_folder(folder) as partial:
         partial.mkdir()
         if len(seekers) == 1:
-            save_file(_part(models[0], seeker=True), partial / SHARED)
+            save_file(_seeker_state(models[0]), partial / SHARED)
         for mechanism, model in classifiers.models.items():
-            own = _part(model, seeker=False) | (_part(model, seeker=True) if len(seekers) > 1 else {})
-            save_file(own, partial / f"{mechanism}.safetensors")
+            state = _other_state(model) | (_seeker_state(model) if len(seekers) > 1 else {})
+            save_file(state, partial / f"{mechanism}.safetensors")
         encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
         classifiers.tokenizer.save_pretrained(str(partial))
         canonicalize_model_files(partial)
@@ -57,10 +57,10 @@ def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path
 
 
 def load(folder: Path, hardware: Hardware) -> Classifiers:
-    """Read what `save` wrote, onto `hardware.device`.
+    """Read what `save` wrote, onto `compute.device`.
 
     Raises:
-        ModelError: a file is missing, or a file's parameters are not those of the classifier.
+        ModelError: a file is missing, or the parameters in a file do not fit the classifier.
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -68,7 +68,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     names = [CONFIG, *(f"{mechanism}.safetensors" for mechanism in MECHANISMS)]
     for name in names:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder / name} is missing: run `dvc repro epitome`")
+            raise ModelError(f"{folder / name} is missing: run `dvc repro classifier@epitome`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
@@ -76,8 +76,8 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     models = {}
     for mechanism in MECHANISMS:
         path = folder / f"{mechanism}.safetensors"
-        own = seeker if shared else AutoModel.from_config(config)
-        models[mechanism] = make_classifier(own, AutoModel.from_config(config), settings["frozen_layers"])
+        encoder = seeker if shared else AutoModel.from_config(config)
+        models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), settings["frozen_layers"])
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
         if hardware.dtype == "bf16":
@@ -86,7 +86,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
 
 
 def _cast_linear(model: nn.ModuleDict) -> None:
-    """Keep in bf16 what autocast would turn into it anew for every batch, since it remembers trained weights alone."""
+    """Cast linear layers to bf16 once: autocast caches trained weights only, and would cast these in every batch."""
     import torch
 
     for module in model.modules():
@@ -95,17 +95,17 @@ def _cast_linear(model: nn.ModuleDict) -> None:
 
 
 def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.ModuleDict]:
-    """The three published checkpoints, as state dicts of the original layout (Sharma et al. 2020; Lee et al. 2022).
+    """The three published checkpoints, state dicts in the original layout (Sharma et al. 2020; Lee et al. 2022).
 
     Args:
         folder: holds `finetuned_ER.pth`, `finetuned_IP.pth` and `finetuned_EX.pth`.
         encoder: of the architecture that they were trained with (roberta-base); its weights are not used.
 
     Returns:
-        The classifier of each mechanism; they share the seeker encoder where its weights are the same in all.
+        The classifier of each mechanism. They share the seeker encoder if its weights are equal in all three.
 
     Raises:
-        ModelError: a file is missing, holds anything but tensors, or its parameters are not those of the classifier.
+        ModelError: a file is missing, holds anything but tensors, or its parameters do not fit the classifier.
     """
     models = {}
     for mechanism, name in PUBLISHED.items():
@@ -113,28 +113,29 @@ def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.Modul
         fill(models[mechanism], _read_published(folder / name), folder / name)
         models[mechanism].eval()
     first, *others = models.values()
-    if all(_same(_part(first, seeker=True), _part(other, seeker=True)) for other in others):
+    if all(_equal(_seeker_state(first), _seeker_state(other)) for other in others):
         for other in others:
             other["seeker_encoder"] = first["seeker_encoder"]
     return models
 
 
 def fill(model: nn.ModuleDict, state: State, path: Path) -> None:
-    """Put `state` into `model`: every parameter, in its shape, and nothing else.
+    """Load `state` into `model`; names and shapes must match exactly.
 
     Raises:
-        ModelError: naming `path` and the first parameters that are missing, unknown or of another shape.
+        ModelError: names `path` and the first parameters that are missing, unknown or of another shape.
     """
-    own = _part(model, seeker=True) | _part(model, seeker=False)
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
-    for problem, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
-        if found:
+    expected = _seeker_state(model) | _other_state(model)
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [name for name in sorted(expected.keys() & state.keys()) if expected[name].shape != state[name].shape]
+    for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if names:
             raise ModelError(
-                f"{path}: {len(found)} parameters are {problem}, such as {', '.join(found[:3])}: the section `encoder` "
+                f"{path}: {len(names)} parameters are {problem}, such as {', '.join(names[:3])}: the section `encoder` "
                 "must name the architecture that they were trained with"
             )
-    model.load_state_dict(state, strict=False)  # the names of the frozen layers are not in it
+    # Not strict: shared layers have a second name in the model, which `state` does not have.
+    model.load_state_dict(state, strict=False)
 
 
 def _read_published(path: Path) -> State:
@@ -148,18 +149,21 @@ def _read_published(path: Path) -> State:
         raise ModelError(f"{path} is no file of tensors alone, and nothing else is loaded: {error}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} is no state dict: it must map names to tensors")
-    # A count from 0 that old versions of transformers stored with the weights.
+    # A buffer, 0 to the maximum length, that old versions of transformers stored with the weights.
     return {name: value for name, value in state.items() if not name.endswith(".embeddings.position_ids")}
 
 
-def _part(model: nn.ModuleDict, seeker: bool) -> State:
-    """The parameters of the seeker encoder, or all others, without those that are the seeker encoder's own."""
+def _seeker_state(model: nn.ModuleDict) -> State:
+    """The parameters of the seeker encoder."""
+    return {k: v.cpu().contiguous() for k, v in model.state_dict().items() if k.startswith("seeker_encoder.")}
+
+
+def _other_state(model: nn.ModuleDict) -> State:
+    """All other parameters, without the layers that the responder encoder shares with the seeker encoder."""
     state = model.state_dict()
-    seekers = {k: v for k, v in state.items() if k.startswith("seeker_encoder.")}
-    taken = {value.data_ptr() for value in seekers.values()}
-    part = seekers if seeker else {k: v for k, v in state.items() if v.data_ptr() not in taken}
-    return {k: v.cpu().contiguous() for k, v in part.items()}
+    shared = {value.data_ptr() for name, value in state.items() if name.startswith("seeker_encoder.")}
+    return {k: v.cpu().contiguous() for k, v in state.items() if v.data_ptr() not in shared}
 
 
-def _same(one: State, other: State) -> bool:
-    return all(value.equal(other[name]) for name, value in one.items())
+def _equal(first: State, second: State) -> bool:
+    return all(value.equal(second[name]) for name, value in first.items())

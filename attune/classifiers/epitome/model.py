@@ -1,12 +1,12 @@
-"""EPITOME: how strongly a reply expresses empathy by each of three mechanisms (Sharma et al. 2020).
+"""EPITOME: levels of empathy in a reply, by three mechanisms (Sharma et al. 2020).
 
-A classifier a mechanism. A seeker encoder, which is not trained, and a responder encoder turn the two posts into states
-S and R; single-head attention from R to S adds to R what the reply takes up from the post; a head on the first token
-gives the level (0 none, 1 weak, 2 strong), a head on every token says whether it belongs to the rationale:
+There is one classifier for each mechanism. A frozen seeker encoder and a responder encoder turn the two posts into
+states S and R. Single-head attention from R to S is added to R. The level head reads the first token (0 none, 1 weak,
+2 strong), the rationale head labels every token as inside or outside the rationale:
 
     R' = R + out(softmax(q(R) k(S)ᵀ / √d) v(S))        level = out_proj(relu(dense(R'₀)))        rationale = W R'
 
-Parameters are named as in the published checkpoints, so that both kinds of weights fit the same model.
+Parameters are named as in the published checkpoints, so that published weights load into the same model.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# As parameters, files and columns call them, and as metrics do.
+# Name in parameters and files, and in columns and metrics.
 MECHANISMS = {"emotional_reactions": "er", "interpretations": "ip", "explorations": "ex"}
 LEVELS = 3
 
 
 @dataclass(frozen=True)
 class Classifiers:
-    """The classifier of each mechanism, and what they share: the tokenizer and the cut-off in tokens.
+    """The classifier of each mechanism, and the tokenizer and the maximum length in tokens that they share.
 
-    `models` often have one seeker encoder between them, as the same object; its states are then computed once.
+    `models` usually share one seeker encoder, as the same object; its states are then computed once.
     """
 
     models: Mapping[str, nn.ModuleDict]
@@ -43,13 +43,13 @@ class Classifiers:
 
 
 def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_layers: int = 0) -> nn.ModuleDict:
-    """A classifier whose attention and heads are random (torch's seed).
+    """A classifier with random attention and heads (torch's seed).
 
     Args:
-        seeker: its encoder of seeker posts, frozen from here on.
-        responder: its encoder of responses, to be trained; of the same architecture, another object than `seeker`.
-        frozen_layers: of the responder encoder, from the embeddings up; where there are any, they are the seeker's, as
-            the same objects, so that what they compute is computed once for all mechanisms.
+        seeker: encoder of seeker posts; frozen here.
+        responder: encoder of responses, to be trained; of the same architecture, but another object than `seeker`.
+        frozen_layers: of the responder encoder, from the embeddings up. They are replaced by the seeker's layers, the
+            same objects, so that their states are computed once for all mechanisms.
 
     Raises:
         ModelError: no layer would be left to train.
@@ -65,10 +65,10 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
         )
     responder.requires_grad_(True)
     if frozen_layers:
-        own, frozen = layers_of(responder), layers_of(seeker)
+        layers, shared = layers_of(responder), layers_of(seeker)
         responder.embeddings = seeker.embeddings
         for i in range(frozen_layers):
-            own[i] = frozen[i]
+            layers[i] = shared[i]
 
     def linear(*names: str, to: int = width) -> dict[str, nn.Linear]:
         return {name: nn.Linear(width, to) for name in names}
@@ -80,7 +80,7 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
             "attn": nn.ModuleDict(linear("q_linear", "k_linear", "v_linear", "out")),
             "empathy_classifier": nn.ModuleDict(linear("dense") | linear("out_proj", to=LEVELS)),
             **linear("rationale_classifier", to=2),
-            # In the published layout, and read by nothing, there as here.
+            # Unused, but part of the published layout.
             "norm": nn.ParameterDict({"alpha": torch.ones(width), "bias": torch.zeros(width)}),
         }
     )
@@ -93,7 +93,7 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
 
 
 def encoder_of(model: nn.ModuleDict, side: str) -> Any:
-    """The transformers model below `seeker_encoder` or `responder_encoder`."""
+    """The transformers model inside `seeker_encoder` or `responder_encoder`."""
     (encoder,) = model[side].children()
     return encoder
 
@@ -105,7 +105,7 @@ def layers_of(encoder: PreTrainedModel) -> Any:
 
 
 def frozen_layers(model: nn.ModuleDict) -> int:
-    """How many of the responder encoder's first layers are the seeker encoder's own, the same objects."""
+    """The number of first layers that the responder encoder shares with the seeker encoder, as the same objects."""
     seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
     if responder.embeddings is not seeker.embeddings:
         return 0
@@ -113,36 +113,39 @@ def frozen_layers(model: nn.ModuleDict) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
 
 
-def through(layers: Sequence[Any], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """States (B, T, D) behind some layers of an encoder; `mask` (B, T) is true where a token is."""
+def run_layers(layers: Sequence[Any], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """States (B, T, D) after some layers of an encoder; `mask` (B, T) is true for tokens, false for padding."""
     for layer in layers:
         states = layer(states, mask[:, None, None, :])
     return states
 
 
-def first_through(layer: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What one more layer makes of the first tokens, (B, 1, D): its queries and its feed-forward for them alone."""
-    from torch.nn.functional import scaled_dot_product_attention as attend
+def run_layer_on_first(layer: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """States of the first tokens, (B, 1, D), after one more layer.
+
+    Equal to `run_layers([layer], ...)[:, :1]`, but queries and feed-forward are computed for the first tokens alone.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
 
     attention, first = layer.attention.self, states[:, :1]
     query, key, value = (
-        project(some).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-        for project, some in ((attention.query, first), (attention.key, states), (attention.value, states))
+        project(inputs).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for project, inputs in ((attention.query, first), (attention.key, states), (attention.value, states))
     )
-    mixed = attend(query, key, value, attn_mask=mask[:, None, None, :]).transpose(1, 2).flatten(2)
-    return layer.feed_forward_chunk(layer.attention.output(mixed, first))
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    return layer.feed_forward_chunk(layer.attention.output(attended.transpose(1, 2).flatten(2), first))
 
 
 def heads(
     model: nn.ModuleDict, states: torch.Tensor, seeker: torch.Tensor, seeker_mask: torch.Tensor, dropout: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and both heads.
+    """Attention, level head and rationale head.
 
     Args:
-        model: the classifier.
-        states: of the responder encoder, (B, T, D); for the level alone, the first token's (B, 1, D).
+        model: of `make_classifier`.
+        states: of the responder encoder, (B, T, D); the first token's (B, 1, D) are enough for the level.
         seeker: states of the seeker encoder, (B, S, D).
-        seeker_mask: true where a seeker token is, false where padding is, (B, S).
+        seeker_mask: (B, S), true for tokens, false for padding.
         dropout: probability, in training.
 
     Returns:
@@ -154,8 +157,8 @@ def heads(
     attn, head = parts["attn"], parts["empathy_classifier"]
     scores = attn["q_linear"](states) @ attn["k_linear"](seeker).mT / math.sqrt(states.shape[-1])
     weights = scores.masked_fill(~seeker_mask[:, None, :], -math.inf).softmax(-1)
-    added = attn["out"](weights @ attn["v_linear"](seeker))
-    states = states + drop(added, dropout, model.training)
+    attended = attn["out"](weights @ attn["v_linear"](seeker))
+    states = states + drop(attended, dropout, model.training)
     hidden = head["dense"](drop(states[:, 0], dropout, model.training)).relu()
     level = head["out_proj"](drop(hidden, dropout, model.training))
     return level, parts["rationale_classifier"](drop(states, dropout, model.training))

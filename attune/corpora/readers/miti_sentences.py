@@ -34,7 +34,7 @@ def read(folder: Path) -> list[Sentence]:
         DataError: the file is missing, is no csv with the columns, has no sentences, or one without a label.
     """
     path = folder / FILE
-    table = read_records(path, COLUMNS, DataError, "miti.corpus names its folder")
+    table = read_records(path, COLUMNS, DataError, "behaviour.sentences names its folder")
     rows = [(line, row["Text"], row["Ground truth"].strip()) for line, row in table]
     found = [(line, text.strip(), act) for line, text, act in rows if normalise(text)]
     if not found:

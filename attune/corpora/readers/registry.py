@@ -23,7 +23,7 @@ def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue]
     Raises:
         DataError: a file is missing or does not fit its format; the message names file and line.
     """
-    found: tuple[list[Dialogue], Counter[str]] = import_module(f"stages.corpora.{reader}").read(folder, **names)
+    found: tuple[list[Dialogue], Counter[str]] = import_module(f"attune.corpora.readers.{reader}").read(folder, **names)
     return found
 
 
@@ -32,7 +32,7 @@ def stream_corpus(folder: Path, reader: str, dropped: Counter[str], **names: Any
 
     `dropped` grows by what the reader drops; arguments and errors otherwise as `read_corpus`.
     """
-    module = import_module(f"stages.corpora.{reader}")
+    module = import_module(f"attune.corpora.readers.{reader}")
     if hasattr(module, "stream"):
         yield from module.stream(folder, dropped)
         return

@@ -1,12 +1,12 @@
-"""Intervals by the paired bootstrap: the test examples are drawn again, with replacement, and the metric computed anew.
+"""Intervals by the paired bootstrap over the test examples, clustered by dialogue.
 
-Several examples of one dialogue are drawn together, as one cluster (Davison and Hinkley 1997, section 3.8): they share
-client and therapist, so each tells less than an example of its own dialogue. Every metric here is a function of sums
-over examples, so a draw is a vector of weights (how often each example came up) and a thousand draws are one matrix
-product. Both variants are weighed by the same draws (Koehn 2004): what makes an
-example easy or hard for both does not widen the interval of their difference.
+The examples of one dialogue are resampled together, as a cluster (Davison and Hinkley 1997, section 3.8): they share a
+client and a therapist and carry less information than as many examples of different dialogues. Every metric here is a
+function of sums over examples. So a resample is a vector of weights (how often each example was drawn), and a thousand
+resamples are one matrix product. Both variants get the same resamples (Koehn 2004), so that the interval of their
+difference leaves out what makes an example easy or hard for both.
 
-What an interval covers is the choice of test dialogues. It says nothing of another training seed.
+The intervals cover the choice of test dialogues. They do not cover the choice of a training seed.
 """
 
 from __future__ import annotations
@@ -27,122 +27,131 @@ LEVEL = 0.95
 ORDERS = (1, 2, 3, 4)
 DBT, BEHAVIOUR, HUMAN = "dbt_", "behaviour_", "_reference_"
 REFERENCE = "reference_"
-"""What the columns of the human replies' levels begin with."""
+"""Prefix of the columns with EPITOME's levels of the human replies."""
 DISTANCE = "_distance"
-"""What the names of `distances` end with."""
-CELLS = 4_000_000
-"""Weights held at once, so that memory does not grow with the number of draws."""
+"""Suffix of the names of `distances`."""
+MAX_WEIGHTS = 4_000_000
+"""Weights in memory at once, so that memory is independent of the number of resamples."""
 
 
 def metrics(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
-    """Metric to its (R,) values under (R, N) weights of the examples; NaN where no weighed example has a value."""
+    """The (R,) values of each metric under (R, N) weights of the examples; NaN if no weighted example has a value."""
     counts = {name: column for name, column in columns.items() if name.startswith("bleu_")}
     means = {name: _mean(column, weights) for name, column in columns.items() if name not in counts}
     bleu = {f"bleu_{n}": corpus_bleu(counts, weights, n) for n in ORDERS} if counts else {}
-    # The human replies have no metric of their own, but the gap to them hangs on which examples are drawn.
+    # The human replies get no metric of their own, but `dbt_gap` needs their means over the same resample.
     human = {name: means.pop(name) for name in list(means) if HUMAN in name or name.startswith(REFERENCE)}
     gaps = [np.abs(means[name.replace(HUMAN, "_")] - mean) for name, mean in human.items() if name.startswith(DBT)]
     return bleu | ({"dbt_gap": np.mean(gaps, axis=0)} if gaps else {}) | _ratio(columns, weights) | means
 
 
 def distances(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
-    """How far a variant's metrics are from those of the human replies to the same examples, |own - people|.
+    """Absolute differences between a variant's metrics and those of the human replies to the same examples.
 
     Args:
         columns: as in `intervals`.
         weights: (R, N).
 
     Returns:
-        `<metric>_distance` to (R,) values, for each metric whose columns both have.
+        `<metric>_distance`, (R,), for each metric that has columns of both.
     """
-    # BLEU's counts of the reference's words carry the same infix and are no metric of it.
+    # BLEU's column `bleu_reference_words` has the same infix, but is no metric of the human replies.
     human = {
         name.replace(HUMAN, "_"): column
         for name, column in columns.items()
         if HUMAN in name and not name.startswith("bleu_")
     }
-    levels = {name.removeprefix(REFERENCE): one for name, one in columns.items() if name.startswith(REFERENCE)}
-    own, people = metrics(columns, weights), metrics(human | levels, weights)
-    return {f"{name}{DISTANCE}": np.abs(own[name] - people[name]) for name in people if name in own}
+    levels = {name.removeprefix(REFERENCE): column for name, column in columns.items() if name.startswith(REFERENCE)}
+    model, people = metrics(columns, weights), metrics(human | levels, weights)
+    return {f"{name}{DISTANCE}": np.abs(model[name] - people[name]) for name in people if name in model}
 
 
 def intervals(
-    own: Columns,
-    other: Columns | None,
+    scores: Columns,
+    reference: Columns | None,
     resamples: int,
     seed: int,
-    groups: Sequence[str] | None = None,
+    clusters: Sequence[str] | None = None,
     measure: Callable[[Columns, Numbers], dict[str, Numbers]] = metrics,
 ) -> dict[str, float]:
-    """95 % percentile intervals of every metric and of its difference to the same metric of another variant.
+    """95 % percentile intervals of every metric, and of its difference to the same metric of a reference variant.
 
     Args:
-        own: a variant's scores by example: metric to (N,) values, NaN where an example has none (it is then left out
-            of the mean), the counts of `overlap.bleu_counts`, from which BLEU-1..4 are made, and the columns of
-            `dbt_metrics.per_example` and `behaviour_metrics.per_example`, from which `dbt_gap` and
-            `behaviour_reflection_to_question` are made, too.
-        other: the same of the variant to compare to, row by row of the same examples; None: no differences.
-        resamples: draws, R.
-        seed: of the draws; the same examples in the same order are drawn for every variant.
-        groups: (N,) names of what is drawn as a whole, the dialogue of each example; None: each example by itself.
-        measure: what is computed of the columns under (R, N) weights.
+        scores: a variant's scores by example: column to (N,) values. NaN if an example has none; the mean is then over
+            the others. BLEU is computed from the columns of `overlap.bleu_counts`, `dbt_gap` and
+            `behaviour_reflection_to_question` from those of the classifiers.
+        reference: the same of the reference variant, with the same examples in the same order; None: no differences.
+        resamples: R.
+        seed: of the resamples; the same examples in the same order get the same resamples for every variant.
+        clusters: (N,) names of the clusters, the dialogue of each example; None: each example is its own cluster.
+        measure: computes (R,) values of each metric from columns and (R, N) weights.
 
     Returns:
-        In the order of the names: for each metric `<metric>.low` and `<metric>.high`; with `other`, and where it has
-        the metric, `<metric>.diff` (its value less the other's), `<metric>.diff_low`, `<metric>.diff_high`.
+        Sorted by name: `<metric>.low` and `<metric>.high`; for each metric of both variants also `<metric>.diff`
+        (variant minus reference), `<metric>.diff_low` and `<metric>.diff_high`.
 
     Raises:
-        ValueError: no examples, or another number of them in `other`.
+        ValueError: no examples, or the two variants have different numbers of examples.
     """
-    sizes = {len(column) for columns in (own, other or {}) for column in columns.values()}
+    sizes = {len(column) for columns in (scores, reference or {}) for column in columns.values()}
     if len(sizes) != 1 or not min(sizes):
         raise ValueError(f"columns of {sorted(sizes)} examples: expected as many in each, some")
-    once, parts = np.ones((1, min(sizes))), []
-    values, others = measure(own, once), measure(other, once) if other else {}
-    found = {f"{name}.diff": float(values[name][0] - others[name][0]) for name in values if name in others}
-    for weights in draws(min(sizes), resamples, seed, groups):
-        drawn = measure(own, weights)
-        reference = measure(other, weights) if other else {}
-        differences = {f"{name}.diff_": drawn[name] - reference[name] for name in drawn if name in reference}
-        parts.append({f"{name}.": values for name, values in drawn.items()} | differences)
+    examples = min(sizes)
+    once = np.ones((1, examples))
+    values, reference_values = measure(scores, once), measure(reference, once) if reference else {}
+    results = {
+        f"{name}.diff": float(values[name][0] - reference_values[name][0])
+        for name in values
+        if name in reference_values
+    }
+    parts = []
+    for weights in resample_weights(examples, resamples, seed, clusters):
+        resampled = measure(scores, weights)
+        resampled_reference = measure(reference, weights) if reference else {}
+        shared = [name for name in resampled if name in resampled_reference]
+        differences = {f"{name}.diff_": resampled[name] - resampled_reference[name] for name in shared}
+        parts.append({f"{name}.": values for name, values in resampled.items()} | differences)
     for name in parts[0]:
-        found |= _bounds(name, [part[name] for part in parts])
-    return dict(sorted(found.items()))
+        results |= _bounds(name, [part[name] for part in parts])
+    return dict(sorted(results.items()))
 
 
 def columns(scores: pd.DataFrame) -> Columns:
-    """The numbers of the examples by metric; what no example has is left out."""
+    """The numeric columns, without those that are NaN for every example."""
     numbers = scores.select_dtypes("number").dropna(axis="columns", how="all")
     return {str(name): numbers[name].to_numpy(dtype=float) for name in numbers}
 
 
-def draws(examples: int, resamples: int, seed: int, groups: Sequence[str] | None = None) -> Iterator[Numbers]:
-    """How often each of (N,) examples is drawn in each of `resamples` draws, in parts of (r, N).
+def resample_weights(
+    examples: int, resamples: int, seed: int, clusters: Sequence[str] | None = None
+) -> Iterator[Numbers]:
+    """How often each of N examples is drawn in each resample, in parts of (r, N) weights.
 
     Args:
         examples: N.
-        resamples: draws.
+        resamples: the sum of r over the parts.
         seed: of the draws.
-        groups: (N,), as in `intervals`; of G groups G are drawn, so that a draw has N examples only on average.
+        clusters: (N,), as in `intervals`. Of C clusters C are drawn, so that a resample has N examples on average only.
     """
-    named, members = (examples, np.arange(examples)) if groups is None else _members(groups)
-    random = np.random.default_rng(seed)
-    step = max(1, CELLS // examples)
+    count, members = (examples, np.arange(examples)) if clusters is None else _cluster_indices(clusters)
+    rng = np.random.default_rng(seed)
+    step = max(1, MAX_WEIGHTS // examples)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = random.integers(named, size=(rows, named)) + named * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * named).reshape(rows, named).astype(float)
+        # One bincount over all rows: row i counts the values i * count to (i + 1) * count - 1.
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
         yield counts[:, members]
 
 
-def _members(groups: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
-    """How many groups there are, and the index of each example's, in the order in which they come up."""
-    places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    return len(places), np.array([places[name] for name in groups])
+def _cluster_indices(clusters: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
+    """The number of clusters, and the index of each example's cluster, in the order of first occurrence."""
+    indices = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
+    return len(indices), np.array([indices[name] for name in clusters])
 
 
 def _ratio(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
-    """Reflections to questions of the weighed examples, as `behaviour_metrics.reflection_to_question` counts them."""
+    """Reflections to questions, as `attune.classifiers.behaviour.scores.reflection_to_question` defines it."""
     if f"{BEHAVIOUR}questions" not in columns:
         return {}
     reflections, questions = (weights @ columns[f"{BEHAVIOUR}{name}"] / 100 for name in ("reflections", "questions"))
@@ -150,35 +159,37 @@ def _ratio(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
 
 
 def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:
-    """BLEU-`order` of the weighed examples, 0..100, smoothed as sacrebleu does by default ("exp").
+    """BLEU-`order` of the weighted examples, 0 to 100, with sacrebleu's default smoothing ("exp").
 
     Args:
         counts: of `overlap.bleu_counts`, (N,) each.
         weights: (R, N).
     """
     sums: dict[str, Any] = {name: weights @ column for name, column in counts.items()}
-    logs, halvings = np.zeros(len(weights)), np.zeros(len(weights))
+    log_precisions, zeros = np.zeros(len(weights)), np.zeros(len(weights))
     with np.errstate(divide="ignore", invalid="ignore"):
         for n in range(1, order + 1):
             match, total = sums[f"bleu_match_{n}"], sums[f"bleu_total_{n}"]
-            # The first order without a match counts ½ match, the second ¼.
-            halvings += match == 0
-            logs += np.log(np.where(match > 0, match, 0.5**halvings) / total)
-        brevity = np.minimum(0, 1 - sums["bleu_reference_words"] / sums["bleu_reply_words"])
-        score = 100 * np.exp(logs / order + brevity)
+            # Smoothing: the first order without a match counts 1/2 match, the second 1/4, and so on.
+            zeros += match == 0
+            log_precisions += np.log(np.where(match > 0, match, 0.5**zeros) / total)
+        log_brevity = np.minimum(0, 1 - sums["bleu_reference_words"] / sums["bleu_reply_words"])
+        score = 100 * np.exp(log_precisions / order + log_brevity)
     matched = np.sum([sums[f"bleu_match_{n}"] for n in range(1, order + 1)], axis=0) > 0
+    # As sacrebleu: no match in any order, or no n-gram of the highest order, is 0.
     return np.where(matched & (sums[f"bleu_total_{order}"] > 0), score, 0.0)
 
 
 def _mean(column: Numbers, weights: Numbers) -> Numbers:
-    there = ~np.isnan(column)
+    """Weighted means, (R,), over the examples with a value."""
+    has_value = ~np.isnan(column)
     with np.errstate(invalid="ignore"):
-        mean: Numbers = (weights @ np.where(there, column, 0)) / (weights @ there.astype(float))
+        mean: Numbers = (weights @ np.where(has_value, column, 0)) / (weights @ has_value.astype(float))
     return mean
 
 
-def _bounds(name: str, drawn: list[Numbers]) -> dict[str, float]:
-    """The percentiles between which `LEVEL` of the draws lie; draws without a value are left out."""
+def _bounds(name: str, values: list[Numbers]) -> dict[str, float]:
+    """The percentiles that hold `LEVEL` of the resamples; resamples without a value are left out."""
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(np.concatenate(drawn), [tail, 100 - tail])
+    low, high = np.nanpercentile(np.concatenate(values), [tail, 100 - tail])
     return {f"{name}low": float(low), f"{name}high": float(high)}

@@ -1,9 +1,10 @@
-"""BERTScore (Zhang et al. 2020) over an encoder that is given: greedy matching of contextual token embeddings.
+"""BERTScore (Zhang et al. 2020): greedy matching of contextual token embeddings.
 
-The numbers are those of the package bert-score (without IDF weights and without rescaling), which the tests hold it to.
-What is otherwise here: an empty text scores 0 instead of raising, a tokenizer without a length limit is cut at the
-encoder's positions, each distinct text is encoded once, and RoBERTa gets the space before the first word that published
-scores have (with transformers 5 the package drops it, unless the tokenizer was loaded with `add_prefix_space=True`).
+The numbers equal those of the package bert-score without IDF weights and without rescaling, as the tests check.
+Differences to the package: an empty text scores 0 instead of raising, texts are cut at the encoder's positions if the
+tokenizer has no limit, each distinct text is encoded once, and RoBERTa gets the space before the first word that
+published scores have (with transformers 5 the package drops it, unless the tokenizer was loaded with
+`add_prefix_space=True`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 NAMES = ("bertscore_p", "bertscore_r", "bertscore_f1")
 EMPTY = 2
-"""Ids of a text without tokens: the two special tokens around nothing."""
+"""Ids of a text without tokens: the two special tokens."""
 
 
 def bertscore(
@@ -29,13 +30,13 @@ def bertscore(
     Args:
         predictions: (N,) replies.
         references: (N,) human replies, in the same order.
-        model: a BERT-like encoder in eval mode; its device is used.
-        tokenizer: the encoder's; it puts one special token before and one behind a text.
-        layer: whose output is compared, 1 to the encoder's last; 0 the embeddings.
-        batch_size: texts encoded at once; changes the last digits.
+        model: a BERT-like encoder in eval mode, on any device.
+        tokenizer: the encoder's; it adds one special token before and one after a text.
+        layer: whose output is compared: 1 to the number of layers; 0 are the embeddings.
+        batch_size: texts per forward pass; changes rounding.
 
     Returns:
-        `bertscore_p`, `bertscore_r`, `bertscore_f1`: (N,) scores x 100, in the order of the examples.
+        `bertscore_p`, `bertscore_r`, `bertscore_f1`: (N,) scores times 100, in the order of the examples.
 
     Raises:
         ModelError: the encoder has no such layer.
@@ -53,7 +54,7 @@ def bertscore(
 
 
 def embed(texts: Sequence[str], model: Any, tokenizer: Any, layer: int, batch_size: int) -> dict[str, torch.Tensor]:
-    """Each distinct text, stripped, to the (T, D) unit embeddings of its tokens and special tokens, on the CPU."""
+    """The (T, D) unit embeddings, on the CPU, of the tokens and special tokens of each distinct stripped text."""
     import torch
 
     space = " " if model.config.model_type == "roberta" else ""
@@ -61,30 +62,35 @@ def embed(texts: Sequence[str], model: Any, tokenizer: Any, layer: int, batch_si
         text: tokenizer(space + text, truncation=True, max_length=limit(model, tokenizer))["input_ids"]
         for text in {text.strip() for text in texts}
     }
-    # Texts of one length lie together, and the batches hang on the texts alone, not on their order.
+    # Batch composition changes rounding: sorting makes it independent of the order of the texts.
     ordered = sorted(ids, key=lambda text: (len(ids[text]), text))
-    found: dict[str, torch.Tensor] = {}
+    embeddings: dict[str, torch.Tensor] = {}
     for start in range(0, len(ordered), batch_size):
-        part = ordered[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[text] for text in part]}, return_tensors="pt").to(model.device)
+        chunk = ordered[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[text] for text in chunk]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             hidden = model(**batch, output_hidden_states=True).hidden_states[layer]
         unit = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
-        found |= {text: unit[i, : len(ids[text])].clone() for i, text in enumerate(part)}
-    return found
+        # Cloned: a view would keep the padded batch in memory.
+        embeddings |= {text: unit[i, : len(ids[text])].clone() for i, text in enumerate(chunk)}
+    return embeddings
 
 
 def limit(model: Any, tokenizer: Any) -> int:
-    """Longest text in tokens: the tokenizer's limit or the encoder's positions; RoBERTa's begin behind padding."""
-    lost = tokenizer.pad_token_id + 1 if "roberta" in model.config.model_type else 0
-    return int(min(tokenizer.model_max_length, model.config.max_position_embeddings - lost))
+    """Maximum length of a text in tokens: the tokenizer's limit or the encoder's positions, if fewer."""
+    # RoBERTa's positions start after the padding id.
+    offset = tokenizer.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+    return int(min(tokenizer.model_max_length, model.config.max_position_embeddings - offset))
 
 
 def match(prediction: torch.Tensor, reference: torch.Tensor) -> tuple[float, float, float]:
-    """Precision, recall, F1 of two texts' (T, D) unit embeddings; special tokens can be matched but do not count."""
+    """Precision, recall and F1 of two texts' (T, D) unit embeddings.
+
+    As in bert-score, special tokens are candidates for a match, but have no score of their own.
+    """
     if min(len(prediction), len(reference)) <= EMPTY:
         return 0.0, 0.0, 0.0
-    similar = prediction @ reference.T
-    precision, recall = (float(similar.amax(side)[1:-1].mean()) for side in (1, 0))
+    similarity = prediction @ reference.T
+    precision, recall = (float(similarity.amax(side)[1:-1].mean()) for side in (1, 0))
     total = precision + recall
     return precision, recall, 2 * precision * recall / total if total else 0.0

@@ -1,7 +1,7 @@
-"""Metrics of one's own, of single replies: `docs/extend.md` adds one.
+"""Custom metrics of single replies; `docs/extend.md` shows how to add one.
 
-An entry of `OWN` is all there is to a metric: stage `evaluate` scores every reply with it, its mean is in
-`metrics/<variant>.json`, its interval in `metrics/intervals/`, and its column in all tables.
+An entry of `CUSTOM_METRICS` is enough: stage `evaluate` scores every reply with it and writes the mean to
+`metrics/text/<variant>.json`, stage `intervals` writes its interval, and it gets a column in all tables.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Own:
-    """Heading in tables (with ↑ or ↓ where higher or lower is better), decimals, and score of (reply, reference)."""
+class CustomMetric:
+    """Heading in tables (with ↑ or ↓ if higher or lower is better), decimals, and the score of (reply, reference)."""
 
     heading: str
     digits: int
     score: Callable[[str, str], float]
 
 
-OWN: dict[str, Own] = {}
-"""Name to metric; a name is that of a column, and no other metric's."""
+CUSTOM_METRICS: dict[str, CustomMetric] = {}
+"""Name to metric. The name is the column's, and no other metric may have it."""
 
 
 def per_example(replies: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Each metric of `OWN` of (N,) replies and their human references: name to (N,) scores."""
+    """The (N,) scores of each custom metric, for (N,) replies and their human references."""
     pairs = list(zip(replies, references, strict=True))
-    return {name: [one.score(*pair) for pair in pairs] for name, one in OWN.items()}
+    return {name: [metric.score(*pair) for pair in pairs] for name, metric in CUSTOM_METRICS.items()}

@@ -1,16 +1,16 @@
-"""Overlap with the reference, diversity and statistics of replies, each over one and the same tokeniser.
+"""Overlap with the reference, diversity, and statistics of replies, all with the same tokeniser.
 
-All functions take texts as they are; `tokens` lower-cases and splits them. `docs/metrics.md` has a card for each
-metric. Shares and scores are x 100. What happens in the corners:
+All functions take raw texts; `tokens` lower-cases and splits them. `docs/metrics.md` defines each metric. Shares and
+scores are times 100. Edge cases:
 
-- A reply is *empty* when it has no tokens: "", white space, or "<skipped>", which 13a deletes. It scores 0 in ROUGE
-  (against an empty reference too), counts in BLEU through the brevity penalty alone, and has no n-grams.
-- No n-grams of an order at all (only empty replies; Dist-2 of one-word replies): Dist is 0. Per reply likewise, so
-  that a model cannot raise its mean by saying less.
-- BLEU-n of a corpus without any n-gram is 0, for identical texts as well: BLEU-2 of "yes" against "yes".
-- The tokeniser splits Western punctuation only: "great😀" and "😀😀" are one token each, curly quotes stay on the word.
-- A line break ends a word like a space, unless a hyphen stands before it: "well-" + newline + "being" is "wellbeing".
-- `&quot;` `&amp;` `&lt;` `&gt;` are unescaped; any other entity (`&#39;`) falls into `&`, `#`, `39`, `;`.
+- A reply without tokens is *empty*: "", white space, or "<skipped>", which 13a deletes. Its ROUGE is 0 (even against an
+  empty reference), it enters BLEU through the brevity penalty only, and it has no n-grams.
+- Without n-grams of an order (only empty replies; Dist-2 of one-word replies) Dist is 0, for the corpus and per reply,
+  so that a model cannot raise its mean with shorter replies.
+- BLEU-n of a corpus without n-grams is 0, even for identical texts: BLEU-2 of "yes" against "yes".
+- The tokeniser splits Western punctuation only: "great😀" and "😀😀" are one token each; curly quotes stay on the word.
+- A line break ends a word, unless a hyphen precedes it: "well-" + newline + "being" is "wellbeing".
+- `&quot;` `&amp;` `&lt;` `&gt;` are unescaped; other entities (`&#39;`) are split into `&`, `#`, `39`, `;`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
 def tokens(text: str) -> list[str]:
-    """Split `text` just as BLEU does: lower case, no white space at the end, sacrebleu's 13a (mteval-v13a)."""
-    # The end is stripped first, as sacrebleu does: 13a joins a hyphen before a line break to what follows.
+    """The tokens of `text` as in BLEU: lower case, trailing white space stripped, sacrebleu's 13a (mteval-v13a)."""
+    # sacrebleu strips the end first, too: 13a would join a hyphen at the end to a line break after it.
     split: str = _tokeniser()(text.lower().rstrip())
     return split.split()
 
 
 def lengths(texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, punctuation marks included: (N,) texts to (N,) counts."""
+    """Number of tokens of each of (N,) texts, punctuation marks included."""
     return [len(tokens(text)) for text in texts]
 
 
 def overlap(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """All metrics of this module that texts decide.
+    """All metrics of this module that depend on texts only.
 
     Args:
         predictions: (N,) replies of the model, in any order.
@@ -85,7 +85,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, flo
 
 
 def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[int]]:
-    """What corpus BLEU is made of, by example: BLEU of any part of the corpus hangs on the sums of these alone.
+    """The counts of corpus BLEU by example: BLEU of any resample of the corpus is a function of their sums.
 
     Returns:
         `bleu_match_n` and `bleu_total_n`: n-grams of the reply that occur in its reference, and all of them, n = 1..4;
@@ -97,7 +97,7 @@ def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     from sacrebleu.metrics.bleu import BLEU
 
     _check_pairs(predictions, references)
-    # Effective order touches the sentence's score, which is not used, not the counts; sacrebleu warns without it.
+    # Effective order changes the sentence score, which is not used, but not the counts. sacrebleu warns without it.
     scorer = BLEU(lowercase=True, tokenize=TOKENISER, effective_order=True)
     pairs = zip(predictions, references, strict=True)
     scores = [scorer.sentence_score(prediction, [reference]) for prediction, reference in pairs]
@@ -132,7 +132,7 @@ def distinct(predictions: Sequence[str]) -> dict[str, float]:
     """Dist-1..3 (Li et al. 2016) of (N,) replies: distinct n-grams over all n-grams, in 0..100.
 
     Returns:
-        `dist_n`, counted over all replies together, and `dist_n_per_reply`, the mean of each reply's own.
+        `dist_n`, over all replies together, and `dist_n_per_reply`, the mean over replies.
 
     Raises:
         ValueError: no replies.
@@ -153,7 +153,7 @@ def distinct_per_reply(predictions: Sequence[str]) -> dict[str, list[float]]:
 
 
 def reply_statistics(predictions: Sequence[str]) -> dict[str, float]:
-    """Length, emptiness and repetition of (N,) replies, over all of them.
+    """Length, emptiness and repetition of (N,) replies.
 
     Returns:
         `reply_words`: mean number of tokens; `empty_share`: replies without a token, in 0..100; `repeated_share`:
@@ -174,11 +174,11 @@ def reply_statistics(predictions: Sequence[str]) -> dict[str, float]:
 
 
 def preference_accuracy(reference_logps: Sequence[float], rejected_logps: Sequence[float]) -> float:
-    """Share of pairs whose reference the model finds likelier than the rejected reply, in 0..100; a tie counts half.
+    """Share of pairs in which the reference is likelier than the rejected reply, in 0..100; a tie counts half.
 
     Args:
-        reference_logps: (P,) mean log-probability per token of the reference in its context, in nats.
-        rejected_logps: (P,) the same of the rejected reply in that context.
+        reference_logps: (P,) mean log-probabilities per token of the reference in its context, in nats.
+        rejected_logps: (P,) the same of the rejected reply.
 
     Raises:
         ValueError: no pairs, lists of unequal length, or a value that is NaN or infinite.
@@ -196,7 +196,7 @@ def preferred(reference_logp: float, rejected_logp: float) -> float:
 
 
 def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str, str]:
-    """What the numbers of `overlap` hang on beside the texts: libraries, versions, tokeniser, counts, definitions.
+    """What explains the numbers of `overlap`: libraries, versions, tokeniser, counts, definitions.
 
     Raises:
         ValueError: no examples, or lists of unequal length.
@@ -204,7 +204,7 @@ def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str
     from sacrebleu.metrics.bleu import BLEU
 
     _check_pairs(predictions, references)
-    # sacrebleu counts the references only once it has seen them, hence they are given here.
+    # The signature contains the number of references, which sacrebleu takes from the references.
     bleu_4 = BLEU(lowercase=True, tokenize=TOKENISER, references=[list(references)])
     return {
         "bleu": str(bleu_4.get_signature()),
@@ -223,7 +223,7 @@ def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str
 
 
 class _RougeTokeniser:
-    """`tokens` under the name that rouge-score calls."""
+    """`tokens` with rouge-score's interface."""
 
     def tokenize(self, text: str) -> list[str]:
         return tokens(text)
@@ -231,7 +231,7 @@ class _RougeTokeniser:
 
 @cache
 def _tokeniser() -> Any:
-    """One instance for the process: its own cache of lines hangs on the instance."""
+    """One instance per process, since each instance has its own cache of tokenised lines."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     return Tokenizer13a()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Scores of replies from their texts: overlap, diversity, BERTScore, preference accuracy and custom metrics."""
 
 from __future__ import annotations
 
@@ -6,33 +6,49 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from attune.classifiers.epitome import metrics as epitome_metrics
-from attune.scoring.common.replies import _is_text
+from attune.config.schema import bertscore_encoder
+from attune.runtime.distributed import shared_by_ranks
+from attune.scoring.common.replies import is_text
 from attune.scoring.text import custom, overlap
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from attune.config.schema import Params
 
-def score(
-    replies: pd.DataFrame,
-    bert: Mapping[str, Sequence[float]],
-    levels: Mapping[str, Sequence[int]],
-    references: pd.DataFrame,
-) -> pd.DataFrame:
+
+def bertscores(replies: pd.DataFrame, params: Params) -> dict[str, list[float]]:
+    """`bertscore_p`, `bertscore_r`, `bertscore_f1` of (N,) replies. Several ranks share them; all must call it.
+
+    Raises:
+        ModelError: the encoder cannot be loaded, or has no layer `bertscore.layer`.
+    """
+    from attune.models.encoder import load_encoder
+    from attune.scoring.text.bertscore import bertscore
+
+    model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
+    settings = params.bertscore
+
+    def score_rows(indices: list[int]) -> dict[str, list[float]]:
+        rows = replies.iloc[indices]
+        texts, references = rows["reply"].tolist(), rows["reference"].tolist()
+        return bertscore(texts, references, model, tokenizer, settings.layer, settings.batch_size)
+
+    return shared_by_ranks(len(replies), score_rows)
+
+
+def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """The scores of each example.
 
     Args:
         replies: (N,) rows, as `read` returns them: `id`, `label`, `context`, `reference`, `reply`, `rejected` (null
             where the corpus has no pair), `reference_logp` and `rejected_logp` (mean nats per token, null without a
             rejected reply).
-        bert: of `bertscore`, (N,) each.
-        levels: EPITOME's levels of the replies, 0 to 2, mechanism to (N,).
-        references: the levels of the human replies, as `read_references` returns them, in the order of `replies`.
+        bert: of `bertscores`, (N,) each.
 
     Returns:
         (N,) rows in the order of `replies`: `id`, `label`, and the metrics that an example has, each under the name of
-        its mean in `metrics/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
+        its mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
         that BLEU is made of.
     """
     import pandas as pd
@@ -43,7 +59,6 @@ def score(
         **overlap.rouge_per_example(predictions, humans),
         **overlap.distinct_per_reply(predictions),
         **bert,
-        **epitome_metrics.per_example(levels, references),
         "reply_words": words,
         "empty_share": [100.0 * (count == 0) for count in words],
         "preference_accuracy": _preferences(replies),
@@ -55,14 +70,16 @@ def score(
 
 def _preferences(replies: pd.DataFrame) -> list[float]:
     logps = zip(*(replies[name].tolist() for name in ("rejected", "reference_logp", "rejected_logp")), strict=True)
-    return [overlap.preferred(own, other) if _is_text(text) else float("nan") for text, own, other in logps]
+    return [
+        overlap.preferred(reference, rejected) if is_text(text) else float("nan") for text, reference, rejected in logps
+    ]
 
 
 def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
-    """The metrics of one variant, unrounded; `docs/metrics.md` has a card for each.
+    """The metrics of a variant, unrounded; `docs/metrics.md` defines each.
 
     Args:
-        replies: one row per example, as `read` returns it.
+        replies: (N,) rows, as `read` returns them.
         scores: of `score`.
 
     Returns:
@@ -79,19 +96,18 @@ def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def signature(
-    replies: pd.DataFrame, encoder: Mapping[str, str], layer: int, classifiers: Mapping[str, object]
-) -> dict[str, str]:
-    """What explains the metrics: libraries, tokeniser, counts, the encoder of BERTScore, the classifiers of EPITOME."""
+def signature(replies: pd.DataFrame, params: Params) -> dict[str, str]:
+    """What explains the metrics: libraries, tokeniser, counts, the encoder of BERTScore."""
+    from attune.models.encoder import encoder_signature
+
+    encoder = encoder_signature(bertscore_encoder(params))
     return {
         **overlap.signature(replies["reply"].tolist(), replies["reference"].tolist()),
         "preference_accuracy": "mean log-probability per token of reference > rejected; ties count half",
         "preference_examples": str(int(replies["rejected"].notna().sum())),
         "bertscore": "greedy matching, no IDF weights, no rescaling; 0 for an empty text",
-        "bertscore_layer": str(layer),
+        "bertscore_layer": str(params.bertscore.layer),
         **{f"bertscore_{name}": value for name, value in encoder.items()},
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "diff": "mean squared difference of the EPITOME levels, 0 to 2, of reply and reference",
-        **{f"epitome_{name}": str(classifiers[name]) for name in epitome_metrics.CLASSIFIERS if name in classifiers},
     }

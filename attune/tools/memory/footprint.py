@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attune.cpu.token_log_probs import LOGITS
@@ -66,7 +66,7 @@ def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bo
         config: of the base model.
         params: the run's.
         step: sft or dpo.
-        checkpointing: as `hardware.gradient_checkpointing`.
+        checkpointing: as `training.gradient_checkpointing`.
         micro_batch: dialogues or pairs.
     """
     layers = int(config.get_text_config().num_hidden_layers)
@@ -85,7 +85,7 @@ def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bo
 
 def _checkpointed(params: Params, checkpointing: bool) -> Params:
     hardware = type(params.hardware)(**vars(params.hardware) | {"gradient_checkpointing": checkpointing})
-    return replace(params, hardware=hardware)
+    return params.with_hardware(hardware)
 
 
 def _pair(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> tuple[Kept, Kept]:

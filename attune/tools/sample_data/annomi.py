@@ -1,6 +1,6 @@
 """Make the embedded sample of motivational interviewing from data/sample/annomi_phrases.yaml.
 
-Run `python -m attune.tools.sample_data.annomi` to write data/sample/annomi_sample/AnnoMI-simple.csv in the format of
+Run `python -m attune sample annomi` to write data/sample/annomi_sample/AnnoMI-simple.csv in the format of
 AnnoMI's simple file. Every line of a therapist is written for one behaviour, every line of a client for one talk type,
 so that they can be learnt from the text. Therapists of high quality reflect what they hear and ask open questions,
 those of low quality advise and confront; now and then each does what the other does. The same phrases and seed give the
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from attune.corpora.readers.annomi import SIMPLE
 from attune.tools.sample_data.dialogues import as_listener, load_phrases, sentence_case
-from attune.tools.sample_data.files import run, write_files
+from attune.tools.sample_data.files import write_files
 
 SEED = 20
 TRANSCRIPTS = 60
@@ -142,7 +142,3 @@ def make_file(phrases: Phrases) -> str:
 def write_sample(phrases_path: Path, folder: Path) -> None:
     """Write the file into a folder."""
     write_files({SIMPLE: make_file(load_phrases(phrases_path))}, folder)
-
-
-if __name__ == "__main__":
-    run(__doc__, write_sample, "annomi_phrases.yaml", "annomi_sample")

@@ -1,6 +1,6 @@
 """Make the embedded sample corpus: dialogues in the EmpatheticDialogues file format from data/sample/phrases.yaml.
 
-Run `python -m attune.tools.sample_data.dialogues` to write data/sample/empatheticdialogues/{train,valid,test}.csv. The same
+Run `python -m attune sample dialogues` to write data/sample/empatheticdialogues/{train,valid,test}.csv. The same
 phrases and seed give the same bytes, so that the written files can be tracked and checked.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from attune.tools.sample_data.files import run, write_files
+from attune.tools.sample_data.files import write_files
 
 SEED = 20
 SPLITS = {"train": 40, "valid": 5, "test": 5}  # dialogues per emotion
@@ -164,7 +164,3 @@ def write_sample(phrases_path: Path, out: Path) -> None:
     """Write the three files of the sample corpus under a folder."""
     files = make_files(load_phrases(phrases_path))
     write_files({f"{split}.csv": text for split, text in files.items()}, out / "empatheticdialogues")
-
-
-if __name__ == "__main__":
-    run(__doc__, write_sample, "phrases.yaml", "")

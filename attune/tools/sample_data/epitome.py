@@ -1,6 +1,6 @@
 """Make the embedded sample of EPITOME annotations from data/sample/epitome_phrases.yaml.
 
-Run `python -m attune.tools.sample_data.epitome` to write data/sample/epitome/<mechanism>-reddit.csv, in the columns of the
+Run `python -m attune sample epitome` to write data/sample/epitome/<mechanism>-reddit.csv, in the columns of the
 published annotations. A response is put together from sentences of which each has a mechanism and a level, or none: the
 levels and rationales follow from the text. The same phrases and seed give the same bytes.
 """
@@ -17,7 +17,7 @@ from string import Template
 from typing import Any
 
 from attune.tools.sample_data.dialogues import load_phrases, sentence_case
-from attune.tools.sample_data.files import run, write_files
+from attune.tools.sample_data.files import write_files
 
 SEED = 20
 POSTS = 200
@@ -95,7 +95,3 @@ def write_sample(phrases_path: Path, folder: Path) -> None:
 
 def _filled(sentence: str, fills: Mapping[str, str]) -> str:
     return sentence_case(Template(sentence).substitute(fills))
-
-
-if __name__ == "__main__":
-    run(__doc__, write_sample, "epitome_phrases.yaml", "epitome")

@@ -1,6 +1,6 @@
 """Make the embedded sample of emotional support conversations from data/sample/esconv_phrases.yaml.
 
-Run `python -m attune.tools.sample_data.esconv` to write data/sample/esconv_sample/{train,valid,test}.txt in the format of
+Run `python -m attune sample esconv` to write data/sample/esconv_sample/{train,valid,test}.txt in the format of
 ESConv's three files. Every line of a supporter is written for one strategy, so that the strategy can be learnt from the
 text. The same phrases and seed give the same bytes.
 """
@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from attune.tools.sample_data.dialogues import load_phrases
-from attune.tools.sample_data.files import run, write_files
+from attune.tools.sample_data.files import write_files
 
 SEED = 20
 SPLITS = {"train": 120, "valid": 24, "test": 24}
@@ -107,7 +107,3 @@ def make_files(phrases: Phrases) -> dict[str, str]:
 def write_sample(phrases_path: Path, folder: Path) -> None:
     """Write the three files into a folder."""
     write_files({f"{split}.txt": text for split, text in make_files(load_phrases(phrases_path)).items()}, folder)
-
-
-if __name__ == "__main__":
-    run(__doc__, write_sample, "esconv_phrases.yaml", "esconv_sample")

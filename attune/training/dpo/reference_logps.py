@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.models.loading import autocast, origin, quantization
+from attune.compute.batching import batches_by_tokens
+from attune.compute.process import autocast
+from attune.models.base_record import origin, quantization
 from attune.runtime.distributed import all_gather, broadcast_from_main, is_main_process, rank, world_size
 from attune.runtime.errors import DamagedReference, ModelError
 from attune.runtime.io import sha256_of, write_table
@@ -120,7 +122,7 @@ def complete(
     known = read(earlier, reference) if earlier else {}
     # Passes are made of what the earlier round lacks, not of what is left after a kill: a reply then meets the same
     # others in its pass, and its value is the same to the bit.
-    passes = list(_passes(_missing(pairs, known)))
+    passes = _passes(_missing(pairs, known))
     known |= broadcast_from_main(lambda: _kept(path, reference))
     was_training = model.training
     model.eval()
@@ -177,16 +179,10 @@ def _missing(pairs: Iterable[Pair], known: Mapping[str, float]) -> list[Block]:
     return [Block(context, list(found)) for context, found in replies.items()]
 
 
-def _passes(blocks: Sequence[Block]) -> Iterable[list[Block]]:
+def _passes(blocks: Sequence[Block]) -> list[list[Block]]:
     """Blocks of similar length together, the longest first, up to `TOKENS_A_PASS`."""
-    batch: list[Block] = []
-    for block in sorted(blocks, key=len, reverse=True):
-        if batch and len(batch[0]) * (len(batch) + 1) > TOKENS_A_PASS:
-            yield batch
-            batch = []
-        batch.append(block)
-    if batch:
-        yield batch
+    lengths = [len(block) for block in blocks]
+    return [[blocks[i] for i in batch] for batch in batches_by_tokens(lengths, TOKENS_A_PASS)]
 
 
 def with_reference(pairs: Sequence[Pair], logps: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.data.dialogue import Turn
 from attune.models.chat_template import Completion, encode_completion, fit_context
-from attune.models.quantization import keep_adapter_whole
+from attune.models.quantization import keep_adapter_fp32
 from attune.training.common.trainer import assert_first_loss, common_arguments, stop_after_epoch
 from attune.training.dpo.packed_forward import prepare, unsupported_reason
 from attune.training.dpo.reference_logps import require_reference
@@ -96,7 +96,7 @@ def make_trainer(
         prepare(policy, hardware, dpo.max_length)
     else:
         warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
-    keep_adapter_whole(policy)
+    keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
     return (stock if reason else packed)(
         model=policy,

@@ -1,8 +1,8 @@
-"""How often the replies of a model reflect, ask and adhere to motivational interviewing, beside people's."""
+"""Metrics of behaviours and adherence, of the replies and of the human replies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS
 
@@ -16,16 +16,16 @@ def per_example(predictions: Rows, references: Rows) -> dict[str, list[float]]:
     """The columns of N examples, all times 100.
 
     Args:
-        predictions: of `behaviour.probabilities`, (N, 6), for the replies.
+        predictions: (N, 6), of `classifier.probabilities`, for the replies.
         references: the same for the human replies.
 
     Returns:
-        `behaviour_reflections`, `behaviour_questions`, `behaviour_input`, `behaviour_other`: 100 where it is the
-        likeliest behaviour of the reply, else 0; `behaviour_adherent`, `behaviour_non_adherent`: the share of its
-        sentences; the same of the human replies with `behaviour_reference_` in front.
+        `behaviour_reflections`, `behaviour_questions`, `behaviour_input`, `behaviour_other`: 100 if it is the likeliest
+        behaviour of the reply, else 0; `behaviour_adherent`, `behaviour_non_adherent`: the share of its sentences; the
+        same of the human replies with the prefix `behaviour_reference_`.
 
     Raises:
-        ValueError: there are not as many on both sides.
+        ValueError: the numbers of replies and human replies differ.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} replies, but {len(references)} human replies")
@@ -34,17 +34,17 @@ def per_example(predictions: Rows, references: Rows) -> dict[str, list[float]]:
 
 def _columns(rows: Rows, prefix: str) -> dict[str, list[float]]:
     likeliest = [max(range(len(BEHAVIOURS)), key=row.__getitem__) for row in rows]
-    counted = {
+    shares = {
         f"{prefix}{name}": [100.0 * (BEHAVIOURS[i] == behaviour) for i in likeliest]
         for behaviour, name in SHARES.items()
     }
-    return counted | {
+    return shares | {
         f"{prefix}{label}": [100 * row[i] for row in rows] for i, label in enumerate(LABELS) if label not in BEHAVIOURS
     }
 
 
-def metrics(columns: dict[str, list[float]]) -> dict[str, float]:
-    """The means of the columns of `per_example`, and the ratio of reflections to questions of either side.
+def metrics(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The ratio of reflections to questions of the replies and of the human replies, and the means of the columns.
 
     Raises:
         ValueError: there are no examples.
@@ -62,8 +62,8 @@ def metrics(columns: dict[str, list[float]]) -> dict[str, float]:
 
 
 def reflection_to_question(reflections: float, questions: float) -> float:
-    """Replies that reflect for each one that asks (MITI 4.2, section on summary scores).
+    """Reflections per question (MITI 4.2, section on summary scores), from the numbers of replies of either behaviour.
 
-    Replies without any question have no ratio: they count as if there were one.
+    Without questions the ratio is undefined: the denominator is then 1.
     """
     return reflections / max(questions, 1.0)

@@ -1,0 +1,168 @@
+"""Training and measuring the EPITOME classifiers on annotated pairs (Sharma et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attune.classifiers.common.batching import BATCH_SIZE, pad
+from attune.classifiers.common.fit import fit
+from attune.classifiers.common.quality import accuracy, f1, macro_f1, majority
+from attune.classifiers.epitome.annotations import IGNORED, Encoded
+from attune.classifiers.epitome.levels import states_of, tokens_of
+from attune.classifiers.epitome.model import (
+    LEVELS,
+    Classifiers,
+    encoder_of,
+    frozen_layers,
+    heads,
+    layers_of,
+    run_layers,
+)
+from attune.compute.batching import batches_by_count
+from attune.compute.process import autocast
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from attune.config.schema import Epitome, Hardware
+
+
+def post_states(
+    classifiers: Classifiers, seeker: Any, posts: Sequence[str], hardware: Hardware
+) -> dict[str, torch.Tensor]:
+    """States (S, D) of each distinct post. The seeker encoder is frozen, so that they serve all epochs."""
+    import torch
+
+    distinct = list(dict.fromkeys(posts))
+    with torch.no_grad(), autocast(hardware):
+        states = states_of(seeker.eval(), tokens_of(classifiers, distinct), BATCH_SIZE, len(layers_of(seeker)))
+    return dict(zip(distinct, states, strict=True))
+
+
+def _frozen_states(model: nn.ModuleDict, examples: Sequence[Encoded], hardware: Hardware) -> list[torch.Tensor]:
+    """States (T, D) of the responses after the frozen layers, for all epochs; empty if no layer is frozen."""
+    import torch
+
+    if not (frozen := frozen_layers(model)):
+        return []
+    with torch.no_grad(), autocast(hardware):
+        responder = encoder_of(model, "responder_encoder").eval()
+        return states_of(responder, [example.ids for example in examples], BATCH_SIZE, frozen)
+
+
+def train(
+    model: nn.ModuleDict,
+    examples: Sequence[Encoded],
+    posts: Mapping[str, torch.Tensor],
+    settings: Epitome,
+    hardware: Hardware,
+    seed: str,
+    checkpoint: Path,
+) -> None:
+    """Train responder encoder, attention and heads; leaves `model` in eval mode, with the weights of the last epoch.
+
+    The best epoch on valid is not chosen: valid has some 150 pairs, whose accuracy moves by three points by chance, and
+    by the last epoch the learning rate has decayed to zero.
+
+    Args:
+        model: of `make_classifier`.
+        examples: of the train split.
+        posts: states (S, D) of each seeker post.
+        settings: hyperparameters.
+        hardware: device and precision.
+        seed: of order and dropout, as in `fit`.
+        checkpoint: folder to resume from, as in `fit`.
+    """
+    encoder = {id(p) for p in model["responder_encoder"].parameters()}
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]
+    groups = [[p for p in trained if (id(p) in encoder) is in_encoder] for in_encoder in (True, False)]
+    states = _frozen_states(model, examples, hardware)
+    fit(
+        model,
+        list(zip(groups, (settings.learning_rate, settings.head_learning_rate), strict=True)),
+        [len(example.ids) for example in examples],
+        lambda batch: _loss(model, [examples[i] for i in batch], [states[i] for i in batch if states], posts, settings),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        hardware=hardware,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+
+
+def measure(
+    model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor], hardware: Hardware
+) -> dict[str, float]:
+    """Quality of a classifier on examples, in percent; all 0 without examples.
+
+    Returns:
+        `accuracy` and `macro_f1` of the level, `rationale_f1` over tokens, and of the majority-class baseline
+        `majority_accuracy` and `majority_macro_f1`.
+    """
+    import torch
+
+    levels, rationales = [0] * len(examples), [[0]] * len(examples)
+    states = _frozen_states(model, examples, hardware)
+    with torch.no_grad(), autocast(hardware):
+        for batch in batches_by_count([len(example.ids) for example in examples], BATCH_SIZE):
+            selected = [examples[i] for i in batch]
+            level, rationale, _ = _run(model, selected, [states[i] for i in batch if states], posts, 0.0)
+            predictions = zip(batch, level.argmax(-1).tolist(), rationale.argmax(-1).tolist(), strict=True)
+            for i, predicted_level, predicted_rationale in predictions:
+                levels[i], rationales[i] = predicted_level, predicted_rationale
+    truth = [example.level for example in examples]
+    baseline = majority(truth, LEVELS)
+    tokens = [
+        (predicted, label)
+        for example, row in zip(examples, rationales, strict=True)
+        for predicted, label in zip(row, example.rationale, strict=False)  # `row` has padding
+        if label != IGNORED
+    ]
+    return {
+        "accuracy": accuracy(truth, levels),
+        "macro_f1": macro_f1(truth, levels),
+        "rationale_f1": f1([label for _, label in tokens], [predicted for predicted, _ in tokens], 1),
+        "majority_accuracy": accuracy(truth, baseline),
+        "majority_macro_f1": macro_f1(truth, baseline),
+    }
+
+
+def _run(
+    model: nn.ModuleDict,
+    examples: Sequence[Encoded],
+    frozen_states: Sequence[torch.Tensor],
+    posts: Mapping[str, torch.Tensor],
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of level (B, 3) and rationale (B, T, 2), and the attention mask (B, T)."""
+    import torch
+
+    encoder = encoder_of(model, "responder_encoder")
+    ids, mask = pad([torch.tensor(example.ids, device=encoder.device) for example in examples])
+    seeker, seeker_mask = pad([posts[example.seeker_post] for example in examples])
+    states = pad(frozen_states)[0] if frozen_states else encoder.embeddings(input_ids=ids)
+    states = run_layers(layers_of(encoder)[frozen_layers(model) :], states, mask)
+    return *heads(model, states, seeker, seeker_mask, dropout), mask
+
+
+def _loss(
+    model: nn.ModuleDict,
+    examples: Sequence[Encoded],
+    frozen_states: Sequence[torch.Tensor],
+    posts: Mapping[str, torch.Tensor],
+    settings: Epitome,
+) -> torch.Tensor:
+    """Weighted sum of two cross-entropies: of the level, a mean over examples, and of the rationale, over tokens."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    level, rationale, mask = _run(model, examples, frozen_states, posts, settings.dropout)
+    labels, _ = pad([torch.tensor(example.rationale, device=level.device) for example in examples])
+    labels = labels.masked_fill(~mask, IGNORED)
+    levels = torch.tensor([example.level for example in examples], device=level.device)
+    level_loss = cross_entropy(level.float(), levels)
+    rationale_loss = cross_entropy(rationale.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    return settings.lambda_level * level_loss + settings.lambda_rationale * rationale_loss

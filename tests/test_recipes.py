@@ -18,6 +18,8 @@ from attune.config.params import compose
 from attune.data.dialogue import read_dialogues
 from attune.tools.pipeline import stages_in_order
 
+pytestmark = pytest.mark.slow
+
 MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.max_length=128", "lora.r=4", "sft.max_length=256", "sft.batch_size=16",

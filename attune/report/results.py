@@ -119,10 +119,11 @@ def read_quality(params: Params) -> Metrics:
         UserError: as `read_metrics`.
     """
     quality: Metrics = {}
-    for key in params.classifiers:
-        # The measures of the others already have a prefix.
-        prefix = "dbt_" if key == "dbt" else ""
-        quality |= {f"{prefix}{name}": value for name, value in read_metrics(quality_file(key)).items()}
+    for classifier in params.classifiers:
+        # Only `dbt` writes its measures without a prefix.
+        prefix = "dbt_" if classifier == "dbt" else ""
+        values = read_metrics(quality_file(classifier))
+        quality |= {f"{prefix}{name}": value for name, value in values.items()}
     return quality
 
 

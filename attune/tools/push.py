@@ -16,8 +16,7 @@ from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.report.card_facts import CARDS, hashes, published
-from attune.report.card_page import OWN
+from attune.report.card_facts import CARDS, METADATA, hashes, published
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 
@@ -35,7 +34,7 @@ def checked_card(variant: str, model: Path, public: bool) -> Path:
     again = f"run `dvc repro card@{variant}`"
     if not path.is_file():
         raise UserError(f"{path} is missing, and no model is published without its card: {again}")
-    own: dict[str, Any] = ModelCard.load(path).data.get(OWN) or {}
+    own: dict[str, Any] = ModelCard.load(path).data.get(METADATA) or {}
     if own.get("variant") != variant:
         raise UserError(f"{path} is the card of {own.get('variant')!r}, not of {variant!r}: {again}")
     if own["files"] != (there := hashes(model)):

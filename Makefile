@@ -5,10 +5,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro diff test lint bench study verify audit clean params lock
+.PHONY: help setup repro diff test test-all lint bench study verify audit clean params lock
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(INSTALLED) ## Make .venv and install the locked requirements
 
@@ -27,7 +27,10 @@ repro: setup ## Run the stages that have changed, then show the metrics of each 
 diff: setup ## Show which metrics changed since REV (make diff REV=main; default HEAD), except within noise
 	@python -m attune compare $(REV)
 
-test: setup ## Run the tests
+test: setup ## Run all tests but the slow ones: what a change needs before a commit
+	python -m pytest -m "not slow"
+
+test-all: setup ## Run all tests, as CI does
 	python -m pytest
 
 lint: setup ## Check style, imports and types

@@ -26,6 +26,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # The longest files first: a file that starts last would keep one process busy while the other is idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if not config.getoption("--record"):
         for item in items:
             if item.get_closest_marker("campaign"):

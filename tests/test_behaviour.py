@@ -1,127 +1,113 @@
-"""What a counsellor does in a reply: labelled sentences, the two classifiers, and the metrics made of them."""
+"""Behaviours of a counsellor: labelled sentences, the two classifiers, and the metrics."""
 
 import csv
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import numpy as np
+import pandas as pd
 import pytest
 
+from attune.classifiers import behaviour
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
+from attune.classifiers.behaviour.learn import label_sentences
 from attune.classifiers.behaviour.scores import metrics, per_example, reflection_to_question
-from attune.config.params import check, load
 from attune.corpora.readers.miti_sentences import FILE, read, split_of
-from attune.data.dialogue import Dialogue, Turn, examples, read_dialogues, write_dialogues
-from attune.generation.answer import write_replies
+from attune.data.dialogue import Dialogue, Turn, examples, write_dialogues
 from attune.labels.miti import read_adherence
-from attune.runtime.errors import DataError, ModelError, ParamsError
-from attune.scoring.intervals.bootstrap import intervals as bootstrap
-from stages import behaviour, intervals, label_references, label_scores
-from stages.download import needed
+from attune.runtime.errors import DataError, ModelError
+from attune.scoring.intervals.bootstrap import columns as numeric
+from attune.scoring.intervals.bootstrap import intervals
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = load(ROOT / "params.yaml")
-CPU = replace(BASE.hardware, threads=1, dtype="fp32")
+BASE = factory.params()
+CPU = BASE.hardware
 TABLE = read_adherence(ROOT / "data/miti_adherence.csv")
-SAID = {
+TEMPLATES = {
     "question": "What about {}?",
     "reflection": "You feel that {} matters.",
     "therapist_input": "Try {} each day.",
     "other": "Mm-hmm, {}.",
 }
-THINGS = ("walking", "sleep", "the patch", "your sister", "the group", "work", "music", "home")
-
-
-def params(**more):
-    chosen = {
-        "classifiers": {"behaviour": "models/behaviour"},
-        "variants": dict.fromkeys(("base", "sft"), "models/behaviour"),
-    }
-    short = {"epochs": 2, "batch_size": 8, "max_length": 16, "learning_rate": 4e-4}
-    return replace(
-        BASE,
-        hardware=CPU,
-        corpus=replace(BASE.corpus, name="annomi", targets="every", max_context_turns=1),
-        evaluate=replace(BASE.evaluate, resamples=100),
-        behaviour=replace(BASE.behaviour, **chosen, **short),
-        miti=replace(BASE.miti, **(short | {"max_length": 24, "epochs": 3} | more)),
-    )
+TOPICS = ("walking", "sleep", "the patch", "your sister", "the group", "work", "music", "home")
 
 
 def dialogue(split, i):
     turns = []
-    for k, (act, text) in enumerate(SAID.items()):
-        turns += [Turn("user", "I do not know.", "neutral"), Turn("assistant", text.format(THINGS[(i + k) % 8]), act)]
+    for k, (act, text) in enumerate(TEMPLATES.items()):
+        turns += [Turn("user", "I do not know.", "neutral"), Turn("assistant", text.format(TOPICS[(i + k) % 8]), act)]
     return Dialogue(f"{split}/{i}", "annomi", split, "smoking", tuple(turns), "high")
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which both classifiers learnt little corpora and scored two variants."""
+    """A folder with both classifiers trained on small corpora, their metrics, and the scores of two variants."""
     folder = tmp_path_factory.mktemp("behaviour")
+    short = {"batch_size": 8, "learning_rate": 4e-4}
+    settings = replace(
+        BASE.behaviour,
+        **short,
+        epochs=2,
+        max_length=16,
+        table=str(ROOT / "data/miti_adherence.csv"),
+        sentences=str(ROOT / "data/sample/miti_sentences"),
+        miti=replace(BASE.behaviour.miti, **short, epochs=3, max_length=24),
+    )
+    params = factory.params(behaviour=settings, corpus=factory.corpus(name="annomi", reader="annomi"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("stages", "data/miti_adherence.csv", "data/sample"):
-            Path(name).parent.mkdir(exist_ok=True)
-            Path(name).symlink_to(ROOT / name)
         for split, count in (("train", 20), ("valid", 2), ("test", 6)):
             write_dialogues([dialogue(split, i) for i in range(count)], Path(f"data/dialogues/{split}.parquet"))
-        behaviour.main("behaviour", params())
-        label_references.main("behaviour", Path("models/behaviour"), params())
-        some = [e for d in read_dialogues(Path("data/dialogues/test.parquet")) for e in examples(d, "every", 1)]
-        for variant, reply in (("base", lambda one: "What about sleep?"), ("sft", lambda one: one.target)):
-            rows = [
-                {"id": e.id, "label": e.label, "context": [vars(t) for t in e.context], "reply": reply(e)} for e in some
-            ]
-            write_replies(rows, Path(f"data/replies/{variant}.parquet"))
-            label_scores.main(variant, params(), "behaviour")
-        for variant in ("base", "sft"):
-            intervals.main(variant, params(), "behaviour")
-    return folder
+        quality = behaviour.train(params, folder / "checkpoints", folder / "models/behaviour")
+    test = [example for i in range(6) for example in examples(dialogue("test", i), "every", 1)]
+    references = pd.DataFrame(behaviour.label_references(folder / "models/behaviour", test, CPU))
+    columns = {}
+    for variant, reply in (("people", lambda example: example.target), ("questions", lambda _: "What about sleep?")):
+        rows = [{"context": [vars(turn) for turn in e.context], "reply": reply(e)} for e in test]
+        columns[variant] = behaviour.score(folder / "models/behaviour", pd.DataFrame(rows), references, CPU)
+    return folder / "models/behaviour", quality, columns
 
 
 def test_both_classifiers_learn(trained):
-    found = read_json(trained / "metrics/scorers/behaviour.json")
+    folder, found, _ = trained
     assert found["behaviour_accuracy"] > found["behaviour_majority_accuracy"] + 30
     assert found["miti_macro_f1"] > found["miti_majority_macro_f1"] + 15
     names = {"calibration_error", "majority_macro_f1", "valid_accuracy", "valid_macro_f1"}
     expected = {f"behaviour_{name}" for name in (*names, *(f"f1_{label}" for label in BEHAVIOURS))}
     expected |= {f"miti_{name}" for name in (*names, "f1_adherent", "f1_non_adherent", "f1_neither")}
     assert expected < found.keys()
-    settings = read_json(trained / "models/behaviour/miti/classifier.json")
-    assert (settings["classifier"], settings["context_turns"]) == ("trained on sample", 0)
+    named = behaviour.signature(folder)
+    assert (named["behaviour_classifier"], named["behaviour_context_turns"]) == ("trained on annomi", "1")
+    assert named["miti_context_turns"] == "0" and named["miti_adherence"].endswith("data/miti_adherence.csv")
 
 
-def test_a_question_to_everything_has_no_reflection(trained):
-    people, asking = (read_json(trained / f"metrics/behaviour/{variant}.json") for variant in ("sft", "base"))
-    assert asking["behaviour_questions"] == 100 and asking["behaviour_reflection_to_question"] == 0
+def test_constant_questions_have_no_reflections(trained):
+    _, _, columns = trained
+    people, questions = (behaviour.metrics(columns[variant]) for variant in ("people", "questions"))
+    assert questions["behaviour_questions"] == 100 and questions["behaviour_reflection_to_question"] == 0
     for name in ("reflections", "questions", "reflection_to_question", "adherent", "non_adherent"):
         human = people[f"behaviour_reference_{name}"]
-        assert people[f"behaviour_{name}"] == human == asking[f"behaviour_reference_{name}"]
-    bounds = read_json(trained / "metrics/intervals/behaviour/sft.json")
+        assert people[f"behaviour_{name}"] == human == questions[f"behaviour_reference_{name}"]
+    scores, reference = (numeric(pd.DataFrame(columns[variant])) for variant in ("people", "questions"))
+    bounds = intervals(scores, reference, 100, 13)
     ratio = people["behaviour_reflection_to_question"]
     assert bounds["behaviour_reflection_to_question.low"] <= ratio <= bounds["behaviour_reflection_to_question.high"]
-    assert bounds["behaviour_reflection_to_question.diff"] == pytest.approx(ratio, abs=1e-3)
+    assert bounds["behaviour_reflection_to_question.diff"] == pytest.approx(ratio)
     assert not [name for name in bounds if "reference" in name]
-    named = read_json(trained / "metrics/behaviour/sft.signature.json")
-    assert (named["behaviour_classifier"], named["miti_classifier"]) == ("trained on annomi", "trained on sample")
 
 
-def test_a_reply_without_words_does_nothing(trained):
-    (row, spoken) = probabilities(trained / "models/behaviour", [(), ()], [" ...", "You are brave. Stop it!"], CPU)
-    assert row == [0, 0, 0, 1, 0, 0] and len(spoken) == len(LABELS)
-    assert sum(spoken[:4]) == pytest.approx(1) and set(spoken[4:]) <= {0, 0.5, 1}
-    with pytest.raises(ModelError, match=r"classifier\.json is missing: run `dvc repro behaviour@behaviour`"):
-        probabilities(trained / "models", [()], ["Hello."], CPU)
+def test_replies_without_words(trained):
+    folder, *_ = trained
+    empty, two_sentences = probabilities(folder, [(), ()], [" ...", "You are brave. Stop it!"], CPU)
+    assert empty == [0, 0, 0, 1, 0, 0] and len(two_sentences) == len(LABELS)
+    assert sum(two_sentences[:4]) == pytest.approx(1) and set(two_sentences[4:]) <= {0, 0.5, 1}
+    with pytest.raises(ModelError, match=r"classifier\.json is missing: run `dvc repro classifier@behaviour`"):
+        probabilities(folder.parent, [()], ["Hello."], CPU)
 
 
-def test_sentences_of_a_text():
+def test_sentence_splitting():
     text = 'Well... I see!  "Do you?" No\nYes. 3.5 mg\n\n-- '
     assert sentences(text) == ["Well...", "I see!", '"Do you?" No', "Yes.", "3.5 mg"]
     assert sentences(" .\n") == []
@@ -145,15 +131,15 @@ def test_metrics_by_hand():
         per_example([ask], [ask, ask])
 
 
-def test_the_interval_of_the_ratio_is_that_of_sums():
+def test_interval_of_the_ratio():
     reflect, ask = [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]
     columns = per_example([reflect, ask], [ask, ask])
-    drawn = bootstrap({name: np.array(column) for name, column in columns.items()}, None, 500, 13)
+    bounds = intervals({name: np.array(column) for name, column in columns.items()}, None, 500, 13)
     name = "behaviour_reflection_to_question"
-    # Draws hold both (1 : 1), the question twice (0 : 2) or the reflection twice (2 : 0, which counts as 2 : 1).
-    assert (drawn[f"{name}.low"], drawn[f"{name}.high"]) == (0, 2)
+    # Resamples hold both (1 : 1), the question twice (0 : 2) or the reflection twice (2 : 0, which counts as 2 : 1).
+    assert (bounds[f"{name}.low"], bounds[f"{name}.high"]) == (0, 2)
     many = per_example([reflect] * 400 + [ask] * 200, [ask] * 600)
-    wide = bootstrap({name: np.array(column) for name, column in many.items()}, None, 2000, 13)
+    wide = intervals({name: np.array(column) for name, column in many.items()}, None, 2000, 13)
     # The delta method: sd of R / Q is about (R / Q) sqrt(1 / R + 1 / Q).
     half = 1.96 * 2 * np.sqrt(1 / 400 + 1 / 200)
     assert (wide[f"{name}.high"] - wide[f"{name}.low"]) / 2 == pytest.approx(half, rel=0.1)
@@ -172,25 +158,25 @@ def write(folder, *lines):
         (["Text,Ground truth", "Hello., "], r"csv:2: 'Hello\.' has no label"),
     ],
 )
-def test_sentences_that_do_not_fit(tmp_path, lines, message):
+def test_invalid_sentences(tmp_path, lines, message):
     with pytest.raises(DataError, match=message):
         read(write(tmp_path, *lines))
 
 
-def test_a_file_of_sentences_that_is_missing(tmp_path):
+def test_missing_sentences(tmp_path):
     with pytest.raises(DataError, match=r"csv is missing: behaviour\.sentences names its folder"):
         read(tmp_path)
 
 
-def test_a_label_that_the_table_lacks_is_named(tmp_path):
+def test_unknown_labels(tmp_path):
     folder = write(tmp_path, "Text,Ground truth", "One.,Hug", "Two.,Hug", "Three.,Warn")
     with pytest.raises(DataError, match=r"^behaviour\.table has no row for 1 acts of the corpus: 'Hug' \(2\)"):
-        behaviour.label_sentences(folder, TABLE, [])
+        label_sentences(folder, TABLE, [])
     with pytest.raises(DataError, match="fewer than two labels"):
-        behaviour.label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])
+        label_sentences(write(tmp_path, "Text,Ground truth", "Three.,Warn"), TABLE, [])
 
 
-def test_the_split_of_a_sentence_hangs_on_its_words_alone():
+def test_split_depends_on_words():
     counts = Counter(split_of(f"Sentence {i}.") for i in range(3000))
     assert counts["train"] == pytest.approx(2100, abs=130) and counts["test"] == pytest.approx(600, abs=110)
     assert {split_of(text) for text in ("You did well!", "you did well", " You  did WELL. ")} == {
@@ -198,7 +184,7 @@ def test_the_split_of_a_sentence_hangs_on_its_words_alone():
     }
 
 
-def test_the_embedded_sentences_have_every_label():
+def test_sample_sentences():
     found = read(ROOT / "data/sample/miti_sentences")
     counts = Counter(one.act for one in found)
     assert counts.keys() == {act for act in TABLE if act[0].isupper()}
@@ -208,33 +194,9 @@ def test_the_embedded_sentences_have_every_label():
 
 
 @pytest.mark.corpora
-def test_the_published_sentences(corpora_dir):
-    labelled, _ = behaviour.label_sentences(corpora_dir / "mi", TABLE, [])
+def test_published_sentences(corpora_dir):
+    labelled, _ = label_sentences(corpora_dir / "mi", TABLE, [])
     assert {split: len(rows) for split, rows in labelled.items()} == {"train": 1193, "valid": 162, "test": 322}
     texts = {split: {one.reply.lower() for one in rows} for split, rows in labelled.items()}
     assert not texts["train"] & (texts["valid"] | texts["test"])
     assert Counter(one.label for one in labelled["test"]) == {0: 86, 1: 64, 2: 172}
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ({"variants": {"other": "models/behaviour"}}, "behaviour.variants names other, none of variants"),
-        ({"variants": {"base": "models/behaviour"}, "classifiers": {}}, "but behaviour.classifiers is empty"),
-        ({"variants": {"sft": "models/behaviour"}}, "evaluate.reference = 'base' is none of behaviour.variants: sft"),
-        ({"variants": {"base": "models/dbt"}}, "behaviour.variants.base = 'models/dbt'"),
-        ({"context_turns": 0}, "behaviour.context_turns = 0"),
-    ],
-)
-def test_params_that_do_not_fit(section, message):
-    from ruamel.yaml import YAML
-
-    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["behaviour"] |= {"classifiers": {"behaviour": "models/behaviour"}} | section
-    with pytest.raises(ParamsError, match=message.replace(".", r"\.")):
-        check(values, "conf")
-
-
-def test_download_takes_what_the_classifiers_learn_from():
-    assert "mi" in needed(params(corpus="mi")) and "mi" not in needed(replace(BASE, miti=params(corpus="mi").miti))
-    assert "sample" not in needed(params())

@@ -13,6 +13,7 @@ import factory
 import pytest
 import torch
 
+from attune.classifiers import epitome
 from attune.classifiers.common.batching import mixed_batches, pad
 from attune.classifiers.common.quality import accuracy, f1, macro_f1
 from attune.classifiers.epitome.annotations import (
@@ -26,6 +27,7 @@ from attune.classifiers.epitome.annotations import (
 )
 from attune.classifiers.epitome.files import PUBLISHED, load_published, save
 from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.learn import describe, make_models, train_and_measure
 from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, tokens_of
 from attune.classifiers.epitome.model import (
     MECHANISMS,
@@ -41,8 +43,6 @@ from attune.config.params import load
 from attune.data.dialogue import Example, Turn
 from attune.models.encoder import load_encoder
 from attune.runtime.errors import ModelError
-from stages import epitome as stage
-from stages import references
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
@@ -106,7 +106,7 @@ def same(one, other):
 # Architecture
 
 
-def test_parameters_are_named_as_in_the_published_layout():
+def test_parameter_names_of_the_published_layout():
     encoder = roberta(50)
     names = set(make_classifier(encoder, copy.deepcopy(encoder)).state_dict())
     below = {f"{side}_encoder.roberta.{name}" for side in ("seeker", "responder") for name in encoder.state_dict()}
@@ -116,12 +116,12 @@ def test_parameters_are_named_as_in_the_published_layout():
     assert names == below | own
 
 
-def test_a_layer_is_left_to_train(encoder):
+def test_freezing_all_layers_is_refused(encoder):
     with pytest.raises(ModelError, match=r"epitome\.frozen_layers = 2 leaves nothing to train: the encoder has 2"):
         make_classifier(encoder, copy.deepcopy(encoder), 2)
 
 
-def test_heads_compute_the_formula(classifiers):
+def test_heads_by_hand(classifiers):
     """Against the formula of the docstring, one token and one example at a time, in plain Python sums."""
     model = classifiers.models["explorations"]
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_heads_compute_the_formula(classifiers):
         torch.testing.assert_close(by_hand, level[b], atol=1e-5, rtol=1e-4)
 
 
-def test_attention_never_reaches_padding(classifiers):
+def test_padding_is_masked(classifiers):
     model = classifiers.models["interpretations"]
     states, seeker = torch.randn(1, 4, 32), torch.randn(1, 6, 32)
     mask = torch.tensor([[True] * 4 + [False] * 2])
@@ -152,7 +152,7 @@ def test_attention_never_reaches_padding(classifiers):
             torch.testing.assert_close(one, other)
 
 
-def test_the_seeker_post_counts(classifiers):
+def test_levels_depend_on_the_seeker_post(classifiers):
     logits = level_logits(classifiers, POSTS[:2], ["I'm sorry."] * 2, HARDWARE)["interpretations"]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
@@ -160,12 +160,12 @@ def test_the_seeker_post_counts(classifiers):
 # Texts
 
 
-def test_lower_case_keeps_the_length():
+def test_lower_case_keeps_offsets():
     assert lowered("İstanbul AND Straße É 😀") == "İstanbul and straße é 😀"
     assert lowered("SORRY") == "sorry"
 
 
-def test_texts_reach_a_cased_tokenizer_in_lower_case(tiny_tokenizer):
+def test_tokens_are_lower_case(tiny_tokenizer):
     ids = tokens_of(Classifiers({}, tiny_tokenizer, 5), ["I AM so sorry for you, my friend"])
     assert ids == [tiny_tokenizer("i am so sorry for you, my friend")["input_ids"][:5]]
 
@@ -179,7 +179,7 @@ def test_seeker_post_is_the_last_user_turn():
 # Annotations
 
 
-def test_a_post_is_in_one_part_whatever_stands_around_it():
+def test_split_depends_on_the_words_of_a_post():
     assert all(split_of(f"I lost job {i}!") == split_of(f"  i lost JOB  {i} ") for i in range(50))
     parts = Counter(split_of(f"post number {i}") for i in range(4000))
     for part, share in (("train", 0.75), ("valid", 0.05), ("test", 0.2)):
@@ -187,7 +187,7 @@ def test_a_post_is_in_one_part_whatever_stands_around_it():
 
 
 @pytest.mark.corpora
-def test_real_annotations_are_split_by_post(corpora_dir):
+def test_published_annotations(corpora_dir):
     if not (corpora_dir / "epitome").is_dir():
         pytest.skip(f"no epitome in {corpora_dir}")
     lost = 0
@@ -220,11 +220,11 @@ def spans(response, *rationales):
         ("why? (why?)", ["(why?)"], ["(why?)"]),
     ],
 )
-def test_a_rationale_is_found_where_it_stands(response, rationales, expected):
+def test_rationale_spans(response, rationales, expected):
     assert spans(response, *rationales) == expected
 
 
-def test_a_repeated_rationale_takes_the_next_place():
+def test_repeated_rationales():
     twice = Annotation("", "sorry, so sorry", 1, ("sorry", "sorry"))
     assert rationale_spans(twice) == [(0, 5), (10, 15)]
     assert rationale_spans(replace(twice, rationales=("sorry",))) == [(0, 5)]
@@ -239,7 +239,7 @@ def marked(classifiers, response, *rationales):
     return [token for token, label in zip(tokens, one.rationale, strict=True) if label == 1], one.rationale
 
 
-def test_tokens_of_a_rationale_are_marked(classifiers):
+def test_rationale_labels(classifiers):
     tokens, labels = marked(classifiers, "Well. I feel HEARTBROKEN 😢 for you", "heartbroken 😢")
     assert "".join(token.removeprefix("##") for token in tokens).startswith("heartbroken")
     assert labels[0] == labels[-1] == IGNORED and 0 in labels
@@ -248,7 +248,7 @@ def test_tokens_of_a_rationale_are_marked(classifiers):
     assert marked(classifiers, "")[1] == [IGNORED, IGNORED]
 
 
-def test_a_rationale_beyond_the_cut_marks_what_is_left(classifiers):
+def test_truncated_rationale(classifiers):
     long = "word " * 60 + "i am so very sorry for you"
     tokens, labels = marked(classifiers, long, "i am so very sorry for you")
     assert len(labels) == 64
@@ -265,7 +265,7 @@ def test_a_rationale_beyond_the_cut_marks_what_is_left(classifiers):
         (None, r"a\.csv is missing: run `dvc repro download`"),
     ],
 )
-def test_a_broken_file_of_annotations_is_named(tmp_path, text, message):
+def test_invalid_annotations(tmp_path, text, message):
     if text is not None:
         (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=message):
@@ -283,7 +283,7 @@ def prepared(classifiers, mechanism, limit=None):
     return parts, posts
 
 
-def test_batches_are_mixed_and_hold_every_pair_once():
+def test_mixed_batches():
     lengths = [i % 50 for i in range(300)]
     one, other = (mixed_batches(lengths, 8, random.Random(seed)) for seed in (1, 2))
     assert sorted(i for batch in one for i in batch) == list(range(300))
@@ -292,7 +292,7 @@ def test_batches_are_mixed_and_hold_every_pair_once():
     assert sum(spread) / len(spread) < 15  # of 49, if they were not sorted
 
 
-def test_the_loss_is_the_mean_over_levels_and_over_tokens(classifiers):
+def test_loss_is_a_mean_over_levels_and_over_tokens(classifiers):
     """Of a padded batch as of its examples: a level counts once, a token once, padding and special tokens never."""
     parts, posts = prepared(classifiers, "explorations", 60)
     pair = sorted(parts["train"], key=lambda one: len(one.ids))[:: len(parts["train"]) - 1]
@@ -312,7 +312,7 @@ def test_the_loss_is_the_mean_over_levels_and_over_tokens(classifiers):
     assert loss(pair, 2.0, 3.0) == pytest.approx(2 * sum(alone[0]) / 2 + 3 * by_token, rel=1e-5)
 
 
-def test_the_learning_rates_fall_to_zero_in_a_line(classifiers, tmp_path):
+def test_linear_decay(classifiers, tmp_path):
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     rates = []
@@ -327,7 +327,7 @@ def test_the_learning_rates_fall_to_zero_in_a_line(classifiers, tmp_path):
     assert rates == [pytest.approx([1e-3 * (1 - i / steps), 1e-2 * (1 - i / steps)]) for i in range(steps)]
 
 
-def test_it_learns_the_sample(minilm, tmp_path):
+def test_learns_the_sample(minilm, tmp_path):
     encoder, tokenizer = minilm
     torch.manual_seed(1)
     model = make_classifier(encoder, copy.deepcopy(encoder), 3)
@@ -350,7 +350,7 @@ def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c", hardware=HARD
     return digest(model)
 
 
-def test_all_but_the_seeker_encoder_is_trained(either, tmp_path):
+def test_frozen_and_trained_parameters(either, tmp_path):
     before, after = digest(either.models["explorations"]), trained(either, tmp_path)
     unchanged = {name for name in before if before[name].equal(after[name])}
     kind = "responder_encoder.roberta."
@@ -364,7 +364,7 @@ def test_all_but_the_seeker_encoder_is_trained(either, tmp_path):
     assert {name for name, parameter in still if not parameter.requires_grad} == kept
 
 
-def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
+def test_seed_determines_the_weights(classifiers, tmp_path):
     one, again, other = (
         trained(classifiers, tmp_path, seed, name=f"{i}") for i, seed in enumerate(("1:e", "1:e", "2:e"))
     )
@@ -372,7 +372,7 @@ def test_same_seed_gives_the_same_weights(classifiers, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(step, either, tmp_path, monkeypatch, capsys):
+def test_resumed_training_equals_uninterrupted_training(step, either, tmp_path, monkeypatch, capsys):
     """In the middle of an epoch of four steps, too, with dropout."""
     from attune.classifiers.common import fit
 
@@ -395,7 +395,7 @@ def test_metrics_by_hand():
     assert accuracy([], []) == macro_f1([], []) == f1([1], [0], 2) == 0
 
 
-def test_the_measure_of_a_constant_answer_is_the_baseline(classifiers):
+def test_constant_prediction_equals_the_baseline(classifiers):
     model = classifiers.models["explorations"]
     parts, posts = prepared(classifiers, "explorations", 60)
     common = Counter(one.level for one in parts["test"]).most_common(1)[0][0]
@@ -416,7 +416,7 @@ def test_the_measure_of_a_constant_answer_is_the_baseline(classifiers):
 # Scoring
 
 
-def test_a_batch_gives_what_one_at_a_time_gives(either):
+def test_batches_equal_single_inputs(either):
     together = level_logits(either, POSTS, REPLIES, HARDWARE)
     for mechanism, logits in together.items():
         alone = [
@@ -429,7 +429,7 @@ def test_a_batch_gives_what_one_at_a_time_gives(either):
         torch.testing.assert_close(logits, by_two, atol=1e-5, rtol=0)
 
 
-def test_scoring_runs_the_same_computation_as_training(either):
+def test_scoring_equals_the_training_forward_pass(either):
     """`heads` over all tokens and padded batches, as in training, against the short way over the first token."""
     logits = level_logits(either, POSTS, REPLIES, HARDWARE)
     for mechanism, model in either.models.items():
@@ -442,7 +442,7 @@ def test_scoring_runs_the_same_computation_as_training(either):
         torch.testing.assert_close(logits[mechanism], whole.detach(), atol=1e-5, rtol=0)
 
 
-def test_each_distinct_text_is_encoded_once(either):
+def test_distinct_texts_are_encoded_once(either):
     seen = Counter()
     model = either.models["explorations"]
     shared, own = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
@@ -455,13 +455,13 @@ def test_each_distinct_text_is_encoded_once(either):
     assert seen == (both if frozen_layers(model) else {"common": posts, "own": replies})
 
 
-def test_as_many_posts_as_replies(classifiers):
+def test_different_numbers_of_posts_and_replies(classifiers):
     with pytest.raises(ValueError, match="zip"):
         level_logits(classifiers, POSTS, REPLIES[:-1], HARDWARE)
     assert [len(one) for one in level_logits(classifiers, [], [], HARDWARE).values()] == [0, 0, 0]
 
 
-def test_levels_of_saved_classifiers_are_those_of_the_live_ones(either, tmp_path):
+def test_save_and_load(either, tmp_path):
     save(either, {"note": "a"}, tmp_path / "epitome")
     levels = score(tmp_path / "epitome", POSTS, REPLIES, HARDWARE)
     live = level_logits(either, POSTS, REPLIES, HARDWARE)
@@ -477,8 +477,8 @@ def test_levels_of_saved_classifiers_are_those_of_the_live_ones(either, tmp_path
     }
 
 
-def test_a_folder_that_is_not_the_stages_is_named(classifiers, tmp_path):
-    with pytest.raises(ModelError, match=r"epitome\.json is missing: run `dvc repro epitome`"):
+def test_invalid_folder(classifiers, tmp_path):
+    with pytest.raises(ModelError, match=r"epitome\.json is missing: run `dvc repro classifier@epitome`"):
         load_classifiers(tmp_path, HARDWARE)
     save(classifiers, {}, tmp_path / "epitome")
     shutil.copy(tmp_path / "epitome/seeker_encoder.safetensors", tmp_path / "epitome/explorations.safetensors")
@@ -500,7 +500,7 @@ def published(tmp_path, classifiers):
     return tmp_path
 
 
-def test_published_checkpoints_score_as_the_models_that_they_hold(published, encoder, classifiers):
+def test_published_checkpoints(published, encoder, classifiers):
     found = Classifiers(load_published(published, encoder), classifiers.tokenizer, 64)
     expected = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
     for mechanism, logits in level_logits(found, POSTS, REPLIES, HARDWARE).items():
@@ -508,7 +508,7 @@ def test_published_checkpoints_score_as_the_models_that_they_hold(published, enc
     assert len({id(encoder_of(model, "seeker_encoder")) for model in found.models.values()}) == 1
 
 
-def test_published_checkpoints_with_seeker_encoders_of_their_own(published, encoder, classifiers):
+def test_published_checkpoints_with_separate_seeker_encoders(published, encoder, classifiers):
     state = torch.load(published / "finetuned_IP.pth", weights_only=True)
     torch.manual_seed(9)
     state |= {f"seeker_encoder.roberta.{name}": value for name, value in roberta().state_dict().items()}
@@ -535,7 +535,7 @@ def test_published_checkpoints_with_seeker_encoders_of_their_own(published, enco
         ),
     ],
 )
-def test_a_checkpoint_of_another_layout_is_refused(published, encoder, change, message):
+def test_published_checkpoint_of_another_layout(published, encoder, change, message):
     state = torch.load(published / "finetuned_EX.pth", weights_only=True)
     change(state)
     torch.save(state, published / "finetuned_EX.pth")
@@ -543,7 +543,7 @@ def test_a_checkpoint_of_another_layout_is_refused(published, encoder, change, m
         load_published(published, encoder)
 
 
-def test_a_checkpoint_that_is_no_state_dict_is_refused_and_runs_nothing(published, encoder, tmp_path):
+def test_published_checkpoint_that_is_no_state_dict(published, encoder, tmp_path):
     torch.save([Path("x"), replace(SETTINGS)], published / "finetuned_ER.pth")
     with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no file of tensors alone"):
         load_published(published, encoder)
@@ -555,18 +555,18 @@ def test_a_checkpoint_that_is_no_state_dict_is_refused_and_runs_nothing(publishe
         load_published(published, encoder)
 
 
-# The stages
+# Training and references
 
 
-def test_the_stage_measures_every_mechanism_and_the_same_seed_writes_the_same_bytes(encoder, minilm, tmp_path):
+def test_equal_seeds_write_equal_files_and_metrics(encoder, minilm, tmp_path):
     annotations = {m: read_annotations(SAMPLE / file)[:60] for m, file in FILES.items()}
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         begin = copy.deepcopy(encoder)
-        classifiers = Classifiers(stage.make_models(begin, SETTINGS, 5), minilm[1], 64)
-        metrics = stage.learn(classifiers, annotations, SETTINGS, HARDWARE, 5, tmp_path / name)
-        save(classifiers, stage.counts(annotations), tmp_path / name / "out")
+        classifiers = Classifiers(make_models(begin, SETTINGS, 5), minilm[1], 64)
+        metrics = train_and_measure(classifiers, annotations, SETTINGS, HARDWARE, 5, tmp_path / name)
+        save(classifiers, describe(annotations), tmp_path / name / "out")
         files = sorted((tmp_path / name / "out").iterdir())
         written.append((metrics, {path.name: path.read_bytes() for path in files}))
     assert written[0] == written[1]
@@ -577,25 +577,25 @@ def test_the_stage_measures_every_mechanism_and_the_same_seed_writes_the_same_by
     assert sum(int(settings[f"{part}_pairs"]) for part in ("train", "valid", "test")) == 60
 
 
-def test_the_stage_takes_published_checkpoints_without_training(published, encoder, minilm, tmp_path):
+def test_published_checkpoints_are_not_trained(published, encoder, minilm, tmp_path):
     settings = replace(SETTINGS, checkpoints=str(published))
     annotations = {m: read_annotations(SAMPLE / file)[:60] for m, file in FILES.items()}
-    classifiers = Classifiers(stage.make_models(encoder, settings, 5), minilm[1], 64)
+    classifiers = Classifiers(make_models(encoder, settings, 5), minilm[1], 64)
     before = digest(classifiers.models["explorations"])
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    metrics = stage.learn(classifiers, annotations, settings, HARDWARE, 5, folder)
+    metrics = train_and_measure(classifiers, annotations, settings, HARDWARE, 5, folder)
     assert same(before, digest(classifiers.models["explorations"]))
     assert "ex_accuracy" in metrics and not list(folder.iterdir())
 
 
-def test_levels_of_the_references_stand_with_their_ids(classifiers, tmp_path):
+def test_label_references(classifiers, tmp_path):
     save(classifiers, {}, tmp_path / "epitome")
     examples = [
         Example(f"d{i}", "sad", (Turn("user", post), Turn("assistant", "ok"), Turn("user", post)), reply)
         for i, (post, reply) in enumerate(zip(POSTS, REPLIES, strict=True))
     ]
-    columns = references.reference_levels(examples, tmp_path / "epitome", HARDWARE)
+    columns = epitome.label_references(tmp_path / "epitome", examples, HARDWARE)
     assert columns["id"] == ["d0", "d1", "d2", "d3", "d4", "d5"]
     levels = score(tmp_path / "epitome", POSTS, REPLIES, HARDWARE)
     assert [columns[f"level_{short}"] for short in ("er", "ip", "ex")] == list(levels.values())
@@ -604,7 +604,7 @@ def test_levels_of_the_references_stand_with_their_ids(classifiers, tmp_path):
 # The encoder
 
 
-def test_the_embedded_encoder_is_the_pinned_one(minilm):
+def test_embedded_encoder(minilm):
     from attune.models.encoder import encoder_signature
 
     model, tokenizer = minilm
@@ -635,7 +635,7 @@ def test_the_embedded_encoder_is_the_pinned_one(minilm):
         ),
     ],
 )
-def test_an_encoder_that_cannot_be_had_is_one_sentence(encoder, message):
+def test_unavailable_encoder(encoder, message):
     from attune.runtime.errors import ModelError
 
     with pytest.raises(ModelError, match=message):

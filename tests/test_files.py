@@ -1,8 +1,10 @@
-"""What libraries store of a model is the same bytes for the same model."""
+"""Files: model files are the same bytes for the same model, and JSON is written atomically."""
 
 import json
 
-from attune.runtime.io import canonicalize_model_files
+import pytest
+
+from attune.runtime.io import canonicalize_model_files, write_json
 
 
 def test_stored_model_files_do_not_depend_on_the_process(tmp_path):
@@ -25,3 +27,27 @@ def test_a_name_in_place_of_target_modules_is_left(tmp_path):
     path.write_text('{"target_modules": "all-linear"}')
     canonicalize_model_files(tmp_path)
     assert path.read_text() == '{"target_modules": "all-linear"}'
+
+
+def test_failed_json_keeps_the_old_file(tmp_path):
+    path = tmp_path / "folder/values.json"
+    write_json(path, {"a": 1.5, "b": "é"})
+    with pytest.raises(ValueError, match=r"folder/values\.json"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == '{\n  "a": 1.5,\n  "b": "é"\n}\n'.encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_replaces_a_symbolic_link(tmp_path):
+    (tmp_path / "cached.json").write_text("old")
+    (tmp_path / "values.json").symlink_to("cached.json")
+    write_json(tmp_path / "values.json", {"a": 1})
+    assert (tmp_path / "cached.json").read_text() == "old"
+    assert not (tmp_path / "values.json").is_symlink()
+
+
+def test_failed_write_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "values.json").mkdir()  # a folder cannot be replaced by a file
+    with pytest.raises(OSError):
+        write_json(tmp_path / "values.json", {"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["values.json"]

@@ -2,22 +2,21 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import factory
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from sacrebleu.metrics.bleu import BLEU
 
-from attune.config.params import check
 from attune.runtime.errors import DataError
 from attune.scoring.intervals.bootstrap import corpus_bleu, intervals, resample_weights
 from attune.scoring.text import overlap
 from stages.intervals import main
 
-ROOT = Path(__file__).parents[1]
+PARAMS = factory.params()
 PREDICTIONS = ["i am so sorry to hear that", "yes", "", "that is great !", "what happened to her ?", "zzz zz"]
 REFERENCES = ["i am so sorry for that", "no", "oh no", "that is really great !", "what happened to your dog ?", "a b c"]
 
@@ -30,7 +29,7 @@ def simulated(seed, examples=60):
     return {"x": own}, {"x": other}
 
 
-def test_coverage_of_a_known_truth():
+def test_coverage():
     """95 % of the intervals hold the truth; a percentile bootstrap of 60 examples falls short by a point or two."""
     from scipy.stats import binom
 
@@ -44,19 +43,19 @@ def test_coverage_of_a_known_truth():
     assert low <= held <= high and low <= held_difference <= high
 
 
-def test_pairing_takes_out_what_is_hard_for_both():
+def test_pairing_narrows_the_difference():
     found = intervals(*simulated(1), resamples=1000, seed=1)
     assert found["x.diff_high"] - found["x.diff_low"] < 0.6 * (found["x.high"] - found["x.low"])
 
 
-def test_the_width_is_the_normal_theorys():
+def test_width_of_normal_theory():
     values = np.random.default_rng(3).normal(0, 2, 400)
     found = intervals({"x": values}, None, resamples=4000, seed=1)
     assert found["x.high"] - found["x.low"] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.06)
     assert found["x.low"] < values.mean() < found["x.high"]
 
 
-def test_equal_variants_differ_by_nothing():
+def test_equal_variants():
     own = {"x": np.array([1.0, 2.0, np.nan, 4.0])} | counts()
     own["x"] = np.resize(own["x"], len(PREDICTIONS))
     found = intervals(own, own, resamples=200, seed=1)
@@ -64,19 +63,19 @@ def test_equal_variants_differ_by_nothing():
     assert found["x.low"] < found["x.high"] and found["bleu_4.low"] < found["bleu_4.high"]
 
 
-def test_a_constant_has_no_width():
+def test_constant_has_no_width():
     found = intervals({"x": np.full(9, 3.5)}, None, resamples=100, seed=1)
     assert found == {"x.low": 3.5, "x.high": 3.5}
 
 
-def test_missing_values_are_left_out_of_the_mean():
+def test_missing_values():
     found = intervals({"x": np.array([np.nan, 5.0, 5.0, 5.0])}, {"x": np.array([1.0, 2.0, np.nan, 2.0])}, 500, seed=1)
     assert (found["x.low"], found["x.high"]) == (5.0, 5.0)
     assert found["x.diff"] == pytest.approx(5 - 5 / 3)
     assert found["x.diff_low"] == 3.0 and found["x.diff_high"] == 4.0
 
 
-def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
+def test_resample_weights():
     weights = np.concatenate(list(resample_weights(20, 3000, seed=1)))
     assert weights.shape == (3000, 20) and set(weights.sum(axis=1)) == {20}
     # A count is binomial(20, 1/20): variance 0.95; the mean of 3000 has a standard deviation of 0.018.
@@ -84,7 +83,7 @@ def test_every_draw_is_as_large_as_the_corpus_and_every_example_is_as_likely():
     assert weights.var() == pytest.approx(0.95, rel=0.05)
 
 
-def test_groups_are_drawn_whole_and_one_by_one_as_examples():
+def test_clusters_are_resampled_together():
     names = ["b", "a", "b", "c", "a", "b"]
     weights = np.concatenate(list(resample_weights(6, 400, 1, names)))
     for first, second in ((0, 2), (0, 5), (1, 4)):
@@ -94,8 +93,8 @@ def test_groups_are_drawn_whole_and_one_by_one_as_examples():
     assert np.array_equal(*alone)
 
 
-def test_coverage_where_dialogues_have_many_replies():
-    """What a dialogue's replies share makes intervals over single replies far too narrow."""
+def test_coverage_with_clusters():
+    """Replies of one dialogue are correlated: intervals over single replies are far too narrow."""
     from scipy.stats import binom
 
     repetitions, held = 200, Counter()
@@ -103,18 +102,18 @@ def test_coverage_where_dialogues_have_many_replies():
     for seed in range(repetitions):
         random = np.random.default_rng(seed)
         values = {"x": np.repeat(random.normal(0, 1, 40), 12) + random.normal(0, 1, 480)}
-        for case, groups in (("together", names), ("apart", None)):
+        for case, groups in (("clustered", names), ("independent", None)):
             found = intervals(values, None, 200, seed, groups)
             held[case] += found["x.low"] <= 0 <= found["x.high"]
     low, high = binom.ppf(1e-4, repetitions, 0.91), binom.ppf(1 - 1e-4, repetitions, 0.96)
-    assert low <= held["together"] <= high and held["apart"] < 0.7 * repetitions
+    assert low <= held["clustered"] <= high and held["independent"] < 0.7 * repetitions
 
 
-def test_draws_in_parts_are_as_many(monkeypatch):
+def test_resamples_in_parts(monkeypatch):
     monkeypatch.setattr("attune.scoring.intervals.bootstrap.MAX_WEIGHTS", 70)
     parts = list(resample_weights(20, 10, seed=1))
     assert [len(part) for part in parts] == [3, 3, 3, 1]
-    # No draw comes twice.
+    # No two resamples are equal.
     assert len({row.tobytes() for part in parts for row in part}) == 10
 
 
@@ -124,7 +123,7 @@ def counts(predictions=PREDICTIONS, references=REFERENCES):
     }
 
 
-def test_bleu_from_counts_is_sacrebleus_on_every_draw():
+def test_bleu_of_resamples_equals_sacrebleu():
     weights = np.concatenate([np.ones((1, 6)), np.eye(6), *resample_weights(6, 60, seed=2)])
     for order in (1, 2, 3, 4):
         ours = corpus_bleu(counts(), weights, order)
@@ -134,7 +133,7 @@ def test_bleu_from_counts_is_sacrebleus_on_every_draw():
             assert score == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_difference_of_bleu_is_that_of_the_corpora():
+def test_difference_of_bleu():
     other = [reference.replace("sorry", "sad") for reference in REFERENCES]
     found = intervals(counts(), counts(other), resamples=100, seed=1)
     expected = overlap.bleu(PREDICTIONS, REFERENCES)["bleu_2"] - overlap.bleu(other, REFERENCES)["bleu_2"]
@@ -143,17 +142,12 @@ def test_the_difference_of_bleu_is_that_of_the_corpora():
 
 
 @pytest.mark.parametrize("other", [{"x": np.ones(3)}, {"x": np.ones(0)}])
-def test_columns_of_other_lengths(other):
+def test_columns_of_different_lengths(other):
     with pytest.raises(ValueError, match="expected as many"):
         intervals({"x": np.ones(4)}, other, 100, seed=1)
 
 
 # The stage.
-
-
-def params(*overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return check(OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True), "conf")
 
 
 def scores(shift=0.0, examples=50, seed=1):
@@ -181,20 +175,20 @@ def project(tmp_path, monkeypatch):
 
 
 def write(frame, variant):
-    path = Path("data/scores") / f"{variant}.parquet"
+    path = Path("data/scores/text") / f"{variant}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(path, index=False)
 
 
 def read(variant):
-    return json.loads(Path(f"metrics/intervals/{variant}.json").read_text())
+    return json.loads(Path(f"metrics/intervals/text/{variant}.json").read_text())
 
 
-def test_the_stage_compares_to_the_reference_variant():
+def test_stage_compares_to_the_reference_variant():
     write(scores(), "base")
     write(scores(shift=9, seed=2), "sft")
-    main("base", params())
-    main("sft", params())
+    main("base", "text", PARAMS)
+    main("sft", "text", PARAMS)
     assert not [key for key in read("base") if "diff_low" in key]
     assert {key.rpartition(".")[2] for key in read("sft")} == {"low", "high", "diff", "diff_low", "diff_high"}
     names = {"rouge_l", "diff_er", "preference_accuracy", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
@@ -204,34 +198,34 @@ def test_the_stage_compares_to_the_reference_variant():
     assert 0 < read("sft")["rouge_l.diff_low"] < expected < read("sft")["rouge_l.diff_high"]
 
 
-def test_the_order_of_the_examples_does_not_matter_and_two_runs_write_the_same_bytes():
+def test_stage_writes_equal_bytes_for_any_order():
     write(scores(), "base")
     write(scores(seed=2), "sft")
-    main("sft", params())
-    first = Path("metrics/intervals/sft.json").read_bytes()
+    main("sft", "text", PARAMS)
+    first = Path("metrics/intervals/text/sft.json").read_bytes()
     write(scores().sample(frac=1, random_state=5), "base")
     write(scores(seed=2).iloc[::-1], "sft")
-    main("sft", params())
-    assert Path("metrics/intervals/sft.json").read_bytes() == first
-    main("sft", params("seed=14"))
-    assert Path("metrics/intervals/sft.json").read_bytes() != first
+    main("sft", "text", PARAMS)
+    assert Path("metrics/intervals/text/sft.json").read_bytes() == first
+    main("sft", "text", replace(PARAMS, seed=14))
+    assert Path("metrics/intervals/text/sft.json").read_bytes() != first
 
 
-def test_a_metric_that_no_example_has_is_left_out():
+def test_metric_without_values():
     write(scores().assign(preference_accuracy=np.nan), "base")
     write(scores(seed=2), "sft")
-    main("base", params())
-    main("sft", params())
+    main("base", "text", PARAMS)
+    main("sft", "text", PARAMS)
     assert "preference_accuracy.low" not in read("base")
     assert "preference_accuracy.low" in read("sft") and "preference_accuracy.diff" not in read("sft")
 
 
-def test_the_replies_of_a_session_are_drawn_together():
+def test_stage_clusters_by_dialogue():
     sessions = scores().assign(id=[f"test/{i // 10}:{i % 10}" for i in range(50)], rouge_l=[*range(50)])
     write(sessions, "base")
     widths = []
     for targets in ("last", "every"):
-        main("base", params(f"context.targets={targets}"))
+        main("base", "text", replace(PARAMS, context=factory.context(targets=targets)))
         widths.append(read("base")["rouge_l.high"] - read("base")["rouge_l.low"])
     assert widths[1] > 2 * widths[0]
 
@@ -239,18 +233,18 @@ def test_the_replies_of_a_session_are_drawn_together():
 def test_another_reference():
     write(scores(), "base")
     write(scores(seed=2), "sft")
-    main("base", params("evaluate.reference=sft"))
+    main("base", "text", replace(PARAMS, evaluate=replace(PARAMS.evaluate, reference="sft")))
     assert "rouge_l.diff" in read("base")
 
 
-def test_variants_of_other_examples():
+def test_variants_with_different_examples():
     write(scores(examples=49), "base")
     write(scores(), "sft")
     with pytest.raises(DataError, match="the two variants differ in 1 examples: run `dvc repro`"):
-        main("sft", params())
+        main("sft", "text", PARAMS)
 
 
-def test_a_missing_file():
+def test_missing_file():
     write(scores(), "sft")
-    with pytest.raises(DataError, match=r"data/scores/base\.parquet is missing: run `dvc repro evaluate@base`"):
-        main("sft", params())
+    with pytest.raises(DataError, match=r"data/scores/text/base\.parquet is missing: run `dvc repro evaluate@base`"):
+        main("sft", "text", PARAMS)

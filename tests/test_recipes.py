@@ -18,6 +18,8 @@ from attune.config.params import compose
 from attune.data.dialogue import read_dialogues
 from attune.tools.pipeline import stages_in_order
 
+pytestmark = pytest.mark.slow
+
 MICRO = [
     "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=2",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.max_length=128", "lora.r=4", "sft.max_length=256", "sft.batch_size=16",
@@ -29,7 +31,7 @@ DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_le
        "pairs.max_new_tokens=8"]  # fmt: skip
 COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=data/sample/miti_sentences",
            "epitome.data=data/sample/epitome",
-           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.miti.epochs=1"]  # fmt: skip
+           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.behaviour.miti.epochs=1"]  # fmt: skip
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",

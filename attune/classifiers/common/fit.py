@@ -95,7 +95,7 @@ def fit(
 def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
-            f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
+            f"{name}: the loss is {loss.item()} at step {step}: lower the learning rates of this stage, or take "
             "compute.dtype=fp32"
         )
 

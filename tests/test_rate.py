@@ -107,12 +107,12 @@ def test_rater_answers_everything_once(server):
     ("body", "message"),
     [
         ({"rater": "", "example": "test/0", "hash": "", "better": "tie"}, "a rater's name has 1 to 80 characters"),
-        ({"rater": "ann", "example": "test/99", "hash": "", "better": "tie"}, "no answer that this page sends"),
+        ({"rater": "ann", "example": "test/99", "hash": "", "better": "tie"}, "not an answer of this page"),
         ({"rater": "ann", "example": "test/0", "hash": "old", "better": "tie"}, "the replies have changed"),
-        ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "b"}, "no answer that"),
+        ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "b"}, "not an answer of"),
         ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "tie", "reason": "x" * 2001},
          "a reason has at most 2000"),
-        ([], "no answer that this page sends"),
+        ([], "not an answer of this page"),
     ],
 )  # fmt: skip
 def test_invalid_answer_is_refused(server, body, message):

@@ -23,7 +23,7 @@ COMMANDS = {
     "study": ("attune.tools.study", "run a grid of experiments of studies/"),
     "record": ("attune.tools.record", "run a recipe and keep its numbers in docs/results"),
     "verify": ("attune.tools.verify", "run the committed pipeline again and compare"),
-    "memory": ("attune.tools.memory.plan", "estimate the memory of SFT and DPO before loading any weights"),
+    "memory": ("attune.tools.memory.estimate", "estimate the memory of SFT and DPO before loading any weights"),
     "push": ("attune.tools.push", "publish a variant on the Hugging Face Hub"),
     "sample": ("attune.tools.sample", "write an embedded sample corpus from its phrases"),
     "pipeline": ("attune.tools.pipeline", "print the diagram of the pipeline"),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.page
 
-writes what stands between the marks of each section, and leaves the prose alone.
+writes the tables between the marks of each section; the prose of the page is edited by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attune.runtime.io import write_text
 from benchmarks.measure import RESULTS
 
 PAGE = Path("docs/performance.md")
-# What of `RESULTS` each section shows.
+# Section: the files of `RESULTS` in its table.
 SECTIONS = {
     "dpo": ("dpo", "dpo-precomputed"),
     "sft": ("sft",),
@@ -27,61 +27,63 @@ SECTIONS = {
     "data": ("data",),
 }
 LARGE = "Mistral 7 B, LoRA r 1024, on a GPU"
-# The last row of a table, where a GPU would do the work.
+# The last row of a table: the case that needs a GPU; None: there is none.
 UNMEASURED = {"scoring": "on a GPU", "data": None}
+# Names of sides and peers, shorter than those in the results.
 SIDES = {
-    "ours": "here",
+    "ours": "Attune",
     "trl": "TRL SFTTrainer",
     "plain": "plain loop",
-    "trl_defaults": "TRL SFTTrainer, recomputing activations (its default)",
-    "compiled": "the same with training.compile",
-    "peer": "the peer",
-    "live": "TRL DPOTrainer, reference adapter live in every step",
-    "precomputed": "TRL DPOTrainer with precompute_ref_log_probs",
-    "sft": "stage sft on contexts and chosen replies",
+    "trl_defaults": "TRL SFTTrainer, gradient checkpointing (default)",
+    "compiled": "Attune, training.compile",
+    "live": "TRL, live reference",
+    "TRL DPOTrainer, reference adapter live in every step": "TRL, live reference",
+    "precomputed": "TRL, precomputed reference",
+    "TRL DPOTrainer with precompute_ref_log_probs, its precomputation included": "TRL, precomputed reference",
+    "sft": "stage sft, contexts with chosen replies",
 }
 Case = Mapping[str, Any]
-# Heading to what a case has beside the ratio and the two rates; the second argument names the peer.
+# Column: its value of a case, beside the speed-up and the two rates; the second argument names the peer.
 COLUMNS: dict[str, dict[str, Callable[[Case, str], object]]] = {
     "dpo": {
         "tokens/s": lambda case, _: case["ours_tokens_per_second"],
-        "the peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
-        "GFLOP a pair": lambda case, _: case["ours_gflops_a_pair"],
-        "the peer's": lambda case, _: case["peer_gflops_a_pair"],
-        "of the product's rate": lambda case, _: case["ours_share_of_matmul_rate"],
-        "the peer's of it": lambda case, _: case["peer_share_of_matmul_rate"],
+        "peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
+        "GFLOP/pair": lambda case, _: case["ours_gflops_a_pair"],
+        "peer's GFLOP/pair": lambda case, _: case["peer_gflops_a_pair"],
+        "matmul share": lambda case, _: case["ours_share_of_matmul_rate"],
+        "peer's share": lambda case, _: case["peer_share_of_matmul_rate"],
     },
     "sft": {
-        "of the product's rate": lambda case, _: case["flops_share"]["ours"],
-        "the peer's of it": lambda case, peer: case["flops_share"][peer],
+        "matmul share": lambda case, _: case["flops_share"]["ours"],
+        "peer's share": lambda case, peer: case["flops_share"][peer],
     },
     "generate": {
         "tokens/s": lambda case, _: case["ours_tokens_per_second"],
-        "the peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
+        "peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
     },
-    "scoring": {"levels that differ": lambda case, _: case["levels_that_differ"]},
+    "scoring": {"different levels": lambda case, _: case["levels_that_differ"]},
     "mmlu": {
-        "tokens a prompt": lambda case, _: case["mean_prompt_tokens"],
-        "prompts cut": lambda case, _: case["prompts_cut"],
+        "tokens/prompt": lambda case, _: case["mean_prompt_tokens"],
+        "truncated prompts": lambda case, _: case["prompts_cut"],
     },
 }
 
 
 def main() -> None:
-    """Write the page anew."""
+    """Rewrite the tables of the page."""
     write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), read_results()))
 
 
 def read_results() -> dict[str, dict[str, Any]]:
-    """The results by the names of their files."""
+    """All results, by file name without suffix."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def page(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """`text` with each section's tables made anew.
+    """`text` with the tables of each section replaced.
 
     Raises:
-        ValueError: a mark is missing, or is there twice.
+        ValueError: a mark is missing or repeated.
         KeyError: a section has no result.
     """
     for section, names in SECTIONS.items():
@@ -94,13 +96,13 @@ def page(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def block(section: str, results: list[Mapping[str, Any]]) -> str:
-    """A table of all cases, and below it what they ran on."""
-    what, _, _ = str(results[0]["unit"]).partition("/s")
+    """A table of all cases, and a line with data, versions and machine."""
+    rate = str(results[0]["unit"]).split()[0]
     columns = COLUMNS.get(section, {})
-    head = ["case", "against", "times", f"{what}/s", "the peer's", *columns]
+    head = ["case", "peer", "speed-up", rate, f"peer's {rate}", *columns]
     body = [
         [name, side, spread(case), number(case["ours_per_second"]), number(case["peer_per_second"]),
-         *(number(find(case, peer)) for find in columns.values())]
+         *(number(value(case, peer)) for value in columns.values())]
         for result in results for name, peer, side, case in cases(result)
     ]  # fmt: skip
     if unmeasured := UNMEASURED.get(section, LARGE):
@@ -113,26 +115,24 @@ def block(section: str, results: list[Mapping[str, Any]]) -> str:
 
 
 def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
-    """Name, peer's key, peer's name and figures of each case, one for every peer that it was compared with."""
+    """Name, peer's key, peer's name and figures of each case, once for each of its peers."""
     for name, case in result["cases"].items():
-        for peer, one in case.get("over", {result["peer"]: case}).items():
-            yield name, peer, SIDES.get(peer, peer), {**case, **one}
+        for peer, figures in case.get("over", {result["peer"]: case}).items():
+            yield name, peer, SIDES.get(peer, peer), {**case, **figures}
 
 
 def sizes(result: Mapping[str, Any]) -> list[list[str]]:
     """A table of stages by the size of the corpus."""
-    found = [
-        ["stage", "dialogues", "seconds", "of all cores", "dialogues/s", "pairs/s", "peak, MiB", "a worker's, at most"]
-    ]
-    for size, stages in sorted(result["sizes"].items(), key=lambda one: int(one[0])):
-        for stage, one in stages.items():
-            seconds = max(one["seconds"], 0.01)
-            pairs = number(round(one["pairs"] / seconds)) if one["pairs"] else ""
-            worker = number(one["worker_memory_mib"]) if one["worker_memory_mib"] else ""
-            rate, peak = number(round(int(size) / seconds)), number(one["peak_memory_mib"])
-            spent = [number(one["seconds"]), number(one["cpu_seconds"])]
-            found.append([stage, number(int(size)), *spent, rate, pairs, peak, worker])
-    return found
+    rows = [["stage", "dialogues", "seconds", "CPU seconds", "dialogues/s", "pairs/s", "peak MiB", "worker's peak MiB"]]
+    for size, stages in sorted(result["sizes"].items(), key=lambda item: int(item[0])):
+        for stage, figures in stages.items():
+            seconds = max(figures["seconds"], 0.01)
+            pairs = number(round(figures["pairs"] / seconds)) if figures["pairs"] else ""
+            worker = number(figures["worker_memory_mib"]) if figures["worker_memory_mib"] else ""
+            rate, peak = number(round(int(size) / seconds)), number(figures["peak_memory_mib"])
+            spent = [number(figures["seconds"]), number(figures["cpu_seconds"])]
+            rows.append([stage, number(int(size)), *spent, rate, pairs, peak, worker])
+    return rows
 
 
 def spread(case: Case) -> str:
@@ -144,7 +144,7 @@ def number(value: object) -> str:
 
 
 def ground(result: Mapping[str, Any]) -> str:
-    """What a result was measured on, and its peaks of memory where it has them."""
+    """Data, precision, machine and versions of a result, and its memory where that was measured."""
     on = result["machine"]
     parts = [
         result.get("data"),
@@ -153,16 +153,14 @@ def ground(result: Mapping[str, Any]) -> str:
         f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}",
     ]
     if "matmul_gflops" in result:
-        parts.append(f"a large matrix product runs at {result['matmul_gflops']} GFLOP/s")
+        parts.append(f"matmul rate {result['matmul_gflops']} GFLOP/s")
     line = "; ".join(filter(None, parts)) + "."
     if "peak_memory_mib" in result:
         peaks = (f"{SIDES.get(side, side)} {number(peak)} MiB" for side, peak in result["peak_memory_mib"].items())
         line += f" Peak memory: {'; '.join(peaks)}."
     if "bytes_a_dialogue" in result:
-        grown = (f"{stage} {value}" for stage, value in result["bytes_a_dialogue"].items())
-        line += (
-            f" Bytes by which the peak grows a dialogue, from the smallest corpus to the largest: {'; '.join(grown)}."
-        )
+        growth = (f"{stage} {value}" for stage, value in result["bytes_a_dialogue"].items())
+        line += f" Growth of the peak in bytes/dialogue, smallest to largest corpus: {'; '.join(growth)}."
     return line + "\n"
 
 

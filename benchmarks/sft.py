@@ -105,7 +105,7 @@ class Case:
         )
 
     def trl_defaults(self) -> Callable[[], float]:
-        return self.trl(gradient_checkpointing=True)
+        return self.trl(activation_checkpointing=True)
 
     def plain(self) -> Callable[[], float]:
         """Micro-batches as drawn, padded; the loss of transformers, which projects every position."""

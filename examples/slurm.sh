@@ -1,12 +1,11 @@
 #!/bin/bash
-# A study on a SLURM cluster: each task of the array is one seed, in a clone of its own on the node's disk.
+# A study on a SLURM cluster: each array task runs one seed, in its own clone on the node's disk.
 #
 #     sbatch examples/slurm.sh empo-table1
-#     python -m attune study collect empo-table1 --scale paper     # at any time: what is done so far
+#     python -m attune study collect empo-table1 --scale paper     # results so far
 #
-# Submit from the root of a clone whose .venv is made (`make setup`), on a file system that the nodes share. Experiments
-# come back into that clone, their data into its DVC cache. The hub's token, where a model asks for one, is read from the
-# environment that sbatch hands on.
+# Submit from the root of a clone with .venv (`make setup`) on a shared file system. Experiments return to that clone, data
+# to its DVC cache. A gated model's token (HF_TOKEN) comes from the environment that sbatch passes on.
 #SBATCH --job-name=attune
 #SBATCH --array=0-3
 #SBATCH --nodes=1
@@ -28,9 +27,9 @@ trap 'rm -rf "$work"' EXIT
 export PATH="$shared/.venv/bin:$PATH"
 git clone --quiet "$shared" "$work"
 cd "$work"
-# One cache for all: a stage that another task has run is taken from it.
+# One shared cache: stages that another task has run are reused.
 dvc cache dir --local "$shared/.dvc/cache"
 
-# No further override: an experiment is named after them, and `collect` asks for those of the study.
+# Override only an axis of the study (here seed): `collect` looks for experiments with its other overrides.
 python -m attune study run "$study" --scale paper "seed=$seed"
 dvc exp push --no-cache --rev HEAD origin

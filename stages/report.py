@@ -1,10 +1,10 @@
-"""Stage `report`: what came out of a run, on four pages.
+"""Stage `report`: the results of a run on four pages.
 
     python -m stages.report
 
 writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
-need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (the curves).
-`python -m stages.report --show` prints the summary that is there.
+need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (metrics with their
+intervals, rewards of DPO). `python -m stages.report --show` prints the current summary.
 """
 
 from __future__ import annotations
@@ -14,17 +14,11 @@ from pathlib import Path
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.report import figures, samples_page
-from attune.report.read import (
-    Results,
-    read,
-)
-from attune.report.results import read_text
+from attune.report.read import Results, read
+from attune.report.results import Artifact, read_text
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
-from attune.report.tables import (
-    COLUMNS,
-    EMPATHY_COLUMNS,
-)
+from attune.report.tables import COLUMNS, EMPATHY_COLUMNS
 from attune.runtime.checkpoints import tidy
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -38,15 +32,8 @@ PLOTS = Path("reports/plots.html")
 
 def plots(results: Results, params: Params) -> str:
     """The page of the figures."""
-    pictures = [
-        figures.losses(results.losses, results.rounds),
-        figures.rewards(results.rounds),
-        figures.margins(results.rounds),
-        figures.accuracies(results.rounds),
-        figures.metric_bars(results.variants, EMPATHY_COLUMNS | COLUMNS),
-        figures.pair_words(results.pairs),
-    ]
-    return figures.page("Attune: curves and metrics", lead(results, params), pictures)
+    metrics = figures.metrics_picture(results.variants, results.intervals, EMPATHY_COLUMNS | COLUMNS)
+    return figures.page("Attune: metrics and DPO", lead(results, params), metrics, figures.dpo_picture(results.dpo))
 
 
 def main(params: Params) -> None:
@@ -67,7 +54,7 @@ def main(params: Params) -> None:
 
 def show() -> None:
     """Print the summary."""
-    print(read_text(SUMMARY, "report"), end="")
+    print(read_text(Artifact(SUMMARY, "report")), end="")
 
 
 if __name__ == "__main__":

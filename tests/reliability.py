@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/reliability.py
 
-writes them anew, as `pytest --record` does, and leaves the prose alone.
+rewrites the tables, as `pytest --record` does; the prose of the page is edited by hand.
 """
 
 import json
@@ -21,7 +21,7 @@ SECTIONS = ("kill", "checkpoints", "resources", "inputs", "load", "security", "d
 
 
 def keep(name, command, rows):
-    """Write a campaign's counts with commit, date and machine, and the page; other rows of this commit stay."""
+    """Write a campaign's counts with commit, date and machine, then the page; keep other rows of the same commit."""
     record = {"command": command, "commit": commit(), "date": date.today().isoformat(), "machine": machine()}
     before = results().get(name, {"rows": []})
     same = all(before.get(key) == record[key] for key in ("command", "commit"))
@@ -32,7 +32,7 @@ def keep(name, command, rows):
 
 
 def commit():
-    """HEAD, and whether code or tests differ from it."""
+    """The commit of HEAD, marked if code or tests have uncommitted changes."""
     output = [
         subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
         for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "stages", "tests", "conf"])
@@ -41,12 +41,12 @@ def commit():
 
 
 def results():
-    """The campaigns by the names of their files."""
+    """All campaigns, by file name without suffix."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def page(text, found):
-    """`text` with each section's table made anew; a `ValueError` where a mark is missing, or there is no section."""
+    """`text` with the table of each section replaced; `ValueError` if a mark or a section is missing."""
     if unknown := found.keys() - set(SECTIONS):
         raise ValueError(f"{', '.join(sorted(unknown))} has no section in {PAGE.name}: SECTIONS names them")
     for name in SECTIONS:
@@ -58,7 +58,7 @@ def page(text, found):
 
 
 def block(record):
-    """A campaign's table, and what it was counted on."""
+    """A campaign's table, and a line with command, date, commit and machine."""
     if record is None:
         return "Not counted yet.\n"
     rows = record["rows"]
@@ -72,7 +72,7 @@ def block(record):
 
 
 def shown(value):
-    """A number with its thousands apart, a text as it is, nothing as a dash."""
+    """A number with thousands separators, a text escaped, None as a dash."""
     return "\u2013" if value is None else f"{value:,}" if isinstance(value, (int, float)) else escape(str(value))
 
 

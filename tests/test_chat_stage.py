@@ -8,7 +8,7 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
 from attune.config.params import load
 from attune.data.dialogue import Turn
@@ -35,8 +35,8 @@ def conversation(params):
     torch.manual_seed(3)
     # A random model whose head is the embedding repeats what it read last, a special token.
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes)
-    model = LlamaForCausalLM(config).eval()
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
     return lambda: Conversation(model, tokenizer, params, None)
 
 

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import ROOT
-from peft import LoraConfig, get_peft_model
 
 from attune.config.params import load
 from attune.data.dialogue import Example, Turn, normalise
@@ -172,6 +171,8 @@ def test_a_narrow_nucleus_is_greedy(model, tokenizer):
 @pytest.fixture(scope="module")
 def policies(model, tokenizer, tmp_path_factory):
     """The base model's folder, and two adapters on it."""
+    from peft import LoraConfig, get_peft_model
+
     root = tmp_path_factory.mktemp("policies")
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")

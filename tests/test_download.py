@@ -192,7 +192,7 @@ def test_damaged_cache_is_fetched_again(server, project):
 
 @pytest.mark.parametrize("pinned", [None, sha256(TEXT)])
 def test_broken_connection_is_never_a_whole_file(server, project, pinned):
-    with pytest.raises(DownloadError, match=r"toy/a\.csv: .*/cut/a\.csv cannot be fetched"):
+    with pytest.raises(DownloadError, match=r"toy/a\.csv: .*/cut/a\.csv cannot be downloaded"):
         project.run(project.sources(single(f"{server.url}/cut/a.csv", pinned)))
     assert project.files() == {}
     assert [path for path in project.cache.rglob("*") if path.is_file()] == []
@@ -421,7 +421,7 @@ def compose(folder: Path, *overrides: str) -> None:
 
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         config = compose_config("config", overrides=list(overrides))
-    OmegaConf.save(config, folder / "params.yaml")
+    OmegaConf.save(config, folder / "params.yaml", resolve=True)
 
 
 def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
@@ -429,7 +429,7 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     put(tmp_path / "mine", {f"empatheticdialogues/{name}": name.encode() for name in names})
     put(tmp_path / "mine", {"pretrain/dialogues.jsonl": b"{}\n"})
     put(tmp_path, {"data/sources.yaml": (ROOT / "data/sources.yaml").read_bytes()})
-    scorers = ("epitome.data=sample", "mmlu.corpus=sample")
+    scorers = ("epitome.data=data/sample/epitome", "mmlu.corpus=sample")
     compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine", *scorers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CORPORA_DIR", "elsewhere")
@@ -450,7 +450,7 @@ def test_main_takes_what_the_scorers_read_but_not_the_embedded_samples(tmp_path,
     monkeypatch.chdir(tmp_path)
     compose(tmp_path)
     assert stage.needed(stage.load_params()) == ("empatheticdialogues",)
-    compose(tmp_path, "epitome.data=epitome")
+    compose(tmp_path, "epitome.data=data/raw/epitome")
     assert stage.needed(stage.load_params()) == ("empatheticdialogues", "epitome")
 
 
@@ -474,7 +474,7 @@ def test_what_cannot_be_written_is_named_with_the_reason(server, project, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match=r"file/raw cannot be written: .*file"):
         download(["toy"], tmp_path / "file/raw", local, sources, project.first_use, project.cache)
-    with pytest.raises(DownloadError, match=r"a\.csv cannot be kept in .*/file/cache: .*directory"):
+    with pytest.raises(DownloadError, match=r"a\.csv cannot be stored in .*/file/cache: .*directory"):
         download(["toy"], project.raw, None, sources, project.first_use, tmp_path / "file/cache")
     with pytest.raises(DownloadError, match=r"file/manifest\.json cannot be written: .*file"):
         write_manifest([], tmp_path / "file/manifest.json")

@@ -1,4 +1,4 @@
-"""What every engine of stage `generate` keeps to: the built-in one, and vLLM, whose place a stand-in takes."""
+"""Both engines of stage `generate`: the built-in engine, and vLLM, which a stand-in replaces."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ ENGINES = ("builtin", "vllm")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_tokenizer):
-    """A base model that says something, and an adapter on it that says something else."""
+    """A base model, and an adapter whose replies differ from it."""
     root = tmp_path_factory.mktemp("engines")
     tiny = factory.tiny()
     model = make_model(tiny_tokenizer, tiny, 5)
@@ -52,63 +52,63 @@ def folders(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def reply(monkeypatch, folders):
-    """`reply(engine, folder, settings, rows)`: the texts of an engine."""
+    """`reply(engine, folder, settings, rows)`: the replies of an engine."""
     stand_in_vllm.install(monkeypatch)
     base, _ = folders
     tokenizer = load_tokenizer(base)
 
     def texts(name, folder, settings=SETTINGS, rows=ROWS):
-        asked = prepare_inputs(tokenizer, rows, settings, 13)
+        inputs = prepare_inputs(tokenizer, rows, settings, 13)
         if name == "vllm":
-            return vllm_replies(base, folder, tokenizer, asked.prompts, settings, HARDWARE, asked.draws)
+            return vllm_replies(base, folder, tokenizer, inputs.prompts, settings, HARDWARE, inputs.draws)
         model = load_variant(base, folder, HARDWARE)
-        return generate_replies(model, tokenizer, asked.prompts, settings.max_new_tokens, HARDWARE, asked.draws)
+        return generate_replies(model, tokenizer, inputs.prompts, settings.max_new_tokens, HARDWARE, inputs.draws)
 
     return texts
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_greedy_replies_are_the_models_own_with_and_without_an_adapter(name, reply, folders):
-    """Each as transformers' `generate` gives it, without the stop and what comes after it."""
+def test_greedy_replies_equal_transformers(name, reply, folders):
+    """Against transformers' `generate`, up to the stop token."""
     base, adapter = folders
     tokenizer = load_tokenizer(base)
-    said = {}
+    expected = {}
     for folder in (base, adapter):
         model = load_variant(base, folder, HARDWARE)
-        said[folder] = []
+        expected[folder] = []
         for prompt in prepare_inputs(tokenizer, ROWS, SETTINGS, 13).prompts:
             whole = model.generate(
                 torch.tensor([prompt]), max_new_tokens=SETTINGS.max_new_tokens, do_sample=False,
                 eos_token_id=stop_tokens(tokenizer), pad_token_id=0,
             )  # fmt: skip
-            said[folder].append(tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True).strip())
-        assert reply(name, folder) == said[folder]
-    assert said[base] != said[adapter] and any(said[base])
+            expected[folder].append(tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True).strip())
+        assert reply(name, folder) == expected[folder]
+    assert expected[base] != expected[adapter] and any(expected[base])
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_drawn_reply_hangs_on_its_seed_alone(name, reply, folders):
+def test_sampled_reply_depends_on_its_seed_only(name, reply, folders):
     drawn = replace(SETTINGS, do_sample=True)
-    found = reply(name, folders[1], drawn)
-    assert reply(name, folders[1], drawn, ROWS[::-1]) == found[::-1]
-    again = [(replace(one, id=f"other/{one.id}"), None) for one, _ in ROWS]
-    assert reply(name, folders[1], drawn, again) != found != reply(name, folders[1])
+    replies = reply(name, folders[1], drawn)
+    assert reply(name, folders[1], drawn, ROWS[::-1]) == replies[::-1]
+    again = [(replace(example, id=f"other/{example.id}"), None) for example, _ in ROWS]
+    assert reply(name, folders[1], drawn, again) != replies != reply(name, folders[1])
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_the_records_and_the_signature(name, reply, folders, tmp_path):
+def test_records_and_signature(name, reply, folders, tmp_path):
     base, adapter = folders
     tokenizer, model = load_tokenizer(base), load_variant(base, adapter, HARDWARE)
     replies = reply(name, adapter) if name == "vllm" else None
     records = answer(model, tokenizer, ROWS, prepare_inputs(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
-    assert [one["reply"] for one in records] == reply("builtin", adapter)
+    assert [record["reply"] for record in records] == reply("builtin", adapter)
     write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
     assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})
     fields = ["id", "label", "context", "reference", "reply", "rejected", "reference_logp", "rejected_logp"]
     assert pq.read_table(tmp_path / "x.parquet").column_names == fields
 
 
-def test_vllm_is_set_up_for_this_variant_alone(reply, folders, monkeypatch):
+def test_vllm_arguments(reply, folders, monkeypatch):
     base, adapter = folders
     reply("vllm", adapter)
     assert stand_in_vllm.LLM.made[-1] == {"enable_prefix_caching": True, "generation_config": "vllm"}
@@ -126,7 +126,7 @@ def test_until_the_first_stop():
     assert until([5, 6, 2, 7], [1, 2]) == [5, 6] and until([5], [2]) == [5] and until([2], [2]) == []
 
 
-def test_what_vllm_cannot_do_is_an_error_for_people(folders, tmp_path, monkeypatch):
+def test_vllm_errors(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"generate\.engine = 'vllm', but vLLM is not installed: set generate\.engine"):
         vllm_replies(folders[0], folders[0], None, [], SETTINGS, HARDWARE, None)

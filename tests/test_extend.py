@@ -27,22 +27,20 @@ for module, *arguments in (["download"], ["prepare"], ["pairs", "e1"], ["pairs",
 SCORING = """
 from pathlib import Path
 import pandas as pd
-from attune.data.dialogue import read_examples
-from stages.evaluate import evaluate, score, write_scores
-from stages.generate import held_out_pairs
 from attune.config.params import load
-from attune.classifiers.epitome.model import MECHANISMS
+from attune.data.dialogue import read_examples
+from attune.pairs.held_out import held_out_pairs
 from attune.report.tables import VARIANT_COLUMNS, table
+from attune.scoring.text.scores import evaluate, score
 params = load()
-test = read_examples(Path("data/dialogues/test.parquet"), params.corpus)
-pairs = {one.id: one.rejected for one in held_out_pairs(test, test, params)}
+test = read_examples(Path("data/dialogues/test.parquet"), params.context)
+pairs = {pair.id: pair.rejected for pair in held_out_pairs(test, test, params)}
 rows = [{"id": e.id, "label": e.label, "reference": e.target, "reply": e.target.replace(".", "?") if i else e.target,
          "rejected": pairs[e.id], "reference_logp": -1.0, "rejected_logp": -2.0} for i, e in enumerate(test)]
-replies, zeros = pd.DataFrame(rows), [0] * len(rows)
-levels = pd.DataFrame({f"reference_level_{short}": zeros for short in MECHANISMS.values()})
-levels = levels.rename(columns=lambda name: name.removeprefix("reference_"))
-scores = score(replies, {}, {name: zeros for name in MECHANISMS}, levels)
-write_scores(scores, Path("data/scores/base.parquet"))
+replies = pd.DataFrame(rows)
+scores = score(replies, {})
+Path("data/scores/text").mkdir(parents=True)
+scores.to_parquet("data/scores/text/base.parquet")
 metrics = evaluate(replies, scores)
 assert abs(metrics["questions"] - 100 * (len(rows) - 1) / len(rows)) < 1e-9, metrics
 print(table("variant", {"base": metrics}, VARIANT_COLUMNS))
@@ -68,7 +66,8 @@ def extended(tmp_path_factory) -> Path:
     """A copy of the project with the blocks of the page in it, and a corpus for them."""
     folder = tmp_path_factory.mktemp("extended")
     project(folder)
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("attune", "stages"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "data/sample", folder / "data/sample")
     for table in [*(ROOT / "data").glob("*.csv"), *(ROOT / "data").glob("*.yaml")]:
         shutil.copy(table, folder / "data")
@@ -87,9 +86,9 @@ def extended(tmp_path_factory) -> Path:
 
 def test_the_page_adds_three_things_in_fewer_than_forty_lines_of_code():
     assert [name for _, name, _ in BLOCKS] == [
-        "stages/corpora/chats.py",
+        "attune/corpora/readers/chats.py",
         "conf/corpus/chats.yaml",
-        "stages/preferences/other_topic.py",
+        "attune/pairs/other_topic.py",
         "attune/scoring/text/custom.py",
     ]
     assert len([line for *_, code in BLOCKS for line in code.splitlines() if line.strip()]) < 40
@@ -104,7 +103,7 @@ def test_the_corpus_is_read_and_its_licence_kept(extended):
 
 def test_a_line_of_the_corpus_that_does_not_fit_is_named(extended, tmp_path):
     (tmp_path / "chats.jsonl").write_text('{"id": "a"}\n', encoding="utf-8")
-    code = f"from pathlib import Path; from stages.corpora.chats import read; read(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from attune.corpora.readers.chats import read; read(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=extended, capture_output=True, text=True)
     assert "chats.jsonl:1: KeyError('turns')" in done.stderr
 
@@ -122,6 +121,6 @@ def test_the_rule_makes_the_pairs_of_every_epoch(extended):
 def test_the_metric_has_a_mean_a_column_and_an_interval(extended):
     shown = python(extended, "-c", SCORING)
     assert "asks % ↑" in shown.splitlines()[0]
-    python(extended, "-m", "stages.intervals", "base")
-    bounds = json.loads((extended / "metrics/intervals/base.json").read_text(encoding="utf-8"))
+    python(extended, "-m", "stages.intervals", "base", "text")
+    bounds = json.loads((extended / "metrics/intervals/text/base.json").read_text(encoding="utf-8"))
     assert 0 <= bounds["questions.low"] < 75 < bounds["questions.high"] <= 100

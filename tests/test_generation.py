@@ -1,4 +1,4 @@
-"""Replies and log-probabilities do not depend on what else is in the batch."""
+"""Replies and log-probabilities do not depend on the other rows of the batch."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from dataclasses import replace
 import factory
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 
 from attune.data.dialogue import Example, Turn
 from attune.generation.answer import answer, prepare_inputs
@@ -66,17 +66,19 @@ def ending(model, stop: int):
 
 
 def of_architecture(name: str, tokenizer):
-    """A random model; Mistral's attention reaches back fewer tokens than a prompt has."""
+    """A random model; Mistral's sliding window is shorter than a prompt."""
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": False}
     window = {"sliding_window": 6} if name == "mistral" else {}
     torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes, **window)).eval()
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(name, **sizes, **window)
+    ).eval()
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
-def test_replies_are_those_of_transformers(name, tokenizer, prompts):
-    """Greedy, one prompt at a time; all of ours in one batch, where a row ends and leaves before the others do."""
+def test_replies_equal_transformers(name, tokenizer, prompts):
+    """Greedy, prompt by prompt; ours in a single batch, in which rows end early and are dropped."""
     stop = tokenizer.eos_token_id
     made = ending(of_architecture(name, tokenizer), stop)
     expected, lengths = [], set()
@@ -90,38 +92,38 @@ def test_replies_are_those_of_transformers(name, tokenizer, prompts):
     assert replies(made, tokenizer, prompts) == expected
 
 
-def test_replies_in_batches_are_the_replies_one_by_one(model, tokenizer, prompts):
+def test_batching_does_not_change_replies(model, tokenizer, prompts):
     batched = replies(model, tokenizer, prompts)
     assert batched == [replies(model, tokenizer, [p])[0] for p in prompts]
     assert batched == replies(model, tokenizer, prompts, replace(HARDWARE, batch_tokens=1))
     assert len(set(batched)) > 1
 
 
-def test_draws_are_seeded(model, tokenizer, prompts):
-    one, again, other = (
+def test_sampling_is_seeded(model, tokenizer, prompts):
+    first, again, other = (
         replies(model, tokenizer, prompts, draws=Draws(1.0, 1.0, range(s, s + len(prompts)))) for s in (1, 1, 100)
     )
-    assert one == again != other
+    assert first == again != other
 
 
-def test_reply_has_no_special_token_and_at_most_the_asked_length(model, tokenizer, prompts):
+def test_no_special_tokens_and_max_new_tokens(model, tokenizer, prompts):
     for reply in replies(model, tokenizer, prompts):
         assert not set(tokenizer.all_special_tokens) & set(tokenizer.tokenize(reply))
         assert len(tokenizer(reply, add_special_tokens=False)["input_ids"]) <= GREEDY.max_new_tokens
 
 
-def test_mean_logps_are_those_of_a_plain_forward_pass(model, tokenizer):
-    """Unequal prompts and replies, padded on the left in batches of four, against one unpadded pass for each."""
+def test_mean_logps_equal_a_plain_forward_pass(model, tokenizer):
+    """Left-padded batches of unequal prompts and replies against an unpadded forward pass for each."""
     ours = mean_logps(model, tokenizer, completions(tokenizer), HARDWARE, "test")
-    for score, one in zip(ours, completions(tokenizer), strict=True):
-        ids = torch.tensor([one.prompt + one.reply])
+    for score, completion in zip(ours, completions(tokenizer), strict=True):
+        ids = torch.tensor([completion.prompt + completion.reply])
         with torch.no_grad():
             logps = model(input_ids=ids).logits[0].log_softmax(-1)
-        taken = [logps[len(one.prompt) + i - 1, token].item() for i, token in enumerate(one.reply)]
+        taken = [logps[len(completion.prompt) + i - 1, token].item() for i, token in enumerate(completion.reply)]
         assert score == pytest.approx(sum(taken) / len(taken), rel=1e-5)
 
 
-def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
+def test_a_record_for_each_example_in_order(model, tokenizer):
     examples = [
         Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), f"{text} {i}")
         for i, text in enumerate(TEXTS * 2)
@@ -132,24 +134,26 @@ def test_answer_has_a_record_an_example_in_their_order(model, tokenizer):
 
     rows = held_out(examples, pairs, limit=8, seed=2)
     records = answer(model, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
-    assert [r["id"] for r in records] == [one.id for one, _ in rows] == sorted(one.id for one, _ in rows)
+    assert (
+        [r["id"] for r in records] == [example.id for example, _ in rows] == sorted(example.id for example, _ in rows)
+    )
     assert len(records) == 8
-    for record, (one, pair) in zip(records, rows, strict=True):
-        assert (record["reference"], record["rejected"]) == (one.target, pair.rejected)
-        assert pair.rejected_label == OPPOSITES[one.label]
+    for record, (example, pair) in zip(records, rows, strict=True):
+        assert (record["reference"], record["rejected"]) == (example.target, pair.rejected)
+        assert pair.rejected_label == OPPOSITES[example.label]
         assert record["reference_logp"] < 0 and record["rejected_logp"] < 0
     json.dumps(records)
 
 
-def test_an_instruction_moves_replies_and_ranks_and_is_no_part_of_the_record(model, tokenizer):
+def test_instruction_changes_replies_but_not_the_context(model, tokenizer):
     examples = [
         Example(f"test/{i}", sorted(OPPOSITES)[i % 2], (Turn("user", text),), text) for i, text in enumerate(TEXTS)
     ]
     pairs = build_pairs(examples, group_by_label(examples), OPPOSITES, seed=2, epoch=0)
     rows = held_out(examples, lambda part: pairs, limit=None, seed=2)
-    asked = [prepare_inputs(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
-    plain, told = (answer(model, tokenizer, rows, one, GREEDY, HARDWARE) for one in asked)
-    assert [one["context"] for one in told] == [one["context"] for one in plain]
-    assert any(a["reply"] != b["reply"] for a, b in zip(plain, told, strict=True))
-    paired = [(a, b) for a, b in zip(plain, told, strict=True) if a["rejected"]]
+    inputs = [prepare_inputs(tokenizer, rows, GREEDY, 2, text) for text in (None, "so happy today")]
+    plain, instructed = (answer(model, tokenizer, rows, prepared, GREEDY, HARDWARE) for prepared in inputs)
+    assert [r["context"] for r in instructed] == [r["context"] for r in plain]
+    assert any(a["reply"] != b["reply"] for a, b in zip(plain, instructed, strict=True))
+    paired = [(a, b) for a, b in zip(plain, instructed, strict=True) if a["rejected"]]
     assert paired and all(a[side] != b[side] for a, b in paired for side in ("reference_logp", "rejected_logp"))

@@ -36,18 +36,18 @@ def read(tokenizer, ids):
     return tokenizer.decode(ids).replace("<s> ", "<s>").replace("</s> ", "</s>")
 
 
-def test_a_prompt_begins_with_the_instruction(family, tokenizer):
+def test_prompt_begins_with_the_instruction(family, tokenizer):
     assert has_system_turn(tokenizer, tokenizer.chat_template) is SYSTEM[family]
     prompt = encode_prompt(tokenizer, fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512), 512)
     assert read(tokenizer, prompt).startswith(OPENINGS[family].format(INSTRUCTION))
     plain = encode_prompt(tokenizer, CONTEXT, 512)
-    # The words of the conversation stand behind it as they do without it, and the opening of the reply, too.
+    # The conversation and the generation prompt follow it unchanged.
     assert prompt[-8:] == plain[-8:] and len(prompt) > len(plain)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma"])
-def test_templates_without_a_system_turn_take_every_context_of_a_conversation(family):
-    """They refuse what does not alternate, so that each context goes through is the test."""
+def test_templates_without_system_turn(family):
+    """These templates refuse turns that do not alternate, so that a rendered context is evidence."""
     tokenizer = FAMILIES[family]()
     refused = [
         [Turn("system", INSTRUCTION), *CONTEXT],
@@ -58,17 +58,17 @@ def test_templates_without_a_system_turn_take_every_context_of_a_conversation(fa
         with pytest.raises(jinja2.TemplateError):
             render(tokenizer, broken)
     dialogues, _ = prepare(ROOT / "data/sample/esconv_sample", "esconv")
-    asked = [one for dialogue in dialogues[:12] for one in examples(dialogue, "every", 7)]
-    assert max(len(one.context) for one in asked) == 7 and min(len(one.context) for one in asked) == 1
-    for one in asked[::5]:
+    some = [example for dialogue in dialogues[:12] for example in examples(dialogue, "every", 7)]
+    assert max(len(example.context) for example in some) == 7 and min(len(example.context) for example in some) == 1
+    for example in some[::5]:
         for room in (4096, 160):
-            plain = fit_context(tokenizer, one.context, room)
-            instructed = fit_instructed(tokenizer, one.context, INSTRUCTION, room)
+            plain = fit_context(tokenizer, example.context, room)
+            instructed = fit_instructed(tokenizer, example.context, INSTRUCTION, room)
             for fitted in (plain, instructed):
                 assert [turn.role for turn in fitted] == [("user", "assistant")[i % 2] for i in range(len(fitted))]
                 assert len(fitted) % 2 and len(encode_prompt(tokenizer, fitted, room)) <= room
-                assert encode_completion(tokenizer, fitted, one.target).reply
-            kept = one.context[-len(instructed) :]
+                assert encode_completion(tokenizer, fitted, example.target).reply
+            kept = example.context[-len(instructed) :]
             assert instructed[0].text.startswith(f"{INSTRUCTION}\n\n") and instructed[1:] == kept[1:]
             assert kept[0].text.endswith(instructed[0].text.removeprefix(f"{INSTRUCTION}\n\n"))
     for dialogue in dialogues[:3]:
@@ -76,17 +76,17 @@ def test_templates_without_a_system_turn_take_every_context_of_a_conversation(fa
         assert any(encoded.mask) and len(encoded.ids) <= 256
 
 
-def test_a_reply_is_ranked_behind_the_prompt_that_is_answered(tokenizer):
+def test_completion_has_the_same_prompt(tokenizer):
     context = fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512)
     assert encode_completion(tokenizer, context, "How old was she?").prompt == encode_prompt(tokenizer, context, 512)
 
 
-def test_no_instruction_changes_nothing(tokenizer):
+def test_no_instruction(tokenizer):
     assert fit_instructed(tokenizer, CONTEXT, None, 512) == CONTEXT
 
 
-def test_the_room_is_kept_and_the_conversation_gives_way(tokenizer):
-    """In every room in which a word fits, the instruction stands whole, and no more is cut than there must."""
+def test_only_the_conversation_is_truncated(tokenizer):
+    """At every length with room for a word, the instruction is complete and the prompt fits."""
     last = len(encode_prompt(tokenizer, fit_instructed(tokenizer, CONTEXT, INSTRUCTION, 512), 512))
     shortest = len(encode_prompt(tokenizer, fit_instructed(tokenizer, turns("friend."), INSTRUCTION, 512), 512))
     seen = set()
@@ -98,13 +98,13 @@ def test_the_room_is_kept_and_the_conversation_gives_way(tokenizer):
     assert seen == {1, 3}
 
 
-def test_an_instruction_that_leaves_no_room(tokenizer):
+def test_instruction_leaves_no_room(tokenizer):
     room = len(encode_prompt(tokenizer, turns("a"), 512)) + 2
     with pytest.raises(TemplateError, match=rf"^the instruction leaves \d+ of {room} tokens for the conversation: "):
         fit_instructed(tokenizer, CONTEXT, INSTRUCTION, room)
 
 
-def test_a_template_that_drops_the_system_turn_has_none(tiny_tokenizer):
+def test_template_that_drops_the_system_turn(tiny_tokenizer):
     kept, loop = tiny_tokenizer.chat_template, "{% for message in messages %}"
     assert loop in kept
     tiny_tokenizer.chat_template = kept.replace(loop, loop[:-3] + " if message['role'] != 'system' %}")
@@ -116,13 +116,13 @@ def test_a_template_that_drops_the_system_turn_has_none(tiny_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "is missing: variants name it"), (b" \n", "is empty"), (b"\xff", ":1: not UTF-8")]
+    ("content", "message"), [(None, "is missing: a variant names it"), (b" \n", "is empty"), (b"\xff", ":1: not UTF-8")]
 )
-def test_an_instruction_that_cannot_be_read(tmp_path, content, said):
+def test_unreadable_instruction(tmp_path, content, message):
     path = tmp_path / "instruction.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"instruction\.txt.*{said}"):
+    with pytest.raises(UserError, match=rf"instruction\.txt.*{message}"):
         read_instruction(path)
     path.write_text(" Listen. \n", encoding="utf-8")
     assert read_instruction(path) == "Listen."

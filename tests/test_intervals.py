@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from sacrebleu.metrics.bleu import BLEU
-from scipy.stats import binom
 
 from attune.runtime.errors import DataError
 from attune.scoring.intervals.bootstrap import corpus_bleu, intervals, resample_weights
@@ -32,6 +31,8 @@ def simulated(seed, examples=60):
 
 def test_coverage():
     """95 % of the intervals hold the truth; a percentile bootstrap of 60 examples falls short by a point or two."""
+    from scipy.stats import binom
+
     repetitions, held, held_difference = 400, 0, 0
     for seed in range(repetitions):
         found = intervals(*simulated(seed), resamples=300, seed=seed)
@@ -94,6 +95,8 @@ def test_clusters_are_resampled_together():
 
 def test_coverage_with_clusters():
     """Replies of one dialogue are correlated: intervals over single replies are far too narrow."""
+    from scipy.stats import binom
+
     repetitions, held = 200, Counter()
     names = [str(i // 12) for i in range(480)]
     for seed in range(repetitions):

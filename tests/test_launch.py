@@ -64,11 +64,6 @@ def test_keys_that_do_not_go_together(override, message):
         hardware(*override)
 
 
-def test_where_machines_meet_does_not_part_a_run_from_its_checkpoints():
-    one = hardware("hardware=cluster")
-    assert repr(one) == repr(replace(one, rendezvous="other:1")) != repr(replace(one, processes=4))
-
-
 def test_ranks_get_the_command_of_the_stage(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/stages/dpo.py", "e1"])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="stages.dpo")))
@@ -145,10 +140,10 @@ def test_what_is_said_of_ranks_that_died(tmp_path):
         f"rank 9 of 16 ended with exit status 1; {log} ends with",
         "  step 3",
         "  error: no memory",
-        "the other ranks were ended; the same command goes on from the last checkpoint",
+        "the other ranks were stopped; the same command continues from the last checkpoint",
     ]
     first = launch.message({0: failure(0, 1)}, 2, tmp_path).splitlines()[0]
-    assert first == "rank 0 of 2 ended with exit status 1; what it said stands above"
+    assert first == "rank 0 of 2 ended with exit status 1; its output is above"
 
 
 def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_path):
@@ -159,4 +154,4 @@ def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_
         assert re.findall(r"rank \d+", said) == ["rank 1"]
     # An error that all of them have is said once.
     said = launch.message({number: failure(number, 1) for number in range(8)}, 8, tmp_path)
-    assert said.startswith("rank 0 of 8 ended with exit status 1; what it said stands above\n")
+    assert said.startswith("rank 0 of 8 ended with exit status 1; its output is above\n")

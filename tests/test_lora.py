@@ -3,7 +3,6 @@
 import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from attune.cpu.last_layer import narrow, reading_at
 from attune.cpu.lora import lora_product, patch_lora_for_cpu
@@ -16,6 +15,8 @@ def adapted(dropout: float = 0.0):
     tokenizer = train_tokenizer(["a b c"], 300, 64)
     model = make_model(tokenizer, TINY, 1)
     torch.manual_seed(2)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
     return get_peft_model(model, config)
 

@@ -1,4 +1,4 @@
-"""MMLU: the rows, the harness's prompts on them, shared prefixes against plain HFLM, and the stage."""
+"""MMLU: rows, the harness's prompts, shared prefixes against HFLM, and the stage."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from attune.models.loading import load_variant
 from attune.models.tiny import make_model, train_tokenizer
 from attune.runtime.errors import DataError
 from attune.scoring.mmlu import harness
-from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, keeps_keys, shared_prefix_lm
+from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, has_kv_cache, shared_prefix_lm
 from stages import mmlu as stage
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +40,8 @@ def subjects():
 
 @pytest.fixture(scope="module")
 def tokenizer(subjects):
-    texts = [" ".join((q.question, *q.choices)) for one in subjects.values() for q in one.dev + one.test]
-    # With " A" to " D" in the vocabulary, as in that of a real model.
+    texts = [" ".join((q.question, *q.choices)) for subject in subjects.values() for q in subject.dev + subject.test]
+    # The vocabulary has " A" to " D", as that of a real model.
     return train_tokenizer(
         [*texts * 2, *("Answer: A Answer: B Answer: C Answer: D " * 20 for _ in range(3))], 600, 1024
     )
@@ -71,40 +71,40 @@ def plain_lm(model, tokenizer, batch_size=4):
 def answers(lm, subjects, shots=5) -> list[list[tuple[float, bool]]]:
     """The answer to each question: (log-likelihood, greedy) of the four letters."""
     samples = harness.evaluate(lm, subjects, shots, log_samples=True)["samples"]
-    return [one["filtered_resps"] for name in sorted(samples) for one in samples[name]]
+    return [sample["filtered_resps"] for name in sorted(samples) for sample in samples[name]]
 
 
 def assert_same(ours, plain):
     assert len(ours) == len(plain) > 0
-    for one, other in zip(ours, plain, strict=True):
-        assert [logp for logp, _ in one] == pytest.approx([logp for logp, _ in other], abs=1e-4)
-        assert [greedy for _, greedy in one] == [greedy for _, greedy in other]
-        assert max(range(4), key=lambda i: one[i][0]) == max(range(4), key=lambda i: other[i][0])
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert [logp for logp, _ in mine] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
+        assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
+        assert max(range(4), key=lambda i: mine[i][0]) == max(range(4), key=lambda i: theirs[i][0])
 
 
 # Shared prefixes
 
 
 @pytest.mark.parametrize("max_positions", LENGTHS.values(), ids=LENGTHS)
-def test_answers_are_those_of_plain_hflm(subjects, tokenizer, max_positions):
+def test_answers_equal_hflm(subjects, tokenizer, max_positions):
     model = micro(tokenizer, max_positions)
     ours, plain = shared_prefix_lm(model, tokenizer, 4, HARDWARE), plain_lm(model, tokenizer)
-    found = answers(ours, subjects)
-    assert_same(found, answers(plain, subjects))
-    # The fixture tells models apart: the choices are not all one letter.
-    assert len({max(range(4), key=lambda i, one=one: one[i][0]) for one in found}) > 1
-    asked = 4 * harness.questions(subjects)
-    assert {1024: ours.cut == 0, 330: 0 < ours.cut < asked, 160: ours.cut == asked}[max_positions]
+    scores = answers(ours, subjects)
+    assert_same(scores, answers(plain, subjects))
+    # The fixture can tell models apart: not all choices are the same letter.
+    assert len({max(range(4), key=lambda i, choices=choices: choices[i][0]) for choices in scores}) > 1
+    requests = 4 * harness.questions(subjects)
+    assert {1024: ours.cut == 0, 330: 0 < ours.cut < requests, 160: ours.cut == requests}[max_positions]
 
 
-def test_answers_do_not_depend_on_the_batch(subjects, tokenizer):
+def test_batching_does_not_change_answers(subjects, tokenizer):
     model = micro(tokenizer, 400)
-    one, all_of_them = (answers(shared_prefix_lm(model, tokenizer, size, HARDWARE), subjects) for size in (1, 64))
-    assert_same(one, all_of_them)
+    alone, together = (answers(shared_prefix_lm(model, tokenizer, size, HARDWARE), subjects) for size in (1, 64))
+    assert_same(alone, together)
 
 
-def test_prefix_is_run_once_and_is_not_in_the_batches(subjects, tokenizer):
-    """What the model reads in all is the prefix of each subject and the questions, not five solved ones for each."""
+def test_prefix_is_prefilled_once(subjects, tokenizer):
+    """The model runs the five solved questions once for a subject, not once for a question."""
     model = micro(tokenizer, 1024)
     read = []
     model.register_forward_pre_hook(lambda _, __, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
@@ -124,7 +124,7 @@ def test_choices_of_several_tokens(subjects):
 
 
 def test_continuations_of_unequal_length(tokenizer):
-    """Not MMLU's, but what the harness may ask; contexts of one and of many tokens, alike and not."""
+    """Not of MMLU, but possible in the harness; short and long contexts, with and without a common prefix."""
     model = micro(tokenizer, 64)
     contexts = ["What is", "What is the capital of Japan?", "What is the capital of Canada?", "Which", "Q" * 200]
     requests = [
@@ -139,8 +139,8 @@ def test_continuations_of_unequal_length(tokenizer):
     assert shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens([]) == []
 
 
-def test_one_input_with_continuations_of_unequal_length(tokenizer):
-    """The input holds all of a continuation but its last token, so where the context ends may differ."""
+def test_unequal_continuations_of_an_input(tokenizer):
+    """An input contains its continuation except the last token, so that contexts of different length can share it."""
     model = micro(tokenizer, 64)
     ids = tokenizer.encode("Which planet is the largest?")
     requests = [(("", ""), ids[:-2], ids[-2:]), (("", ""), ids[:-1], ids[-1:]), (("", ""), ids[:-1], [7])]
@@ -148,8 +148,8 @@ def test_one_input_with_continuations_of_unequal_length(tokenizer):
         logps = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
     last = logps[-1, ids[-1]].item()
     expected = [logps[-2, ids[-2]].item() + last, last, logps[-1, 7].item()]
-    found = shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens(requests, disable_tqdm=True)
-    assert [logp for logp, _ in found] == pytest.approx(expected, abs=1e-4)
+    scores = shared_prefix_lm(model, tokenizer, 3, HARDWARE)._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [logp for logp, _ in scores] == pytest.approx(expected, abs=1e-4)
 
 
 def test_adapter_is_scored_unmerged(subjects, tokenizer):
@@ -165,8 +165,7 @@ def test_adapter_is_scored_unmerged(subjects, tokenizer):
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = SIZE | {"num_key_value_heads": 1, "max_position_embeddings": 512}
-# A window of attention that is shorter than the prompts, learnt positions, layers with a recurrent state beside those
-# with keys, such layers alone.
+# A sliding window shorter than the prompts; learned positions; some recurrent layers; only recurrent layers.
 ARCHITECTURES = {
     "Mistral": ({**GROUPED, "sliding_window": 48}, True, True),
     "GPT2": ({"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}, True, True),
@@ -185,12 +184,12 @@ def test_other_architectures(subjects, tokenizer, name, values, runs, shares):
     config = getattr(transformers, f"{name}Config")(**values, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
     kind = decoder_class() if name == "Bert" else getattr(transformers, f"{name}{head}")
     model = enlarge(kind(config).eval())
-    assert (can_share(model), keeps_keys(model)) == (runs, shares)
+    assert (can_share(model), has_kv_cache(model)) == (runs, shares)
     few = {name: harness.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
     assert_same(answers(shared_prefix_lm(model, tokenizer, 4, HARDWARE), few), answers(plain_lm(model, tokenizer), few))
 
 
-def test_learnt_virtual_tokens_are_left_to_hflm(subjects, tokenizer):
+def test_prompt_tuning_uses_hflm(subjects, tokenizer):
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
@@ -205,10 +204,12 @@ def row(text: str) -> Row:
 
 
 def parts(rows):
-    return [(one.shared, sorted("".join(map(chr, row.tokens)) for row in one.rows)) for one in clusters(rows)]
+    return [
+        (cluster.shared, sorted("".join(map(chr, row.tokens)) for row in cluster.rows)) for cluster in clusters(rows)
+    ]
 
 
-def test_rows_are_put_together_by_what_they_begin_with():
+def test_clusters_by_prefix():
     rows = [row(text) for text in ("aaaaaaaa-one", "bbbbbbbb-one", "aaaaaaaa-two", "bbbbbbbb-two", "ac")]
     assert parts(rows) == [
         (9, ["aaaaaaaa-one", "aaaaaaaa-two"]),
@@ -217,8 +218,8 @@ def test_rows_are_put_together_by_what_they_begin_with():
     ]
 
 
-def test_last_token_of_a_row_is_never_in_the_prefix():
-    """Its logits are wanted, so at least that one runs in the batch, also where a row is the beginning of another."""
+def test_prefix_excludes_the_last_token():
+    """Its logits are needed, so that it runs in the batch, even where a row is the prefix of another."""
     assert parts([row("aaaa"), row("aaaab")]) == [(3, ["aaaa", "aaaab"])]
     assert parts([row("a"), row("ab")]) == [(0, ["a", "ab"])]
     assert clusters([]) == []
@@ -227,18 +228,18 @@ def test_last_token_of_a_row_is_never_in_the_prefix():
 # Prompts and groups
 
 
-def test_prompt_is_the_harness_own(subjects, tmp_path):
-    """Against its plain task, reading the rows from parquet."""
+def test_prompt_equals_the_harness(subjects, tmp_path):
+    """Against the harness's own task, which reads the rows from Parquet."""
     import lm_eval
     from datasets import Dataset
     from lm_eval.tasks import TaskManager
 
-    own = Path(lm_eval.__file__).parent / "tasks/mmlu/default/mmlu_nutrition.yaml"
+    original = Path(lm_eval.__file__).parent / "tasks/mmlu/default/mmlu_nutrition.yaml"
     files = {}
     for split in ("dev", "test"):
         files[split] = str(tmp_path / f"{split}.parquet")
         Dataset.from_list([asdict(q) for q in getattr(subjects["nutrition"], split)]).to_parquet(files[split])
-    spec = {"dataset_path": "parquet", "dataset_name": None, "num_fewshot": 5, "include": str(own)}
+    spec = {"dataset_path": "parquet", "dataset_name": None, "num_fewshot": 5, "include": str(original)}
     spec["dataset_kwargs"] = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
     (tmp_path / "nutrition.yaml").write_text(json.dumps(spec), encoding="utf-8")
     plain = TaskManager(include_path=tmp_path, include_defaults=False).load(["mmlu_nutrition"])["tasks"]
@@ -246,7 +247,7 @@ def test_prompt_is_the_harness_own(subjects, tmp_path):
     prompts = []
     for task in (plain["mmlu_nutrition"], ours["mmlu_nutrition"]):
         task.build_all_requests()
-        prompts.append([(one.arguments, one.doc_id, one.idx) for one in task.instances])
+        prompts.append([(request.arguments, request.doc_id, request.idx) for request in task.instances])
         assert task.VERSION == 1.0
     assert prompts[0] == prompts[1]
     (context, letter), _, _ = prompts[1][1]
@@ -258,23 +259,23 @@ def test_prompt_is_the_harness_own(subjects, tmp_path):
 
 
 class Oracle:
-    """A model that is right on the first questions of a subject, as many as it is told, and wrong on the others."""
+    """A model that answers the first n questions of a subject correctly, and no others."""
 
     def __init__(self, subjects, right):
         from lm_eval.api.model import LM
 
-        rank = {q.question: (i, q.answer) for one in subjects.values() for i, q in enumerate(one.test)}
-        name_of = {q.question: name for name, one in subjects.items() for q in one.test}
+        rank = {q.question: (i, q.answer) for subject in subjects.values() for i, q in enumerate(subject.test)}
+        name_of = {q.question: name for name, subject in subjects.items() for q in subject.test}
 
         class Known(LM):
             def loglikelihood(self, requests):
-                found = []
+                answers = []
                 for context, letter in (request.args for request in requests):
                     question = context.split("\n\n")[-1].split("\nA. ")[0]
                     place, answer = rank[question]
                     chosen = answer if place < right[name_of[question]] else (answer + 1) % 4
-                    found.append((0.0 if letter.strip() == "ABCD"[chosen] else -1.0, False))
-                return found
+                    answers.append((0.0 if letter.strip() == "ABCD"[chosen] else -1.0, False))
+                return answers
 
             def loglikelihood_rolling(self, requests):
                 raise NotImplementedError
@@ -286,32 +287,32 @@ class Oracle:
 
 
 def test_groups_are_means_over_questions():
-    """By hand, with subjects of different size: a group's accuracy is no mean of its subjects' accuracies."""
+    """Computed by hand: the accuracy of a group is not the mean of its subjects' accuracies, whose sizes differ."""
     subjects = harness.read(SAMPLE, shots=5, limit=None)
     subjects["astronomy"] = replace(subjects["astronomy"], test=subjects["astronomy"].test[:4])
     right = dict(zip(subjects, (4, 5, 10, 20, 0), strict=True))
-    found = harness.metrics(harness.evaluate(Oracle(subjects, right).lm, subjects, 5))
-    assert found["acc_stem"] == pytest.approx(100 * (4 + 5) / (4 + 20))
-    assert found["acc_social_sciences"] == pytest.approx(50)
-    assert (found["acc_other"], found["acc_humanities"]) == (100, 0)
-    assert found["acc"] == pytest.approx(100 * (4 + 5 + 10 + 20) / 84)
-    # Of one subject: the standard deviation with n - 1, by the square root of n.
-    assert found["acc_social_sciences_stderr"] == pytest.approx(100 * math.sqrt(0.25 * 20 / 19 / 20))
-    assert (found["acc_other_stderr"], found["acc_humanities_stderr"]) == (0, 0)
-    # Of a group: the variance within its subjects, pooled.
+    metrics = harness.metrics(harness.evaluate(Oracle(subjects, right).lm, subjects, 5))
+    assert metrics["acc_stem"] == pytest.approx(100 * (4 + 5) / (4 + 20))
+    assert metrics["acc_social_sciences"] == pytest.approx(50)
+    assert (metrics["acc_other"], metrics["acc_humanities"]) == (100, 0)
+    assert metrics["acc"] == pytest.approx(100 * (4 + 5 + 10 + 20) / 84)
+    # Of a subject: the standard deviation with n - 1, divided by the square root of n.
+    assert metrics["acc_social_sciences_stderr"] == pytest.approx(100 * math.sqrt(0.25 * 20 / 19 / 20))
+    assert (metrics["acc_other_stderr"], metrics["acc_humanities_stderr"]) == (0, 0)
+    # Of a group: the pooled variance within its subjects.
     within = {"stem": 20 * 0.25 * 0.75, "all": 20 * 0.25 * 0.75 + 20 * 0.25}
-    assert found["acc_stem_stderr"] == pytest.approx(100 * math.sqrt(within["stem"] / (24 - 2) / 24))
-    assert found["acc_stderr"] == pytest.approx(100 * math.sqrt(within["all"] / (84 - 5) / 84))
+    assert metrics["acc_stem_stderr"] == pytest.approx(100 * math.sqrt(within["stem"] / (24 - 2) / 24))
+    assert metrics["acc_stderr"] == pytest.approx(100 * math.sqrt(within["all"] / (84 - 5) / 84))
 
 
 def test_groups_without_subjects_are_left_out(subjects):
     few = {"nutrition": subjects["nutrition"]}
-    found = harness.metrics(harness.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
-    assert set(found) == {"acc", "acc_stderr", "acc_other", "acc_other_stderr"}
-    assert found["acc"] == found["acc_other"] == 50
+    metrics = harness.metrics(harness.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
+    assert set(metrics) == {"acc", "acc_stderr", "acc_other", "acc_other_stderr"}
+    assert metrics["acc"] == metrics["acc_other"] == 50
 
 
-def test_groups_are_the_harness_own(subjects):
+def test_groups_equal_the_harness(subjects):
     groups = harness.tasks(subjects, 0)["group_map"]
     assert set(groups["mmlu"]) == {f"mmlu_{name}" for name in harness.GROUPS}
     assert {task: group for group in groups["mmlu"] for task in groups[group]} == {
@@ -320,7 +321,7 @@ def test_groups_are_the_harness_own(subjects):
 
 
 def test_unknown_subject(subjects):
-    with pytest.raises(DataError, match=r"^'cooking' is no subject of MMLU: .*abstract_algebra.*world_religions"):
+    with pytest.raises(DataError, match=r"^'cooking' is not a subject of MMLU: .*abstract_algebra.*world_religions"):
         harness.tasks({"cooking": subjects["nutrition"]}, 5)
 
 
@@ -330,28 +331,28 @@ def test_unknown_subject(subjects):
 def test_sample_rows():
     subjects = harness.read(SAMPLE, shots=5, limit=None)
     assert list(subjects) == sorted(GROUP_OF)
-    asked = [q for one in subjects.values() for q in one.dev + one.test]
-    assert len({q.question for q in asked}) == len(asked) == 125
-    for one in subjects.values():
-        assert (len(one.dev), len(one.test)) == (5, 20)
-        assert Counter(q.answer for q in one.test) == dict.fromkeys(range(4), 5)
-        assert len({q.answer for q in one.dev}) >= 3
-    for q in asked:
+    questions = [q for subject in subjects.values() for q in subject.dev + subject.test]
+    assert len({q.question for q in questions}) == len(questions) == 125
+    for subject in subjects.values():
+        assert (len(subject.dev), len(subject.test)) == (5, 20)
+        assert Counter(q.answer for q in subject.test) == dict.fromkeys(range(4), 5)
+        assert len({q.answer for q in subject.dev}) >= 3
+    for q in questions:
         assert len(set(q.choices)) == 4 and q.question.strip() == q.question
-        # No right choice that stands out by its length.
-    longest = sum(len(q.choices[q.answer]) == max(map(len, q.choices)) for q in asked)
-    assert longest < 0.5 * len(asked)
+        # The correct choice does not stand out by its length.
+    longest = sum(len(q.choices[q.answer]) == max(map(len, q.choices)) for q in questions)
+    assert longest < 0.5 * len(questions)
 
 
-def test_sample_sums_are_right():
-    """The answers that can be computed."""
-    found = {q.question: q.choices[q.answer] for q in harness.read(SAMPLE, 5, None)["elementary_mathematics"].test}
-    assert found["What is 9 times 7?"] == str(9 * 7)
-    assert found["What is 100 minus 37?"] == str(100 - 37)
-    assert found["What is 25% of 80?"] == str(80 // 4)
-    assert found["What is 144 divided by 12?"] == str(144 // 12)
-    assert found["What is the remainder when 29 is divided by 6?"] == str(29 % 6)
-    assert found["What is 6 squared?"] == str(6**2)
+def test_sample_arithmetic_is_correct():
+    """The answers to the questions of arithmetic."""
+    answers = {q.question: q.choices[q.answer] for q in harness.read(SAMPLE, 5, None)["elementary_mathematics"].test}
+    assert answers["What is 9 times 7?"] == str(9 * 7)
+    assert answers["What is 100 minus 37?"] == str(100 - 37)
+    assert answers["What is 25% of 80?"] == str(80 // 4)
+    assert answers["What is 144 divided by 12?"] == str(144 // 12)
+    assert answers["What is the remainder when 29 is divided by 6?"] == str(29 % 6)
+    assert answers["What is 6 squared?"] == str(6**2)
 
 
 def test_real_rows(corpora_dir):
@@ -359,8 +360,10 @@ def test_real_rows(corpora_dir):
         pytest.skip("no mmlu in the folder of corpora")
     subjects = harness.read(corpora_dir / "mmlu", shots=5, limit=None)
     assert (len(subjects), harness.questions(subjects)) == (57, 14042)
-    assert all(len(one.dev) == 5 for one in subjects.values())
-    loaded = harness.tasks({name: harness.Subject(one.dev, one.test[:2]) for name, one in subjects.items()}, 5)
+    assert all(len(subject.dev) == 5 for subject in subjects.values())
+    loaded = harness.tasks(
+        {name: harness.Subject(subject.dev, subject.test[:2]) for name, subject in subjects.items()}, 5
+    )
     sizes = {name.removeprefix("mmlu_"): len(tasks) for name, tasks in loaded["group_map"].items()}
     assert sizes == {"mmlu": 4, "stem": 19, "other": 13, "social_sciences": 12, "humanities": 13}
 
@@ -376,22 +379,22 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_rows_as_they_stand(folder):
-    one = harness.read(folder, shots=2, limit=None)["nutrition"]
-    assert one.dev == one.test
-    assert one.test[1] == harness.Question("Quoted, with\na line break?", (" a", "b", "c", "d"), 3)
+def test_rows_are_not_changed(folder):
+    subject = harness.read(folder, shots=2, limit=None)["nutrition"]
+    assert subject.dev == subject.test
+    assert subject.test[1] == harness.Question("Quoted, with\na line break?", (" a", "b", "c", "d"), 3)
     (folder / "test/nutrition_test.csv").write_text("\ufeff" + GOOD.replace("\n", "\r\n", 1) + "\n", newline="")
-    assert harness.read(folder, shots=2, limit=None)["nutrition"].test == one.test
+    assert harness.read(folder, shots=2, limit=None)["nutrition"].test == subject.test
 
 
-def test_limit_takes_the_first(folder):
+def test_limit_takes_the_first_questions(folder):
     rows = GOOD + "Third?,1,2,3,4,B\n"
     (folder / "test/nutrition_test.csv").write_text(rows, encoding="utf-8", newline="")
     whole, part = (harness.read(folder, 0, limit)["nutrition"].test for limit in (None, 2))
     assert part == whole[:2] and len(whole) == 3
 
 
-def test_digest_is_of_the_rows(folder):
+def test_digest(folder):
     before = harness.digest(harness.read(folder, 2, None))
     path = folder / "test/nutrition_test.csv"
     path.write_text(GOOD.replace("Which?", '"Which?"'), encoding="utf-8", newline="")
@@ -403,9 +406,9 @@ def test_digest_is_of_the_rows(folder):
 BROKEN = {
     "5 columns": (GOOD + "Q?,1,2,3,A\n", r"test\.csv:4: 5 columns, expected question, A, B, C, D, letter: 'Q\?'$"),
     "7 columns": (GOOD + "Q?,1,2,3,4,5,A\n", r"test\.csv:4: 7 columns"),
-    "letter": ("Q?,1,2,3,4,E\n" + GOOD, r"test\.csv:1: the right choice is 'E', expected A, B, C or D$"),
-    "two letters": ("Q?,1,2,3,4,AB\n" + GOOD, r"test\.csv:1: the right choice is 'AB'"),
-    "header": ("question,A,B,C,D,answer\n" + GOOD, r"test\.csv:1: the right choice is 'answer'"),
+    "letter": ("Q?,1,2,3,4,E\n" + GOOD, r"test\.csv:1: the correct choice is 'E', expected A, B, C or D$"),
+    "two letters": ("Q?,1,2,3,4,AB\n" + GOOD, r"test\.csv:1: the correct choice is 'AB'"),
+    "header": ("question,A,B,C,D,answer\n" + GOOD, r"test\.csv:1: the correct choice is 'answer'"),
     "empty question": (GOOD + " ,1,2,3,4,A\n", r"test\.csv:4: column question is empty$"),
     "empty choice": (GOOD + "Q?,1,2,,4,A\n", r"test\.csv:4: column C is empty$"),
     "quote left open": (GOOD + '"Q?,1,2,3,4,A\n', r"test\.csv:4: no valid csv: unexpected end of data$"),
@@ -416,7 +419,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
-def test_broken_rows(folder, content, message):
+def test_malformed_rows(folder, content, message):
     path = folder / "test/nutrition_test.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as error:
@@ -459,7 +462,7 @@ def project(tmp_path, monkeypatch, tokenizer):
     return tmp_path, params
 
 
-def test_stage_writes_the_same_flat_numbers_twice(project):
+def test_stage_is_deterministic(project):
     folder, params = project
     names = [f"metrics/mmlu/{name}" for name in ("base.json", "base.signature.json")]
     written = []
@@ -473,7 +476,7 @@ def test_stage_writes_the_same_flat_numbers_twice(project):
     assert all(
         isinstance(value, float) and 0 <= value <= 100 and round(value, 4) == value for value in metrics.values()
     )
-    # 30 questions, each worth as much.
+    # 30 questions of equal weight.
     assert metrics["acc"] * 30 / 100 == pytest.approx(round(metrics["acc"] * 30 / 100), abs=1e-4)
     assert all(isinstance(value, str) for value in signature.values())
     assert {name: signature[name] for name in ("lm_eval", "mmlu", "shots", "batch_size", "questions", "commit")} == {
@@ -487,7 +490,7 @@ def test_stage_writes_the_same_flat_numbers_twice(project):
     assert signature["adapter"] == "none" and len(signature["rows"].split()[-1]) == 64
 
 
-def test_stage_puts_the_adapter_of_a_variant_on_the_base(project):
+def test_stage_with_an_adapter(project):
     folder, params = project
     stage.main("sft", params)
     signature = json.loads((folder / "metrics/mmlu/sft.signature.json").read_text())
@@ -500,13 +503,13 @@ def test_stage_puts_the_adapter_of_a_variant_on_the_base(project):
     )
 
 
-def test_stage_refuses_an_unknown_variant(project):
+def test_stage_with_an_unknown_variant(project):
     _, params = project
     with pytest.raises(stage.UserError, match=r"^'dpo' is none of the variants in params\.yaml: base, sft, sft-dpo$"):
         stage.main("dpo", params)
 
 
-def test_stage_reads_a_corpus_folder(project):
+def test_stage_with_a_corpus_folder(project):
     folder, params = project
     shutil.move(folder / "data/sample/mmlu", folder / "data/raw/mmlu")
     stage.main("base", replace(params, mmlu=factory.mmlu(corpus="mmlu")))

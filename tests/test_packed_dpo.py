@@ -13,8 +13,6 @@ import factory
 import pytest
 import torch
 import transformers
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
 
 from attune.models.bert_decoder import AS_DECODER, decoder_class
@@ -81,6 +79,8 @@ def model_of(name: str):
 def adapted(name: str):
     model = model_of(name)
     torch.manual_seed(4)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, config).eval()
 
@@ -154,6 +154,7 @@ def test_compiled_layers_give_the_same():
 
 
 def both_trainers(name, tokenizer, folder, **changes):
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     stock, packed = trainer_classes()
@@ -300,6 +301,8 @@ def test_gap_or_another_reference_is_an_error(tmp_path, tokenizer):
 
 
 def test_model_without_rows_falls_back_with_one_warning(tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(3)
     bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2))
     policy = get_peft_model(bloom, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -330,6 +333,7 @@ def random_pairs(number: int, seed: int) -> list[dict]:
 
 
 def test_whole_run_of_three_epochs_ends_where_stock_trl_with_a_live_reference_does(tokenizer, tmp_path):
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     from attune.training.common.trainer import common_arguments

@@ -95,11 +95,14 @@ def clone(tmp_path_factory) -> Clone:
 
 def test_repro_makes_every_metric_and_page(clone):
     for variant in VARIANTS:
-        metrics = json.loads(clone.read(f"metrics/{variant}.json"))
-        assert {"bleu_4", "rouge_l", "dist_2", "preference_accuracy", "bertscore_f1", "diff_er"} <= metrics.keys()
+        metrics = json.loads(clone.read(f"metrics/text/{variant}.json"))
+        assert {"bleu_4", "rouge_l", "dist_2", "preference_accuracy", "bertscore_f1"} <= metrics.keys()
+        levels = json.loads(clone.read(f"metrics/epitome/{variant}.json"))
+        bounds = json.loads(clone.read(f"metrics/intervals/epitome/{variant}.json"))
+        assert bounds["diff_er.low"] <= levels["diff_er"] <= bounds["diff_er.high"]
         assert 0 <= json.loads(clone.read(f"metrics/mmlu/{variant}.json"))["acc"] <= 100
-        bounds = json.loads(clone.read(f"metrics/intervals/{variant}.json"))
-        for name in ("rouge_l", "diff_er", "bertscore_f1", "preference_accuracy"):
+        bounds = json.loads(clone.read(f"metrics/intervals/text/{variant}.json"))
+        for name in ("rouge_l", "bertscore_f1", "preference_accuracy"):
             assert bounds[f"{name}.low"] <= metrics[name] <= bounds[f"{name}.high"]
         assert ("rouge_l.diff" in bounds) is (variant != "base")
         assert metrics["bertscore_f1"] > 0 and bounds["bleu_1.low"] < bounds["bleu_1.high"]
@@ -110,8 +113,8 @@ def test_repro_makes_every_metric_and_page(clone):
 def test_results_are_in_git_and_models_are_not(clone):
     tracked = clone.run("git", "ls-files").splitlines()
     pages = {"dvc.lock", "metrics/data.json", "data/manifest.json", "reports/summary.md", "reports/cards/sft-dpo.md"}
-    metrics = {f"metrics/{folder}sft-dpo.json" for folder in ("", "mmlu/", "intervals/")}
-    assert pages | metrics | {"metrics/scorers/epitome.json"} <= set(tracked)
+    metrics = {f"metrics/{folder}/sft-dpo.json" for folder in ("text", "epitome", "mmlu")}
+    assert pages | metrics | {"metrics/classifiers/epitome.json"} <= set(tracked)
     untracked = ("models/", "data/raw/", "data/dialogues/", "data/pairs/", "data/replies/", "data/scores/")
     assert {Path(name).name for name in tracked if name.startswith((*untracked, "reports/curves/"))} <= {".gitignore"}
 
@@ -136,19 +139,20 @@ def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
 
 
 def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):
-    before = clone.read("metrics/sft-dpo.json")
+    before = clone.read("metrics/text/sft-dpo.json")
     changed = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "dpo.beta=5")
-    # `evaluate@sft-dpo` follows only where a reply or a log-probability changed, which beta = 5 makes sure of;
-    # `intervals@sft-dpo` only where a score did, too.
-    run = [stage for stage in stages_run(changed) if stage != "intervals@sft-dpo"]
-    models = ["dpo@e1", "dpo@e2", "evaluate@sft-dpo", "generate@sft-dpo", "mmlu@sft-dpo"]
+    # `evaluate@sft-dpo` and `scores@sft-dpo-epitome` follow only where a reply or a log-probability changed, which beta = 5
+    # ensures; intervals only where a score did, too.
+    run = [stage for stage in stages_run(changed) if not stage.startswith("intervals@sft-dpo")]
+    scored = ["evaluate@sft-dpo", "scores@sft-dpo-epitome", "mmlu@sft-dpo"]
+    models = ["dpo@e1", "dpo@e2", "generate@sft-dpo", *scored]
     assert sorted(run) == sorted([*models, *PAGES])
     assert "preference_accuracy" in clone.run("dvc", "metrics", "diff", "--all", "--md", "HEAD")
     assert "changes against HEAD" in clone.run(sys.executable, "-m", "attune", "compare", "--all", "--md")
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     # Every model, reply and metric is restored.
     assert sorted(stages_run(back)) == PAGES
-    assert clone.read("metrics/sft-dpo.json") == before
+    assert clone.read("metrics/text/sft-dpo.json") == before
 
 
 def test_further_round_runs_only_itself(clone):
@@ -161,8 +165,10 @@ def test_further_round_runs_only_itself(clone):
 
 def test_another_reference_runs_only_the_intervals(clone):
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft-dpo")
-    assert sorted(stages_run(output)) == sorted(["intervals@base", "intervals@sft-dpo", *PAGES])
-    assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/base.json"))
+    assert sorted(stages_run(output)) == sorted(
+        [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome")), *PAGES]
+    )
+    assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/text/base.json"))
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     assert sorted(stages_run(back)) == PAGES
 
@@ -218,7 +224,7 @@ def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_
         assert not [dep for dep in deps if dep.startswith("models/")]
         # A change of beta does not reach them by a parameter either.
         assert "dpo.beta" not in empo[f"pairs@{key}"]["params"]
-    assert not [name for name in empo if name.startswith(("dbt", "behaviour"))]
+    assert [name for name in empo if name.startswith("classifier@")] == ["classifier@epitome"]
     by_model = {
         key: {dep for dep in study[f"pairs@{key}"]["deps"] if dep.startswith("models/")}
         for key in ("e1", "e2", "base-e1", "base-e2")
@@ -230,15 +236,15 @@ def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_
         "base-e2": {"models/dbt", "models/dpo/base-e1"},
     }
     assert {"models/base", "data/pairs/base-e1.parquet"} <= set(study["dpo@base-e1"]["deps"])
-    assert study["dbt@dbt"]["outs"] == ["models/dbt"]
+    assert study["classifier@dbt"]["outs"] == ["models/dbt"]
     counsel = composed_pipeline(tmp_path / "counsel", "recipe=counsel", "model=tiny")
     assert not [dep for key in ("e1", "e2") for dep in counsel[f"pairs@{key}"]["deps"] if dep.startswith("models/")]
-    assert counsel["behaviour@behaviour"]["outs"] == ["models/behaviour"]
-    assert {"models/behaviour", "data/replies/dpo.parquet"} <= set(counsel["behaviour_scores@dpo"]["deps"])
-    assert not [name for name in counsel if name.startswith("dbt")]
+    assert counsel["classifier@behaviour"]["outs"] == ["models/behaviour"]
+    assert {"models/behaviour", "data/replies/dpo.parquet"} <= set(counsel["scores@dpo-behaviour"]["deps"])
+    assert not [name for name in counsel if "dbt" in name]
 
 
-STANDARD = ["+sft.by_quality.high=models/sft-high",
+STANDARD = ["+adapters.sft-high={quality: high}",
             "+variants.sft-high={model: models/sft-high, instruction: data/dialogues}",
             "+variants.prompted={model: models/base, instruction: data/prompts/counsellor.txt}"]  # fmt: skip
 
@@ -247,15 +253,13 @@ def test_standard_approaches_add_their_stages_and_change_no_other(tmp_path):
     without, added = resolved(ROOT), composed_pipeline(tmp_path, *STANDARD)
     assert not [name for name in without if "high" in name or "prompted" in name]
     made = {name: stage for name, stage in added.items() if name not in without}
-    every = ("generate", "evaluate", "intervals", "mmlu", "card")
-    assert made.keys() == {
-        "sft_quality@high",
-        *(f"{stage}@{key}" for stage in every for key in ("sft-high", "prompted")),
-    }
+    every = ("generate@{}", "evaluate@{}", "scores@{}-epitome", "intervals@{}-text", "intervals@{}-epitome", "mmlu@{}",
+             "card@{}")  # fmt: skip
+    assert made.keys() == {"sft@sft-high", *(name.format(key) for name in every for key in ("sft-high", "prompted"))}
     assert {name: added[name] for name in without} == without
-    high = made["sft_quality@high"]
+    high = made["sft@sft-high"]
     assert high["outs"] == ["models/sft-high", "reports/curves/sft-high"]
-    assert (high["deps"], high["params"]) == (without["sft"]["deps"], without["sft"]["params"])
+    assert high["deps"] == without["sft@sft"]["deps"]
     assert "models/sft-high" in made["generate@sft-high"]["deps"]
     # What a reply hangs on, and so its key in DVC's cache: of the prompted variant the instruction, too.
     base, prompted = (set(added[f"generate@{key}"]["deps"]) for key in ("base", "prompted"))
@@ -263,21 +267,14 @@ def test_standard_approaches_add_their_stages_and_change_no_other(tmp_path):
     assert "data/prompts/counsellor.txt" not in made["mmlu@prompted"]["deps"]
 
 
-def test_every_param_is_a_leaf_of_some_stage_or_changes_no_result():
+def test_every_param_is_read_by_some_stage_or_changes_no_result(tmp_path):
     """A key that no stage lists could be changed without anything running again."""
     yaml = YAML(typ="safe")
-    stages = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
-    listed = {key for stage in stages for key in stage.get("do", stage).get("params", [])}
-    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    leaves = {"seed"} | {f"{name}.{key}" for name, section in params.items() if name != "seed" for key in section}
-    interpolated = {f"variants.{key}" for key in params["variants"]} | {"variants", "rounds"}
-    interpolated |= {f"{name}.{key}" for name in ("dbt", "behaviour") for key in ("classifiers", "variants")}
-    # And what `python -m attune record` alone reads.
-    interpolated |= {"sft.by_quality", "model.specialised", "model.stands_in_for"}
-    only_speed = {"runtime.save_every", "runtime.rendezvous", "ranks.accelerate"}
-    # How the endpoint is reached, and what its estimate says.
-    only_speed |= {f"llm.{key}" for key in ("key_variable", "concurrency", "retries", "timeout")}
-    only_speed |= {"endpoint.input_price", "endpoint.output_price"}
-    interpolated |= {"rounds.${key}.source"}
-    assert leaves - interpolated - only_speed <= listed
-    assert listed - interpolated <= leaves
+    listed = {key for stage in resolved(ROOT).values() for key in stage.get("params", [])}
+    sections = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    leaves = {f"{name}.{key}" for name, section in sections.items() if isinstance(section, dict) for key in section}
+    unread = {leaf for leaf in leaves if not {leaf, leaf.partition(".")[0]} & listed}
+    # What reaches the stages as dependencies; what only pages show; what only says how the endpoint or a machine is reached;
+    # the settings of classifiers that this recipe does not use.
+    assert {leaf.partition(".")[0] for leaf in unread} == {"dbt", "behaviour", "endpoint", "runtime"}
+    assert {name for name, section in sections.items() if not isinstance(section, dict)} == {"seed", "scorers"}

@@ -1,4 +1,4 @@
-"""QLoRA: the base model in 4 bits, its adapter whole; and the optimizers of bitsandbytes."""
+"""QLoRA: a base model in 4 bits with an fp32 adapter; and the optimizers of bitsandbytes."""
 
 import json
 import math
@@ -41,23 +41,23 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @pytest.fixture
 def params():
-    found = load(ROOT / "params.yaml")
-    hardware = replace(found.hardware, dtype="fp32", threads=1, micro_batch_size=2)
-    tiny = replace(found.tiny, vocab_size=400, hidden_size=64, intermediate_size=128, layers=2, heads=2)
+    params = load(ROOT / "params.yaml")
+    hardware = replace(params.hardware, dtype="fp32", threads=1, micro_batch_size=2)
+    tiny = replace(params.tiny, vocab_size=400, hidden_size=64, intermediate_size=128, layers=2, heads=2)
     schedule = {"epochs": 1, "batch_size": 2, "max_length": 48, "warmup_steps": 0, "learning_rate": 1e-5}
     return replace(
-        found,
+        params,
         tiny=tiny,
         hardware=hardware,
-        model=replace(found.model, quantization="nf4"),
-        sft=replace(found.sft, **schedule),
-        dpo=replace(found.dpo, **schedule),
+        model=replace(params.model, quantization="nf4"),
+        sft=replace(params.sft, **schedule),
+        dpo=replace(params.dpo, **schedule),
     )
 
 
 @pytest.fixture
 def base(tmp_path, params, tiny_tokenizer):
-    """A made base model whose record asks for 4 bits."""
+    """A small base model whose record has quantization nf4."""
     folder = tmp_path / "base"
     make_model(tiny_tokenizer, params.tiny, 1).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
@@ -73,12 +73,12 @@ def whole(model):
     return replace(model, quantization=None)
 
 
-def test_without_quantization_the_record_says_nothing_of_it(params):
+def test_record_names_a_quantization(params):
     assert base_record(whole(params.model), commit=None) == {"name": "tiny", "commit": None}
     assert base_record(params.model) == {"name": "tiny", "quantization": "nf4"}
 
 
-def test_the_reference_of_a_quantized_model_is_another(base, params, tmp_path):
+def test_identity_depends_on_quantization(base, params, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
     short = identity(base, tmp_path, params.hardware)
@@ -86,7 +86,7 @@ def test_the_reference_of_a_quantized_model_is_another(base, params, tmp_path):
     assert identity(base, tmp_path, params.hardware) != short
 
 
-def test_what_is_missing_is_named(base, params, monkeypatch):
+def test_missing_bitsandbytes(base, params, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(
         ModelError, match=r"model\.quantization = 'nf4' needs bitsandbytes.*`pip install bitsandbytes=="
@@ -99,7 +99,7 @@ def test_what_is_missing_is_named(base, params, monkeypatch):
         common_arguments(params.sft, replace(on_gpu, device="cpu"), 1, base)
 
 
-def test_the_plan_counts_4_bits_and_short_moments(params):
+def test_memory_estimate(params):
     config = configuration(params.tiny, 400)
     short, full = (size(config, replace(params, model=replace(params.model, quantization=q))) for q in ("nf4", None))
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
@@ -112,14 +112,14 @@ def test_the_plan_counts_4_bits_and_short_moments(params):
     assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
 
 
-def test_signatures_say_it(base, params):
+def test_signature(base, params):
     assert variant_signature(base, base)["quantization"] == "nf4"
     record(base, whole(params.model))
     assert "quantization" not in variant_signature(base, base)
 
 
 @needs_bitsandbytes
-def test_a_model_in_4_bits_is_near_the_whole_one_and_its_adapter_is_not_merged(base, params, tmp_path):
+def test_4_bit_model_is_close_and_not_merged(base, params, tmp_path):
     hardware = params.hardware
     short = load_base(base, hardware)
     linear = short.model.layers[0].mlp.up_proj
@@ -129,17 +129,17 @@ def test_a_model_in_4_bits_is_near_the_whole_one_and_its_adapter_is_not_merged(b
     assert "Peft" in type(load_variant(base, tmp_path / "adapter", hardware)).__name__
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
-        found = load_base(base, hardware).eval()(ids).logits
+        quantized = load_base(base, hardware).eval()(ids).logits
         record(base, whole(params.model))
         exact = load_base(base, hardware).eval()(ids).logits
-    error = (found - exact).norm() / exact.norm()
+    error = (quantized - exact).norm() / exact.norm()
     assert 0.001 < error < 0.3
 
 
 @needs_bitsandbytes
-def test_gradients_are_those_of_the_whole_weights_even_behind_a_pass_without_gradients(base, params):
-    """As stages run: `complete` and `projects_alone` come before training."""
-    ids, found = torch.arange(20, 40)[None], []
+def test_gradients_after_a_pass_without_gradients(base, params):
+    """As stages run: `complete` and `has_positionwise_head` come before training."""
+    ids, gradients = torch.arange(20, 40)[None], []
     for whole in (False, True):
         model = load_base(base, params.hardware)
         if whole:
@@ -152,15 +152,15 @@ def test_gradients_are_those_of_the_whole_weights_even_behind_a_pass_without_gra
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
         policy.train()(ids).logits.log_softmax(-1)[..., 7].sum().backward()
-        found.append({name: p.grad for name, p in policy.named_parameters() if p.requires_grad})
-    short, exact = found
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.requires_grad})
+    short, exact = gradients
     assert short.keys() == exact.keys() and len(short) == 28
     for name, gradient in exact.items():
         torch.testing.assert_close(short[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
 @needs_bitsandbytes
-def test_sft_and_dpo_train_a_whole_adapter_on_4_bits(base, params, tmp_path):
+def test_sft_and_dpo_on_4_bits(base, params, tmp_path):
     tokenizer, hardware = load_tokenizer(base), params.hardware
     policy = add_adapter(load_base(base, hardware), LORA, 1)
     rows = [{"input_ids": [5 + i] * 20, "labels": [IGNORED] * 10 + [7] * 10} for i in range(2)]
@@ -185,7 +185,7 @@ def test_sft_and_dpo_train_a_whole_adapter_on_4_bits(base, params, tmp_path):
     trainer = make_trainer(
         policy, tokenizer, with_reference(pairs, logps), params.dpo, hardware, 1, tmp_path / "dpo-run"
     )
-    # The first loss is ln 2, or this ends: the adapter was not rounded.
+    # Raises if the first loss is not ln 2, as with an adapter rounded to bf16.
     run(trainer, tmp_path / "curves")
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     after = {name: p for name, p in policy.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Two ranks over gloo make of a stage what one process makes of it, and go on after a kill."""
+"""Two ranks over gloo give the results of a single process, and resume after a kill."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.sealed import newest_whole
 
-# Five steps an epoch, the last of five pairs or dialogues: micro-batches of 2, 2 and 1 in one process, and on two ranks
-# of 2 and 1, and of 2 and none.
+# Five steps per epoch. The last step has five pairs or dialogues: micro-batches of 2, 2 and 1 in a single process, and
+# on two ranks of 2 and 1, and of 2 and 0.
 EXAMPLES = 37
 OVERRIDES = [
     *small.OVERRIDES, "sft.epochs=3", "sft.batch_size=8", "dpo.batch_size=8", "dpo.max_length=64", "lora.dropout=0",
@@ -51,7 +51,8 @@ def make(folder: Path) -> Path:
         shutil.copy(ROOT / "data" / table, folder / "data")
     random_classifiers(folder / "models/epitome")
     names = [
-        one.id for one in read_examples(folder / "data/dialogues/test.parquet", load(folder / "params.yaml").corpus)
+        example.id
+        for example in read_examples(folder / "data/dialogues/test.parquet", load(folder / "params.yaml").corpus)
     ]
     levels = {f"level_{key}": [number % 3 for number in range(len(names))] for key in MECHANISMS.values()}
     pd.DataFrame({"id": names, **levels}).to_parquet(folder / "data/references.parquet")
@@ -59,8 +60,17 @@ def make(folder: Path) -> Path:
 
 
 def a_pair(number: int, epoch: int) -> Pair:
-    one = small.dialogue(number)
-    return Pair(one.id, epoch, one.turns[:3], one.turns[3].text, small.text(999 * epoch + number), "sad", "joyful", "x")
+    dialogue = small.dialogue(number)
+    return Pair(
+        dialogue.id,
+        epoch,
+        dialogue.turns[:3],
+        dialogue.turns[3].text,
+        small.text(999 * epoch + number),
+        "sad",
+        "joyful",
+        "x",
+    )
 
 
 def launched(folder: Path, log: str, *stages: str) -> Run:
@@ -78,7 +88,7 @@ def rank_of(launcher: int, number: int) -> int:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path, str]:
-    """A project whose stages ran in one process, one of two ranks of which one was killed, and what that said."""
+    """A project run in a single process, one run on two ranks after a rank was killed, and the log of the kill."""
     one = make(tmp_path_factory.mktemp("one"))
     two = tmp_path_factory.mktemp("two")
     shutil.copytree(one, two, dirs_exist_ok=True)
@@ -97,28 +107,28 @@ def folders(tmp_path_factory) -> tuple[Path, Path, str]:
     return one, two, killed.output
 
 
-def test_a_rank_that_dies_ends_the_stage_with_its_log(folders):
-    *_, said = folders
-    log, last = re.findall(r"error: rank 1 of 2 was killed by SIGKILL; (.*stderr.log) ends with\n((?:  .*\n)+)", said)[
-        0
-    ]
+def test_killed_rank_ends_the_stage_with_its_log(folders):
+    *_, output = folders
+    log, last = re.findall(
+        r"error: rank 1 of 2 was killed by SIGKILL; (.*stderr.log) ends with\n((?:  .*\n)+)", output
+    )[0]
     assert (
         "dialogue/s]" in last
-        and "Traceback" not in said
-        and said.endswith("\nthe other ranks were ended; the same command goes on from the last checkpoint\n")
+        and "Traceback" not in output
+        and output.endswith("\nthe other ranks were stopped; the same command continues from the last checkpoint\n")
     )
     assert not Path(log).exists(), "the run that went on ended well"
 
 
-def test_the_stage_went_on_from_its_checkpoint(folders):
+def test_stage_resumes_from_its_checkpoint(folders):
     _, two, _ = folders
-    said = (two / "two.txt").read_text()
-    assert re.search(r"going on from \S+/sft-\w+/checkpoint-(5|10)\n", said)
-    assert "checkpoint-" in said and "rank" not in said
+    output = (two / "two.txt").read_text()
+    assert re.search(r"going on from \S+/sft-\w+/checkpoint-(5|10)\n", output)
+    assert "checkpoint-" in output and "rank" not in output
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo/e1", "dpo/e2"])
-def test_the_same_adapter(folders, name):
+def test_same_adapter(folders, name):
     one, two = (load_file(folder / "models" / name / "adapter_model.safetensors") for folder in folders[:2])
     assert one.keys() == two.keys()
     for key, weights in one.items():
@@ -126,7 +136,7 @@ def test_the_same_adapter(folders, name):
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo-e1", "dpo-e2"])
-def test_the_same_metrics_of_training(folders, stage):
+def test_same_training_metrics(folders, stage):
     one, two = (history(folder, stage) for folder in folders[:2])
     assert len(one) >= 2 and len(one) == len(two)
     for log, other in zip(one, two, strict=True):
@@ -140,7 +150,7 @@ def history(folder: Path, stage: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo/e1", "dpo/e2"])
-def test_the_same_curves(folders, stage):
+def test_same_curves(folders, stage):
     one, two = (sorted((folder / "reports/curves" / stage).rglob("*.tsv")) for folder in folders[:2])
     assert [path.name for path in one] == [path.name for path in two] and len(one) > 2
     for path, other in zip(one, two, strict=True):
@@ -148,7 +158,7 @@ def test_the_same_curves(folders, stage):
 
 
 @pytest.mark.parametrize("variant", ["sft-dpo", "sft"], ids=["greedy", "drawn"])
-def test_the_same_replies_in_the_same_order(folders, variant):
+def test_same_replies(folders, variant):
     one, two = (pd.read_parquet(folder / f"data/replies/{variant}.parquet") for folder in folders[:2])
     logps = ["reference_logp", "rejected_logp"]
     assert one.drop(columns=[*logps, "context"]).equals(two.drop(columns=[*logps, "context"]))
@@ -157,7 +167,7 @@ def test_the_same_replies_in_the_same_order(folders, variant):
         assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=10 * RELATIVE)
 
 
-def test_the_same_scores(folders):
+def test_same_scores(folders):
     one, two = (pd.read_parquet(folder / "data/scores/sft-dpo.parquet") for folder in folders[:2])
     assert one["id"].tolist() == two["id"].tolist()
     for name in one.columns.drop(["id", "label"]):
@@ -165,15 +175,15 @@ def test_the_same_scores(folders):
 
 
 @pytest.mark.parametrize("name", ["sft-dpo", "mmlu/sft-dpo"])
-def test_the_same_metrics_and_signature(folders, name):
+def test_same_metrics_and_signature(folders, name):
     one, two = (json.loads((folder / f"metrics/{name}.json").read_text()) for folder in folders[:2])
     assert one == pytest.approx(two, rel=RELATIVE, abs=1e-4) and len(one) > 3
     one, two = (json.loads((folder / f"metrics/{name}.signature.json").read_text()) for folder in folders[:2])
     assert one == two
 
 
-def test_nothing_is_left_of_a_second_writer(folders):
-    """The same files, but for each rank's random state, and no partial one."""
+def test_same_files(folders):
+    """The same files, except the random state of each rank, and no partial file."""
     one, two = (
         {
             str(path.relative_to(folder))

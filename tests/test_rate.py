@@ -311,6 +311,6 @@ def test_a_person_rates_in_a_browser(server):
             else:
                 page.keyboard.press("1")
         page.locator("#finished").wait_for(state="visible")
-        assert page.title() == "Which reply is the better one?" and page.locator("img").count() == 0
+        assert page.title() == "Which reply is better?" and page.locator("img").count() == 0
     kept = store.answers()
     assert len(kept) == len(ITEMS) and [one.reason for one in kept if one.reason] == ["it listens"]

@@ -27,14 +27,19 @@ MICRO = [
 ]  # fmt: skip
 DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_length=48", "pairs.margin=0.0",
        "pairs.max_new_tokens=8"]  # fmt: skip
-COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=sample", "epitome.data=sample",
-           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.miti.epochs=1"]  # fmt: skip
+COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=data/sample/miti_sentences",
+           "epitome.data=data/sample/epitome",
+           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.behaviour.miti.epochs=1"]  # fmt: skip
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
-           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=annomi_sample"]  # fmt: skip
+           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
-COMMON = ("download", "prepare", "epitome", "references", "dbt@dbt", "dbt_references@dbt")
+COMMON = (
+    "download",
+    "prepare",
+    *(f"{stage}@{key}" for stage in ("classifier", "references") for key in ("epitome", "dbt")),
+)
 # Another scheme of labels in ESConv's format: six strategies, two of them none of the stages, and three problems.
 STRATEGIES = {
     "Question": ("Open question", "listening"), "Restatement or Paraphrasing": ("Summary", "reflecting"),
@@ -98,7 +103,7 @@ def test_recipe_dbt_runs_to_its_table_with_every_architecture(model, common, tmp
     run([stage for stage in stages_in_order() if stage not in COMMON], monkeypatch)
     assert read("models/base/config.json")["model_type"] == {"tiny": "llama"}.get(model, model.removeprefix("tiny-"))
     for variant in ("base", "sft", "dpo", "sft-dpo"):
-        for name in (f"{variant}", f"dbt/{variant}", f"intervals/dbt/{variant}", f"mmlu/{variant}"):
+        for name in (f"text/{variant}", f"dbt/{variant}", f"intervals/dbt/{variant}", f"mmlu/{variant}"):
             assert read(f"metrics/{name}.json")
     assert_every_adapter_is_another(ADAPTERS)
     assert "sft-dpo" in Path("reports/summary.md").read_text(encoding="utf-8")
@@ -142,7 +147,7 @@ def test_recipe_dbt_runs_on_another_corpus_with_other_labels_by_config_alone(tmp
     for key, source in {"e1": "corpus", "e3": "policy", "base-e1": "corpus", "base-e3": "policy"}.items():
         pairs = pq.read_table(f"data/pairs/{key}.parquet").to_pylist()
         assert {pair["source"] for pair in pairs} == {source} and {pair["label"] for pair in pairs} <= labels
-    scorer = read("metrics/scorers/dbt.json")
+    scorer = read("metrics/classifiers/dbt.json")
     assert {f"f1_{label}" for label in LABELS} <= scorer.keys()
     for variant in ("base", "sft", "dpo", "sft-dpo"):
         assert {"dbt_gap", "dbt_diff", "dbt_adherence"} <= read(f"metrics/dbt/{variant}.json").keys()
@@ -170,7 +175,7 @@ def test_recipe_counsel_runs_to_its_table(model, corpus, tmp_path, monkeypatch):
     compose([*COUNSEL, *corpus, f"model={model}"])
     run(stages_in_order(), monkeypatch)
     for variant in ("base", "prompted", "sft", "sft-high", "dpo", "sft-dpo"):
-        for name in (f"{variant}", f"behaviour/{variant}", f"intervals/behaviour/{variant}", f"mmlu/{variant}"):
+        for name in (f"text/{variant}", f"behaviour/{variant}", f"intervals/behaviour/{variant}", f"mmlu/{variant}"):
             assert read(f"metrics/{name}.json")
     assert_every_adapter_is_another((*ADAPTERS, "sft-high"))
     pairs = read("metrics/pairs/e1.json")
@@ -178,5 +183,5 @@ def test_recipe_counsel_runs_to_its_table(model, corpus, tmp_path, monkeypatch):
     assert all(pairs[f"match_{name}_pairs"] > 0 for name in matches)
     assert sum(pairs[name] for name in pairs if name.startswith("match_") and name.endswith("_pairs")) == pairs["pairs"]
     assert ("masked_name" in read("metrics/data.json")) is bool(corpus)
-    assert {"behaviour_accuracy", "miti_accuracy"} <= read("metrics/scorers/behaviour.json").keys()
+    assert {"behaviour_accuracy", "miti_accuracy"} <= read("metrics/classifiers/behaviour.json").keys()
     assert "prompted" in Path("reports/summary.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The pages that `python -m attune record` writes from its records."""
+"""The pages that `attune record` writes, and how it runs."""
 
 import json
 import os
@@ -11,10 +11,11 @@ import pytest
 from helpers import project as folder
 
 from attune.config.params import compose, load
+from attune.report import results
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json
-from attune.tools import record as record_stage
+from attune.tools import record as tool
 from attune.tools.pipeline import stages_in_order
 from attune.tools.record import EMPO, compositions, front, headline, page
 
@@ -49,7 +50,7 @@ def measured(name="sample"):
 
 
 def rows(text):
-    """The cells of every table row, by the name in its first column; of two tables the cells after each other."""
+    """The cells of every table row by its first cell; the cells of rows of the same name are joined."""
     found = {}
     for line in text.splitlines():
         if line.startswith("| "):
@@ -58,21 +59,21 @@ def rows(text):
     return found
 
 
-def test_the_headline_has_both_tables_with_their_margins():
+def test_headline():
     found = rows(headline(measured()))
     assert found["variant"][:5] == ["MMLU ↑", "diff-ER ↓", "diff-EX ↓", "diff-IP ↓", "F-BERT ↑"]
     assert found["base"][:5] == ["25.0 ± 2.0", "0.500", "0.600", "0.700", "61.2"]
-    # A standard error of 0 is no interval.
+    # A standard error of 0 gives no interval.
     assert found["sft"][:2] == ["26.0", "0.250 ± 0.050*"]
     assert "10.00 ± 1.00" in found["base"]
 
 
-def test_the_record_shows_people_and_how_good_the_classifiers_are():
+def test_human_replies_and_classifiers():
     human = {"reference_level_er": 0.5, "behaviour_reference_questions": 40.0, "dbt_reference_listening": 20.0,
              "dbt_reference_genuine": 15.0}  # fmt: skip
-    own = {"level_er": 0.75, "behaviour_questions": 30.0, "dbt_adherence": 25.0, "dbt_listening": 10.0}
+    model = {"level_er": 0.75, "behaviour_questions": 30.0, "dbt_adherence": 25.0, "dbt_listening": 10.0}
     measures = {"er_accuracy": 78.18, "er_majority_accuracy": 65.45, "er_rationale_f1": 42, "behaviour_macro_f1": 60}
-    text = page([record(metrics={"base": VALUES | own | human}, classifiers=measures)])
+    text = page([record(metrics={"base": VALUES | model | human}, classifiers=measures)])
     found = rows(text)
     assert [cell for cell in found["people"] if cell != "\u2013"] == ["0.50", "35.0", "20.0", "15.0", "40.0"]
     assert found["classifier"] == ["accuracy %", "guessing %", "macro F1", "guessing F1"]
@@ -80,7 +81,7 @@ def test_the_record_shows_people_and_how_good_the_classifiers_are():
     assert "people" not in rows(page([record()])) and "classifier" not in rows(page([record()]))
 
 
-def test_the_front_page_has_empos_table_and_links_to_the_rest():
+def test_readme_block():
     text = front([measured("counselling-tiny"), measured("dbt-tiny"), measured(EMPO)])
     assert rows(text) == rows(headline(measured(EMPO)))
     links = "[counselling-tiny](docs/results.md#counselling-tiny), [dbt-tiny](docs/results.md#dbt-tiny)"
@@ -88,23 +89,18 @@ def test_the_front_page_has_empos_table_and_links_to_the_rest():
     assert front([measured(EMPO)]) == headline(measured(EMPO))
 
 
-def test_a_record_without_these_stages_is_still_shown():
+def test_old_record_without_mmlu_and_intervals():
     found = rows(headline(record()))
     assert found["base"][:2] == ["\u2013", "0.500"]
 
 
-def test_empos_table_stands_beside_ours_for_its_record_alone():
+def test_empo_table():
     text = page([measured(EMPO)])
-    beside = text.split("### Beside EmPO's table 1")[1]
+    beside = text.split("### EmPO's table 1 and this record")[1]
     assert rows(beside)["Zephyr-7B, SFT + DPO"] == ["57.2", "0.660", "0.627", "0.648", "72.8"]
-    assert all(name in text for name in TABLE_1) and "F-BERT is over some-encoder" in text
-    assert "No number of one compares to one of the other" in text
+    assert all(name in text for name in TABLE_1) and "F-BERT uses some-encoder" in text
+    assert "The numbers of the two are not comparable" in text
     assert "Zephyr" not in page([measured()])
-
-
-@pytest.mark.parametrize("metric", ["mmlu", "diff_er", "diff_ex", "diff_ip", "bertscore_f1"])
-def test_every_row_of_the_papers_table_has_every_column(metric):
-    assert all(metric in row for row in TABLE_1.values())
 
 
 def study():
@@ -120,15 +116,15 @@ def study():
     return kept | {"models": dict.fromkeys(("tiny", "tiny-mistral", "tiny-gemma"), one)}
 
 
-def test_the_study_of_dbt_has_twelve_rows_beside_the_papers_twelve():
-    found = rows(page([study()]).split("### Beside table 1 of Son and So")[1].split("###")[0])
+def test_dbt_table():
+    found = rows(page([study()]).split("### Table 1 of Son and So and this record")[1].split("###")[0])
     assert len(found) == 1 + 12 + 12
     assert found["model"] == ["B-4 ↑", "R-L ↑", "Dist ↑", "Dist-1 ↑", "Dist-2 ↑", "DBT gap ↓"]
     assert found["Gemma-7B, sft-dpo"] == ["0.40", "5.85", "12.80", "\u2013", "\u2013", "1.75"]
     assert found["tiny-gemma, base"] == ["0.50", "10.00", "\u2013", "3.00", "9.00", "2.50 ± 0.50"]
 
 
-def test_the_papers_table_says_what_the_paper_concludes():
+def test_dbt_table_agrees_with_the_paper():
     """ "With DPO providing the most substantial gains": after SFT and DPO each model is nearest to people."""
     found = dbt_table()
     assert len(found) == 12
@@ -138,13 +134,13 @@ def test_the_papers_table_says_what_the_paper_concludes():
         assert min(gaps, key=gaps.get) == "sft-dpo"
 
 
-def test_the_page_of_several_models_has_the_rounds_and_times_of_each():
+def test_rounds_and_times_of_each_model():
     text = page([study()])
     assert all(f"### {name}\n" in text for name in ("tiny", "tiny-mistral", "tiny-gemma"))
     assert text.count("| chosen score |") == 3 and "repeated rejected" not in text
 
 
-def test_several_models_are_several_runs():
+def test_compositions():
     assert compositions(["recipe=dbt", "model=a,b", "seed=1"]) == {
         "a": ["recipe=dbt", "seed=1", "model=a"],
         "b": ["recipe=dbt", "seed=1", "model=b"],
@@ -155,7 +151,7 @@ def test_several_models_are_several_runs():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A repository with the cookbook alone, in which tiny-gemma counts as a specialised model."""
+    """A repository with `conf/` only, in which tiny-gemma counts as a specialised model."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "conf", "conf")
     path = Path("conf/model/tiny-gemma.yaml")
@@ -172,21 +168,25 @@ def project(tmp_path, monkeypatch):
 
 
 def stages_write(rouge):
-    """What the stages leave behind, of replies whose ROUGE-L is `rouge` and more by the variant's number."""
-    metrics = Path("metrics")
-    for name in ("data", "scorers/epitome", "pairs/e1", "pairs/e2", "pairs/e3"):
-        write_json(metrics / f"{name}.json", {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
-    Path("data/scores").mkdir(parents=True, exist_ok=True)
+    """Write the files of the stages for replies whose ROUGE-L is `rouge` plus the index of the variant."""
+    pairs = [results.pairs_file(key) for key in load().dpo.rounds]
+    for artifact in (results.data_file(), results.quality_file("epitome", ""), *pairs):
+        write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
     for i, key in enumerate(load().variants):
-        write_json(metrics / f"{key}.json", {"rouge_l": rouge + i})
-        for name in (f"{key}.signature", f"intervals/{key}", f"mmlu/{key}"):
-            write_json(metrics / f"{name}.json", {})
-        scores = pd.DataFrame({"id": ["a", "b"], "rouge_l": [rouge + i, rouge + i]})
-        scores.to_parquet(f"data/scores/{key}.parquet")
+        write_json(results.metrics_file("text", key).path, {"rouge_l": rouge + i})
+        for artifact in (
+            results.signature_file("text", key),
+            results.intervals_file("text", key),
+            results.mmlu_file(key),
+        ):
+            write_json(artifact.path, {})
+        path = results.scores_file("text", key).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"id": ["a", "b"], "rouge_l": [rouge + i, rouge + i]}).to_parquet(path)
 
 
-def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypatch):
-    """The stages themselves, which take hours, leave their files without running."""
+def test_interrupted_record_of_several_models(project, monkeypatch):
+    """Without the stages themselves, which take hours: only their files are written."""
     ran = []
 
     def stages_of(record, part, path):
@@ -196,12 +196,12 @@ def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypat
             raise UserError("stage sft failed")
         stages_write({"tiny": 10.0, "tiny-gemma": 12.0}[model])
 
-    monkeypatch.setattr(record_stage, "_reproduce", stages_of)
+    monkeypatch.setattr(tool, "_reproduce", stages_of)
     arguments = ("study", ["model=tiny,tiny-gemma"], Path("results"))
     with pytest.raises(UserError, match="stage sft failed"):
-        record_stage.run(*arguments)
+        tool.run(*arguments)
     assert list(json.loads(Path("results/study.json").read_text())["models"]) == ["tiny"]
-    record_stage.run(*arguments)
+    tool.run(*arguments)
     assert ran == ["tiny", "tiny-gemma", "tiny-gemma"]
     made = json.loads(Path("results/study.json").read_text())
     assert [part["specialised"] for part in made["models"].values()] == [False, True]
@@ -210,14 +210,14 @@ def test_a_study_goes_on_after_a_stop_and_compares_its_models(project, monkeypat
         ("base", "sft", "sft-dpo"), -2.0
     )
     assert made["models"]["tiny"]["dpo_less_standard"]["sft-dpo"]["sft"]["rouge_l.diff"] == 1.0
-    told = page([made])
-    assert "Where tiny-gemma is ahead:\n\n- Overlap and diversity: ROUGE-L (all)\n" in told
-    assert "Where DPO is ahead:\n\n- Overlap and diversity: ROUGE-L (sft-dpo vs sft)\n" in told
-    assert "tiny-gemma stands in for medgemma (`model.stands_in_for`): it was made for no domain itself" in told
+    text = page([made])
+    assert "tiny-gemma is better in:\n\n- Overlap and diversity: ROUGE-L (all)\n" in text
+    assert "DPO is better in:\n\n- Overlap and diversity: ROUGE-L (sft-dpo vs sft)\n" in text
+    assert "tiny-gemma stands in for medgemma (`model.stands_in_for`): it was not made for a domain" in text
 
 
 @pytest.mark.parametrize("recipe", [[], ["recipe=dbt", "model=tiny", "corpus=esconv_sample"]])
-def test_stages_come_behind_what_they_depend_on(recipe, tmp_path, monkeypatch):
+def test_stage_order(recipe, tmp_path, monkeypatch):
     folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     compose(recipe)
@@ -225,6 +225,6 @@ def test_stages_come_behind_what_they_depend_on(recipe, tmp_path, monkeypatch):
     for first, then in (("prepare", "base"), ("sft", "dpo@e1"), ("dpo@e2", "dpo@e3"), ("evaluate@sft", "report")):
         assert order.index(first) < order.index(then)
     if recipe:
-        # dvc.yaml has the classifier behind the pairs, which it ranks.
+        # dvc.yaml lists the classifier after the pairs, which depend on it.
         assert order.index("dbt@dbt") < order.index("pairs@e1") < order.index("dpo@e1") < order.index("pairs@e2")
     assert len(set(order)) == len(order)

@@ -1,4 +1,4 @@
-"""The page of replies in a browser: filter, search, order, keys, and text that would like to be more than text."""
+"""The page of samples in a browser: filter, search, order, keys, and hostile text."""
 
 import html
 import json
@@ -37,29 +37,29 @@ def browser():
 
 @pytest.fixture
 def problems():
-    """What the browser complained of, and what the page tried to load."""
+    """Errors of the browser, and what the page tried to load."""
     return []
 
 
 @pytest.fixture
 def shown(browser, problems, tmp_path):
-    """The page, which leaves no problems behind."""
+    """The page; fails if it had problems."""
     (tmp_path / "samples.html").write_text(PAGE, encoding="utf-8")
-    made = browser.new_page()
-    made.on("console", lambda message: problems.append(message.text))
-    made.on("pageerror", lambda error: problems.append(str(error)))
-    made.on("request", lambda one: one.url.startswith("file:") or problems.append(one.url))
-    made.goto((tmp_path / "samples.html").as_uri())
-    yield made
+    opened = browser.new_page()
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("request", lambda request: request.url.startswith("file:") or problems.append(request.url))
+    opened.goto((tmp_path / "samples.html").as_uri())
+    yield opened
     assert problems == []
-    made.close()
+    opened.close()
 
 
 def ids(shown):
     return [text.split()[-1] for text in shown.locator("article h2").all_inner_texts()]
 
 
-def test_every_reply_stands_beside_the_others_with_its_scores(shown):
+def test_replies_and_scores(shown):
     first = shown.locator("article").first
     assert first.locator("h3").all_inner_texts() == ["a person", f"{MACHINE}: base", f"{MACHINE}: sft-dpo"]
     assert first.locator(".reply p").all_inner_texts() == ["reference 0", "the same 0", "the same 0"]
@@ -68,21 +68,21 @@ def test_every_reply_stands_beside_the_others_with_its_scores(shown):
     assert shown.locator("#count").inner_text() == "90 of 90"
 
 
-def test_rows_come_as_they_are_asked_for(shown):
+def test_more_button(shown):
     assert len(ids(shown)) == 40
     shown.click("#more")
     shown.click("#more")
     assert ids(shown) == [f"test/{i}" for i in range(90)] and shown.locator("#more").is_hidden()
 
 
-def test_a_label_filters(shown):
+def test_label_filter(shown):
     shown.select_option("#label", "proud")
     assert ids(shown) == [f"test/{i}" for i in range(2, 90, 3)]
     assert shown.locator("#count").inner_text() == "30 of 90"
     assert shown.locator("#label option").all_inner_texts() == ["all", "joyful", "proud", "sad"]
 
 
-def test_a_search_finds_all_words_in_contexts_and_replies(shown):
+def test_search(shown):
     shown.fill("#search", "ALTOGETHER else")
     assert ids(shown) == ["test/50"]
     shown.fill("#search", "context 88")
@@ -91,13 +91,13 @@ def test_a_search_finds_all_words_in_contexts_and_replies(shown):
     assert ids(shown) == [] and shown.locator("#count").inner_text() == "0 of 90"
 
 
-def test_the_order_puts_what_differs_most_first(shown):
+def test_order_by_difference(shown):
     shown.select_option("#order", "differ")
     found = ids(shown)
     assert set(found[:2]) == {"test/7", "test/50"} and found[2] == "test/51" and found[3] == "test/0"
 
 
-def test_keys_move_search_and_clear(shown):
+def test_keys(shown):
     for key, expected in (("j", "test/0"), ("j", "test/1"), ("k", "test/0"), ("k", "test/0")):
         shown.keyboard.press(key)
         assert shown.locator("article:focus h2 span").inner_text() == expected
@@ -106,19 +106,19 @@ def test_keys_move_search_and_clear(shown):
     assert ids(shown) == ["test/50"]
     shown.keyboard.press("Escape")
     assert len(ids(shown)) == 40
-    # The last one that is shown brings the next ones.
+    # Moving past the last article loads more.
     shown.locator("article").last.focus()
     shown.keyboard.press("j")
     assert shown.locator("article:focus h2 span").inner_text() == "test/40" and len(ids(shown)) == 80
 
 
-def test_a_reply_that_contains_html_is_text(shown):
+def test_html_in_a_reply_is_text(shown):
     shown.fill("#search", "test/7 onerror")
     assert shown.locator("article .reply p").nth(2).inner_text() == HOSTILE
     assert shown.title() == "Replies <of> a run" and shown.locator("img").count() == 0
 
 
-def test_what_was_not_written_here_does_not_run(shown, problems):
+def test_foreign_script_does_not_run(shown, problems):
     shown.evaluate("""() => {
         const made = document.createElement("script");
         made.textContent = "document.title = 'taken'";
@@ -128,7 +128,7 @@ def test_what_was_not_written_here_does_not_run(shown, problems):
     assert "Content Security Policy" in problems.pop()
 
 
-def test_light_and_dark_have_letters_that_can_be_read(shown):
+def test_contrast(shown):
     def contrast():
         colours = shown.evaluate(
             """() => ["color", "backgroundColor"].map((name) => getComputedStyle(document.body)[name])"""
@@ -149,28 +149,28 @@ def test_light_and_dark_have_letters_that_can_be_read(shown):
     assert backgrounds[0] > 0.5 > backgrounds[1]
 
 
-def test_the_page_refers_to_nothing_outside_itself():
+def test_page_loads_nothing():
     own, data, script = re.split(r"<script[^>]*>", PAGE)
     assert not re.search(r"https?:|@import|url\(|src=|href=|<link|<img", own + script)
     assert "<" not in data.removesuffix("</script>\n")
 
 
-def test_the_page_says_what_a_machine_wrote_where_no_browser_shows_it():
+def test_machine_notice():
     own, data, script = re.split(r"<script[^>]*>", PAGE)
     notice = " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", "", own, flags=re.DOTALL)).split())
     assert f'Replies headed "{MACHINE}" come from language models, unchecked: some are wrong or hurtful' in notice
-    # What the script puts over each reply that is no person's.
+    # The heading that the script gives to each reply of a model.
     found = json.loads(data.removesuffix("</script>\n"))
     assert found["machine"] == MACHINE and "machine" in script
     assert [len(row["replies"]) for row in found["rows"]] == [len(found["variants"])] * 90
 
 
-def test_a_dialogue_that_a_variant_lacks_is_left_out():
+def test_example_that_a_variant_lacks():
     found = rows({"base": BASE[:5], "sft-dpo": DPO[2:9]}, SCORES)
     assert [row["id"] for row in found["rows"]] == ["test/2", "test/3", "test/4"]
 
 
-def test_difference_is_the_share_of_words_that_only_one_has():
+def test_difference():
     assert difference(["a b", "B a"]) == 0
     assert difference(["a b", "c d"]) == 1
     assert difference(["a b c", "a b d"]) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""What stage `sft` trains on where an adapter is of one quality."""
+"""The training data of stage `sft` for the adapter of a quality."""
 
 import re
 from pathlib import Path
@@ -14,20 +14,23 @@ PATH = Path("data/dialogues/train.parquet")
 
 def dialogues(*qualities):
     turns = (Turn("user", "I drink."), Turn("assistant", "Since when?"))
-    return [Dialogue(f"train/{i}", "annomi", "train", "x", turns, one) for i, one in enumerate(qualities)]
+    return [Dialogue(f"train/{i}", "annomi", "train", "x", turns, quality) for i, quality in enumerate(qualities)]
 
 
-def test_the_dialogues_of_a_quality_in_their_order():
+def test_dialogues_of_a_quality():
     some = dialogues("high", "low", None, "high")
-    assert [one.id for one in dialogues_of_quality(some, "high", PATH)] == ["train/0", "train/3"]
-    assert [one.id for one in dialogues_of_quality(some, "low", PATH)] == ["train/1"]
+    assert [dialogue.id for dialogue in dialogues_of_quality(some, "high", PATH)] == ["train/0", "train/3"]
+    assert [dialogue.id for dialogue in dialogues_of_quality(some, "low", PATH)] == ["train/1"]
 
 
 @pytest.mark.parametrize(
     ("qualities", "has"),
     [((None, None), "has no quality labels"), (("low", None), "has only dialogues of quality low")],
 )
-def test_a_corpus_without_the_quality_says_what_to_leave_out(qualities, has):
-    message = f"{PATH}: sft.by_quality.high learns from dialogues of quality high, but the train split {has}: take another corpus, or drop it (-S ~sft.by_quality.high)"
+def test_no_dialogues_of_a_quality(qualities, has):
+    message = (
+        f"{PATH}: sft.by_quality.high learns from dialogues of quality high, but the train split {has}: take another "
+        "corpus, or drop it (-S ~sft.by_quality.high)"
+    )
     with pytest.raises(UserError, match=re.escape(message)):
         dialogues_of_quality(dialogues(*qualities), "high", PATH)

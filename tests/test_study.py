@@ -1,23 +1,25 @@
-"""Studies: the grid, the queue, what is done once, and the pages that come out; on a small project that DVC runs."""
+"""Studies: the grid, DVC's queue and the pages; on a small project that DVC runs."""
 
 import csv
 import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import get_hydra_sweeps
 from helpers import ROOT, git, project
 from ruamel.yaml import YAML
 
+from attune.config.params import compose
 from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
-from attune.tools.study_plan import experiments, read
+from attune.tools.pipeline import stages_in_order
+from attune.tools.study_plan import grid, read
 from attune.tools.study_results import COLUMNS, collect, figure
 
 STUDY = """
@@ -26,22 +28,24 @@ source: nobody
 targets: []
 shown: {kind: spread, variants: [sft], metrics: [diff_epitome, rouge_l], x: dpo.beta}
 scales:
-  tiny: {overrides: [lora.r=4], grid: {dpo.beta: [0.1]}, seeds: [13, 14]}
+  tiny: [lora.r=4, 'dpo.beta=0.1,0.2', 'seed=13,14']
 """
 # Leaves a line for each time that it runs, outside of the project that DVC copies. With a negative beta it fails, once
 # the one of the other seed runs, too: a pipe opens when both of its ends are open.
 SCORE = """
 import json, os, pathlib, signal, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
-beta, seed, threads = params["dpo"]["beta"], params["seed"], params["hardware"]["threads"]
+beta, seed, threads = params["dpo"]["beta"], params["seed"], params["compute"]["threads"]
 with open(sys.argv[1], "a") as log: log.write(f"{beta} {seed} {threads}\\n")
 if beta < 0:
     signal.alarm(300)
     open(sys.argv[1] + ".pipe", "r" if seed == 13 else "w").close()
     sys.exit("beta is negative")
 value = beta * seed
-pathlib.Path("metrics").mkdir(exist_ok=True)
-json.dump({"diff_er": value, "diff_ex": 2 * value, "diff_ip": 3 * value, "rouge_l": 10}, open("metrics/sft.json", "w"))
+epitome = {"diff_er": value, "diff_ex": 2 * value, "diff_ip": 3 * value}
+for name, values in (("epitome", epitome), ("text", {"rouge_l": 10})):
+    pathlib.Path("metrics", name).mkdir(parents=True, exist_ok=True)
+    json.dump(values, open(f"metrics/{name}/sft.json", "w"))
 """
 NAMES = {name.stem: name for name in (ROOT / "studies").glob("*.yaml")}
 
@@ -52,12 +56,15 @@ def files(tmp_path, monkeypatch):
     root, log = tmp_path / "project", tmp_path / "log"
     (root / "studies").mkdir(parents=True)
     (root / "studies/small.yaml").write_text(STUDY)
-    (root / "params.yaml").write_text("seed: 13\ndpo: {beta: 0.1}\nlora: {r: 8}\nhardware: {threads: 2}\n")
+    (root / "params.yaml").write_text(
+        "seed: 13\ndpo: {beta: 0.1}\nlora: {r: 8}\nscorers: [text, epitome]\ncompute: {threads: 2}\n"
+    )
     (root / "score.py").write_text(SCORE)
     (root / "dvc.yaml").write_text(
         f"stages:\n  score:\n    cmd: {sys.executable} score.py {log}\n    deps: [score.py]\n"
         "    params: [seed, dpo.beta, lora.r, compute.threads]\n"
-        "    metrics:\n      - metrics/sft.json: {cache: false}\n"
+        "    metrics:\n      - metrics/text/sft.json: {cache: false}\n"
+        "      - metrics/epitome/sft.json: {cache: false}\n"
         "plots:\n  - Small:\n      x: dpo.beta\n      y: {reports/studies/small.csv: [diff_epitome, rouge_l]}\n"
     )
     log.touch()
@@ -71,7 +78,7 @@ def small(files, monkeypatch):
     """The same in Git and DVC; the log of what ran."""
     from dvc.repo import Repo
 
-    monkeypatch.setattr(study, "PAUSE", 0.5)
+    monkeypatch.setattr(study, "PAUSE", 2.0)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for kind, key in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
@@ -83,81 +90,81 @@ def small(files, monkeypatch):
     return files
 
 
-def points(*overrides):
-    return experiments("small", read("small"), "tiny", overrides)
-
-
-def run(found, threads):
-    queued = study.queue(found, [], threads)
-    study.start(1)
-    study.wait(found, 1)
-    return queued
+def settings(*overrides):
+    return grid("small", read("small"), "tiny", overrides)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_has_points_that_compose(name, tmp_path, monkeypatch):
+def test_every_study_composes(name, tmp_path, monkeypatch):
     """With the stages that it names, and each of its metrics measured by one of them."""
     project(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     found = read(name, ROOT / "studies")
     for scale in found.scales:
-        grid = experiments(name, found, scale, [])
-        assert len({one.name for one in grid}) == len(grid)
-        stages = study.stages_of(grid[-1], found.targets)
-        assert {"base", *found.targets} <= set(stages)
+        [last] = get_hydra_sweeps({"params.yaml": grid(name, found, scale, []).overrides})[-1].values()
+        compose(last)
+        stages = set(stages_in_order(found.targets))
+        assert {"base", *found.targets} <= stages
         for variant in found.shown.variants:
             # Every metric has a column, and the stage that measures it is one of the experiment's.
-            assert {f"{measuring(metric)}@{variant}" for metric in found.shown.metrics} <= set(stages)
+            assert {measuring(metric, variant) for metric in found.shown.metrics} <= stages
 
 
-def measuring(metric):
+def measuring(metric, variant):
     """The stage, by the table of the report in which the metric is."""
-    if metric == "mmlu":
-        return "mmlu"
-    if metric in DBT_COLUMNS:
-        return "dbt_scores"
-    if metric in BEHAVIOUR_COLUMNS:
-        return "behaviour_scores"
     assert metric in COLUMNS
-    return "evaluate"
-
-
-def test_an_override_replaces_what_the_scale_and_the_grid_say(files):
-    Path("studies/small.yaml").write_text(STUDY.replace("[0.1]", "[0.1, 0.2]"))
-    assert [one.arguments for one in points()] == [
-        ["lora.r=4", f"dpo.beta={beta}", f"seed={seed}"] for beta in (0.1, 0.2) for seed in (13, 14)
+    if metric == "mmlu":
+        return f"mmlu@{variant}"
+    classifiers = [
+        name
+        for name, here in {
+            "dbt": metric in DBT_COLUMNS,
+            "behaviour": metric in BEHAVIOUR_COLUMNS,
+            "epitome": metric.startswith(("diff_", "level_")),
+        }.items()
+        if here
     ]
-    assert [one.arguments for one in points("seed=7", "lora.r=2")] == [
-        ["lora.r=2", "seed=7", f"dpo.beta={beta}"] for beta in (0.1, 0.2)
-    ]
-    assert points("seed=13")[0].name == points()[0].name
-    with pytest.raises(UserError, match="'seed' is no override: key=value is"):
-        points("seed")
+    return f"scores@{variant}-{classifiers[0]}" if classifiers else f"evaluate@{variant}"
 
 
-def test_a_study_that_was_killed_runs_each_point_once_and_its_pages_say_what_came_out(small):
-    command, here = [sys.executable, "-m", "attune", "study", "run", "small"], os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here) as killed:
-        assert killed.stdout is not None and killed.stdout.readline() == "2 experiments queued, 2 in all\n"
-        # It looks on while the worker, which outlives it, begins.
-        assert killed.stdout.readline() == "2 queued\n"
-        assert any("done" in line for line in killed.stdout)
-        killed.kill()
-    assert run(points(), None) == 0
-    assert [line.split()[:3] for line in sorted(small.read_text().splitlines())] == [
-        ["0.1", seed, "2"] for seed in ("13", "14")
-    ]
-    # As with -j: another number of threads is no other experiment.
-    assert run(points(), 1) == 0 and len(small.read_text().splitlines()) == 2
-    collect("small", read("small"), points(), study.done(points()))
+def test_an_override_replaces_that_of_the_scale(files):
+    assert settings().overrides == ["lora.r=4", "dpo.beta=0.1,0.2", "seed=13,14"]
+    assert settings().axes == settings("seed=7").axes == ["dpo.beta", "seed"]
+    assert settings("seed=7", "lora.r=2", "sft.epochs=3").overrides == [
+        "lora.r=2", "dpo.beta=0.1,0.2", "seed=7", "sft.epochs=3"
+    ]  # fmt: skip
+    # Other values of an axis are points of the same study; another override makes another one.
+    assert settings("seed=7").name == settings().name != settings("lora.r=2").name
+    with pytest.raises(UserError, match="'seed' is no override: write key=value"):
+        settings("seed")
+
+
+def test_show_prints_the_command_that_queues_the_grid(small, capsys):
+    study.main(["show", "small", "seed=7"])
+    name = settings().name
+    assert capsys.readouterr().out == (
+        f"dvc exp run --queue --name {name} -S lora.r=4 -S dpo.beta=0.1,0.2 -S seed=7\nfinished: none\n"
+    )
+
+
+def test_a_study_runs_in_dvcs_queue_and_its_pages_hold_the_results(small):
+    study.run_grid(settings(), [], 1)
+    points = [["0.1", "13", "2"], ["0.1", "14", "2"], ["0.2", "13", "2"], ["0.2", "14", "2"]]
+    assert sorted(line.split() for line in small.read_text().splitlines()) == points
+    # With a point that has run, which comes from the run cache.
+    study.run_grid(settings("dpo.beta=0.1", "seed=14,15"), [], 1)
+    assert len(small.read_text().splitlines()) == 5
+    collect("small", read("small"), settings(), study.done(settings().name))
     with Path("reports/studies/small.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["dpo.beta"], row["seed"], row["variant"]) for row in rows] == [("0.1", s, "sft") for s in ("13", "14")]
-    assert [float(row["diff_epitome"]) for row in rows] == pytest.approx([2.6, 2.8])
+    assert [(row["dpo.beta"], row["seed"], row["variant"]) for row in rows] == [
+        *(("0.1", seed, "sft") for seed in ("13", "14", "15")),
+        *(("0.2", seed, "sft") for seed in ("13", "14")),
+    ]
+    assert [float(row["diff_epitome"]) for row in rows[:3]] == pytest.approx([2.6, 2.8, 3.0])
     page = Path("reports/studies/small.md").read_text()
-    assert "from 2 of 2 experiments, seeds 13, 14" in page
-    assert "| dpo.beta=0.1, sft |  2.700 ± 0.141 | 10.00 ± 0.00 |" in page
+    assert "from 5 experiments, seeds 13, 14, 15" in page
+    assert "| dpo.beta=0.1, sft |  2.800 ± 0.200 | 10.00 ± 0.00 |" in page
     assert Path("reports/studies/small.svg").read_text().startswith("<?xml")
     assert Path("reports/studies/small.png").read_bytes().startswith(b"\x89PNG")
     shown = dvc("plots", "show", "--json")["data"]["Small"][0]["content"]
@@ -201,69 +208,67 @@ def _rows():
     from attune.tools.study_results import Row
 
     return [
-        Row("x", {"dpo.beta": beta}, seed, "sft-dpo", "0", {"diff_epitome": float(beta) * int(seed), "rouge_l": 1.0})
-        for beta in ("0.1", "0.2") for seed in ("13", "14")
+        Row("x", {"dpo.beta": beta}, seed, "sft-dpo", "0", {"diff_epitome": beta * seed, "rouge_l": 1.0})
+        for beta in (0.1, 0.2) for seed in (13, 14)
     ]  # fmt: skip
 
 
-# Nobody has started a worker, or all of them have ended.
-WITHOUT_WORKERS = """
+# In a process of its own: Celery keeps one broker a process, here that of another test's project.
+SIDE_BY_SIDE = """
+import sys
 from attune.tools import study
-from attune.tools.study_plan import experiments, read
-study.STARTING = 5.0
-study.wait(experiments("small", read("small"), "tiny", ["dpo.beta=-1"]), 2)
+from attune.tools.study_plan import grid, read
+study.PAUSE = 2.0
+study.os.cpu_count = lambda: 6
+study.run_grid(grid("small", read("small"), "tiny", ["dpo.beta=-1"]), [], 2)
 """
 
 
 def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(small):
-    study.queue(points("dpo.beta=-1"), [], 3)
-    # In a process of its own: Celery keeps one broker a process, here that of another test's project.
     waiting = subprocess.run(
-        [sys.executable, "-c", WITHOUT_WORKERS],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", SIDE_BY_SIDE], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    assert "2 of 2 experiments did not come to their end: `dvc queue logs small-" in waiting.stderr
-    ran = [line.split() for line in small.read_text().splitlines()]
-    assert sorted(seed for _, seed, _ in ran) == ["13", "14"]
-    assert {threads for _, _, threads in ran} == {"3"}
+    assert "2 of 2 experiments failed: `dvc queue status` lists those of small-" in waiting.stderr
+    assert sorted(line.split() for line in small.read_text().splitlines()) == [["-1", "13", "3"], ["-1", "14", "3"]]
 
 
 def test_what_is_not_there_is_named(files):
     with pytest.raises(UserError, match=r"studies/large\.yaml is missing: studies: small"):
         read("large")
     with pytest.raises(UserError, match="small has no scale paper: tiny"):
-        experiments("small", read("small"), "paper", [])
-    with pytest.raises(UserError, match="no experiment of small is done at this commit"):
-        collect("small", read("small"), points(), {})
+        grid("small", read("small"), "paper", [])
+    with pytest.raises(UserError, match="no experiment of small has finished at this commit"):
+        collect("small", read("small"), settings(), {})
     path = Path("studies/small.yaml")
     path.write_text(STUDY.replace("x: dpo.beta", "x: dpo.gamma"))
-    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no key of the grid"):
+    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale tiny: dpo\.beta, seed"):
         read("small")
     path.write_text(STUDY.replace("title: A small study", "name: A small study"))
     with pytest.raises(UserError, match=r"small\.yaml: title: "):
         read("small")
 
 
-def test_threads_are_shared_out():
-    assert study.share_out(1, 8) is None
-    assert study.share_out(2, 8) == 4
-    assert study.share_out(4, 2) == 1
+def test_jobs_share_the_cores(files):
+    assert study.threads_of(settings(), 1, 8) == []
+    assert study.threads_of(settings(), 2, 8) == ["compute.threads=4"]
+    assert study.threads_of(settings(), 4, 2) == ["compute.threads=1"]
+    assert study.threads_of(settings("compute.threads=3"), 4, 8) == []
 
 
-def test_an_experiment_of_another_machine_is_collected_here_and_not_run_again(small, tmp_path):
+def test_an_experiment_of_another_machine_is_collected(small, tmp_path):
     """Two clones that share a Git remote."""
-    shared, other, (first, second) = str(tmp_path / "shared.git"), tmp_path / "other", points()
+    shared, other, name = str(tmp_path / "shared.git"), tmp_path / "other", settings().name
     git("clone", "-q", "--bare", ".", shared)
     git("remote", "add", "origin", shared)
     git("clone", "-q", shared, str(other))
-    settings = [argument for override in second.arguments for argument in ("-S", override)]
-    for command in (["run", "--name", second.name, *settings], ["push", "--no-cache", "--rev", "HEAD", "origin"]):
+    for command in (
+        ["run", "--name", f"{name}-x-1", "-S", "dpo.beta=0.1", "-S", "seed=14"],
+        ["push", "--no-cache", "--rev", "HEAD", "origin"],
+    ):
         subprocess.run([sys.executable, "-m", "dvc", "exp", *command], cwd=other, check=True, capture_output=True)
-    assert study.done([first, second]) == {}
+    assert study.done(name) == {}
     study._dvc("exp", "pull", "--no-cache", "--rev", "HEAD", "origin")
-    assert list(study.done([first, second])) == [second.name], "so that it is not queued"
-    collect("small", read("small"), points(), study.done(points()))
+    assert list(study.done(name)) == [f"{name}-x-1"]
+    collect("small", read("small"), settings(), study.done(name))
     with Path("reports/studies/small.csv").open(newline="") as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["14"]

@@ -1,4 +1,4 @@
-"""The lean trainer gives the loss and gradients of the plain one, on every architecture that it serves."""
+"""The trainer of SFT gives the loss and gradients of a plain forward pass, on every architecture."""
 
 import itertools
 import os
@@ -13,22 +13,7 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    BertConfig,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
+import transformers
 
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
@@ -38,7 +23,13 @@ from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError
 from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised
 from attune.training.common.trainer import common_arguments, run
-from attune.training.sft.trainer import predicts, projecting, projects_alone, supervised_trainer, token_loss
+from attune.training.sft.trainer import (
+    has_positionwise_head,
+    logits_only_at,
+    loss_positions,
+    supervised_trainer,
+    token_loss,
+)
 
 HARDWARE = factory.hardware()
 BF16 = replace(HARDWARE, dtype="bf16")
@@ -49,13 +40,13 @@ SMALL = {
 }  # fmt: skip
 DECODER = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=5)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**DECODER)),
-    # The cap is low enough to bend random logits.
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=2)),
-    "bert": lambda: decoder_class()(BertConfig(**SMALL, **AS_DECODER)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER, tie_word_embeddings=True)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**DECODER, sliding_window=5)),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**DECODER)),
+    # The softcap is low enough to change random logits.
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, num_key_value_heads=2)),
+    "bert": lambda: decoder_class()(transformers.BertConfig(**SMALL, **AS_DECODER)),
 }  # fmt: skip
 
 
@@ -65,7 +56,7 @@ def make(name: str):
 
 
 def rows(count: int = 12) -> list[dict[str, list[int]]]:
-    """Examples of 4 to 26 tokens, of which some carry a loss, never the first."""
+    """Examples of 4 to 26 tokens; the loss mask covers some of them, never the first."""
     draw = torch.Generator().manual_seed(3)
     examples = []
     for i in range(count):
@@ -80,13 +71,13 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradients_are_those_of_the_plain_forward_with_labels(name):
+def test_loss_and_gradients_equal_the_plain_forward(name):
     batch = pad_supervised(rows(), pad_id=0)
     plain, lean = make(name), make(name)
     expected = plain(**batch).loss
     expected.backward()
-    kept = predicts(batch["labels"])
-    with projecting(lean.get_output_embeddings(), kept):
+    kept = loss_positions(batch["labels"])
+    with logits_only_at(lean.get_output_embeddings(), kept):
         outputs = lean(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     assert outputs.logits.shape == (int(kept.sum()), 96)
     loss = token_loss(outputs, batch["labels"])
@@ -98,12 +89,12 @@ def test_loss_and_gradients_are_those_of_the_plain_forward_with_labels(name):
 
 
 @pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in MODELS), ("llama", True)])
-def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, compiled, tmp_path):
-    """Three micro-batches, dealt by length, against one forward pass over all rows in their order."""
+def test_step_equals_a_plain_step(name, compiled, tmp_path):
+    """Three micro-batches by length against a single forward pass over all rows in their order."""
     plain, lean = make(name), make(name)
     batch = pad_supervised(rows(), pad_id=0)
     plain(**batch).loss.backward()
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=3,
         use_cpu=True, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", report_to="none",
         save_strategy="no", disable_tqdm=True,
@@ -114,16 +105,16 @@ def test_a_step_of_the_trainer_is_a_plain_step_on_the_whole_batch(name, compiled
         lean, hardware, args=arguments, train_dataset=rows(), data_collator=lambda some: pad_supervised(some, 0)
     )
     trainer.train()
-    assert compiled == any(one._compiled_call_impl is not None for one in lean.modules())
+    assert compiled == any(module._compiled_call_impl is not None for module in lean.modules())
     for key, weight in lean.named_parameters():
         gradient = gradients(plain).get(key)
         if gradient is not None:
             torch.testing.assert_close(weight.detach(), before[key] - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_model_without_a_head_of_its_own_is_trained_plainly_with_one_warning(tmp_path):
-    class Mixing(LlamaForCausalLM):
-        """Subtracts from each position's logits those of the first: no position stands alone."""
+def test_no_positionwise_head(tmp_path):
+    class Mixing(transformers.LlamaForCausalLM):
+        """Subtracts the first position's logits from each position's: the head is not position-wise."""
 
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
@@ -131,16 +122,16 @@ def test_a_model_without_a_head_of_its_own_is_trained_plainly_with_one_warning(t
             return output
 
     torch.manual_seed(1)
-    model = Mixing(LlamaConfig(**DECODER))
-    assert not projects_alone(model, HARDWARE)
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.warns(UserWarning, match="Mixing: no head was found") as found:
+    model = Mixing(transformers.LlamaConfig(**DECODER))
+    assert not has_positionwise_head(model, HARDWARE)
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.warns(UserWarning, match="Mixing has no position-wise head") as caught:
         trainer = supervised_trainer(model, HARDWARE, args=arguments, train_dataset=rows())
-    assert type(trainer) is Trainer
-    assert sum("no head" in str(one.message) for one in found) == 1
+    assert type(trainer) is transformers.Trainer
+    assert sum("position-wise head" in str(warning.message) for warning in caught) == 1
 
 
-def test_micro_batches_dealt_by_length_hold_every_row_once():
+def test_by_length_keeps_every_row():
     examples = rows()
     batches = [pad_supervised(examples[i : i + 4], 0) for i in (0, 4, 8)]
     dealt = by_length(batches)
@@ -149,17 +140,17 @@ def test_micro_batches_dealt_by_length_hold_every_row_once():
     def contents(some) -> list[tuple]:
         return sorted(
             (tuple(ids[mask.bool()].tolist()), tuple(labels[mask.bool()].tolist()))
-            for one in some
-            for ids, labels, mask in zip(one["input_ids"], one["labels"], one["attention_mask"], strict=True)
+            for batch in some
+            for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)
         )
 
     assert contents(dealt) == contents(batches)
-    assert sum(one["input_ids"].numel() for one in dealt) < sum(one["input_ids"].numel() for one in batches)
-    assert all(bool((one["labels"][one["attention_mask"] == 0] == IGNORED).all()) for one in dealt)
+    assert sum(batch["input_ids"].numel() for batch in dealt) < sum(batch["input_ids"].numel() for batch in batches)
+    assert all(bool((batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()) for batch in dealt)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cuts_have_the_least_padding_that_fits(seed):
+def test_cuts_have_the_least_padding(seed):
     draw = random.Random(seed)
     lengths = sorted((draw.randint(3, 40) for _ in range(11)), reverse=True)
     most = 4 * lengths[0]
@@ -169,17 +160,17 @@ def test_cuts_have_the_least_padding_that_fits(seed):
 
     every = (list(sizes) for sizes in itertools.product(range(1, 12), repeat=3) if sum(sizes) == 11)
     least = min(sum(padded(sizes)) for sizes in every if max(padded(sizes)) <= most)
-    found = cuts(lengths, 3, most)
-    assert (len(found), sum(found)) == (3, 11)
-    assert sum(padded(found)) == least and max(padded(found)) <= most
+    sizes = cuts(lengths, 3, most)
+    assert (len(sizes), sum(sizes)) == (3, 11)
+    assert sum(padded(sizes)) == least and max(padded(sizes)) <= most
 
 
-def test_cuts_of_rows_of_one_length_are_equal():
+def test_cuts_of_equal_lengths():
     assert cuts([7] * 12, 3, 28) == [4, 4, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quick_dropout_drops_its_share_and_keeps_the_mean(dtype):
+def test_quick_dropout_rate_and_mean(dtype):
     dropout = quick_dropout()(0.1)
     torch.manual_seed(4)
     x = torch.ones(1003, 997, dtype=dtype, requires_grad=True)
@@ -188,7 +179,7 @@ def test_quick_dropout_drops_its_share_and_keeps_the_mean(dtype):
     assert float((y == 0).float().mean()) == pytest.approx(0.1, abs=1e-3)
     # 1 / 0.9 is 1.109 in bf16.
     assert float(y.detach().float().mean()) == pytest.approx(1, abs=1e-3 + (dtype == torch.bfloat16) * 2**-8)
-    # Neighbours, which come from one random number, fall out independently.
+    # Neighbours share a random number, but are dropped independently.
     dropped = (y == 0).flatten()
     assert float((dropped[1:] & dropped[:-1]).float().mean()) == pytest.approx(0.01, abs=5e-4)
     gradient = torch.randn(x.shape, dtype=dtype)
@@ -199,7 +190,7 @@ def test_quick_dropout_drops_its_share_and_keeps_the_mean(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quick_dropout_is_drawn_by_the_seed(dtype):
+def test_quick_dropout_is_seeded(dtype):
     dropout, x = quick_dropout()(0.1), torch.randn(64, 33, dtype=dtype)
 
     def drawn(seed: int) -> torch.Tensor:
@@ -213,6 +204,8 @@ def test_quick_dropout_is_drawn_by_the_seed(dtype):
 def adapted(name: str):
     model = make(name)
     torch.manual_seed(4)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, config)
 
@@ -225,7 +218,7 @@ def loss_and_gradients(model, hardware: Hardware) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2", "bert"])
-def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
+def test_bf16_rounds_like_autocast(name):
     suited = adapted(name)
     optimize_for_cpu(suited, BF16)
     shared = suited.get_input_embeddings().weight
@@ -240,11 +233,11 @@ def test_bf16_on_a_cpu_is_as_far_from_fp32_as_plain_autocast_is(name):
     assert 0 < rounding < 0.1 * float(exact.norm())
     assert float((ours - exact).norm()) < 1.5 * rounding
     assert float((ours - plain).norm()) < 1.5 * rounding
-    # A number of bf16 has 8 bits.
+    # bf16 has 8 bits of precision.
     assert loss == pytest.approx(plain_loss, rel=2**-8) == pytest.approx(exact_loss, rel=2**-8)
 
 
-def test_suiting_a_model_twice_is_suiting_it_once():
+def test_optimize_for_cpu_is_idempotent():
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(make("llama"), config)
     optimize_for_cpu(model, BF16)
@@ -265,16 +258,18 @@ def weights_of(model) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
 
 
-def test_the_adapter_trained_in_bf16_is_as_far_from_fp32_as_with_plain_autocast(tmp_path):
+def test_bf16_training_rounds_like_autocast(tmp_path):
     def trained(hardware: Hardware, kind) -> torch.Tensor:
         model = adapted("llama")
-        arguments = TrainingArguments(**common_arguments(SFT, hardware, 5, tmp_path) | {"save_strategy": "no"})
+        arguments = transformers.TrainingArguments(
+            **common_arguments(SFT, hardware, 5, tmp_path) | {"save_strategy": "no"}
+        )
         collator = partial(pad_supervised, pad_id=0)
         kind(model, args=arguments, train_dataset=rows(), data_collator=collator).train()
         return weights_of(model)
 
-    start, exact = weights_of(adapted("llama")), trained(HARDWARE, Trainer)
-    plain = trained(BF16, Trainer)
+    start, exact = weights_of(adapted("llama")), trained(HARDWARE, transformers.Trainer)
+    plain = trained(BF16, transformers.Trainer)
     ours = trained(BF16, lambda model, **changes: supervised_trainer(model, BF16, **changes))
     rounding = float((plain - exact).norm())
     assert 0 < rounding < 0.2 * float((exact - start).norm())
@@ -285,17 +280,15 @@ def test_the_adapter_trained_in_bf16_is_as_far_from_fp32_as_with_plain_autocast(
     ("batch", "micro", "processes", "expected"),
     [(64, 16, 1, (16, 4)), (64, 16, 2, (16, 2)), (64, 16, 8, (8, 1)), (4, 16, 1, (4, 1)), (6, 1, 3, (1, 2))],
 )
-def test_the_effective_batch_is_that_of_the_params_on_any_number_of_processes(
-    batch, micro, processes, expected, monkeypatch, tmp_path
-):
+def test_effective_batch_on_several_processes(batch, micro, processes, expected, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     sft, hardware = replace(SFT, batch_size=batch), replace(HARDWARE, micro_batch_size=micro)
-    found = common_arguments(sft, hardware, 5, tmp_path)
-    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == expected
+    arguments = common_arguments(sft, hardware, 5, tmp_path)
+    assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == expected
 
 
 @pytest.mark.parametrize(("batch", "micro", "processes"), [(4, 4, 3), (2, 4, 4), (12, 4, 2)])
-def test_a_batch_that_processes_cannot_share_is_an_error(batch, micro, processes, monkeypatch, tmp_path):
+def test_indivisible_batch(batch, micro, processes, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     sft, hardware = replace(SFT, batch_size=batch), replace(HARDWARE, micro_batch_size=micro)
     with pytest.raises(UserError, match=rf"sft\.batch_size = {batch} cannot be shared by {processes} processes"):
@@ -307,16 +300,19 @@ def trained_together(folder: Path) -> dict[str, torch.Tensor]:
     hardware = replace(HARDWARE, micro_batch_size=2)
     model = adapted("llama")
     trainer = supervised_trainer(
-        model, hardware, args=TrainingArguments(**common_arguments(SFT, hardware, 5, folder)), train_dataset=rows(),
+        model,
+        hardware,
+        args=transformers.TrainingArguments(**common_arguments(SFT, hardware, 5, folder)),
+        train_dataset=rows(),
         data_collator=partial(pad_supervised, pad_id=0),
-    )  # fmt: skip
+    )
     run(trainer, folder / "curves")
     assert trainer.state.global_step == 3
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def test_two_processes_train_as_one(tmp_path):
-    one = trained_together(tmp_path / "one")
+def test_two_processes_train_like_one(tmp_path):
+    alone = trained_together(tmp_path / "alone")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -327,8 +323,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     start = dict(adapted("llama").named_parameters())
-    for name, weight in one.items():
-        assert float((weight - start[name]).abs().max()) > 1e-3
+    for name, weight in alone.items():
+        assert float((weight - start[name].detach()).abs().max()) > 1e-3
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5)
 
 

@@ -96,59 +96,49 @@ def _hint(source: Source | None) -> str:
 
 
 class Web:
-    """Public files through the cache of downloads; `recorded` (address -> sha256) grows with every first use."""
+    """Public files through pooch's cache; `recorded` (address -> sha256) grows with every first use."""
 
     def __init__(self, cache: Path, first_use: Path) -> None:
         self.cache, self.first_use = cache, first_use
         self.recorded = read_first_use(first_use)
 
     def fetch(self, url: str, pinned: str | None, place: str) -> Path:
-        """The cached copy of `url`, fetched where there is none with the pinned or recorded hash.
+        """The cached copy of `url`, downloaded unless there is one with the pinned or recorded hash.
 
         Raises:
-            DownloadError: it cannot be fetched or kept, or has another hash; the cache keeps nothing of it.
+            DownloadError: it cannot be downloaded or stored, or has another hash; the cache keeps nothing of it.
         """
-        known = pinned or self.recorded.get(url)
-        path = self.cache / _cache_name(url)
-        if known and path.is_file() and sha256_of(path) != known:
-            path.unlink()
-        self._get(url, path, place)
-        if known not in (None, actual := sha256_of(path)):
-            path.unlink()
-            raise self._wrong_hash(url, pinned, actual, place)
-        if pinned is None:
-            self.recorded[url] = actual
-        return path
-
-    def save(self) -> None:
-        """Write what is known by first use, where it grew."""
-        if self.recorded != read_first_use(self.first_use):
-            write_json(self.first_use, dict(sorted(self.recorded.items())))
-
-    def _get(self, url: str, path: Path, place: str) -> None:
         import pooch
         import requests
 
-        http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT_SECONDS)
-        # It asks for nothing where the file is there; a new file takes its name only when it is whole.
-        store = pooch.Pooch(path.parent, "", {path.name: None}, {path.name: url}, retry_if_failed=RETRIES)
+        name, known = _cache_name(url), pinned or self.recorded.get(url)
+        registry = {name: None if known is None else f"sha256:{known}"}
+        # It compares the hash before the file takes its name.
+        store = pooch.Pooch(self.cache, "", registry, {name: url}, retry_if_failed=RETRIES)
+        downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT_SECONDS)
         try:
-            store.fetch(path.name, downloader=http)
+            path = Path(store.fetch(name, downloader=downloader))
         except requests.RequestException as error:
-            raise DownloadError(f"{place}: {url} cannot be fetched ({error}): {_by_hand(place)}") from None
+            raise DownloadError(f"{place}: {url} cannot be downloaded ({error}): {_by_hand(place)}") from None
         except OSError as error:
-            raise DownloadError(f"{place}: {url} cannot be kept in {path.parent}: {error}") from None
+            raise DownloadError(f"{place}: {url} cannot be stored in {self.cache}: {error}") from None
+        except ValueError as error:
+            raise self._wrong_hash(url, pinned, place, error) from None
+        if pinned is None:
+            self.recorded[url] = known or sha256_of(path)
+        return path
 
-    def _wrong_hash(self, url: str, pinned: str | None, actual: str, place: str) -> DownloadError:
+    def save(self) -> None:
+        """Write the hashes of first uses if there are new ones."""
+        if self.recorded != read_first_use(self.first_use):
+            write_json(self.first_use, dict(sorted(self.recorded.items())))
+
+    def _wrong_hash(self, url: str, pinned: str | None, place: str, error: ValueError) -> DownloadError:
         if pinned is not None:
-            return DownloadError(
-                f"{place}: {url} does not give the published file: sha256 expected {pinned} (data/sources.yaml), "
-                f"actual {actual}; nothing was kept"
-            )
+            return DownloadError(f"{place}: {url} is not the published file of data/sources.yaml: {error}")
         return DownloadError(
-            f"{place}: {url} has changed since its first use: sha256 expected {self.recorded[url]} "
-            f"({self.first_use}), actual {actual}; nothing was kept. To accept the change, put the actual hash into "
-            f"{self.first_use}"
+            f"{place}: {url} has changed since its first use ({self.first_use}): {error} To accept the change, put the "
+            "new hash into that file"
         )
 
 

@@ -1,10 +1,10 @@
-"""Which of two models, or of two ways of training, does better on the same test examples.
+"""Paired comparisons on the same test examples: of two models, or of two ways of training.
 
-A comparison is the difference of every metric that tables show and that has scores by example, own less other, with
-the 95 % interval of the paired bootstrap (`attune/scoring/intervals/bootstrap.py`). Of a metric that has no better end by itself,
-such as the share of questions, it is also the difference of the distances to people's replies, |own - people| less
-|other - people|, computed anew in every draw. `attune record` keeps comparisons in its JSON,
-and `attune/report/comparison_page.py` tells them.
+A comparison is the difference, first less second, of every metric that the tables show and that has scores by example,
+with the 95 % interval of the paired bootstrap (`attune/scoring/intervals/bootstrap.py`). For a metric without a better
+direction, such as the share of questions, it also has the difference of the distances to the human replies,
+|first - human| less |second - human|, which is recomputed in every resample. `attune record` keeps comparisons in its
+JSON, and `attune/report/comparison_page.py` shows them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from attune.config.schema import BASE, ROUNDS, Variant
 from attune.data.dialogue import Targets, dialogue_of
+from attune.report.results import scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction
 from attune.runtime.errors import UserError
 from attune.scoring.intervals.bootstrap import DISTANCE, columns, distances, intervals, metrics
@@ -25,128 +26,130 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scores = dict[str, "pd.DataFrame"]
-"""The scores by example of a variant, by the folder that they lie in, in the order of their ids."""
-Compared = dict[str, dict[str, Metrics]]
-"""Own to other to `<metric>.diff`, `<metric>.diff_low` and `<metric>.diff_high`."""
+"""The scores by example of a variant, by scorer, in the order of their ids."""
+Comparisons = dict[str, dict[str, Metrics]]
+"""First side to second side to `<metric>.diff`, `<metric>.diff_low` and `<metric>.diff_high`."""
 
+# Keys of a record's JSON.
 STANDARD = "dpo_less_standard"
 STANDS_IN = "stands_in_for"
 DIGITS = 4
 ENDS = ("diff", "diff_low", "diff_high")
 
 
-def keep(scores: Path, folders: Mapping[str, Sequence[str]], target: Path) -> None:
-    """Copy the scores by example to `target`, which is emptied first.
-
-    Args:
-        scores: folder of the scores.
-        folders: variant to the folders below `scores` that hold a file of it ("" is `scores` itself).
-        target: where the files lie afterwards, in the same folders.
-    """
-    shutil.rmtree(target, ignore_errors=True)
-    for variant, names in folders.items():
-        for name in names:
-            (target / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy2(scores / name / f"{variant}.parquet", target / name)
-
-
-def read(kept: Path) -> dict[str, Scores]:
-    """The scores of each variant in a folder that `keep` wrote.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    import pandas as pd
-
-    found: dict[str, Scores] = {}
-    # What lies deepest are the files of further scorers.
-    for path in sorted(kept.rglob("*.parquet"), key=lambda path: (len(path.parts), path)):
-        frame = pd.read_parquet(path).sort_values("id", ignore_index=True)
-        found.setdefault(path.stem, {})[path.parent.relative_to(kept).as_posix()] = frame
-    if not found:
-        raise UserError(f"{kept} holds no scores: remove the record's JSON and record it again")
-    return found
-
-
 @dataclass(frozen=True)
-class Drawing:
-    """How the intervals are made: `context.targets`, which says what the ids name, `evaluate.resamples` and `seed`."""
+class Bootstrap:
+    """Settings of the intervals: which ids share a dialogue (`targets`), number of resamples, and seed."""
 
     targets: Targets
     resamples: int
     seed: int
 
 
-def differences(own: Scores, other: Scores, drawing: Drawing) -> Metrics:
-    """`<metric>.diff` (own less other) and its interval for each metric that the tables show and both have.
+def save_scores(scorers: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Copy the scores by example of a run to `folder`, which is emptied first.
 
-    `<metric>_distance.diff` is that of the distances to people's replies, where no end of the metric is better by
-    itself and the replies of people were scored, too.
+    Args:
+        scorers: variant to its scorers.
+        folder: gets `<scorer>/<variant>.parquet`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for variant, names in scorers.items():
+        for scorer in names:
+            (folder / scorer).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(scores_file(scorer, variant).path, folder / scorer)
+
+
+def load_scores(folder: Path) -> dict[str, Scores]:
+    """The scores of each variant in a folder that `save_scores` wrote.
+
+    Raises:
+        UserError: there are none.
+    """
+    import pandas as pd
+
+    scores: dict[str, Scores] = {}
+    for path in sorted(folder.glob("*/*.parquet")):
+        frame = pd.read_parquet(path).sort_values("id", ignore_index=True)
+        scores.setdefault(path.stem, {})[path.parent.name] = frame
+    if not scores:
+        raise UserError(f"{folder} holds no scores: remove the record's JSON and record it again")
+    return scores
+
+
+def differences(first: Scores, second: Scores, bootstrap: Bootstrap) -> Metrics:
+    """The differences of two variants, first less second, with their intervals.
+
+    Returns:
+        `<metric>.diff`, `.diff_low` and `.diff_high` for each metric of the tables that both have; and the same of
+        `<metric>_distance`, the distance to the human replies, if the metric has no better direction and the human
+        replies were scored.
 
     Raises:
         UserError: the two were scored on different examples.
     """
     distant = [f"{key}{DISTANCE}" for key, (heading, _) in VARIANT_COLUMNS.items() if not direction(heading)]
     shown = {f"{key}.{end}" for key in (*VARIANT_COLUMNS, *distant) for end in ENDS}
-    found: Metrics = {}
-    for name in (name for name in own if name in other):
-        ids, others = (one[name]["id"].tolist() for one in (own, other))
-        if ids != others:
+    values: Metrics = {}
+    for scorer in (scorer for scorer in first if scorer in second):
+        ids, other_ids = (scores[scorer]["id"].tolist() for scores in (first, second))
+        if ids != other_ids:
             raise UserError(
-                f"scores of the same name are of different examples ({len(set(ids) ^ set(others))} are in one alone): "
-                "the runs that are compared must differ in the model alone"
+                f"scores of the same name are of different examples ({len(set(ids) ^ set(other_ids))} are in one "
+                "alone): the runs that are compared must differ in the model alone"
             )
-        found |= intervals(
-            columns(own[name]),
-            columns(other[name]),
-            drawing.resamples,
-            drawing.seed,
-            [dialogue_of(one, drawing.targets) for one in ids],
+        values |= intervals(
+            columns(first[scorer]),
+            columns(second[scorer]),
+            bootstrap.resamples,
+            bootstrap.seed,
+            [dialogue_of(key, bootstrap.targets) for key in ids],
             lambda scores, weights: metrics(scores, weights) | distances(scores, weights),
         )
-    return {name: round(value, DIGITS) for name, value in found.items() if name in shown}
+    return {name: round(value, DIGITS) for name, value in values.items() if name in shown}
 
 
-def against_standard(variants: Mapping[str, Variant], kept: Path, drawing: Drawing) -> Compared:
+def against_standard(variants: Mapping[str, Variant], folder: Path, bootstrap: Bootstrap) -> Comparisons:
     """Each variant of DPO less each standard approach: fine-tuning without DPO, or an instruction to the base model.
 
     Args:
         variants: of one model.
-        kept: the scores of that model, as `keep` wrote them.
-        drawing: of the bootstrap.
+        folder: the scores of that model, of `save_scores`.
+        bootstrap: settings of the intervals.
     """
-    scores = read(kept)
-    trained = [key for key, one in variants.items() if Path(one.model).parent == ROUNDS]
+    scores = load_scores(folder)
+    trained = [key for key, variant in variants.items() if Path(variant.model).parent == ROUNDS]
     standard = [
-        key for key, one in variants.items() if key not in trained and (one.model != BASE or one.instruction_file)
+        key
+        for key, variant in variants.items()
+        if key not in trained and (variant.model != BASE or variant.instruction_file)
     ]
-    return {own: {to: differences(scores[own], scores[to], drawing) for to in standard} for own in trained}
+    return {key: {other: differences(scores[key], scores[other], bootstrap) for other in standard} for key in trained}
 
 
 def against_specialised(
-    models: Mapping[str, bool], kept: Path, drawing: Drawing
+    models: Mapping[str, bool], folder: Path, bootstrap: Bootstrap
 ) -> dict[str, dict[str, dict[str, Metrics]]]:
     """Each generalist model less each specialised one, variant by variant.
 
     Args:
         models: model to whether it is specialised.
-        kept: folder with the scores of each model in a folder of its name, as `keep` wrote them.
-        drawing: of the bootstrap.
+        folder: has a folder of `save_scores` for each model.
+        bootstrap: settings of the intervals.
 
     Returns:
-        Generalist to specialised to variant to differences; empty where there are no models of both kinds.
+        Generalist to specialised to variant to differences; empty unless there are models of both kinds.
     """
     if len(set(models.values())) < 2:
         return {}
-    scores = {model: read(kept / model) for model in models}
+    scores = {model: load_scores(folder / model) for model in models}
+    specialised = [model for model, is_specialised in models.items() if is_specialised]
+
+    def by_variant(generalist: Mapping[str, Scores], other: Mapping[str, Scores]) -> dict[str, Metrics]:
+        return {key: differences(generalist[key], other[key], bootstrap) for key in generalist if key in other}
+
     return {
-        own: {
-            to: {
-                key: differences(scores[own][key], scores[to][key], drawing) for key in scores[own] if key in scores[to]
-            }
-            for to, specialised in models.items()
-            if specialised
-        }
-        for own, specialised in models.items()
-        if not specialised
+        model: {other: by_variant(scores[model], scores[other]) for other in specialised}
+        for model in models
+        if model not in specialised
     }

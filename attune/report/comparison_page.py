@@ -1,4 +1,4 @@
-"""The comparisons of a record as Markdown: tables of differences, and the strengths and weaknesses that follow."""
+"""The comparisons of a record as Markdown: tables of differences, and the strengths and weaknesses they imply."""
 
 from __future__ import annotations
 
@@ -9,10 +9,32 @@ from attune.report.comparison import ENDS, STANDARD, STANDS_IN
 from attune.report.tables import DASH, GROUPS, Metrics, direction, escape, markdown_table, measured
 from attune.scoring.intervals.bootstrap import DISTANCE
 
+Columns = Mapping[str, tuple[str, int]]
+
+STAND_IN = (
+    "{name} stands in for {other} (`model.stands_in_for`): it was not made for a domain, so its results here show that "
+    "the comparison runs, and nothing about specialised models."
+)
+MODELS = (
+    "A generalist model less a specialised model (`model.specialised`), for the same variant. The two also differ in "
+    "size, tokenizer and pretraining: a difference is not the effect of specialisation alone."
+)
+TRAINING = (
+    "A variant trained by DPO less a standard approach to the same model: fine-tuning without DPO, or an instruction "
+    "to the base model."
+)
+READING = (
+    "On the same test examples, with the 95 % interval of the paired bootstrap; star: the interval excludes 0. Of the "
+    "{count} intervals behind the strengths and weaknesses, about {chance:.0f} would exclude 0 by chance alone. For a "
+    "metric without a better direction, *distance* is its distance from the human replies to the same examples, and "
+    "smaller is better. The strengths and weaknesses leave out MMLU, which has no scores by example, and Dist-1, "
+    "Dist-2 and repeated %, which have no intervals, since a resample repeats replies."
+)
+
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two sides by their names, and the differences of the first less the second by case."""
+    """Two sides by name, and the differences of the first less the second by case (one or two variants)."""
 
     title: str
     first: str
@@ -21,89 +43,73 @@ class Pairing:
 
 
 def sections(
-    parts: Mapping[str, Mapping[str, object]], between: Mapping[str, Mapping[str, Mapping[str, Metrics]]]
+    models: Mapping[str, Mapping[str, object]], between: Mapping[str, Mapping[str, Mapping[str, Metrics]]]
 ) -> list[str]:
-    """The sections of a record's comparisons, as Markdown; none where it has none.
+    """The sections on the comparisons of a record, as Markdown; empty if it has none.
 
     Args:
-        parts: a record's models with what was collected of each.
+        models: model to what the record has of it.
         between: of `against_specialised`.
     """
-    models = [
-        Pairing(f"{own} vs {to}", own, to, dict(cases))
-        for own, others in between.items()
-        for to, cases in others.items()
+    general = [
+        Pairing(f"{model} vs {other}", model, other, dict(cases))
+        for model, others in between.items()
+        for other, cases in others.items()
     ]
-    opening = " ".join([MODELS, *stand_ins(parts)])
-    found = [_section("Generalist against specialised models", opening, models)] if models else []
     trained = [
         Pairing(model, "DPO", "the standard approach", cases)
-        for model, part in parts.items()
+        for model, part in models.items()
         if (cases := _flat(part.get(STANDARD)))
     ]
-    return [*found, *([_section("DPO against standard approaches", TRAINING, trained)] if trained else [])]
+    opening = " ".join([MODELS, *stand_ins(models)])
+    return [
+        *([_section("Generalist against specialised models", opening, general)] if general else []),
+        *([_section("DPO against standard approaches", TRAINING, trained)] if trained else []),
+    ]
 
 
-def stand_ins(parts: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """A sentence for each model of a record that takes the place of a specialised one; older records name none."""
-    named = {model: str(part[STANDS_IN]) for model, part in parts.items() if part.get(STANDS_IN)}
-    return [STAND_IN.format(name=escape(model), other=escape(other)) for model, other in named.items()]
+def stand_ins(models: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """A sentence for each model of a record that stands in for a specialised model."""
+    # Older records do not have the key.
+    replaced = {model: str(part[STANDS_IN]) for model, part in models.items() if part.get(STANDS_IN)}
+    return [STAND_IN.format(name=escape(model), other=escape(other)) for model, other in replaced.items()]
 
 
-STAND_IN = (
-    "{name} stands in for {other} (`model.stands_in_for`): it was made for no domain itself, so what is said of it "
-    "here shows that the comparison runs, and nothing of models that were made for one."
-)
-MODELS = (
-    "A generalist model less a specialised one (`model.specialised`), the same variant of both. The two also differ in "
-    "size, tokeniser and pretraining: a difference is theirs, not that of specialisation alone."
-)
-TRAINING = (
-    "A variant trained by DPO less a standard approach to the same model: fine-tuning without DPO, or an instruction "
-    "to the base model."
-)
-READING = (
-    "On the same test examples, with the 95 % interval of the paired bootstrap; star: it does not hold 0. Of the "
-    "{count} intervals from which strengths and weaknesses are named, about {chance:.0f} would leave out 0 by chance "
-    "alone. Where no end of a metric is better by itself, *distance* is how far it is from that of people's replies to "
-    "the same examples, and the smaller distance is better. MMLU has no scores by example, and Dist-1, Dist-2 and "
-    "repeated % no intervals, since a draw repeats replies: strengths and weaknesses leave them out."
-)
-
-
-def _flat(compared: object) -> dict[str, Metrics]:
-    """Own to other to differences, as "own vs other" to differences; a record from before there were any has none."""
-    known = compared if isinstance(compared, dict) else {}
-    return {f"{own} vs {to}": cells for own, others in known.items() for to, cells in others.items()}
+def _flat(comparisons: object) -> dict[str, Metrics]:
+    """`Comparisons` as "first vs second" to differences; older records have none."""
+    known = comparisons if isinstance(comparisons, dict) else {}
+    return {f"{first} vs {second}": cells for first, others in known.items() for second, cells in others.items()}
 
 
 def _section(title: str, opening: str, pairings: Sequence[Pairing]) -> str:
-    rows = {f"{one.title}, {case}".lstrip(", "): cells for one in pairings for case, cells in one.cases.items()}
+    rows = {
+        f"{pairing.title}, {case}".lstrip(", "): cells for pairing in pairings for case, cells in pairing.cases.items()
+    }
     groups = [with_distances(columns) for columns in GROUPS.values()]
     count = sum(f"{key}.diff" in cells for columns in groups for key in judged(columns) for cells in rows.values())
     tables = [difference_table(rows, columns) for columns in groups]
-    words = [part for one in pairings for part in verdict(one, title)]
+    verdicts = [part for pairing in pairings for part in verdict(pairing, title)]
     reading = READING.format(count=count, chance=count / 20)
-    return "\n\n".join([f"### {title}", f"{opening} {reading}", *filter(None, tables), *words]) + "\n"
+    return "\n\n".join([f"### {title}", f"{opening} {reading}", *filter(None, tables), *verdicts]) + "\n"
 
 
-def with_distances(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    """The columns of a table, each that has no better end followed by its distance to people's replies."""
-    found = {}
+def with_distances(columns: Columns) -> dict[str, tuple[str, int]]:
+    """The columns of a table, each without a better direction followed by its distance from the human replies."""
+    extended = {}
     for key, (heading, digits) in columns.items():
-        found[key] = (heading, digits)
+        extended[key] = (heading, digits)
         if not direction(heading):
-            found[f"{key}{DISTANCE}"] = (f"distance of {heading} ↓", digits)
-    return found
+            extended[f"{key}{DISTANCE}"] = (f"distance of {heading} ↓", digits)
+    return extended
 
 
-def judged(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    """The columns of which strengths and weaknesses are named: those with a better end."""
+def judged(columns: Columns) -> dict[str, tuple[str, int]]:
+    """The columns with a better direction: only they can be strengths or weaknesses."""
     return {key: column for key, column in columns.items() if direction(column[0])}
 
 
-def difference_table(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> str:
-    """The differences with their intervals as Markdown; empty where `rows` have none of `columns`."""
+def difference_table(rows: Mapping[str, Metrics], columns: Columns) -> str:
+    """The differences with their intervals as Markdown; empty if `rows` have none of `columns`."""
     shown = {key.removesuffix(".diff"): column for key, column in measured(rows, _diffs(columns)).items()}
     if not shown:
         return ""
@@ -111,7 +117,7 @@ def difference_table(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[st
     return markdown_table([["difference", *(heading for heading, _ in shown.values())], *body])
 
 
-def _diffs(columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+def _diffs(columns: Columns) -> dict[str, tuple[str, int]]:
     return {f"{key}.diff": column for key, column in columns.items()}
 
 
@@ -123,50 +129,50 @@ def _cell(cells: Metrics, key: str, digits: int) -> str:
 
 
 def _sign(cells: Metrics, key: str) -> int:
-    """1 or -1 where the whole interval lies above or below 0, else 0."""
+    """1 or -1 if the whole interval is above or below 0, else 0."""
     low, high = (cells.get(f"{key}.{end}", 0.0) for end in ENDS[1:])
     return (low > 0) - (high < 0)
 
 
 def verdict(pairing: Pairing, title: str) -> list[str]:
-    """The strengths and weaknesses of the first side as blocks of Markdown, and where neither side is ahead.
+    """The strengths and weaknesses of the first side, and the metrics in which no side is better, as Markdown blocks.
 
     Args:
         pairing: what is compared.
-        title: of a pairing that has none.
+        title: used if the pairing has none.
     """
     name, first, second = (escape(text) for text in (pairing.title or title, pairing.first, pairing.second))
     return [
         f"#### {name}: strengths",
-        f"Where {first} is ahead:\n\n{_lines(pairing, 1)}",
+        f"{first} is better in:\n\n{_lines(pairing, 1)}",
         f"#### {name}: weaknesses",
-        f"Where {second} is ahead:\n\n{_lines(pairing, -1)}",
+        f"{second} is better in:\n\n{_lines(pairing, -1)}",
         f"No difference beyond chance:\n\n{_lines(pairing, 0)}",
     ]
 
 
 def _lines(pairing: Pairing, side: int) -> str:
-    """A line for each group of metrics in which a side (1: the first, -1: the second, 0: neither) is ahead."""
-    told = {group: _ahead(pairing, judged(with_distances(columns)), side) for group, columns in GROUPS.items()}
-    return "\n".join(f"- {group}: {_list(words)}" for group, words in told.items() if words) or "- nothing"
+    """For each group of metrics a line with those in which a side (1: first, -1: second, 0: neither) is better."""
+    groups = {group: _better(pairing, judged(with_distances(columns)), side) for group, columns in GROUPS.items()}
+    return "\n".join(f"- {group}: {_list(metrics)}" for group, metrics in groups.items() if metrics) or "- nothing"
 
 
-def _ahead(pairing: Pairing, columns: Mapping[str, tuple[str, int]], side: int) -> list[str]:
-    """The metrics in which a side is ahead, with the cases; of neither side those in which it is so in no case."""
-    found = []
-    for name, (heading, _) in measured(pairing.cases, _diffs(columns)).items():
+def _better(pairing: Pairing, columns: Columns, side: int) -> list[str]:
+    """The metrics in which a side is better, with the cases; for side 0 the metrics that differ in no case."""
+    names = []
+    for key, (heading, _) in measured(pairing.cases, _diffs(columns)).items():
         signs = {
-            case: direction(heading) * _sign(cells, name.removesuffix(".diff"))
+            case: direction(heading) * _sign(cells, key.removesuffix(".diff"))
             for case, cells in pairing.cases.items()
-            if name in cells
+            if key in cells
         }
         cases = [case for case, sign in signs.items() if sign == side]
-        word = heading[:-2]
+        name = heading[:-2]
         if side and cases:
-            found.append(f"{word} ({'all' if len(cases) == len(signs) > 1 else ', '.join(map(escape, cases))})")
+            names.append(f"{name} ({'all' if len(cases) == len(signs) > 1 else ', '.join(map(escape, cases))})")
         elif not side and len(cases) == len(signs):
-            found.append(word)
-    return found
+            names.append(name)
+    return names
 
 
 def _list(words: Sequence[str]) -> str:

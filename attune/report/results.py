@@ -1,8 +1,14 @@
-"""What the stages wrote, read for the pages that show it."""
+"""The files that the stages write, and how they are read.
+
+No other module of `attune/report` knows where a result is stored. The first functions below return an `Artifact`: a
+path and the DVC stage that writes it, which the error messages name.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,81 +17,200 @@ from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 
 METRICS = Path("metrics")
+SCORES = Path("data/scores")
+REPLIES = Path("data/replies")
+CURVES = Path("reports/curves")
+RATINGS = Path("data/ratings.csv")
+
+TEXT = "text"
+"""The scorer of all variants. Its files are at the top of `metrics/` and `data/scores/`, not in a folder `text`."""
+REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file and the DVC stage that writes it."""
+
+    path: Path
+    stage: str
+
+
+def metrics_file(scorer: str, variant: str) -> Artifact:
+    """The means of a scorer over the test examples."""
+    return Artifact(_folder(METRICS, scorer) / f"{variant}.json", _scoring_stage(scorer, variant))
+
+
+def signature_file(scorer: str, variant: str) -> Artifact:
+    """The versions and settings behind a scorer's metrics."""
+    return Artifact(_folder(METRICS, scorer) / f"{variant}.signature.json", _scoring_stage(scorer, variant))
+
+
+def intervals_file(scorer: str, variant: str) -> Artifact:
+    """The bootstrap intervals of a scorer's metrics."""
+    stage = "intervals" if scorer == TEXT else f"{scorer}_intervals"
+    return Artifact(_folder(METRICS / "intervals", scorer) / f"{variant}.json", f"{stage}@{variant}")
+
+
+def scores_file(scorer: str, variant: str) -> Artifact:
+    """The scores of a scorer by example."""
+    return Artifact(_folder(SCORES, scorer) / f"{variant}.parquet", _scoring_stage(scorer, variant))
+
+
+def _folder(parent: Path, scorer: str) -> Path:
+    return parent if scorer == TEXT else parent / scorer
+
+
+def _scoring_stage(scorer: str, variant: str) -> str:
+    return f"evaluate@{variant}" if scorer == TEXT else f"{scorer}_scores@{variant}"
+
+
+def mmlu_file(variant: str) -> Artifact:
+    """Accuracy on MMLU."""
+    return Artifact(METRICS / "mmlu" / f"{variant}.json", f"mmlu@{variant}")
+
+
+def quality_file(classifier: str, stage: str) -> Artifact:
+    """How good a classifier is on held-out examples."""
+    return Artifact(METRICS / "scorers" / f"{classifier}.json", stage)
+
+
+def data_file() -> Artifact:
+    """Counts of the corpus."""
+    return Artifact(METRICS / "data.json", "prepare")
+
+
+def pairs_file(key: str) -> Artifact:
+    """Statistics of the preference pairs of a round of DPO."""
+    return Artifact(METRICS / "pairs" / f"{key}.json", f"pairs@{key}")
+
+
+def replies_file(variant: str) -> Artifact:
+    """The replies of a variant to the test examples."""
+    return Artifact(REPLIES / f"{variant}.parquet", f"generate@{variant}")
+
+
+def dpo_curve_file(key: str, name: str) -> Artifact:
+    """A curve of a round of DPO, as DVCLive writes it."""
+    return Artifact(CURVES / "dpo" / key / "plots" / "metrics" / f"{name}.tsv", f"dpo@{key}")
+
+
+def scorers_of(params: Params, variant: str) -> list[str]:
+    """The scorers that measure a variant."""
+    return [TEXT, *(name for name, scorer in label_classifiers(params).items() if variant in scorer.variants)]
 
 
 def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
-    """`read_variant` of every variant: their metrics, and their intervals.
+    """The metrics and the intervals of every variant, each by variant; see `read_variant`.
 
     Raises:
         UserError: as `read_metrics`.
     """
-    read = {key: read_variant(params, key) for key in params.variants}
-    return {key: metrics for key, (metrics, _) in read.items()}, {key: bounds for key, (_, bounds) in read.items()}
+    variants = {key: read_variant(params, key) for key in params.variants}
+    return {key: metrics for key, (metrics, _) in variants.items()}, {key: ends for key, (_, ends) in variants.items()}
 
 
-def read_variant(params: Params, key: str) -> tuple[Metrics, Metrics]:
-    """The metrics of a variant, with MMLU and what classifiers of labels see among them; and their intervals.
+def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
+    """The metrics of a variant by all its scorers and MMLU, and the ends of their intervals.
 
     Raises:
         UserError: as `read_metrics`.
     """
-    metrics, intervals = mmlu_columns(read_metrics(METRICS / "mmlu" / f"{key}.json", f"mmlu@{key}"))
-    for scorer in params.scorers:
-        path = Path(scorer) / f"{key}.json"
-        metrics |= read_metrics(METRICS / path, scoring_stage(key, scorer))
-        intervals |= read_metrics(METRICS / "intervals" / path, f"intervals@{key}-{scorer}")
+    metrics, intervals = mmlu_columns(read_metrics(mmlu_file(variant)))
+    for scorer in scorers_of(params, variant):
+        metrics |= read_metrics(metrics_file(scorer, variant))
+        intervals |= read_metrics(intervals_file(scorer, variant))
     return metrics, intervals
 
 
-def scoring_stage(variant: str, scorer: str) -> str:
-    """The stage that writes the scores and metrics of a variant by a scorer."""
-    return f"evaluate@{variant}" if scorer == "text" else f"scores@{variant}-{scorer}"
+def read_quality(params: Params) -> Metrics:
+    """How good the classifiers behind the metrics are; the names begin with what is classified (`er_`, `dbt_`, ...).
+
+    Raises:
+        UserError: as `read_metrics`.
+    """
+    quality = read_metrics(quality_file("epitome", "epitome"))
+    for scorer, section in label_classifiers(params).items():
+        # Only the stage `dbt` writes its measures without a prefix.
+        prefix = "dbt_" if scorer == "dbt" else ""
+        for key in section.classifiers:
+            values = read_metrics(quality_file(key, f"{scorer}@{key}"))
+            quality |= {f"{prefix}{name}": value for name, value in values.items()}
+    return quality
 
 
-def read_metrics(path: Path, stage: str) -> Metrics:
+def read_replies(variant: str) -> list[dict[str, Any]]:
+    """The replies of a variant: rows with `REPLY_COLUMNS`.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    return read_rows(replies_file(variant), REPLY_COLUMNS)
+
+
+def read_rows(artifact: Artifact, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read columns of a parquet file as one dict per row.
+
+    Raises:
+        UserError: the file is missing, is no parquet, lacks a column or has no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(artifact.path, columns=list(columns)).to_pylist()
+    except FileNotFoundError:
+        raise missing(artifact) from None
+    except pa.ArrowInvalid as error:
+        raise unreadable(artifact, str(error)) from None
+    if not rows:
+        raise unreadable(artifact, "there are no rows")
+    return rows
+
+
+def read_metrics(artifact: Artifact) -> Metrics:
     """Read a flat JSON file of numbers.
 
     Raises:
         UserError: it is missing or is no such file.
     """
-    values = read_object(path, stage)
+    values = read_object(artifact)
     if not all(isinstance(value, int | float) for value in values.values()):
-        raise unreadable(path, stage, "expected an object of numbers")
+        raise unreadable(artifact, "expected an object of numbers")
     return values
 
 
-def read_text(path: Path, stage: str) -> str:
-    """Read a file that `stage` writes.
-
-    Raises:
-        UserError: it is missing.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise missing(path, stage) from None
-
-
-def read_object(path: Path, stage: str) -> dict[str, Any]:
+def read_object(artifact: Artifact) -> dict[str, Any]:
     """Read a file of one JSON object.
 
     Raises:
         UserError: it is missing or is no such file.
     """
     try:
-        values = json.loads(read_text(path, stage))
+        values = json.loads(read_text(artifact))
     except json.JSONDecodeError as error:
-        raise unreadable(path, stage, str(error)) from None
+        raise unreadable(artifact, str(error)) from None
     if not isinstance(values, dict):
-        raise unreadable(path, stage, "expected an object")
+        raise unreadable(artifact, "expected an object")
     return values
 
 
-def missing(path: Path, stage: str) -> UserError:
-    """The error for a file that is not there."""
-    return UserError(f"{path} is missing: run `dvc repro {stage}`")
+def read_text(artifact: Artifact) -> str:
+    """Read a text file.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        return artifact.path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing(artifact) from None
 
 
-def unreadable(path: Path, stage: str, why: str) -> UserError:
-    """The error for a file that `stage` must write again."""
-    return UserError(f"{path} cannot be read ({why}): run `dvc repro --force --single-item {stage}`")
+def missing(artifact: Artifact) -> UserError:
+    """The error for a file that does not exist."""
+    return UserError(f"{artifact.path} is missing: run `dvc repro {artifact.stage}`")
+
+
+def unreadable(artifact: Artifact, why: str) -> UserError:
+    """The error for a file that its stage must write again."""
+    return UserError(f"{artifact.path} cannot be read ({why}): run `dvc repro --force --single-item {artifact.stage}`")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`reports/samples.md`: ten test contexts with the replies of all variants side by side."""
 
 from __future__ import annotations
 
@@ -6,55 +6,58 @@ from collections.abc import Iterable, Mapping
 
 from attune.data.keyed import uniform
 from attune.report.read import Results
-from attune.report.tables import (
-    escape,
-)
+from attune.report.tables import escape
 
 SHOWN = 10
 MACHINE = "Written by a machine"
-"""What stands over every reply of a model, wherever one is shown."""
+"""Heading of every reply of a model, on every page."""
 
 
 def samples(results: Results, seed: int) -> str:
     """Test contexts with the human reference and the replies of all variants, as Markdown."""
-    by_id = {key: {row["id"]: row for row in rows} for key, rows in results.replies.items()}
+    by_id = {variant: {row["id"]: row for row in rows} for variant, rows in results.replies.items()}
     first = next(iter(by_id.values()))
-    chosen = choose({name: row["label"] for name, row in first.items() if all(name in o for o in by_id.values())}, seed)
+    shared = {key: row["label"] for key, row in first.items() if all(key in rows for rows in by_id.values())}
     parts = [
         f"# Replies side by side\n\nReplies headed {MACHINE!r} come from language models, unchecked: some "
-        "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of the test split, spread over "
+        "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of test examples, spread over "
         "the labels."
     ]
-    for number, name in enumerate(chosen, start=1):
-        row = first[name]
-        replies = {f"{MACHINE}: {key}": rows[name]["reply"] for key, rows in by_id.items()}
+    for number, key in enumerate(choose(shared, seed), start=1):
+        row = first[key]
         turns = "\n>\n".join(quote(turn["text"], f"**{turn['role']}:** ") for turn in row["context"])
+        replies = {f"{MACHINE}: {variant}": rows[key]["reply"] for variant, rows in by_id.items()}
         texts = {"Human reference": row["reference"], **replies}
-        parts.append(f"## {number}. {escape(row['label'])} ({escape(name)})\n\n{turns}")
+        parts.append(f"## {number}. {escape(row['label'])} ({escape(key)})\n\n{turns}")
         parts += [f"**{escape(title)}**\n\n{quote(text)}" for title, text in texts.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def choose(labels: Mapping[str, str], seed: int) -> list[str]:
-    """Up to ten ids: one of every label before a second of any, else by a hash of seed and id; in order of the labels.
+    """Up to ten ids, spread over the labels: the first of every label comes before the second of any.
+
+    Within a label the order is by a hash of seed and id, so that the choice depends on the ids alone.
 
     Args:
         labels: id to label.
         seed: of the run.
+
+    Returns:
+        Ids in the order of their labels.
     """
-    taken: dict[str, int] = {}
+    counts: dict[str, int] = {}
     ranks: dict[str, int] = {}
-    for name in _shuffled(labels, seed):
-        ranks[name] = taken[labels[name]] = taken.get(labels[name], 0) + 1
-    chosen = sorted(_shuffled(labels, seed), key=lambda name: ranks[name])[:SHOWN]
-    return sorted(chosen, key=lambda name: (labels[name], name))
+    for key in _shuffled(labels, seed):
+        ranks[key] = counts[labels[key]] = counts.get(labels[key], 0) + 1
+    chosen = sorted(_shuffled(labels, seed), key=lambda key: ranks[key])[:SHOWN]
+    return sorted(chosen, key=lambda key: (labels[key], key))
 
 
 def _shuffled(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: (uniform(2**64, seed, "sample", name), name))
 
 
-def quote(text: str, before: str = "") -> str:
-    """Any text as a Markdown block quote, with its line breaks; `before` is Markdown that leads it."""
+def quote(text: str, prefix: str = "") -> str:
+    """Any text as a Markdown block quote that keeps its line breaks, after the Markdown `prefix`."""
     lines = [escape(line.strip()) for line in text.splitlines() if line.strip()]
-    return f"> {before}" + "\\\n> ".join(lines or ["*(empty)*"])
+    return f"> {prefix}" + "\\\n> ".join(lines or ["*(empty)*"])

@@ -1,4 +1,4 @@
-"""Markdown that pages share: the tables of metrics, and text of any origin shown as it is."""
+"""The columns of the metrics tables, the tables as Markdown, and the escaping of text in Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import tabulate
 
 from attune.runtime.errors import visible
-from attune.scoring.text.custom import CUSTOM_METRICS
 
 # tabulate pads headings to two more than their width unless this is 0.
 tabulate.MIN_PADDING = 0
@@ -16,7 +15,7 @@ tabulate.MIN_PADDING = 0
 Metrics = dict[str, float]
 
 DASH = "\u2013"
-"""What stands for a missing number."""
+"""In place of a missing number."""
 
 EMPATHY_COLUMNS = {
     "mmlu": ("MMLU ↑", 1),
@@ -41,7 +40,7 @@ DBT_COLUMNS = {
     "dbt_acknowledging": ("acknowledging %", 1),
     "dbt_genuine": ("genuine %", 1),
 }
-"""Of recipes with a classifier of DBT's stages; x 100."""
+"""In recipes with a classifier of the stages of DBT; x 100."""
 BEHAVIOUR_COLUMNS = {
     "behaviour_reflection_to_question": ("R:Q", 2),
     "behaviour_reflections": ("reflections %", 1),
@@ -50,7 +49,7 @@ BEHAVIOUR_COLUMNS = {
     "behaviour_adherent": ("MI-adherent % ↑", 1),
     "behaviour_non_adherent": ("MI-non-adherent % ↓", 1),
 }
-"""Of recipes with the classifiers of a counsellor's behaviours."""
+"""In recipes with the classifiers of counsellor behaviours."""
 COLUMNS = {
     "bleu_1": ("BLEU-1 ↑", 2),
     "bleu_4": ("BLEU-4 ↑", 2),
@@ -61,7 +60,7 @@ COLUMNS = {
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
-    **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
+    **{name: (metric.heading, metric.digits) for name, metric in OWN.items()},
 }
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
@@ -70,9 +69,9 @@ GROUPS = {
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
 }
-"""The metrics of variants in the order of the pages, a table each."""
+"""The tables of the metrics of variants, in the order of the pages."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}
-"""All of them."""
+"""The columns of all groups."""
 PAIR_COLUMNS = {
     "pairs": ("pairs", 0),
     "dropped": ("dropped %", 1),
@@ -94,11 +93,11 @@ PAIR_COLUMNS = {
 }
 
 PEOPLE = "people"
-"""The row of the human replies."""
+"""Name of the row of the human replies."""
 EMPATHY_CLASSIFIERS = {"er": "ER", "ex": "EX", "ip": "IP"}
 BEHAVIOUR_CLASSIFIERS = {"behaviour": "behaviours of replies", "miti": "adherence of sentences"}
 CLASSIFIERS = EMPATHY_CLASSIFIERS | {"dbt": "stages of DBT"} | BEHAVIOUR_CLASSIFIERS
-"""The classifiers behind metrics: what their measures begin with in a record, to what they are called."""
+"""The classifiers behind metrics: prefix of their quality measures to title."""
 CLASSIFIER_COLUMNS = {
     "accuracy": ("accuracy %", 1),
     "majority_accuracy": ("guessing %", 1),
@@ -113,20 +112,19 @@ def table(
     columns: Mapping[str, tuple[str, int]],
     notes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A Markdown table with padded columns.
+    """A Markdown table of metrics.
 
     Args:
         corner: heading of the first column.
-        rows: name of the row to its metrics; a missing one becomes a dash.
+        rows: name of the row to its metrics; a missing metric becomes a dash.
         columns: metric to its heading and number of decimals.
-        notes: of `margins`, name of the row to what stands behind its numbers, by metric.
+        notes: name of the row to text that follows its numbers, by metric, as of `margins`.
     """
-    behind = notes or {}
     cells = [[corner, *(heading for heading, _ in columns.values())]]
     for name, values in rows.items():
-        own = behind.get(name, {})
+        row_notes = (notes or {}).get(name, {})
         numbers = (
-            f"{values[key]:,.{digits}f}{own.get(key, '')}" if key in values else DASH
+            f"{values[key]:,.{digits}f}{row_notes.get(key, '')}" if key in values else DASH
             for key, (_, digits) in columns.items()
         )
         cells.append([escape(name), *numbers])
@@ -145,75 +143,80 @@ def markdown_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
 
 
 def direction(heading: str) -> int:
-    """1 where higher is better, -1 where lower is, 0 where neither is: by the arrow of a column's heading."""
+    """1 if higher is better, -1 if lower is, 0 if neither: by the arrow at the end of a column's heading."""
     return heading.endswith("↑") - heading.endswith("↓")
 
 
 def measured(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    """The columns for which any of `rows` has a number: rules make pairs with metrics of their own."""
+    """The columns for which any row has a number: preference rules differ in the metrics of their pairs."""
     return {key: column for key, column in columns.items() if any(key in values for values in rows.values())}
 
 
-def people(metrics: Metrics, columns: Mapping[str, tuple[str, int]]) -> Metrics:
-    """The human replies' numbers among a variant's, `…reference_…`, under the names of `columns`."""
-    own = {name.replace("reference_", "", 1): value for name, value in metrics.items() if "reference_" in name}
-    if stages := [value for name, value in own.items() if name.startswith("dbt_")]:
-        own["dbt_adherence"] = sum(stages)
-    return {name: own[name] for name in columns if name in own}
+def with_people(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, Metrics]:
+    """`rows` and, if the human replies were scored, a row of their metrics, which are equal in every variant's."""
+    human = human_metrics(next(iter(rows.values())), columns)
+    return {**rows, **({PEOPLE: human} if human else {})}
 
 
-def beside_people(rows: Mapping[str, Metrics], columns: Mapping[str, tuple[str, int]]) -> dict[str, Metrics]:
-    """The variants' rows and, where human replies were measured, theirs, which is the same beside each variant."""
-    own = people(next(iter(rows.values())), columns)
-    return {**rows, **({PEOPLE: own} if own else {})}
+def human_metrics(metrics: Metrics, columns: Mapping[str, tuple[str, int]]) -> Metrics:
+    """The metrics of the human replies (`…reference_…` in a variant's metrics) under the names of `columns`."""
+    human = {name.replace("reference_", "", 1): value for name, value in metrics.items() if "reference_" in name}
+    if stages := [value for name, value in human.items() if name.startswith("dbt_")]:
+        human["dbt_adherence"] = sum(stages)
+    return {name: human[name] for name in columns if name in human}
 
 
-def right(classifiers: Metrics, names: Mapping[str, str]) -> str:
-    """The accuracy of classifiers beside that of always guessing the most frequent label, in words.
+def accuracies(quality: Metrics, names: Mapping[str, str]) -> str:
+    """The accuracies of classifiers, each with that of the majority class, in words.
 
     Args:
-        classifiers: of `metrics/scorers/`.
-        names: what the measures of a classifier begin with to what it is called.
+        quality: of `results.read_quality`.
+        names: prefix of a classifier's measures to its title.
     """
     return ", ".join(
-        f"{title} {classifiers.get(f'{name}_accuracy', 0):.0f} % (guessing: "
-        f"{classifiers.get(f'{name}_majority_accuracy', 0):.0f} %)"
+        f"{title} {quality.get(f'{name}_accuracy', 0):.0f} % (majority class: "
+        f"{quality.get(f'{name}_majority_accuracy', 0):.0f} %)"
         for name, title in names.items()
     )
 
 
-def classifier_rows(classifiers: Metrics) -> dict[str, Metrics]:
-    """The measures of `CLASSIFIER_COLUMNS` of each classifier of `CLASSIFIERS` that there are any of, by its title."""
-    found = {
-        title: {key: classifiers[f"{name}_{key}"] for key in CLASSIFIER_COLUMNS if f"{name}_{key}" in classifiers}
+def classifier_rows(quality: Metrics) -> dict[str, Metrics]:
+    """Title of a classifier to its measures of `CLASSIFIER_COLUMNS`, for each of `CLASSIFIERS` that has any."""
+    rows = {
+        title: {key: quality[f"{name}_{key}"] for key in CLASSIFIER_COLUMNS if f"{name}_{key}" in quality}
         for name, title in CLASSIFIERS.items()
     }
-    return {title: measures for title, measures in found.items() if measures}
+    return {title: measures for title, measures in rows.items() if measures}
 
 
 def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """What stands behind the numbers of a variant: ± half of the 95 % interval's width, and a star where it differs.
+    """The margin of error that follows a number: ± half the width of its 95 % interval, and a star.
+
+    The star means that the interval of the difference to the reference variant excludes 0.
 
     Args:
-        intervals: of `metrics/intervals/<variant>.json`; a metric without an interval gets nothing.
+        intervals: of a variant; a metric without an interval gets no margin.
         columns: metric to its heading and number of decimals.
 
     Returns:
-        Metric to text; the star says that the interval of its difference to the reference variant does not hold 0.
+        Metric to text.
     """
-    found = {}
+    texts = {}
     for key, (_, digits) in columns.items():
         if f"{key}.low" in intervals:
             half = (intervals[f"{key}.high"] - intervals[f"{key}.low"]) / 2
-            low, high = (intervals.get(f"{key}.diff_{side}", 0.0) for side in ("low", "high"))
-            found[key] = f" ± {half:,.{digits}f}{'*' if low > 0 or high < 0 else ''}"
-    return found
+            low, high = (intervals.get(f"{key}.diff_{end}", 0.0) for end in ("low", "high"))
+            texts[key] = f" ± {half:,.{digits}f}{'*' if low > 0 or high < 0 else ''}"
+    return texts
 
 
 def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
-    """MMLU's metrics and its interval under the names of the tables, from `metrics/mmlu/<variant>.json`.
+    """The accuracy on MMLU and the ends of its interval under the names of the tables.
 
-    The interval is the normal one of the standard error over questions, where the file has one.
+    The interval is the normal one by the standard error over the questions; none if that is 0 or missing.
+
+    Args:
+        values: of `metrics/mmlu/<variant>.json`.
     """
     if "acc" not in values:
         return {}, {}
@@ -223,10 +226,10 @@ def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
 
 
 def escape(text: str) -> str:
-    """Text of one line as Markdown that shows it as it is, whatever it contains."""
+    """Markdown that renders as `text`, whatever that contains; one line."""
     text = visible(text)
     text = re.sub(r"[\\`*_{}\[\]<>#|~$&]", r"\\\g<0>", text)
-    # Bare addresses, which GitHub links.
+    # GitHub turns bare addresses into links.
     text = re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", text, flags=re.IGNORECASE)
-    # What makes a list, a rule or a heading at the start of a line only.
+    # Marks of lists, rules and headings, which count at the start of a line only.
     return re.sub(r"^(\s*\d*)([-+=.)])", r"\1\\\2", text)

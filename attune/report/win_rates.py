@@ -1,4 +1,4 @@
-"""How often people find one variant's replies the better ones, and how far they agree: of answers to `attune rate`."""
+"""Win rates of variants and the agreement of raters, from the answers to `attune rate`."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ COLUMNS = {
 
 
 def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
-    """How often b wins, and how far raters agree, of answers that compare the same two variants.
+    """The win rate of b over a, and how far raters agree, from answers that compare the same two variants.
 
     Args:
         answers: of `ratings.current`.
-        targets: `context.targets`, which says what the dialogue of an example is.
+        targets: the setting `targets`, which tells how the id of an example contains that of its dialogue.
 
     Returns:
-        `answers`, `dialogues`, `raters`, `wins_a`, `ties`, `wins_b`: counts; `win_rate`, the share x 100 of answers for
-        b, a tie counting half, with its 95 % interval `win_rate.low` and `win_rate.high` of `wilson`; and `agreement`,
-        where `alpha` is defined.
+        `answers`, `dialogues`, `raters`, `wins_a`, `ties`, `wins_b`: counts; `win_rate`: percentage of answers for b, a
+        tie counting half, with its 95 % interval `win_rate.low` and `win_rate.high` of `wilson`; and `agreement`, if
+        `alpha` is defined.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no answers.
     """
     if not answers:
-        raise DataError("no answers yet: `python -m attune rate` asks for them")
-    counts = Counter(one.choice for one in answers)
-    sizes = Counter(dialogue_of(one.example, targets) for one in answers)
+        raise DataError("no answers yet: collect them with `python -m attune rate`")
+    counts = Counter(answer.choice for answer in answers)
+    sizes = Counter(dialogue_of(answer.example, targets) for answer in answers)
     share = (counts["b"] + counts["tie"] / 2) / len(answers)
     low, high = wilson(share, len(answers) ** 2 / sum(size**2 for size in sizes.values()))
-    found: Metrics = {
+    result: Metrics = {
         "answers": len(answers),
         "dialogues": len(sizes),
-        "raters": len({one.rater for one in answers}),
+        "raters": len({answer.rater for answer in answers}),
         "wins_a": counts["a"],
         "ties": counts["tie"],
         "wins_b": counts["b"],
@@ -60,18 +60,18 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
         "win_rate.high": 100 * high,
     }
     agreement = alpha(answers)
-    return found if agreement is None else found | {"agreement": agreement}
+    return result if agreement is None else result | {"agreement": agreement}
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which has a width where all answers are the same, too.
+    """The 95 % score interval of a proportion (Wilson 1927), which has a width even if all answers are the same.
 
     Args:
         share: 0..1.
-        count: of independent draws. Answers to one dialogue are none, so it is Kish's effective number (1965, section
-            8.2 for answers of a dialogue that are all alike): (sum of n)^2 / sum of n^2 over the n answers of each
-            dialogue, which is the number of dialogues where each has as many. A tie, which counts half, varies less
-            than a win or a loss; both choices err towards the wider interval.
+        count: number of independent draws. Answers to the same dialogue are dependent, so `summary` passes Kish's
+            effective sample size (1965, section 8.2, for clusters of equal answers): (sum of n)^2 / sum of n^2 over
+            the n answers of each dialogue, which is the number of dialogues if all have the same n. A tie, which
+            counts half, varies less than a win or a loss. Both choices err towards the wider interval.
     """
     square = NORMAL**2 / count
     centre = (share + square / 2) / (1 + square)
@@ -80,48 +80,52 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 
 def alpha(answers: Sequence[Answer]) -> float | None:
-    """Krippendorff's alpha of nominal data (2004, chapter 11): 1 is perfect agreement, 0 chance.
+    """Krippendorff's alpha for nominal data (2004, chapter 11): 1 is perfect agreement, 0 chance.
 
     Returns:
-        None where no two raters have answered the same example, or all answers to such examples are the same.
+        None if no two raters have answered the same example, or all answers to such examples are the same.
     """
     import krippendorff
     import numpy as np
 
-    raters, examples = (sorted({getattr(one, name) for one in answers}) for name in ("rater", "example"))
+    raters, examples = (sorted({getattr(answer, name) for answer in answers}) for name in ("rater", "example"))
     values = np.full((len(raters), len(examples)), np.nan)
-    for one in answers:
-        values[raters.index(one.rater), examples.index(one.example)] = CHOICES.index(one.choice)
-    compared = values[:, (~np.isnan(values)).sum(0) > 1]
-    if len(np.unique(compared[~np.isnan(compared)])) < 2:
+    for answer in answers:
+        values[raters.index(answer.rater), examples.index(answer.example)] = CHOICES.index(answer.choice)
+    shared = values[:, (~np.isnan(values)).sum(0) > 1]
+    if len(np.unique(shared[~np.isnan(shared)])) < 2:
         return None
-    return float(krippendorff.alpha(reliability_data=compared, level_of_measurement="nominal"))
+    return float(krippendorff.alpha(reliability_data=shared, level_of_measurement="nominal"))
 
 
 def compared(
     answers: Sequence[Answer], replies: Mapping[str, Sequence[Mapping[str, Any]]], targets: Targets
 ) -> dict[tuple[str, str], Metrics]:
-    """The summary of each pair of variants that people have compared, whichever of the two was named first.
+    """The `summary` of each pair of variants that people have compared, in either order.
 
     Args:
-        answers: of any variants and of any time.
-        replies: variant to its rows of `data/replies/<variant>.parquet`; answers to other replies do not count.
+        answers: for any variants, old or new.
+        replies: variant to the rows of its replies; answers to other replies do not count.
         targets: as in `summary`.
     """
-    found = {}
+    summaries = {}
     for a, b in combinations(replies, 2):
-        own = current(answers, items(replies[a], replies[b]), (a, b))
-        own += map(flipped, current(answers, items(replies[b], replies[a]), (b, a)))
-        if own:
-            found[a, b] = summary(own, targets)
-    return found
+        pair_answers = current(answers, items(replies[a], replies[b]), (a, b))
+        pair_answers += map(flipped, current(answers, items(replies[b], replies[a]), (b, a)))
+        if pair_answers:
+            summaries[a, b] = summary(pair_answers, targets)
+    return summaries
 
 
-def section(found: Mapping[tuple[str, str], Metrics]) -> str:
-    """The report's section on what people prefer, empty where nobody was asked."""
-    if not found:
+def section(summaries: Mapping[tuple[str, str], Metrics]) -> str:
+    """The section of the report on the preferences of people; empty if there are no answers.
+
+    Args:
+        summaries: of `compared`.
+    """
+    if not summaries:
         return ""
-    rows = {f"{a}, {b}": values for (a, b), values in found.items()}
+    rows = {f"{a}, {b}": values for (a, b), values in summaries.items()}
     notes = {
         name: {"win_rate": f" ({values['win_rate.low']:.1f} to {values['win_rate.high']:.1f})"}
         for name, values in rows.items()
@@ -131,8 +135,8 @@ def section(found: Mapping[tuple[str, str], Metrics]) -> str:
 
 {table("A, B", rows, COLUMNS, notes)}
 
-Blind comparisons (`python -m attune rate`) of these replies; answers to earlier ones do not count. Win rate: a tie
-counts half; in brackets its 95 % interval (Wilson's, with the number of dialogues, not of answers, since answers to one
-dialogue are not independent). alpha: Krippendorff's, how far raters agree on what several answered; 1 is perfect, 0
-chance.
+Blind comparisons of these replies (`python -m attune rate`); answers to earlier replies do not count. Win rate: a tie
+counts half; in brackets the 95 % Wilson interval, with the effective number of dialogues in place of the number of
+answers, since answers to the same dialogue are dependent. alpha: Krippendorff's alpha, the agreement of raters on
+examples that several of them answered; 1 is perfect, 0 chance.
 """

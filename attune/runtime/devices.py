@@ -1,7 +1,7 @@
-"""A GPU for each process: stages that run side by side, as the workers of a study do, do not share one.
+"""One GPU for each process: stages that run in parallel, such as the experiments of a study, do not share one.
 
-Each takes the first GPU that no other has taken, and holds it by a lock that the kernel releases however the process
-ends. The others are hidden from it, since transformers' Trainer would spread a batch over all that it sees.
+Each takes the first free GPU and holds it by a file lock, which the kernel releases however the process ends. The
+others are hidden from it, since transformers' Trainer would use DataParallel on all visible GPUs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _held: list[IO[str]] = []
 
 
 def take_device(visible: Sequence[str], folder: Path) -> str:
-    """The first of the GPUs that no other process of this user has taken, else the first, which is shared then.
+    """The first GPU that no other process of this user has locked; if all are locked, the first, which is shared then.
 
     Args:
         visible: GPUs as `CUDA_VISIBLE_DEVICES` names them.
-        folder: of the locks, the same for all processes.
+        folder: for the locks, the same for all processes.
     """
     for device in visible:
         file = (folder / f"attune-{os.getuid()}-gpu-{device}.lock").open("a")
@@ -38,12 +38,12 @@ def take_device(visible: Sequence[str], folder: Path) -> str:
 
 
 def keep_to_one_device() -> None:
-    """Hide all GPUs from this process but one of its own, unless it is one of several ranks, which share them out."""
+    """Hide all GPUs but one from this process, unless it is a rank, which takes the GPU of its local rank."""
     import torch
 
     if _held or "LOCAL_RANK" in os.environ:
         return
-    # Asked of the driver's management library: torch would fix what it sees when it asks CUDA.
+    # device_count asks NVML: initializing CUDA would fix the visible devices.
     named = os.environ.get(VISIBLE)
     visible = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
     if len(visible) > 1:

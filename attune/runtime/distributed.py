@@ -1,7 +1,7 @@
-"""The processes that run one stage together: which of them this one is, and what they tell each other.
+"""The ranks that run a stage together, and the collectives between them.
 
-torchrun's environment says it (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`); without it a process is rank 0 of 1, and nothing
-here does anything. What ranks tell each other is JSON, so that none reads a pickle.
+Rank and world size come from torchrun's environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`); without it the process is
+rank 0 of 1, and the collectives return their argument. Values travel as JSON, so that no rank reads a pickle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
-# Rank 0 may hash a model or write a checkpoint while the others wait; a rank that dies is noticed by the launcher.
+# Rank 0 may hash a model or write a checkpoint while the others wait; the launcher notices a rank that dies.
 PATIENCE = timedelta(hours=6)
 LOST = 75  # EX_TEMPFAIL, sysexits.h
 
@@ -27,23 +27,23 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes run the stage, on all machines."""
+    """The number of processes that run the stage, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes what the stage makes."""
+    """Whether this process writes the outs of the stage."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Within the block the ranks can tell each other things, and on a GPU each has its own.
+    """Join the process group within the block; on GPUs each rank takes its own.
 
-    A rank that waits for one that has died ends with the exit status `LOST`.
+    A rank that waits for a dead one ends with exit status `LOST`.
 
     Args:
-        device: of `hardware`.
+        device: `compute.device`.
     """
     if world_size() == 1:
         yield
@@ -51,16 +51,16 @@ def process_group(device: str) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    _end_with_the_launcher()
+    _die_with_launcher()
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # Texts and counts go from CPU to CPU on a GPU's machine, too.
+    # The collectives below use CPU tensors, also on a machine with GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
         dist.barrier()
     except RuntimeError as error:
-        # Gloo's errors have no class of their own.
+        # Gloo raises plain RuntimeErrors.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         print(f"rank {rank()} waited for a rank that has died", file=sys.stderr)
@@ -70,7 +70,7 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def all_gather(value: Value) -> list[Value]:
-    """The `value` of each rank, something that JSON can hold, in the order of the ranks. All ranks must call it."""
+    """The `value` of every rank, in the order of the ranks; JSON must be able to hold it. All ranks must call it."""
     if world_size() == 1:
         return [value]
     import torch
@@ -82,14 +82,14 @@ def all_gather(value: Value) -> list[Value]:
     longest = int(max(lengths))
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
     dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
-    return [json.loads(bytes(one[: int(length)].tolist())) for one, length in zip(texts, lengths, strict=True)]
+    return [json.loads(bytes(padded[: int(length)].tolist())) for padded, length in zip(texts, lengths, strict=True)]
 
 
-def gather_by_index(own: Mapping[int, Value]) -> dict[int, Value]:
-    """What the ranks have found, each for indices of its own, as one. All ranks must call it."""
+def gather_by_index(values: Mapping[int, Value]) -> dict[int, Value]:
+    """The union of the ranks' values by index; each rank has other indices. All ranks must call it."""
     if world_size() == 1:
-        return dict(own)
-    return {index: value for part in all_gather(list(own.items())) for index, value in part}
+        return dict(values)
+    return {index: value for part in all_gather(list(values.items())) for index, value in part}
 
 
 def shared_by_ranks(count: int, score: Callable[[list[int]], Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
@@ -109,12 +109,12 @@ def shared_by_ranks(count: int, score: Callable[[list[int]], Mapping[str, Sequen
 
 
 def broadcast_from_main(make: Callable[[], Value]) -> Value:
-    """What `make` returns on rank 0, which alone calls it; the others wait. JSON must be able to hold it."""
+    """The result of `make` on rank 0, the only rank that calls it; the others wait. JSON must be able to hold it."""
     return all_gather(make() if is_main_process() else None)[0]  # type: ignore[return-value]
 
 
 def on_main_process(act: Callable[[], object]) -> None:
-    """Have rank 0 `act`, and the others wait until it has."""
+    """Call `act` on rank 0 while the others wait."""
 
     def done() -> None:
         act()
@@ -123,7 +123,7 @@ def on_main_process(act: Callable[[], object]) -> None:
 
 
 def all_reduce_max(number: int) -> int:
-    """The highest of the ranks' numbers. All ranks must call it."""
+    """The maximum over the ranks. All ranks must call it."""
     if world_size() == 1:
         return number
     import torch
@@ -135,7 +135,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def all_reduce_sum(number: int) -> int:
-    """The sum of the ranks' numbers. All ranks must call it."""
+    """The sum over the ranks. All ranks must call it."""
     if world_size() == 1:
         return number
     import torch
@@ -146,10 +146,10 @@ def all_reduce_sum(number: int) -> int:
     return int(tensor)
 
 
-def _end_with_the_launcher() -> None:
-    """Be killed when the launcher is: its ranks have sessions of their own, which the kill of a group leaves alone.
+def _die_with_launcher() -> None:
+    """Have the kernel kill this rank when the launcher dies: ranks have their own sessions, so no group kill hits them.
 
-    By SIGKILL, as the launcher was. SIGTERM would come once for each of its threads, and a second one ends at once.
+    By SIGKILL: SIGTERM would arrive once for each thread of the launcher, and a second one ends a rank at once.
     """
     if sys.platform == "linux":
         import ctypes

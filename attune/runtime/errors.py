@@ -1,4 +1,4 @@
-"""Errors for people: what was wrong, where, and what to do, without a traceback."""
+"""Errors for people: what was wrong, where, and what to do; no traceback."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-# What the person who runs the pipeline can mend, of the errors that writing a file can end with.
+# Errors of writing a file that the person who runs the pipeline can fix.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 JOINERS = "\u200c\u200d"
 """Zero-width characters that belong to scripts and emoji; other invisible ones are replaced."""
 
 
 class UserError(Exception):
-    """Something that the person who runs the pipeline can mend; the message says what, where and how."""
+    """A problem that the person who runs the pipeline can fix; the message says what, where and how."""
 
 
 class StorageError(UserError):
@@ -48,11 +48,11 @@ class TemplateError(ModelError):
 
 
 class DamagedReference(ModelError):
-    """The file of the reference model's log-probabilities is not what was written."""
+    """The file of the reference model's log-probabilities has changed since it was written."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the process; `number` is the signal's, and the message what is kept."""
+    """A signal ends the process; `number` is that of the signal, and the message says what was saved."""
 
     def __init__(self, number: int, kept: str = "") -> None:
         super().__init__(kept)
@@ -63,7 +63,7 @@ class Stopped(KeyboardInterrupt):
 def reported() -> Iterator[None]:
     """Print a `UserError` as its message alone and exit with 1; another exception is a bug and keeps its traceback.
 
-    So are a disk that is full or may not be written to, and SIGTERM and Ctrl-C, which exit with 128 + their number.
+    A full or read-only disk is reported in the same way; SIGTERM and Ctrl-C exit with 128 + their number.
     """
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -77,7 +77,7 @@ def reported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in STORAGE:
             raise
-        # A write that fails, other than one that opens a file, names none.
+        # Only an error of opening a file has its name.
         _exit(f"error: {storage_message(Path(error.filename or Path.cwd()), error.errno)}", 1)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -85,9 +85,9 @@ def reported() -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Within the block SIGTERM and Ctrl-C are put into the list that it gets, for the block to end in order.
+    """Within the block SIGTERM and Ctrl-C are appended to the yielded list, so that the block can end in order.
 
-    A second one ends the process at once.
+    A second signal ends the process at once.
     """
     noted: list[int] = []
 
@@ -95,25 +95,25 @@ def noted_signals() -> Iterator[list[int]]:
         noted.append(number)
         signal.signal(number, _stop)
 
-    before: dict[int, Any] = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield noted
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def writing(path: Path, need: int | Callable[[], int] | None, undo: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within the block, what keeps a library from writing becomes an error for people.
+    """Within the block, errors of writing, also those of libraries, become a `StorageError`.
 
     Args:
         path: the file or folder that is written.
-        need: bytes of it, if known.
+        need: its size in bytes, if known.
         undo: removes what was written, before the error is raised.
 
     Raises:
-        StorageError: the disk is full, or may not be written to; names path, need and what is free.
+        StorageError: the disk is full or read-only; names path, needed and free bytes.
     """
     try:
         yield
@@ -128,35 +128,37 @@ def writing(path: Path, need: int | Callable[[], int] | None, undo: Callable[[],
 
 
 def visible(text: str) -> str:
-    """Text of any origin as one line without what would act on a terminal or turn letters around.
+    """Untrusted text as one line that cannot control a terminal or reorder letters.
 
-    Control characters (escape sequences begin with one) and invisible marks become U+FFFD, white space blanks.
+    Control characters (escape sequences begin with such) and invisible marks become U+FFFD, white space becomes blanks.
     """
     return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def storage_message(path: Path, number: int, need: int | None = None) -> str:
-    """What keeps `path` from being written, by the number of the error; `need` in bytes."""
+    """Why `path` cannot be written, by the number of the error; `need` in bytes."""
     needed = "" if need is None else f" {need} bytes are needed and"
-    there = next(one for one in (path, *path.absolute().parents) if one.exists())
-    begin = f"{path} cannot be written ({os.strerror(number)}):{needed} {shutil.disk_usage(there).free} are free there"
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    begin = (
+        f"{path} cannot be written ({os.strerror(number)}):{needed} {shutil.disk_usage(existing).free} are free there"
+    )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{begin}; give this user the right to write, or work in another folder"
     return f"{begin}; make room (`make clean`, `dvc gc --workspace`) or raise the limit, and run it again"
 
 
 def _number(error: BaseException) -> int | None:
-    """The number of the error of the operating system behind an exception, where it is one of `STORAGE`."""
+    """The errno of an exception, also of one that a library raised for it, if it is one of `STORAGE`."""
     if isinstance(error, OSError):
         return error.errno if error.errno in STORAGE else None
-    said = str(error)
-    if type(error).__name__ == "SafetensorError" or "inline_container.cc" in said:
+    message = str(error)
+    if type(error).__name__ == "SafetensorError" or "inline_container.cc" in message:
         # "I/O error: No space left on device (os error 28)" and "open file failed with strerror: …".
         for number in STORAGE:
-            if os.strerror(number) in said:
+            if os.strerror(number) in message:
                 return number
-    # A write of torch.save that fails behind that gives no number: "[enforce fail at inline_container.cc:672]".
-    return errno.ENOSPC if "inline_container.cc" in said and "unexpected pos" in said else None
+    # A later write of torch.save fails without a number: "[enforce fail at inline_container.cc:672]".
+    return errno.ENOSPC if "inline_container.cc" in message and "unexpected pos" in message else None
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

@@ -1,8 +1,8 @@
-"""Writing a file whole or not at all, and reading one that people or other programs wrote: whole or an error.
+"""Atomic writes, and strict reading of files that people or other programs wrote.
 
-What is read is UTF-8. A byte order mark and the kind of line ends say nothing and are passed over; another encoding, a
-character NUL and a broken quote are errors, since what is read past them would be other text than was written. Each
-error is the caller's kind of `UserError` and names the file and, where there is one, the line.
+Text is UTF-8. A byte order mark is ignored and line ends are normalized; another encoding, a NUL and an unclosed quote
+are errors, since the text after them would be misread. Errors have the class that the caller names, a `UserError`, and
+name the file and, if there is one, the line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attune.runtime.errors import UserError, writing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Bytes of a file whose lines are read one by one.
+# Bytes that `read_lines` reads at a time.
 BLOCK = 1 << 22
 
 
@@ -32,11 +32,11 @@ def read_text(path: Path, error: type[UserError], missing: str) -> str:
 
     Args:
         path: of the file.
-        error: what is raised.
-        missing: what to do where there is no such file.
+        error: the class to raise.
+        missing: what to do if there is no such file.
 
     Raises:
-        UserError: `error`, where there is no such file, it cannot be read, is no UTF-8, or holds a NUL.
+        UserError: `error`, if the file is missing or unreadable, is not UTF-8, or holds a NUL.
     """
     with _opened(path, error, missing) as file:
         return _decoded(file.read(), path, error).removeprefix("\ufeff")
@@ -45,21 +45,21 @@ def read_text(path: Path, error: type[UserError], missing: str) -> str:
 def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str]:
     """The lines of a file without their ends, one by one; arguments and errors as those of `read_text`.
 
-    No more than `BLOCK` bytes and a line are in memory. An error comes before the lines of its block.
+    At most `BLOCK` bytes and a line are in memory. An error is raised before the lines of its block are yielded.
     """
     rest, start, line, more = b"", 0, 1, True
     with _opened(path, error, missing) as file:
         while more:
             more = bool(chunk := file.read(BLOCK))
             block = rest + chunk
-            # Behind the last end of a line; what follows a \r at the end of the block may be its \n.
+            # After the last line end; a \r at the end of the block may be followed by its \n.
             end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, -1)) + 1 if more else len(block)
             text = _decoded(block[:end], path, error, start, line)
             text = (text if start else text.removeprefix("\ufeff")).replace("\r\n", "\n").replace("\r", "\n")
-            found = text.split("\n")
-            # What stands behind the last end is a line, though empty, at the end of the file alone.
-            yield from found[:-1] if more else found
-            rest, start, line = block[end:], start + end, line + len(found) - 1
+            lines = text.split("\n")
+            # The text after the last line end counts as a line, even if empty, only at the end of the file.
+            yield from lines[:-1] if more else lines
+            rest, start, line = block[end:], start + end, line + len(lines) - 1
 
 
 @contextmanager
@@ -87,12 +87,12 @@ def _decoded(content: bytes, path: Path, error: type[UserError], start: int = 0,
 
 
 def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int, list[str]]]:
-    """The rows of a csv file, each with the line that it begins on; blank ones are left out.
+    """The rows of a csv file, each with the line that it begins on; blank rows are left out.
 
-    Quotes are read strictly: of one that is left open the rest of the file would be a single field.
+    Quotes are read strictly: after an unclosed quote the rest of the file would be a single field.
 
     Raises:
-        UserError: as `read_text`, and where the file is no csv.
+        UserError: as `read_text`, and where the file is not valid csv.
     """
     # With newline="": line ends inside of quotes stay as they are.
     reader = csv.reader(io.StringIO(read_text(path, error, missing), newline=""), strict=True)
@@ -110,25 +110,25 @@ def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int
 def read_header(
     path: Path, rows: Sequence[tuple[int, list[str]]], columns: Sequence[str], error: type[UserError]
 ) -> list[str]:
-    """The names of the columns, which the first row of `read_csv` has.
+    """The names of the columns, from the first row of `read_csv`.
 
     Raises:
-        UserError: `error`, where one of `columns` is not there, or is there twice.
+        UserError: `error`, if one of `columns` is missing or occurs twice.
     """
     line, values = rows[0] if rows else (1, [])
     header = [name.strip() for name in values]
-    found = ", ".join(header)[:200] or "nothing"
+    names = ", ".join(header)[:200] or "nothing"
     if lost := [name for name in columns if name not in header]:
-        raise error(f"{path}:{line}: no column {', '.join(lost)}; found {found}")
+        raise error(f"{path}:{line}: no column {', '.join(lost)}; found {names}")
     if twice := [name for name in columns if header.count(name) > 1]:
-        raise error(f"{path}:{line}: column {', '.join(twice)} is there twice: {found}")
+        raise error(f"{path}:{line}: column {', '.join(twice)} is there twice: {names}")
     return header
 
 
 def read_records(
     path: Path, columns: Sequence[str], error: type[UserError], missing: str
 ) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a csv file with a header, each with the line that it begins on; its other columns are kept.
+    """The rows of a csv file with a header, each with the line that it begins on; columns not in `columns` are kept.
 
     Raises:
         UserError: as `read_csv` and `read_header`, and where a row has more or fewer fields than the header.
@@ -142,10 +142,10 @@ def read_records(
 
 
 def read_yaml(path: Path, error: type[UserError], missing: str) -> Any:
-    """The content of a YAML file, as JSON has it: a date is the text that it was.
+    """The content of a YAML file as JSON types; a date stays text.
 
     Raises:
-        UserError: as `read_text`, and where the file is no YAML, or holds what JSON has no form for.
+        UserError: as `read_text`, and where the file is not valid YAML, or holds what JSON cannot.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -153,7 +153,7 @@ def read_yaml(path: Path, error: type[UserError], missing: str) -> Any:
     text = read_text(path, error, missing)
     try:
         return json.loads(json.dumps(YAML(typ="safe").load(text), default=str))
-    # A date that there is not, a number of too many digits, a list that holds itself, a key that is a list.
+    # An impossible date, a number with too many digits, a list that contains itself, a list as a key.
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as problem:
         raise error(f"{path} is no valid YAML: {problem}") from None
 
@@ -165,7 +165,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _line(content: bytes, at: int) -> int:
-    """The line, from 1, that a byte is in."""
+    """The number of the line, from 1, that a byte is in."""
     return len((content[:at] + b"x").splitlines())
 
 
@@ -175,13 +175,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, making its folder where it is missing.
+    """Write `content` to `path` atomically, making its folder if missing.
 
-    A reader sees the old file or the new one, never a part: the text goes to a temporary file in the same folder,
-    which then takes the name. A symbolic link at `path` is replaced, what it points to (a cache, say) is left alone.
+    A reader sees the old file or the new one, never a part: a temporary file in the same folder is renamed to `path`. A
+    symbolic link at `path` is replaced, and its target (in a cache, say) is left alone.
 
     Raises:
-        StorageError: the disk is full, or may not be written to.
+        StorageError: the disk is full or read-only.
         OSError: the folder cannot be made or written to for another reason.
     """
     with whole_file(path, len(content)) as temporary:
@@ -190,16 +190,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
-    """A temporary file for the block to write, which then takes the name `path`, or is removed where the block fails.
+    """Yield a temporary file to write; it is renamed to `path` after the block, or removed if the block fails.
 
     Args:
-        path: of the file, whose folder is made where it is missing.
-        need: its bytes, if known.
+        path: of the file; its folder is made if missing.
+        need: its size in bytes, if known.
 
     Raises:
         StorageError: as `writing`.
     """
-    # Opened as an ordinary file, so that the umask decides its mode (tempfile would make it private).
+    # An ordinary file, so that the umask decides its mode (tempfile would make it private).
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, need):
         try:
@@ -212,7 +212,7 @@ def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
-    """As `whole_file` of a folder, which the block makes."""
+    """As `whole_file`, for a folder, which the block makes."""
     partial = path.with_name(f".{path.name}.partial")
     with writing(path, need):
         try:
@@ -234,11 +234,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write `values` to `path` as indented JSON in their own order, with a newline at the end, by `write_text`.
+    """Write `values` to `path` as indented JSON in their order, with a newline at the end, by `write_text`.
 
     Raises:
-        ValueError: a value is NaN or infinite, which JSON does not have; names `path`, which is left as it was.
-        TypeError: a value is none that JSON knows; `path` is left as it was.
+        ValueError: a value is NaN or infinite; names `path`, which is left unchanged.
+        TypeError: JSON has no form for a value; `path` is left unchanged.
         OSError: as `write_text`.
     """
     try:
@@ -249,10 +249,10 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
 
 
 def canonicalize_model_files(folder: Path) -> None:
-    """Rewrite what libraries store of a model so that equal runs give equal bytes, in `folder` and the folders in it.
+    """Rewrite configuration files of models below `folder` so that equal runs give equal bytes.
 
-    PEFT 0.21 writes `target_modules`, a set, in an order that changes from process to process: it is sorted.
-    transformers 5.23 stores `local_files_only` with a tokenizer, which is how it was loaded: it is left out.
+    PEFT 0.21 writes `target_modules`, a set, in an order that differs between processes: it is sorted.
+    transformers 5.23 stores with a tokenizer whether it was loaded with `local_files_only`: the key is removed.
     """
     for path in sorted(folder.rglob("adapter_config.json")):
         config = json.loads(path.read_text(encoding="utf-8"))

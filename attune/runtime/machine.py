@@ -1,4 +1,4 @@
-"""What a measurement ran on: beside every figure of speed, and beside every recorded run."""
+"""A description of the machine, for measurements of speed and recorded runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """What the run ran on: processor, cores, memory in GiB, GPU, and the versions that move numbers."""
+    """Processor, cores, memory in GiB, GPU, and the versions that numbers depend on."""
     import torch
     import transformers
     import trl

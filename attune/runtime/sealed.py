@@ -1,7 +1,7 @@
-"""A checkpoint that is known to be whole: the last file written is a manifest with the hash of every other.
+"""Sealed checkpoints: the last file written is a manifest with the hash of every other file.
 
-A process may be killed, or a machine lose power, between any two bytes; a disk may turn one over. So a folder without a
-manifest, or with a file that does not fit it, is not read: the one before it is.
+A process may be killed, or a machine lose power, between any two bytes, and a disk may flip a bit. A folder without a
+manifest, or with a file that does not match it, is skipped in favour of the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT = 2
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of `folder`, {name: {bytes, sha256}}, when all of its files are on the disk."""
+    """Write the manifest of `folder`, {name: {bytes, sha256}}, after flushing all of its files to the disk."""
     manifest = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         to_disk(path)
@@ -30,14 +30,14 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None where it is whole; files that came later are not looked at."""
+    """What is wrong with a sealed folder, or None if it is complete; files missing in the manifest are ignored."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, said in manifest.items():
+        for name, entry in manifest.items():
             size = (folder / name).stat().st_size
-            if size != said["bytes"]:
-                return f"{name} has {size} of {said['bytes']} bytes"
-            if sha256_of(folder / name) != said["sha256"]:
+            if size != entry["bytes"]:
+                return f"{name} has {size} of {entry['bytes']} bytes"
+            if sha256_of(folder / name) != entry["sha256"]:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         name = Path(error.filename).name
@@ -50,19 +50,19 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(folder: Path, name: str) -> Path | None:
-    """The newest of the sealed folders `<name>-<step>` in `folder` that is whole."""
+    """The newest complete one of the sealed folders `<name>-<step>` in `folder`."""
     return next((path for path in _newest_first(folder, name) if damage(path) is None), None)
 
 
 def settle(folder: Path, name: str) -> Path | None:
-    """As `newest_whole`; says on stderr what is wrong with those that are not whole, and removes them."""
-    found = _newest_first(folder, name)
-    wrong = {path: said for path in found if (said := damage(path)) is not None}
-    whole = next((path for path in found if path not in wrong), None)
-    for path, said in wrong.items():
-        print(f"{path} is left out: {said}", file=sys.stderr)
+    """As `newest_whole`; also removes damaged folders and prints to stderr what is wrong with them."""
+    paths = _newest_first(folder, name)
+    damaged = {path: reason for path in paths if (reason := damage(path)) is not None}
+    whole = next((path for path in paths if path not in damaged), None)
+    for path, reason in damaged.items():
+        print(f"{path} is left out: {reason}", file=sys.stderr)
         shutil.rmtree(path, ignore_errors=True)
-    if wrong or whole:
+    if damaged or whole:
         print(
             f"going on from {whole}" if whole else f"no checkpoint in {folder} is whole: starting anew", file=sys.stderr
         )
@@ -81,7 +81,7 @@ def step_of(path: Path) -> int:
 
 
 def to_disk(path: Path) -> None:
-    """Have the kernel write a file or a folder's list of names to the disk (fsync)."""
+    """Flush a file, or a folder's list of names, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,5 +90,5 @@ def to_disk(path: Path) -> None:
 
 
 def _newest_first(folder: Path, name: str) -> list[Path]:
-    found = [path for path in folder.glob(f"{name}-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    paths = [path for path in folder.glob(f"{name}-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(paths, key=step_of, reverse=True)

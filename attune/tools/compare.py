@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,39 +61,41 @@ def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]])
         differences: file to metric to `old` and `new`.
         intervals: file, as `Change` names it, to the content of its file of intervals.
     """
-    found = []
-    for path, metrics in sorted(differences.items()):
-        if INTERVALS in Path(path).parents:
-            continue
-        file = Path(path).relative_to(METRICS).with_suffix("").as_posix()
-        bounds = intervals.get(file, {})
-        for metric, one in metrics.items():
-            ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
-            interval = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
-            found.append(Change(file, metric, one.get("old"), one.get("new"), interval))
-    return found
+    return [
+        Change(file, metric, values.get("old"), values.get("new"), _interval(intervals.get(file, {}), metric))
+        for path, metrics in sorted(differences.items())
+        if INTERVALS not in Path(path).parents
+        for file in [Path(path).relative_to(METRICS).with_suffix("").as_posix()]
+        for metric, values in metrics.items()
+    ]
 
 
-def page(found: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
+def _interval(bounds: dict[str, float], metric: str) -> tuple[float, float] | None:
+    ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def page(changed: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
     """The changes as a table, and how many of them are within noise."""
-    shown = [change for change in found if everything or not change.within_noise]
-    noise = sum(change.within_noise for change in found)
+    shown = [change for change in changed if everything or not change.within_noise]
+    noise = sum(change.within_noise for change in changed)
     hint = "" if everything or not noise else "; --all shows them"
-    count = f"{len(found)} changes against {revision}, {noise} of them within noise{hint}."
-    return f"{_table([HEADINGS, *(change.cells for change in shown)], markdown)}\n\n{count}" if shown else count
+    count = f"{len(changed)} changes against {revision}, {noise} of them within noise{hint}."
+    return f"{_table([change.cells for change in shown], markdown)}\n\n{count}" if shown else count
 
 
-def compare(revision: str) -> list[Change]:
-    """Ask DVC what changed since `revision`, and read the intervals of the working tree.
+def compare(revision: str, root: Path = Path()) -> list[Change]:
+    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
 
     Raises:
         UserError: DVC does not know the revision or cannot read a metric; a file of intervals is no JSON object.
     """
-    done = subprocess.run(["dvc", "metrics", "diff", "--json", revision], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    files = sorted(INTERVALS.rglob("*.json"))
-    intervals = {path.relative_to(INTERVALS).with_suffix("").as_posix(): _read(path) for path in files}
+    folder = root / INTERVALS
+    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
     return changes(json.loads(done.stdout), intervals)
 
 
@@ -108,13 +111,11 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    from tabulate import tabulate
+
     if markdown:
-        rows = [rows[0], *([*map(escape, row[:2]), *row[2:]] for row in rows[1:])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
-    rule = ["-" * width for width in widths]
-    edges = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    return "\n".join(f"{edges[0]}{edges[1].join(line)}{edges[2]}".rstrip() for line in [lines[0], rule, *lines[1:]])
+        rows = [[*map(escape, row[:2]), *row[2:]] for row in rows]
+    return tabulate(rows, HEADINGS, tablefmt="github" if markdown else "simple", disable_numparse=True)
 
 
 def main(argv: Sequence[str]) -> None:

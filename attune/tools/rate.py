@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.report.ratings import Answer, Item, Store, as_csv, current, first, items, order, read_csv, shared
-from attune.report.read import RATINGS, REPLIES, read_replies
+from attune.report.results import RATINGS, read_replies
 from attune.report.win_rates import summary
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import DataError, UserError
@@ -142,7 +142,7 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
     """
     for name in names:
         named(params.variants, name, "variants")
-    a, b = (read_replies(REPLIES / f"{name}.parquet", f"generate@{name}") for name in names)
+    a, b = map(read_replies, names)
     if not (found := items(a, b)):
         raise UserError(f"{names[0]} and {names[1]} answer every context alike: there is nothing to compare")
     return found

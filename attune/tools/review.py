@@ -13,7 +13,7 @@ from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.report.read import FIELDS, REPLIES, read_replies
+from attune.report.results import REPLY_COLUMNS, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
@@ -35,8 +35,8 @@ def replies_at(revision: str, variant: str) -> Replies | None:
     from dvc.scm import RevError
 
     try:
-        with DVCFileSystem(rev=revision).open(str(REPLIES / f"{variant}.parquet"), "rb") as file:
-            return {row["id"]: row for row in pq.read_table(file, columns=FIELDS).to_pylist()}
+        with DVCFileSystem(rev=revision).open(str(replies_file(variant).path), "rb") as file:
+            return {row["id"]: row for row in pq.read_table(file, columns=REPLY_COLUMNS).to_pylist()}
     except RevError as error:
         raise UserError(f"{revision} is no revision: {error}") from None
     except (FileNotFoundError, DvcException):
@@ -50,7 +50,7 @@ def comment(revision: str, name: str, variant: str, params: Params) -> str:
         UserError: `revision` or `variant` is not there, or the replies of the working tree are not.
     """
     named(params.variants, variant, "variants")
-    after = {row["id"]: row for row in read_replies(REPLIES / f"{variant}.parquet", f"generate@{variant}")}
+    after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
     found = compare.compare(revision)
     return "\n\n".join([

@@ -7,16 +7,19 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
 
 from attune.report.figures import BLUE, GREY, RED, style
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.report.tables import VARIANT_COLUMNS, Metrics, mmlu_columns, table
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_bytes, write_text
-from attune.tools.study_plan import Experiment, Study
+from attune.tools.study_plan import SEED, Grid, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,65 +40,80 @@ class Row:
     """A variant of an experiment: its point of the grid, its seed, its Git revision, its metrics."""
 
     experiment: str
-    point: dict[str, str]
-    seed: str
+    point: dict[str, Any]
+    seed: int
     variant: str
     revision: str
     metrics: Metrics
 
 
-def collect(name: str, study: Study, points: Sequence[Experiment], revisions: Mapping[str, str]) -> None:
-    """Write `reports/studies/<name>.csv`, `.md` and, but for a table alone, `.svg` and `.png`.
+def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -> None:
+    """Write `reports/studies/<name>.csv`, `.md` and, except for a table, `.svg` and `.png`.
 
     Args:
         name: of the study.
         study: its file.
-        points: the whole grid.
-        revisions: Git revision of those that are done, by name.
+        grid: its experiments.
+        revisions: of its finished experiments, name to Git revision; of a point that ran several times one is read.
 
     Raises:
-        UserError: none is done, or one lacks a metric that the study shows.
+        UserError: none has finished, or an experiment lacks a metric that the study shows.
     """
-    grid = [key for key in points[0].point if key != "seed"]
-    rows = [row for one in points if one.name in revisions for row in _read(one, study, grid, revisions[one.name])]
-    if not rows:
-        raise UserError(f"no experiment of {name} is done at this commit: `python -m attune study run {name}`")
-    write_text(REPORTS / f"{name}.csv", as_csv(rows, grid, study.shown.metrics))
+    from dvc.api import DVCFileSystem
+
+    points: dict[tuple[Any, ...], list[Row]] = {}
+    for experiment, revision in sorted(revisions.items()):
+        files = DVCFileSystem(rev=revision)
+        params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
+        values = [_value(params, key) for key in grid.axes]
+        metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
+        points[tuple(values)] = _rows(experiment, revision, dict(zip(grid.axes, values, strict=True)), metrics, study)
+    if not points:
+        raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
+    rows = [row for point in sorted(points) for row in points[point]]
+    keys = [key for key in grid.axes if key != SEED]
+    write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.metrics))
     drawn = study.shown.kind != "table"
     if drawn:
         for ending, content in figure(study, rows).items():
             write_bytes(REPORTS / f"{name}.{ending}", content)
-    write_text(REPORTS / f"{name}.md", page(name, study, rows, len(points), drawn))
-    print(f"{len(revisions)} of {len(points)} experiments: {REPORTS / name}.md")
+    write_text(REPORTS / f"{name}.md", page(name, study, rows, drawn))
+    print(f"{len(points)} experiments: {REPORTS / name}.md")
 
 
-def _read(point: Experiment, study: Study, grid: Sequence[str], revision: str) -> list[Row]:
-    from dvc.api import DVCFileSystem
+def _value(params: Mapping[str, Any], key: str) -> Any:
+    value = reduce(lambda part, name: part[name], key.split("."), params)
+    # A group of conf/, such as model, is a section with a name.
+    return value["name"] if isinstance(value, Mapping) else value
 
-    files = DVCFileSystem(rev=revision)
-    own = {key: point.point[key] for key in grid}
-    found = []
-    for variant in study.shown.variants:
-        metrics = measured(files, variant)
-        if missing := [key for key in study.shown.metrics if key not in metrics]:
+
+def _rows(
+    experiment: str, revision: str, point: dict[str, Any], metrics: Mapping[str, Metrics], study: Study
+) -> list[Row]:
+    seed, rest = point[SEED], {key: value for key, value in point.items() if key != SEED}
+    rows = []
+    for variant, values in metrics.items():
+        if missing := [key for key in study.shown.metrics if key not in values]:
             raise UserError(
-                f"experiment {point.name} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
+                f"experiment {experiment} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
             )
-        shown = {key: metrics[key] for key in study.shown.metrics}
-        found.append(Row(point.name, own, point.point["seed"], variant, revision, shown))
-    return found
+        shown = {key: values[key] for key in study.shown.metrics}
+        rows.append(Row(experiment, rest, seed, variant, revision, shown))
+    return rows
 
 
-def measured(files: Any, variant: str) -> Metrics:
-    """The metrics of a variant from `metrics/` of a DVC file system, MMLU and the means of `MEANS` among them."""
+def measured(files: Any, variant: str, scorers: Sequence[str]) -> Metrics:
+    """The metrics of a variant by `scorers` and MMLU, and the means of `MEANS`, from a DVC file system."""
 
-    def one(path: str) -> Metrics:
+    def read(folder: str) -> Metrics:
+        path = f"metrics/{folder}/{variant}.json"
         return dict(json.loads(files.read_text(path, encoding="utf-8"))) if files.exists(path) else {}
 
-    metrics = one(f"metrics/{variant}.json") | mmlu_columns(one(f"metrics/mmlu/{variant}.json"))[0]
-    metrics |= one(f"metrics/dbt/{variant}.json") | one(f"metrics/behaviour/{variant}.json")
-    whole = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
-    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in whole.items()}
+    metrics = mmlu_columns(read("mmlu"))[0]
+    for scorer in scorers:
+        metrics |= read(scorer)
+    complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
+    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
@@ -119,7 +137,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[floa
     return found
 
 
-def page(name: str, study: Study, rows: Sequence[Row], asked: int, drawn: bool) -> str:
+def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
     """Mean and standard deviation over the seeds, with the paper's own rows before them where it prints any."""
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
     notes, own = {}, over_seeds(rows)
@@ -128,11 +146,11 @@ def page(name: str, study: Study, rows: Sequence[Row], asked: int, drawn: bool) 
         means = means | {row: {key: fmean(one) for key, one in values.items()}}
         notes[row] = {key: f" ± {stdev(one):,.{COLUMNS[key][1]}f}" for key, one in values.items() if len(one) > 1}
     columns = {key: COLUMNS[key] for key in study.shown.metrics}
-    seeds = sorted({row.seed for row in rows}, key=int)
+    seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
     lines = [
         f"# {study.title}",
-        f"{study.source}. Written by `python -m attune study collect {name}` from {done} of {asked} experiments, "
+        f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; `docs/metrics.md` "
         f"defines every number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
@@ -162,7 +180,7 @@ def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
             if min(float(row.point[shown.x]) for row in rows) > 0:
                 axes.set_xscale("log")
             # A tick for each value of the grid: the powers of ten of a logarithmic axis are formulas, which are off.
-            places = {float(row.point[shown.x]): row.point[shown.x] for row in rows}
+            places = {float(row.point[shown.x]): str(row.point[shown.x]) for row in rows}
             axes.set_xticks(list(places), list(places.values()))
             axes.minorticks_off()
         if len(shown.variants) > 1:

@@ -28,7 +28,6 @@ from jinja2.exceptions import SecurityError
 from markdown_it import MarkdownIt
 from test_pipeline import MICRO, Clone
 from test_rate_load import Server
-from transformers import Trainer, TrainingArguments
 
 from attune.classifiers.common.fit import _resume
 from attune.classifiers.epitome.files import _read_published
@@ -96,6 +95,8 @@ def train(base, folder):
     model = load_base(base, HARDWARE)
     turns = [tuple(SimpleNamespace(role="user", text=text) for text in WORDS)] * 6
     blocks = packed_sequences(load_tokenizer(base), turns, 8)[:6]
+    from transformers import Trainer, TrainingArguments
+
     arguments = TrainingArguments(
         max_steps=3, per_device_train_batch_size=2, **run_arguments(HARDWARE, 1, folder)
     )  # fmt: skip

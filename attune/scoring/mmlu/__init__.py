@@ -1,1 +1,1 @@
-"""MMLU by lm-evaluation-harness on local rows."""
+"""MMLU through lm-evaluation-harness, with the prefix of prompts computed once."""

@@ -1,8 +1,8 @@
 """MMLU (Hendrycks et al. 2020) on local rows, with the prompts, versions and groups of lm-evaluation-harness.
 
-The rows are in the format of the original archive: `dev/<subject>_dev.csv` and `test/<subject>_test.csv` without a
-header, columns question, four choices and the letter of the right one. The harness's task is taken as it is but for
-where its rows come from.
+The rows have the format of the original archive: `dev/<subject>_dev.csv` and `test/<subject>_test.csv` without a
+header, with the columns question, four choices and the letter of the correct one. Only the source of the rows differs
+from the harness's own task.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from attune.runtime.errors import DataError
 from attune.runtime.io import read_csv
 
 LETTERS = "ABCD"
-# The harness's groups, in its order; a part of them where the rows cover no more.
+# The harness's groups, in its order; groups without subjects are left out.
 GROUPS = ("stem", "other", "social_sciences", "humanities")
-# A standard error needs two.
+# The fewest values that have a standard error.
 FEWEST_QUESTIONS = 2
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its four choices, and which of them is right (0 to 3)."""
+    """A question, its four choices, and the index of the correct one (0 to 3)."""
 
     question: str
     choices: tuple[str, ...]
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Subject:
-    """The solved questions that go before, and those that are asked."""
+    """`dev`: the solved questions of the few-shot prompt. `test`: the questions to answer."""
 
     dev: tuple[Question, ...]
     test: tuple[Question, ...]
@@ -45,17 +45,17 @@ def read(folder: Path, shots: int, limit: int | None) -> dict[str, Subject]:
     """Read the subjects of `folder`, in alphabetical order.
 
     Args:
-        folder: with the folders `dev` and `test`.
+        folder: holds the folders `dev` and `test`.
         shots: solved questions that each subject must have.
-        limit: the first questions of each subject, this many; None: all.
+        limit: keep only the first `limit` questions of each subject; None: all.
 
     Raises:
-        DataError: a file is missing, a row is none, or a subject has too few rows; names file and line.
+        DataError: a file is missing, a row is malformed, or a subject has too few rows; names file and line.
     """
     names = {split: {p.name.removesuffix(f"_{split}.csv") for p in _files(folder, split)} for split in ("dev", "test")}
     if not names["test"]:
         raise DataError(f"{folder}/test holds no <subject>_test.csv: put the files there, or run stage `download`")
-    # A subject of either folder is read from both, so that a missing file is named.
+    # The union of both folders, so that a missing file gives an error with its name.
     return {name: _subject(folder, name, shots, limit) for name in sorted(names["dev"] | names["test"])}
 
 
@@ -66,9 +66,9 @@ def _files(folder: Path, split: str) -> Iterator[Path]:
 def _subject(folder: Path, name: str, shots: int, limit: int | None) -> Subject:
     paths = {split: folder / split / f"{name}_{split}.csv" for split in ("dev", "test")}
     dev, test = (tuple(_questions(path)) for path in paths.values())
-    for path, rows, wanted in ((paths["dev"], dev, shots), (paths["test"], test, FEWEST_QUESTIONS)):
-        if len(rows) < wanted:
-            raise DataError(f"{path}: {len(rows)} rows, expected at least {wanted} (mmlu.shots = {shots})")
+    for path, rows, fewest in ((paths["dev"], dev, shots), (paths["test"], test, FEWEST_QUESTIONS)):
+        if len(rows) < fewest:
+            raise DataError(f"{path}: {len(rows)} rows, expected at least {fewest} (mmlu.shots = {shots})")
     return Subject(dev, test[:limit])
 
 
@@ -82,7 +82,7 @@ def _checked(row: list[str], where: str) -> Question:
         raise DataError(f"{where}: {len(row)} columns, expected question, A, B, C, D, letter: {row[0][:40]!r}")
     question, *choices, letter = row
     if letter not in tuple(LETTERS):
-        raise DataError(f"{where}: the right choice is {letter!r}, expected A, B, C or D")
+        raise DataError(f"{where}: the correct choice is {letter!r}, expected A, B, C or D")
     for name, text in zip(("question", *LETTERS), row, strict=False):
         if not text.strip():
             raise DataError(f"{where}: column {name} is empty")
@@ -90,13 +90,13 @@ def _checked(row: list[str], where: str) -> Question:
 
 
 def digest(subjects: Mapping[str, Subject]) -> str:
-    """Sha256 of the rows as they are used, whatever the files' quoting and line ends."""
+    """Sha256 of the parsed rows, which does not depend on the quoting and line ends of the files."""
     rows = {name: asdict(subject) for name, subject in subjects.items()}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def questions(subjects: Mapping[str, Subject]) -> int:
-    """How many are asked."""
+    """The number of test questions."""
     return sum(len(subject.test) for subject in subjects.values())
 
 
@@ -107,7 +107,7 @@ def evaluate(lm: Any, subjects: Mapping[str, Subject], shots: int, log_samples: 
         lm: an `lm_eval` model.
         subjects: of `read`.
         shots: solved questions before each question.
-        log_samples: keep prompts and answers of every question in the result.
+        log_samples: include the prompts and answers of every question in the result.
 
     Returns:
         The harness's result.
@@ -118,7 +118,7 @@ def evaluate(lm: Any, subjects: Mapping[str, Subject], shots: int, log_samples: 
     from lm_eval.evaluator import evaluate as harness
 
     results = harness(lm, tasks(subjects, shots), log_samples=log_samples)
-    assert results is not None  # a process other than the first would get none
+    assert results is not None  # lm_eval returns None where lm.rank > 0; it is 0 on each rank here
     return dict(results)
 
 
@@ -137,22 +137,23 @@ def tasks(subjects: Mapping[str, Subject], shots: int) -> Any:
     index = manager.task_index
     for name in subjects:
         if f"mmlu_{name}" not in index:
-            known = ", ".join(one.removeprefix("mmlu_") for one in manager.all_subtasks)
-            raise DataError(f"{name!r} is no subject of MMLU: name its files after one of {known}")
+            known = ", ".join(task.removeprefix("mmlu_") for task in manager.all_subtasks)
+            raise DataError(f"{name!r} is not a subject of MMLU: name its files after one of {known}")
     top = Group.from_config({**index["mmlu"].cfg, "task": []})
     for name in GROUPS:
         group = Group.from_config({**index[f"mmlu_{name}"].cfg, "task": []})
-        # The harness's group collects what carries its tag.
-        for subject in (one for one in subjects if index[f"mmlu_{one}"].cfg["tag"] == f"mmlu_{name}_tasks"):
-            config = {**index[f"mmlu_{subject}"].cfg, **_own(subjects[subject], shots)}
+        # A group of the harness has the tasks that carry its tag.
+        members = [subject for subject in subjects if index[f"mmlu_{subject}"].cfg["tag"] == f"mmlu_{name}_tasks"]
+        for subject in members:
+            config = {**index[f"mmlu_{subject}"].cfg, **_local_rows(subjects[subject], shots)}
             group.add(manager.load([config])["tasks"][f"mmlu_{subject}"])
         if len(group):
             top.add(group)
     return manager.load([top])
 
 
-def _own(subject: Subject, shots: int) -> dict[str, Any]:
-    """What differs from the harness's own task: the source of the rows, and the number of shots."""
+def _local_rows(subject: Subject, shots: int) -> dict[str, Any]:
+    """The settings that differ from the harness's own task: the source of the rows, and the number of shots."""
     from datasets import Dataset, DatasetDict
 
     splits = {"dev": subject.dev, "test": subject.test}
@@ -169,13 +170,13 @@ def metrics(results: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         `acc`, `acc_stderr`, and `acc_<group>`, `acc_<group>_stderr` for the groups that have subjects.
     """
-    found = {}
+    accuracies = {}
     for name, suffix in (("mmlu", ""), *((f"mmlu_{group}", f"_{group}") for group in sorted(GROUPS))):
         if name in results["groups"]:
             values = results["groups"][name]
-            found[f"acc{suffix}"] = 100 * float(values["acc,none"])
-            found[f"acc{suffix}_stderr"] = 100 * float(values["acc_stderr,none"])
-    return found
+            accuracies[f"acc{suffix}"] = 100 * float(values["acc,none"])
+            accuracies[f"acc{suffix}_stderr"] = 100 * float(values["acc_stderr,none"])
+    return accuracies
 
 
 def versions(results: Mapping[str, Any]) -> str:

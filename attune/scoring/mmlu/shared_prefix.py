@@ -1,12 +1,12 @@
-"""The harness's Hugging Face model, with the work that many prompts have in common done once.
+"""The Hugging Face model of lm-evaluation-harness (`HFLM`), with the common prefix of prompts computed once.
 
-A subject's questions all begin with the same five solved ones. Plain `HFLM` runs every prompt from its first token and
-projects every position onto the vocabulary; here the tokens that prompts share go through the model once, their keys
-and values are kept, and behind them runs only what differs, in batches; only the positions that are asked for are
-projected. The choices of one question are read off the same forward pass, as `HFLM` does for one-token choices.
+All questions of a subject begin with the same five solved questions. `HFLM` runs every prompt from its first token and
+computes logits at every position. Here the common prefix of several prompts is prefilled once into a KV cache, the rest
+of the prompts runs after it in batches, and logits are computed only at the positions of the continuations. The choices
+of a question come from a single forward pass, as in `HFLM` for choices of one token.
 
-The numbers are `HFLM`'s up to rounding. Prompts that are too long are cut from the left as there, which gives prompts
-of different lengths different beginnings: those share what is left in common after the cut, which may be nothing.
+The results equal those of `HFLM` up to rounding. Long prompts are truncated from the left, as in `HFLM`. Prompts of
+different lengths then begin at different tokens, and share the prefix that is left after truncation, if any.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from attune.compute.batching import batches_by_count
 from attune.runtime.distributed import gather_by_index, rank, world_size
 
 if TYPE_CHECKING:
@@ -27,51 +28,50 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware
 
+    # (texts of context and continuation, context ids, continuation ids)
     Request = tuple[tuple[str, str], list[int], list[int]]
+    # (log-likelihood in nats, whether it is the greedy continuation)
     Answer = tuple[float, bool]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One input of the model, and what is asked of it.
-
-    `scored` is how many of its last positions are needed; `asked` holds (request, continuation) by number.
-    """
+    """An input of the model; `continuations` are (number of the request, token ids) to score after it."""
 
     tokens: tuple[int, ...]
-    asked: list[tuple[int, list[int]]] = field(default_factory=list, compare=False)
+    continuations: list[tuple[int, list[int]]] = field(default_factory=list, compare=False)
 
     @property
     def scored(self) -> int:
-        """The length of the longest continuation."""
-        return max(len(continuation) for _, continuation in self.asked)
+        """How many of the last positions are needed: the length of the longest continuation."""
+        return max(len(continuation) for _, continuation in self.continuations)
 
 
 @dataclass
 class Cluster:
-    """Rows whose first `shared` tokens are the same."""
+    """Rows whose first `shared` tokens are equal."""
 
     shared: int
     rows: list[Row]
 
 
 def shared_prefix_lm(model: Any, tokenizer: Tokenizer, batch_size: int, hardware: Hardware) -> HFLM:
-    """A model for the harness that shares prefixes.
+    """A model for the harness that computes common prefixes once.
 
-    `HFLM`'s own code answers instead, where sharing cannot serve: for a model that is no decoder, one with learnt
-    virtual tokens before the prompt (prompt tuning), and one whose forward takes no cache of keys and values or cannot
-    leave positions out. Models with a recurrent state in place of keys and values run without sharing.
+    `HFLM`'s own code answers for models where that is not possible: not a decoder, prompt tuning (learned virtual
+    tokens before the prompt), no KV cache, or no `logits_to_keep`. Models whose state is recurrent rather than keys and
+    values run without a common prefix.
 
     Args:
-        model: a causal language model or a PeftModel on one, on `compute.device`.
+        model: a causal language model or a PeftModel, on `compute.device`.
         tokenizer: the model's.
-        batch_size: questions in one forward pass.
-        hardware: precision; log-probabilities are taken in fp32 whatever it is.
+        batch_size: questions in a forward pass.
+        hardware: precision; the log-softmax is always in fp32.
     """
     from lm_eval.models.huggingface import HFLM
 
     class SharedPrefixLM(HFLM):
-        """`HFLM` but for the scoring of tokens; counts the requests that were `cut` from the left."""
+        """`HFLM` with another scoring of tokens; `cut` counts the requests that were truncated."""
 
         cut = 0
 
@@ -83,7 +83,7 @@ def shared_prefix_lm(model: Any, tokenizer: Tokenizer, batch_size: int, hardware
                 return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
             answers = score(self, requests, override_bs or self.batch_size, disable_tqdm)
             for (text, _, _), answer in zip(requests, answers, strict=True):
-                # As in HFLM: a request without its text belongs to another kind, which keeps its own cache.
+                # As in HFLM: a request without text is of another kind, which has its own cache.
                 if text is not None:
                     self.cache_hook.add_partial("loglikelihood", text, answer)
             return answers
@@ -99,7 +99,7 @@ def shared_prefix_lm(model: Any, tokenizer: Tokenizer, batch_size: int, hardware
 
 
 def can_share(model: Any) -> bool:
-    """Whether the model takes a cache and lets positions be left out, so that `score` can run it."""
+    """Whether `score` can run the model: it takes a KV cache and `logits_to_keep`, and has no prompt tuning."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return False
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -107,94 +107,95 @@ def can_share(model: Any) -> bool:
 
 
 def score(lm: Any, requests: Sequence[Request], batch_size: int, disable_tqdm: bool = True) -> list[Answer]:
-    """Log-likelihood of each continuation after its context, and whether it is the greedy one.
+    """The log-likelihood of each continuation given its context, and whether greedy decoding would give it.
 
-    Several ranks share the batches of one process; each returns all answers.
+    Several ranks share the batches of a single process; each returns all answers.
 
     Args:
         lm: an `HFLM` of a causal model that `can_share`.
-        requests: (texts, context ids, continuation ids).
-        batch_size: rows in one forward pass.
+        requests: texts, context ids and continuation ids.
+        batch_size: rows in a forward pass.
         disable_tqdm: no progress bar.
 
     Returns:
-        An answer a request, in their order: nats, and true where every token is the most likely one.
+        An answer for each request, in their order.
     """
     import torch
     from tqdm import tqdm
 
     answers: dict[int, Answer] = {}
     rows = fit(requests, lm.max_length)
-    groups = clusters(rows) if keeps_keys(lm.model) else [Cluster(0, rows)]
+    groups = clusters(rows) if has_kv_cache(lm.model) else [Cluster(0, sorted(rows, key=lambda row: row.tokens))]
+    # As in HFLM, from its own settings.
     autocast = torch.autocast(
         lm.device.type, dtype=lm.mixed_precision_dtype, enabled=lm.mixed_precision_dtype is not None
     )
-    shares = list(_own_batches(groups, batch_size))
-    own = sum(len(batch) for _, batches in shares for batch in batches)
-    with torch.no_grad(), autocast, tqdm(total=own, desc="questions", disable=disable_tqdm) as bar:
-        for cluster, batches in shares:
-            cache = _read(lm, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
+    share = list(_share_of_rank(groups, batch_size))
+    total = sum(len(batch) for _, batches in share for batch in batches)
+    with torch.no_grad(), autocast, tqdm(total=total, desc="questions", disable=disable_tqdm) as bar:
+        for cluster, batches in share:
+            cache = _prefill(lm, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
             for batch in batches:
                 for row, logps in zip(batch, _last_logps(lm, cache, cluster.shared, batch), strict=True):
-                    for number, continuation in row.asked:
+                    for number, continuation in row.continuations:
                         answers[number] = _answer(logps[len(logps) - len(continuation) :], continuation)
                 bar.update(len(batch))
-    found = gather_by_index(answers)
-    return [(logp, greedy) for logp, greedy in (found[number] for number in range(len(requests)))]
+    gathered = gather_by_index(answers)
+    return [(logp, greedy) for logp, greedy in (gathered[number] for number in range(len(requests)))]
 
 
-def _own_batches(groups: Sequence[Cluster], size: int) -> Iterator[tuple[Cluster, list[list[Row]]]]:
-    """This rank's batches by cluster: neighbours, so that few clusters are read by two ranks."""
+def _share_of_rank(groups: Sequence[Cluster], size: int) -> Iterator[tuple[Cluster, list[list[Row]]]]:
+    """This rank's batches by cluster. They are consecutive, so that few clusters are prefilled on two ranks."""
     batches = [(cluster, batch) for cluster in groups for batch in _batches(cluster.rows, size)]
-    own = batches[len(batches) * rank() // world_size() : len(batches) * (rank() + 1) // world_size()]
+    share = batches[len(batches) * rank() // world_size() : len(batches) * (rank() + 1) // world_size()]
     for cluster in groups:
-        if mine := [batch for one, batch in own if one is cluster]:
-            yield cluster, mine
+        if of_cluster := [batch for owner, batch in share if owner is cluster]:
+            yield cluster, of_cluster
 
 
 def fit(requests: Sequence[Request], max_length: int) -> list[Row]:
-    """The inputs of the model: each context with its continuation but for the last token, cut from the left.
+    """The distinct inputs of the model: context and continuation without its last token, truncated from the left.
 
-    Requests with the same input, such as the letters after a question, are one row.
+    Requests with the same input, such as the letters after a question, share a row.
     """
     rows: dict[tuple[int, ...], Row] = {}
     for number, (_, context, continuation) in enumerate(requests):
         if not 0 < len(continuation) <= max_length:
             raise ValueError(f"request {number}: {len(continuation)} tokens to score, not 1 to {max_length}")
         tokens = tuple((context + continuation)[-(max_length + 1) :][:-1])
-        rows.setdefault(tokens, Row(tokens)).asked.append((number, continuation))
+        rows.setdefault(tokens, Row(tokens)).continuations.append((number, continuation))
     return list(rows.values())
 
 
 def clusters(rows: Sequence[Row]) -> list[Cluster]:
-    """Rows by what they begin with; those that share with no other are one cluster with nothing shared, the last.
+    """Group rows by a common prefix; rows without one form the last cluster, with `shared` = 0.
 
-    Sorted, rows with a common beginning are neighbours. A row joins while it keeps at least half of what the cluster
-    has in common, so that a few common words (the first of every subject) do not spoil a long prefix.
+    In sorted order, rows with a common prefix are neighbours. A row joins the last cluster if that keeps at least half
+    of its prefix, so that a few common words, such as those that open every subject, do not shorten a long prefix.
     """
-    found: list[Cluster] = []
+    grouped: list[Cluster] = []
     for row in sorted(rows, key=lambda row: row.tokens):
-        most = len(row.tokens) - row.scored
-        if found:
-            last = found[-1]
-            common = min(last.shared, most, _common(last.rows[0].tokens, row.tokens))
+        longest = len(row.tokens) - row.scored
+        if grouped:
+            last = grouped[-1]
+            common = min(last.shared, longest, _common_prefix(last.rows[0].tokens, row.tokens))
             if 0 < common >= last.shared / 2:
                 last.shared = common
                 last.rows.append(row)
                 continue
-        found.append(Cluster(most, [row]))
-    alone = [one.rows[0] for one in found if len(one.rows) == 1]
-    return [one for one in found if len(one.rows) > 1] + ([Cluster(0, alone)] if alone else [])
+        grouped.append(Cluster(longest, [row]))
+    single = [cluster.rows[0] for cluster in grouped if len(cluster.rows) == 1]
+    return [cluster for cluster in grouped if len(cluster.rows) > 1] + ([Cluster(0, single)] if single else [])
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens are the same from the start."""
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """The length of the common prefix."""
+    differing = (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    return next(differing, min(len(left), len(right)))
 
 
-def keeps_keys(model: Any) -> bool:
-    """Whether the model's state is keys and values in every layer, which can be read by many rows and kept."""
+def has_kv_cache(model: Any) -> bool:
+    """Whether the state of every layer is keys and values, which can be kept and shared by rows."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -204,16 +205,15 @@ def keeps_keys(model: Any) -> bool:
     }
 
 
-def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Rows of similar length together, the longest first."""
-    ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.tokens))
-    yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
+def _batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Rows of similar length, the longest first; the order of `rows`, which are sorted, decides among equal lengths."""
+    return [[rows[i] for i in batch] for batch in batches_by_count([len(row.tokens) for row in rows], size)]
 
 
-def _read(lm: Any, tokens: Sequence[int]) -> DynamicCache:
-    """Keys and values of a prefix, for one row.
+def _prefill(lm: Any, tokens: Sequence[int]) -> DynamicCache:
+    """The KV cache of a prefix, for a single row.
 
-    The cache holds all of them also where layers look at a window only: the mask that the model makes keeps to it.
+    It holds all tokens even for layers with a sliding window: the model's attention mask restricts them.
     """
     import torch
     from transformers import DynamicCache
@@ -224,21 +224,21 @@ def _read(lm: Any, tokens: Sequence[int]) -> DynamicCache:
     return cache
 
 
-def _for_rows(cache: DynamicCache, rows: int) -> DynamicCache:
-    """The cache for a batch: views of the same memory, to which the model appends by making new tensors."""
+def _expand(cache: DynamicCache, rows: int) -> DynamicCache:
+    """The cache for a batch of rows: views of the same memory. The model appends by creating new tensors."""
     layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
     for layer in layers:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)
         layer.values = layer.values.expand(rows, -1, -1, -1)
-    shared = copy.copy(cache)
-    shared.layers = layers
-    return shared
+    expanded = copy.copy(cache)
+    expanded.layers = layers
+    return expanded
 
 
 def _last_logps(lm: Any, cache: DynamicCache | None, shared: int, rows: Sequence[Row]) -> list[torch.Tensor]:
-    """Log-probabilities at the last `scored` positions of each row, (scored, vocabulary).
+    """Log-probabilities at the last `scored` positions of each row, (scored, V).
 
-    The rows' own tokens are padded on the right, where a causal model does not look.
+    The tokens after the prefix are padded on the right, where causal attention does not look.
     """
     import torch
 
@@ -248,14 +248,14 @@ def _last_logps(lm: Any, cache: DynamicCache | None, shared: int, rows: Sequence
     kept = sorted({position for span in spans for position in span})
     output = lm.model(
         input_ids=ids.to(lm.device),
-        past_key_values=_for_rows(cache, len(rows)) if cache is not None else None,
+        past_key_values=_expand(cache, len(rows)) if cache is not None else None,
         use_cache=cache is not None,
         logits_to_keep=torch.tensor(kept, device=lm.device),
     )
-    where = {position: i for i, position in enumerate(kept)}
-    # A row's positions are neighbours in `kept`, as they are in the row.
-    own = (logits[where[span[0]] :][: len(span)] for logits, span in zip(output.logits, spans, strict=True))
-    return [logits.log_softmax(-1, dtype=lm.softmax_dtype) for logits in own]
+    index = {position: i for i, position in enumerate(kept)}
+    # The positions of a row are consecutive, and so are they in `kept`.
+    scored = (logits[index[span[0]] :][: len(span)] for logits, span in zip(output.logits, spans, strict=True))
+    return [logits.log_softmax(-1, dtype=lm.softmax_dtype) for logits in scored]
 
 
 def _answer(logps: torch.Tensor, continuation: Sequence[int]) -> Answer:

@@ -26,7 +26,7 @@ Step = Literal["sft", "dpo"]
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model with its adapter, without any activation: numbers of parameters, and bytes."""
+    """A model with its adapter, without activations: numbers of parameters, and bytes of the rest."""
 
     parameters: int
     lora: int
@@ -36,41 +36,43 @@ class Size:
 
     @property
     def gradients(self) -> int:
-        """One for each weight of the adapter, in its precision."""
+        """A gradient for each weight of the adapter, in its precision."""
         return self.adapter
 
     @property
     def fixed(self) -> int:
-        """What every step holds, whatever its batch."""
+        """Bytes that do not depend on the batch."""
         return self.weights + self.adapter + self.gradients + self.optimizer
 
 
 def size(config: PretrainedConfig, params: Params) -> Size:
-    """Of the whole model, as the stages hold it on `compute.device`."""
-    made = policy(config, params, "sft")
-    trained = [p for p in made.parameters() if p.requires_grad]
-    frozen = [p for p in made.parameters() if not p.requires_grad]
+    """The sizes of the whole model as the stages hold it on `compute.device`."""
+    model = policy(config, params, "sft")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
     return Size(
         parameters=sum(p.numel() for p in frozen),
         lora=sum(p.numel() for p in trained),
-        weights=_bytes(frozen) if params.model.quantization is None else _quantized(made, frozen),
+        weights=_bytes(frozen) if params.model.quantization is None else _quantized(model, frozen),
         adapter=_bytes(trained),
         optimizer=sum(_moments(p.numel(), params.hardware.optimizer) for p in trained),
     )
 
 
 def _quantized(policy: Any, frozen: Sequence[torch.nn.Parameter]) -> int:
-    """Bytes of weights whose adapted layers, which are all linear ones but the head, are in 4 bits, one made whole."""
+    """Bytes of weights with all adapted (linear) layers but the head in 4 bits, and the largest one dequantized."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers: list[Any] = [one.get_base_layer().weight for one in policy.modules() if isinstance(one, BaseTunerLayer)]
+    layers: list[Any] = [
+        layer.get_base_layer().weight for layer in policy.modules() if isinstance(layer, BaseTunerLayer)
+    ]
     short = sum(round(weight.numel() * NF4_BYTES) for weight in layers)
     return _bytes(frozen) - _bytes(layers) + short + max(_bytes([weight]) for weight in layers)
 
 
 def _moments(weights: int, optimizer: str) -> int:
     """Bytes of AdamW's two moments: fp32, or 8 bits with a scale for 256 of them (Dettmers et al. 2022)."""
-    # bitsandbytes keeps those of small tensors whole.
+    # bitsandbytes keeps the moments of small tensors in fp32.
     if optimizer.endswith("8bit") and weights >= 4096:
         return 2 * (weights + 4 * -(-weights // 256))
     return 2 * 4 * weights
@@ -91,18 +93,18 @@ def policy(config: PretrainedConfig, params: Params, step: Step) -> Any:
     elif hardware.device == "cpu":
         prepare(made, hardware, params.dpo.max_length)
     if hardware.gradient_checkpointing:
-        # The random state, which is kept for dropout and takes no memory to speak of, is none of a fake tensor's.
+        # Fake tensors have no random state; that of dropout takes negligible memory.
         bare(made).activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return made.train()
 
 
 def _bytes(tensors: Any) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what transformers warns of at each model that is made."""
+    """Suppress the warnings of transformers about each new model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,1 +1,1 @@
-"""The trainer's arguments, checkpoints, resume, batches over ranks."""
+"""What pretraining, SFT and DPO share: arguments, batches, checkpoints, resuming, curves."""

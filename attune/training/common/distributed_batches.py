@@ -1,8 +1,8 @@
-"""How the examples of an epoch are dealt to several ranks: the effective batches are those of one process.
+"""Distribute the examples of an epoch over ranks so that the effective batches are those of a single process.
 
-Accelerate deals the micro-batches of one order out in turn, so that the ranks together have an effective batch of one
-process. What is left at the end of an epoch it fills up with examples from its beginning, which would be learned from
-twice; here stands a filler instead, an example of which nothing is learned.
+Accelerate gives the micro-batches of one shuffled order to the ranks in turn, so that the ranks together have an
+effective batch of a single process. It completes the last batch of an epoch with examples from the epoch's beginning,
+which would be trained on twice. Here dummy examples, which have no gradient, complete it.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-def shared_loader(trainer: Any, filler: Any) -> DataLoader[Any]:
+def shared_loader(trainer: Any, dummy: Any) -> DataLoader[Any]:
     """The data loader of a rank's share of the trainer's examples.
 
     Args:
         trainer: transformers' `Trainer`, in one of several ranks.
-        filler: an example in the form of the others.
+        dummy: an example without gradient, in the format of the others.
     """
     import torch
     from accelerate.data_loader import SeedableRandomSampler
 
-    examples, whole = trainer.train_dataset, trainer._train_batch_size * trainer.args.world_size
+    examples, batch_size = trainer.train_dataset, trainer._train_batch_size * trainer.args.world_size
 
-    class Filled(torch.utils.data.Dataset[Any]):
-        """The examples, and the filler behind the last."""
+    class WithDummy(torch.utils.data.Dataset[Any]):
+        """The examples; every index after the last one is the dummy."""
 
         def __len__(self) -> int:
             return len(examples)
 
         def __getitem__(self, index: int) -> Any:
-            return examples[index] if index < len(examples) else filler
+            return examples[index] if index < len(examples) else dummy
 
-    class FilledOrder(torch.utils.data.Sampler[int]):
-        """The order that accelerate gives one process, and as many fillers as make whole batches for all ranks."""
+    class CompletedOrder(torch.utils.data.Sampler[int]):
+        """Accelerate's order for a single process, then dummies until every rank has full micro-batches."""
 
-        # Of its initial seed: that which transformers has set when it asks for the loader.
+        # Seeded by torch's initial seed, which transformers has set when it calls for the loader.
         order = SeedableRandomSampler(range(len(examples)))
 
         def __len__(self) -> int:
-            return -(-len(examples) // whole) * whole
+            return -(-len(examples) // batch_size) * batch_size
 
         def __iter__(self) -> Iterator[int]:
             yield from self.order
@@ -55,40 +55,44 @@ def shared_loader(trainer: Any, filler: Any) -> DataLoader[Any]:
             self.order.set_epoch(epoch)
 
     return trainer._get_dataloader(
-        dataset=Filled(),
+        dataset=WithDummy(),
         description="Training",
         batch_size=trainer._train_batch_size,
-        sampler_fn=lambda _: FilledOrder(),
+        sampler_fn=lambda _: CompletedOrder(),
         is_training=True,
     )
 
 
 class EffectiveBatch:
-    """What an example weighs in an effective batch: as much as any other.
+    """Give every example of an effective batch the same weight in loss and metrics.
 
-    TRL takes the mean over a micro-batch, transformers that over the micro-batches, and DDP that over the ranks: an
-    example weighs more in a micro-batch that the end of an epoch has left small.
+    TRL takes the mean over a micro-batch, transformers the mean over the micro-batches, and DDP the mean over the
+    ranks, so that an example has more weight in a smaller micro-batch, as at the end of an epoch.
     """
 
     def __init__(self) -> None:
-        # Of all ranks: examples and micro-batches, and the examples of each micro-batch that is done.
-        self._examples, self._parts, self._done = 0, 0, list[int]()
+        # Over all ranks: the examples and micro-batches of the effective batch, and the examples of each micro-batch
+        # that is done.
+        self._examples, self._micro_batches, self._done = 0, 0, list[int]()
 
     def begin(self, real: Sequence[torch.Tensor]) -> None:
-        """Begin with another one.
+        """Begin an effective batch.
 
         Args:
-            real: of each micro-batch of this rank, (B,) booleans; false for a filler.
+            real: for each micro-batch of this rank, (B,) booleans; false for a dummy.
         """
-        self._examples = all_reduce_sum(sum(int(one.sum()) for one in real))
-        self._parts = len(real) * world_size()
+        self._examples = all_reduce_sum(sum(int(mask.sum()) for mask in real))
+        self._micro_batches = len(real) * world_size()
 
-    def note(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
-        """Take note of a micro-batch; behind the last, put the mean over the examples in the place of each one's mean.
+    def record_metrics(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
+        """Count a finished micro-batch; after the last one, average the metrics of the effective batch by example.
+
+        TRL logs the mean of the values in `metrics`. Each value of the effective batch is replaced by their mean
+        weighted by examples, so that TRL's mean is that over the examples.
 
         Args:
             real: of the micro-batch, as in `begin`.
-            metrics: a value of each micro-batch so far, which is a mean over its examples; `num_tokens` is none.
+            metrics: a value for each micro-batch so far, which is a mean over its examples; except `num_tokens`.
         """
         self._done.append(all_reduce_sum(int(real.sum())))
         if sum(self._done) < self._examples:
@@ -96,18 +100,22 @@ class EffectiveBatch:
         weights, self._done = self._done, []
         for name, values in metrics.items():
             if name != "num_tokens" and len(weights) > 1:
-                noted = zip(values[-len(weights) :], weights, strict=True)
-                values[-len(weights) :] = [sum(value * weight for value, weight in noted) / sum(weights)]
+                weighted = zip(values[-len(weights) :], weights, strict=True)
+                values[-len(weights) :] = [sum(value * weight for value, weight in weighted) / sum(weights)]
 
-    def weighed(self, mean: torch.Tensor, real: torch.Tensor, filler: float) -> torch.Tensor:
-        """The loss of a micro-batch, such that the mean over micro-batches and ranks is that over the examples.
+    def rescale_loss(self, mean: torch.Tensor, real: torch.Tensor, dummy_loss: float) -> torch.Tensor:
+        """Rescale the loss of a micro-batch so that the mean over micro-batches and ranks is that over the examples.
+
+        With B rows of which D are dummies, M micro-batches and N examples in the effective batch:
+
+            loss = (mean * B - D * dummy_loss) * M / N
 
         Args:
-            mean: over the micro-batch, fillers included.
+            mean: over the micro-batch, dummies included.
             real: of the micro-batch, as in `begin`.
-            filler: the loss of a filler.
+            dummy_loss: the loss of a dummy.
         """
-        fillers = int((~real).sum())
-        if not fillers and len(real) * self._parts in (self._examples, 0):
+        dummies = int((~real).sum())
+        if not dummies and len(real) * self._micro_batches in (self._examples, 0):
             return mean
-        return (mean * len(real) - fillers * filler) * (self._parts / self._examples)
+        return (mean * len(real) - dummies * dummy_loss) * (self._micro_batches / self._examples)

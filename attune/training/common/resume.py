@@ -1,4 +1,8 @@
-"""How training is interrupted and goes on: checkpoints that are known to be whole, and signals."""
+"""Interrupt and resume training: sealed checkpoints, signals, and running means that transformers does not save.
+
+The classifiers have a training loop of their own (`classifiers.common.classifier.fit`), and with it their own state in
+a checkpoint. Both loops share what makes a checkpoint safe: `runtime.sealed`, `noted_signals` and `writing`.
+"""
 
 from __future__ import annotations
 
@@ -28,35 +32,36 @@ RUNNING = "running.json"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of `folder` that is whole."""
+    """The newest complete checkpoint in `folder`."""
     return newest_whole(folder, NAME)
 
 
 def train(trainer: Trainer, start: Path | None) -> None:
-    """Train from the newest whole checkpoint in the trainer's folder, else from `start`, else from the beginning.
+    """Train from the newest complete checkpoint in the trainer's folder, else from `start`, else from the beginning.
 
-    Every checkpoint is sealed, with the running means that transformers and TRL leave out of theirs: curves go on, too.
+    Every checkpoint is sealed, and holds the running means that transformers and TRL do not save, so that the curves of
+    a resumed run are those of an uninterrupted one.
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the step that was reached.
-        StorageError: a checkpoint cannot be written; what there was of it is removed.
-        UserError: the loss is no number any more.
+        Stopped: SIGTERM or Ctrl-C; there is a checkpoint of the current step.
+        StorageError: a checkpoint cannot be written; its partial files are removed.
+        UserError: the loss is not finite.
     """
     folder = Path(str(trainer.args.output_dir))
-    whole = broadcast_from_main(lambda: str(settle(folder, NAME) or ""))
-    checkpoint = Path(whole) if whole else start
+    newest = broadcast_from_main(lambda: str(settle(folder, NAME) or ""))
+    checkpoint = Path(newest) if newest else start
     with noted_signals() as noted, writing(folder, lambda: _bytes(trainer), lambda: _drop_unsealed(folder)):
         trainer.add_callback(_seal_callback(trainer))
         trainer.add_callback(_stop_callback(noted))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # All ranks wait here for the first, which may still be sealing.
+    # All ranks wait here for the main process, which may still be sealing.
     if number := all_reduce_max(noted[0] if noted else 0):
         state = trainer.state
-        raise Stopped(number, f"step {state.global_step} of {state.max_steps} is kept; the same command goes on there")
+        raise Stopped(number, f"step {state.global_step} of {state.max_steps} is kept; the same command resumes there")
 
 
 def is_sealed(folder: Path, step: int) -> bool:
-    """Whether the checkpoint of a step has been written already."""
+    """Whether the checkpoint of a step has already been written."""
     return (folder / f"{NAME}-{step}" / MANIFEST).is_file()
 
 
@@ -64,32 +69,32 @@ def _seal_callback(trainer: Any) -> Any:
     from transformers import TrainerCallback
 
     class Seal(TrainerCallback):
-        """Seals checkpoints; keeps and restores what a log averages that has not been written yet.
+        """Seal checkpoints; save and restore the sums behind the next log entry.
 
-        Attributes of transformers 5.23 (`_tr_loss`, `_globalstep_last_logged`) and of TRL 1.16 (`_metrics`,
-        `_total_train_tokens`).
+        Uses private attributes of transformers 5.23 (`_tr_loss`, `_globalstep_last_logged`) and of TRL 1.16
+        (`_metrics`, `_total_train_tokens`).
         """
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
             if not (folder / RUNNING).is_file():
                 return
-            kept = json.loads((folder / RUNNING).read_text(encoding="utf-8"))
-            trainer._tr_loss += kept["losses"][rank()]
-            trainer._globalstep_last_logged = kept["logged"]
+            saved = json.loads((folder / RUNNING).read_text(encoding="utf-8"))
+            trainer._tr_loss += saved["losses"][rank()]
+            trainer._globalstep_last_logged = saved["logged"]
             if hasattr(trainer, "_metrics"):
-                trainer._metrics["train"].update(kept["metrics"])
-                trainer._total_train_tokens = kept["tokens"]
+                trainer._metrics["train"].update(saved["metrics"])
+                trainer._total_train_tokens = saved["tokens"]
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             require_finite(logs, state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # Of each rank: a log has their mean.
+            # A log entry has the mean over the ranks, so the loss of every rank is saved.
             losses = all_gather(trainer._tr_loss.item())
             require_finite({"loss": sum(losses)}, state.global_step)
             folder = Path(str(args.output_dir)) / f"{NAME}-{state.global_step}"
-            kept = {
+            running = {
                 "losses": losses,
                 "logged": trainer._globalstep_last_logged,
                 "metrics": dict(getattr(trainer, "_metrics", {}).get("train", {})),
@@ -97,10 +102,10 @@ def _seal_callback(trainer: Any) -> Any:
             }
 
             def write() -> None:
-                write_json(folder / RUNNING, kept)
+                write_json(folder / RUNNING, running)
                 seal(folder)
 
-            # All ranks have written what they keep, and none goes on before the checkpoint is whole.
+            # All ranks have written their files by now, and none continues before the checkpoint is sealed.
             on_main_process(write)
 
     return Seal()
@@ -110,7 +115,7 @@ def _stop_callback(noted: list[int]) -> Any:
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
-        """Ends training with a checkpoint at the end of the step in which a signal came, on all ranks in the same."""
+        """After a signal on any rank, save a checkpoint and stop at the end of the current step on all ranks."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             if all_reduce_max(noted[0] if noted else 0):
@@ -121,7 +126,7 @@ def _stop_callback(noted: list[int]) -> Any:
 
 
 def require_finite(logs: dict[str, Any], step: int) -> None:
-    """Check that loss and gradient are numbers.
+    """Check that loss and gradient norm are finite.
 
     Raises:
         UserError: one is not; names the step.
@@ -136,7 +141,7 @@ def require_finite(logs: dict[str, Any], step: int) -> None:
 
 
 def _bytes(trainer: Any) -> int:
-    """Of a checkpoint: what is trained, and two moments of it."""
+    """The size of a checkpoint: the trained weights and the two moments of AdamW."""
     return sum(3 * p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""What every training stage shares: the trainer's arguments, progress, DVCLive curves, resume and a clean result."""
+"""What every training run shares: the trainer's arguments, the run, callbacks, and the export of its result."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from attune.runtime.distributed import on_main_process, world_size
 from attune.runtime.errors import UserError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
 from attune.runtime.sealed import KEPT, MANIFEST
+from attune.training.common.curves import curves_callback, progress_callback, replay
 from attune.training.common.resume import RUNNING, is_sealed, train
 
 if TYPE_CHECKING:
@@ -24,30 +25,23 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Dpo, Hardware, Sft
 
-# transformers 5 renamed gradient_checkpointing; TRL 1.16 and transformers itself still set or read the old name.
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
+# PEFT 0.21 and TRL 1.16 still read the old name of transformers' `is_activation_checkpointing`.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
-# What a finished run needs no more: logs of the library, and a pickle that nothing here ever loads.
+# Files of a checkpoint that its export leaves out: logs, seals, and a pickle, which nothing here ever loads.
 LEFTOVERS = ("training_args.bin", "README.md", MANIFEST, RUNNING)
-CURVES = (
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-)
 
 
 def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
     """Keyword arguments of `TrainingArguments` and its subclasses, from the params.
 
-    The effective batch is `section.batch_size` however many ranks share it.
+    The effective batch is `section.batch_size` for any number of ranks:
+
+        batch_size = ranks x micro-batch size x gradient accumulation steps
 
     Raises:
-        UserError: the processes cannot share the batch equally, in whole micro-batches.
-        ModelError: `training.optimizer` cannot be had.
+        UserError: the batch cannot be split equally over the processes, in full micro-batches.
+        ModelError: `training.optimizer` is not available.
     """
     processes = world_size()
     share = section.batch_size // processes
@@ -71,36 +65,36 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
 
 
 def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]:
-    """Those that do not change what is computed: device, precision, checkpoints, logging."""
+    """Keyword arguments of `TrainingArguments` that are no hyperparameters: device, precision, checkpoints, logging."""
     return {
         "output_dir": str(folder),
         "seed": seed,
         "use_cpu": hardware.device == "cpu",
         "bf16": hardware.dtype == "bf16",
-        # The old name, since TRL 1.16's default for it, True, would win over the new one.
-        "gradient_checkpointing": hardware.gradient_checkpointing,
+        # Set even if false: TRL 1.16's default of the old name, gradient_checkpointing, is true.
+        "activation_checkpointing": hardware.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": hardware.save_every,
         "save_total_limit": KEPT,
         "logging_first_step": True,
-        # A loss that is no number is to be seen (`require_finite`), not to be left out of the mean.
+        # `require_finite` must see a loss that is not finite; the filter would leave it out of the mean.
         "logging_nan_inf_filter": False,
         "logging_steps": LOGGING_STEPS,
         "report_to": "none",
         "dataloader_pin_memory": hardware.device == "cuda",
         "remove_unused_columns": False,
-        # All that is trained is used in every step.
+        # Every trained weight has a gradient in every step.
         "ddp_find_unused_parameters": False,
     }
 
 
 def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
-    """Train, from the newest whole checkpoint of an interrupted run, else from `start`, else from the beginning.
+    """Train from the newest complete checkpoint of an interrupted run, else from `start`, else from the beginning.
 
     Args:
         trainer: its `output_dir` is the stage's checkpoint folder.
-        curves: folder for the DVCLive curves (`plots/metrics/<metric>.tsv`, a row a logged step).
-        start: checkpoint of an earlier round, with optimizer, schedule and random state.
+        curves: folder for the DVCLive curves (`plots/metrics/<metric>.tsv`, a row for each logged step).
+        start: checkpoint of an earlier DPO round, with optimizer, schedule and random state.
 
     Raises:
         Stopped, StorageError, UserError: as `resume.train`.
@@ -110,32 +104,36 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_progress_callback())
-    trainer.add_callback(_curves_callback(curves))
+    trainer.add_callback(progress_callback())
+    trainer.add_callback(curves_callback(curves))
     train(trainer, start)
 
 
 def redraw(checkpoint: Path, curves: Path) -> None:
-    """Write the curves of a run that `checkpoint` is the end of: those that `run` had written before it was killed.
+    """Write the curves of a finished run again, from the log history of its last checkpoint.
 
     Args:
-        checkpoint: the last one of the run.
+        checkpoint: the last checkpoint of the run.
         curves: folder for the DVCLive curves.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    _replayed(state["log_history"], curves).end()
+    replay(state["log_history"], curves).end()
 
 
 def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
-    """`start`, the checkpoint of an earlier round, as if its epochs had had as many steps as the trainer's have.
+    """Rescale the step counter of an earlier round's checkpoint to the steps per epoch of this round.
 
-    transformers reads epoch and place in the schedule off the number of steps. Where rounds have unequal numbers of
-    pairs, a copy below `folder` counts anew, and leaves out the history, whose steps are others.
+    transformers derives the epoch and the position in the schedule from the number of steps. If the rounds have unequal
+    numbers of pairs, the steps of e epochs are e times this round's steps per epoch.
+
+    Returns:
+        `start`, or a copy of it in `folder` with the new counter and without the log history, whose steps are those of
+        the earlier round.
     """
     import torch
 
     state = json.loads((start / "trainer_state.json").read_text(encoding="utf-8"))
-    # Not from the data loader, whose making draws a random number.
+    # Computed, since creating the data loader would draw a random number.
     pairs: Any = trainer.train_dataset
     batches = -(-len(pairs) // (trainer.args.per_device_train_batch_size * trainer.args.world_size))
     steps = -(-batches // trainer.args.gradient_accumulation_steps)
@@ -156,7 +154,7 @@ def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
 
 
 def export_checkpoint(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint to a stage's out, without what nobody needs, appearing whole or not at all.
+    """Copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder appears complete or not at all.
 
     Raises:
         StorageError: it cannot be written.
@@ -168,9 +166,9 @@ def export_checkpoint(checkpoint: Path, target: Path) -> None:
 
 
 def export_adapter(checkpoint: Path, target: Path) -> None:
-    """Copy the adapter of a checkpoint, and nothing else, to a stage's out, whole or not at all.
+    """Copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
 
-    Where ranks have a part of the weights each (FSDP, ZeRO-3), a checkpoint is what has all of them.
+    With FSDP and ZeRO-3 each rank holds a part of the weights only; the checkpoint has all of them.
 
     Raises:
         StorageError: it cannot be written.
@@ -183,7 +181,7 @@ def export_adapter(checkpoint: Path, target: Path) -> None:
 
 
 def save_adapter(model: Any, target: Path) -> None:
-    """Write an adapter (safetensors and its configuration) to a stage's out, whole or not at all.
+    """Write an adapter (safetensors and configuration) to a stage's out. Atomic, as `export_checkpoint`.
 
     Raises:
         StorageError: it cannot be written.
@@ -196,15 +194,15 @@ def save_adapter(model: Any, target: Path) -> None:
 
 
 def stop_after_epoch() -> Any:
-    """A callback that ends training, with a checkpoint, at the end of the epoch: a round of DPO is one epoch.
+    """A callback that saves a checkpoint and stops training at the end of the epoch: a DPO round is one epoch.
 
-    The arguments name all epochs, so that the schedule runs over all rounds; the next resumes from the checkpoint.
+    `num_train_epochs` covers all rounds, so that the schedule does, too; the next round resumes from the checkpoint.
     """
     from transformers import TrainerCallback
 
     class StopAfterEpoch(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            # Where the last step has been saved, saving it again could spoil it.
+            # Writing the checkpoint of the last step a second time could leave it damaged if the process is killed.
             control.should_save = not is_sealed(Path(str(args.output_dir)), state.global_step)
             control.should_training_stop = True
             return control
@@ -213,16 +211,16 @@ def stop_after_epoch() -> Any:
 
 
 def assert_first_loss(expected: float, tolerance: float) -> Any:
-    """A callback that ends a run whose loss at the first step is not `expected`.
+    """A callback that stops a run whose loss at the first step is not `expected`.
 
-    At step 0 the policy is the reference, every margin is 0 and the DPO loss is ln 2. Anything else means that the
-    reference is another model than the one that training starts from.
+    In the first step of the first round the policy equals the reference, so that every margin is 0 and the DPO loss is
+    ln 2. Another value means that the reference is not the model that training starts from.
     """
     from transformers import TrainerCallback
 
     class AssertFirstLoss(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            # The log at the end of training has none; where a round is one step, it comes at step 1, too.
+            # The last log call of a run has no loss, and comes at step 1 if the round is a single step.
             if state.global_step != 1 or "loss" not in logs:
                 return
             if not math.isclose(logs["loss"], expected, abs_tol=tolerance):
@@ -232,63 +230,3 @@ def assert_first_loss(expected: float, tolerance: float) -> Any:
                 )
 
     return AssertFirstLoss()
-
-
-def _progress_callback() -> Any:
-    from transformers import ProgressCallback
-
-    class Progress(ProgressCallback):
-        """The progress bar, with the loss beside it instead of a line for every log call."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if self.training_bar is not None and logs and "loss" in logs:
-                self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
-
-    return Progress()
-
-
-def _curves_callback(folder: Path) -> Any:
-    from transformers import TrainerCallback
-
-    class Curves(TrainerCallback):
-        """DVCLive with the optimizer step as x.
-
-        transformers' own DVCLiveCallback counts log calls instead, and after a resume it has lost what came before;
-        this one first replays the history that a checkpoint carries, so the files are the same as without a kill.
-        """
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                self.live = _replayed(state.log_history, folder)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                _add_row(self.live, state.global_step, logs)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                self.live.end()
-
-    return Curves()
-
-
-def _replayed(history: list[dict[str, float]], folder: Path) -> Any:
-    """DVCLive in `folder`, which holds the rows of `history` and nothing else."""
-    from dvclive.live import Live
-
-    shutil.rmtree(folder, ignore_errors=True)
-    live = Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
-    for entry in history:
-        _add_row(live, int(entry["step"]), entry)
-    return live
-
-
-def _add_row(live: Any, step: int, logs: dict[str, float]) -> None:
-    # The log at the end of training has TRL's means since the last one, and no loss. No checkpoint knows it: a row of
-    # it would be there or not depending on when a run was killed.
-    if "loss" not in logs:
-        return
-    live.step = step
-    for name in CURVES:
-        if name in logs:
-            live.log_metric(name, float(logs[name]))

@@ -162,7 +162,7 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
             real = inputs.pop("real")
             with mask_dummies(self.accelerator, real):
                 mean = super().compute_loss(model, inputs, *args, **kwargs)
-            self.batch.note(real, self._metrics["train"])
-            return self.batch.weighed(mean, real, DUMMY_LOSS)
+            self.batch.record_metrics(real, self._metrics["train"])
+            return self.batch.rescale_loss(mean, real, DUMMY_LOSS)
 
     return EncodedPairsTrainer, PackedPairsTrainer

@@ -1,18 +1,18 @@
-"""A trainer for supervised fine-tuning that leaves out the work whose result nobody reads.
+"""transformers' Trainer for SFT, without two computations that do not change the loss.
 
-- The head projects the positions that predict a supervised token, and no others: of a dialogue's tokens about four in
-  ten, and logits over the vocabulary are the largest tensor of a step.
-- The micro-batches of an effective batch are dealt anew by length, so that little of them is padding. The effective
-  batch, and with it what an optimizer step sees, stays as it was drawn.
+- The head computes logits only at positions that predict a token of the loss mask, about four in ten: the logits over
+  the vocabulary are the largest tensor of a step.
+- The micro-batches of an effective batch are regrouped by length, which saves padding. The effective batch stays the
+  same, and with it the gradient of an optimizer step.
 
-The loss is transformers' own: the mean over the supervised tokens of the effective batch.
+The loss is that of transformers: the mean over the tokens of the loss mask in the effective batch.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import autocast
@@ -32,18 +32,17 @@ if TYPE_CHECKING:
 def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trainer:
     """A trainer of `model` on examples with `input_ids` and `labels`.
 
-    A model whose head cannot be found or does not project position by position (`projects_alone`) is trained by its
-    plain forward pass, with a warning.
+    A model without a position-wise head (`has_positionwise_head`) is trained by its plain forward pass, with a warning.
 
     Args:
-        model: a causal language model or a PeftModel on one, on `compute.device`.
-        hardware: device.
+        model: a causal language model or a PeftModel, on `compute.device`.
+        hardware: device and precision.
         arguments: of transformers' `Trainer`; the collator is `pad_supervised`.
     """
     from transformers import Trainer
 
     class SupervisedTrainer(Trainer):
-        """transformers' trainer but for the order within an effective batch and the positions that are projected."""
+        """Trainer with micro-batches by length and logits at the loss positions only."""
 
         def get_train_dataloader(self) -> Any:
             if self.args.world_size == 1:
@@ -55,36 +54,34 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
             return by_length(batches), items
 
         def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-            with projecting(head, predicts(inputs["labels"])) if head is not None else nullcontext():
+            with logits_only_at(head, loss_positions(inputs["labels"])):
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     optimize_for_cpu(model, hardware)
     compile_layers(model, hardware)
-    head = model.get_output_embeddings() if projects_alone(model, hardware) else None
-    if head is None:
+    if not has_positionwise_head(model, hardware):
         warnings.warn(
-            f"{type(model).__name__}: no head was found that projects each position by itself, so that all positions "
-            "are projected: training is right, and slower than it could be",
+            f"{type(model).__name__} has no position-wise head: logits are computed at all positions. Training is "
+            "correct, but slower",
             stacklevel=2,
         )
-    return (
-        Trainer(model=model, **arguments)
-        if head is None
-        else SupervisedTrainer(model=model, compute_loss_func=token_loss, **arguments)
-    )
+        return Trainer(model=model, **arguments)
+    head = model.get_output_embeddings()
+    return SupervisedTrainer(model=model, compute_loss_func=token_loss, **arguments)
 
 
-def predicts(labels: torch.Tensor) -> torch.Tensor:
-    """Where the next token carries a loss: (B, T) booleans from (B, T) labels."""
+def loss_positions(labels: torch.Tensor) -> torch.Tensor:
+    """The positions whose next token is in the loss mask: (B, T) booleans from (B, T) labels."""
     import torch
 
     return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
 def token_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy in nats of logits (N, vocabulary) at the positions of `predicts(labels)`.
+    """Cross-entropy in nats of the logits (N, V) at the `loss_positions` of `labels` (B, T).
 
-    The sum over `num_items_in_batch`, the supervised tokens of the effective batch; without it the mean.
+    The sum over the N tokens is divided by `num_items_in_batch`, the tokens in the loss mask of the effective batch;
+    without it by N.
     """
     import torch
 
@@ -95,11 +92,11 @@ def token_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Ten
 
 
 @contextmanager
-def projecting(head: nn.Module, kept: torch.Tensor) -> Iterator[None]:
-    """Within the block `head` projects the hidden states where `kept` (B, T) is true: its output is (N, vocabulary).
+def logits_only_at(head: nn.Module, kept: torch.Tensor) -> Iterator[None]:
+    """Within the block `head` takes only the N hidden states where `kept` (B, T) is true, and returns (N, V).
 
-    What a model does before its head (BERT's prediction transform) and behind it (Gemma's cap, Granite's scale) stays
-    the model's own.
+    What the model does before its head (BERT's prediction transform) and after it (Gemma's softcap, Granite's scale) is
+    not affected.
     """
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][kept], *inputs[1:]))
     try:
@@ -108,8 +105,8 @@ def projecting(head: nn.Module, kept: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def projects_alone(model: Any, hardware: Hardware) -> bool:
-    """Whether the model's head gives the same logits for some positions alone as for all of them, on a few tokens."""
+def has_positionwise_head(model: Any, hardware: Hardware) -> bool:
+    """Whether the head computes the logits of a position from that position alone; tried on a few tokens."""
     import torch
 
     head = model.get_output_embeddings()
@@ -122,13 +119,13 @@ def projects_alone(model: Any, hardware: Hardware) -> bool:
     try:
         with torch.no_grad(), autocast(hardware):
             model.eval()
-            all_of_them = model(input_ids=ids).logits[kept]
-            with projecting(head, kept):
-                alone = model(input_ids=ids).logits
+            full = model(input_ids=ids).logits[kept]
+            with logits_only_at(head, kept):
+                partial = model(input_ids=ids).logits
     except (RuntimeError, IndexError, TypeError):
         return False
     finally:
         model.train(was_training)
-    # Products of unequal size round differently; another function of the states differs by its own size.
-    tolerance = 0.02 * float(all_of_them.abs().max())
-    return alone.shape == all_of_them.shape and torch.allclose(alone, all_of_them, rtol=0, atol=tolerance)
+    # Matrix products of different sizes round differently. A head that is not position-wise is off by far more.
+    tolerance = 0.02 * float(full.abs().max())
+    return partial.shape == full.shape and torch.allclose(partial, full, rtol=0, atol=tolerance)

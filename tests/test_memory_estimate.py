@@ -1,4 +1,4 @@
-"""The plan of memory: against a step that this project's trainers run, and against published numbers."""
+"""The memory estimate against a step of this project's trainers, and against published numbers."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from attune.config.params import load
 from attune.models.loading import add_adapter
 from attune.models.tiny import configuration, from_config
 from attune.runtime.errors import ModelError, ParamsError
-from attune.tools.memory import plan
+from attune.tools.memory import estimate
 from attune.tools.memory.footprint import kept
 from attune.tools.memory.sizes import size
 from attune.training.common.collate import IGNORED, pad_supervised
@@ -41,17 +41,16 @@ def params_of(name, architecture="llama", dtype="fp32", checkpointing=False):
     small = {"batch_size": MICRO, "max_length": LENGTH}
     hardware = {"micro_batch_size": MICRO, "dtype": dtype, "threads": 1, "gradient_checkpointing": checkpointing}
     return replace(
-        params,
+        params.with_hardware(replace(params.hardware, **hardware)),
         tiny=replace(params.tiny, architecture=architecture, **shape),
         lora=replace(params.lora, r=8),
         sft=replace(params.sft, epochs=1, **small),
         dpo=replace(params.dpo, epochs=1, **small),
-        hardware=replace(params.hardware, **hardware),
     )
 
 
 def trainer_of(step, params, tokenizer, folder):
-    """This project's trainer of a step, on examples of the planned lengths."""
+    """This project's trainer of a step, on examples of the estimated lengths."""
     model = from_config(configuration(params.tiny, params.tiny.vocab_size))
     policy = add_adapter(model, params.lora, 1)
     half, hardware = LENGTH // 2, params.hardware
@@ -127,18 +126,18 @@ CASES = [
 
 @pytest.mark.parametrize("step", ["sft", "dpo"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_what_is_planned_is_what_a_step_of_the_trainer_keeps(step, case, tiny_tokenizer, tmp_path):
+def test_the_estimate_is_what_a_training_step_keeps(step, case, tiny_tokenizer, tmp_path):
     params = params_of(*case)
     checkpointing = params.hardware.gradient_checkpointing
     config = configuration(params.tiny, params.tiny.vocab_size)
-    whole, planned = size(config, params), kept(config, params, step, checkpointing, MICRO)
+    whole, estimated = size(config, params), kept(config, params, step, checkpointing, MICRO)
     step_took = measured(trainer_of(step, params, tiny_tokenizer, tmp_path))
     assert whole.gradients == step_took["gradients"]
     assert whole.optimizer == pytest.approx(step_took["optimizer"], rel=0.01)  # the number of its steps is a tensor
     assert whole.weights + whole.adapter == step_took["weights"]
-    assert planned.saved == pytest.approx(step_took["kept"], rel=WITHIN)
-    assert whole.fixed + planned.saved == pytest.approx(sum(step_took.values()), rel=WITHIN)
-    assert planned.passing > 0 and (planned.again > 0) is checkpointing
+    assert estimated.saved == pytest.approx(step_took["kept"], rel=WITHIN)
+    assert whole.fixed + estimated.saved == pytest.approx(sum(step_took.values()), rel=WITHIN)
+    assert estimated.passing > 0 and (estimated.again > 0) is checkpointing
 
 
 def test_checkpointing_keeps_a_layers_input_and_makes_one_layer_anew():
@@ -156,7 +155,8 @@ MISTRAL = transformers.MistralConfig()
 def test_the_sizes_of_mistral_7b_are_the_published_ones():
     """7,241,732,096 parameters; an adapter of rank 16 on all linear layers has 41,943,040."""
     params = load(ROOT / "params.yaml")
-    params = replace(params, lora=replace(params.lora, r=16), hardware=replace(params.hardware, device="cuda"))
+    params = replace(params, lora=replace(params.lora, r=16))
+    params = params.with_hardware(replace(params.hardware, device="cuda"))
     found = size(MISTRAL, params)
     assert (found.parameters, found.lora) == (7_241_732_096, 41_943_040)
     # bf16 weights; the adapter and its gradients in fp32, and two moments.
@@ -168,8 +168,8 @@ def test_the_micro_batch_that_fits_is_the_largest_that_does():
     params, config = params_of("tiny"), configuration(params_of("tiny").tiny, 1024)
     params = replace(params, dpo=replace(params.dpo, batch_size=12))
     one, two, three = (kept(config, params, "dpo", False, n) for n in (1, 2, 3))
-    assert plan.grown(one, two, 3).total == pytest.approx(three.total, rel=0.001)
-    fits = partial(plan.fitting, one, two, 12)
+    assert estimate.scaled(one, two, 3).total == pytest.approx(three.total, rel=0.001)
+    fits = partial(estimate.fitting, one, two, 12)
     assert (fits(three.total * 1.001), fits(three.total * 0.999)) == (3, 2)
     assert (fits(one.total * 0.99), fits(1e12)) == (0, 12)
 
@@ -182,7 +182,7 @@ def root(tmp_path, monkeypatch):
 
 
 def run(capsys, *words):
-    plan.main(words)
+    estimate.main(words)
     return capsys.readouterr().out
 
 
@@ -204,22 +204,22 @@ def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, caps
     assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
 
 
-def test_an_architecture_whose_pairs_are_not_laid_out_in_rows_has_no_plan_of_dpo():
+def test_dpo_in_padded_batches_has_no_estimate():
     params = params_of("tiny")
     config = transformers.PhiConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
     )
-    page = plan.plan(config, params, None)
-    assert "| dpo" not in page and "DPO of phi runs in TRL's padded batches: not planned." in page
+    page = estimate.page(config, params, None)
+    assert "| dpo" not in page and "DPO of phi runs in TRL's padded batches: no estimate." in page
 
 
 def test_errors_are_for_people(root, capsys):
-    with pytest.raises(ModelError, match=r"the shape of mistralai/Mistral.* cannot be had.*--config FOLDER"):
+    with pytest.raises(ModelError, match=r"the configuration of mistralai/Mistral.* cannot be loaded.*--config FOLDER"):
         run(capsys, "model=mistral-7b", "hardware=gpu")
     with pytest.raises(ModelError, match=r"holds no config\.json: --config names"):
         run(capsys, "model=mistral-7b", "--config", str(root))
     (root / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
-    with pytest.raises(ModelError, match=r"the shape of .* cannot be had"):
+    with pytest.raises(ModelError, match=r"the configuration of .* cannot be loaded"):
         run(capsys, "model=mistral-7b", "--config", str(root))
     with pytest.raises(ParamsError, match=r"lora\.r = 0"):
         run(capsys, "lora.r=0")

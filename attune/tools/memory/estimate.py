@@ -1,11 +1,11 @@
-"""What a stage of training needs of memory, before any weight is loaded, and the micro-batch that fits.
+"""Estimate the memory of SFT and DPO before loading any weights, and the largest micro-batch that fits.
 
     python -m attune memory model=mistral-7b hardware=gpu --memory 80
     python -m attune memory recipe=empo hardware=gpu --config path/to/zephyr
 
-Overrides are those of `python -m attune params`; `params.yaml` is left as it is. The shape of a hub model is in its
-config.json, which is fetched unless `--config` names it; a model that stage `base` makes has its shape in section
-`tiny`. docs/scale.md says what is counted and what is not.
+Overrides are those of `python -m attune params`; `params.yaml` is not changed. The shape of a hub model comes
+from its config.json, which is downloaded unless `--config` names it; the shape of a model that stage `base` makes is in
+section `tiny`. docs/scale.md says what is counted and what is not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 2**30
-# Of a device's memory; the rest is the driver's, and what the allocator cannot use between its blocks.
+# Share of a device's memory; the driver and fragmentation take the rest.
 USABLE = 0.9
 STEPS: tuple[Step, ...] = ("sft", "dpo")
 
@@ -50,7 +50,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     """The configuration of the base model: that in `folder`, the hub's, an encoder's package's, or of section `tiny`.
 
     Raises:
-        ModelError: there is none to be had.
+        ModelError: there is no such configuration.
     """
     from transformers import AutoConfig
 
@@ -69,9 +69,10 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the shape of {source} cannot be had: {str(error).strip().splitlines()[0]} Fetch its config.json into a "
-            "folder on a machine with a network, and name that folder: --config FOLDER"
+            f"the configuration of {source} cannot be loaded: {reason} Download its config.json into a folder on a "
+            "machine with a network, and name that folder: --config FOLDER"
         ) from None
     if model.as_decoder:
         config.update(AS_DECODER)
@@ -79,7 +80,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
 
 
 def device_memory(params: Params) -> int | None:
-    """Bytes of the GPU, or of the machine where `compute.device` is cpu; None where there is no GPU to ask."""
+    """Bytes of the GPU, or of RAM if `compute.device` is cpu; None if there is no GPU."""
     import torch
 
     if params.hardware.device == "cpu":
@@ -87,20 +88,20 @@ def device_memory(params: Params) -> int | None:
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
-def grown(one: Kept, two: Kept, micro_batch: int) -> Kept:
-    """What a micro-batch keeps, from those of one and two examples: each example adds as much."""
+def scaled(one: Kept, two: Kept, micro_batch: int) -> Kept:
+    """The memory of a micro-batch, linearly extrapolated from one and two examples."""
     values = {key: value + (micro_batch - 1) * (getattr(two, key) - value) for key, value in vars(one).items()}
     return Kept(**values)
 
 
 def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
-    """The largest micro-batch that divides `batch` and takes at most `room` bytes; 0 where one example does not fit."""
-    fits = [n for n in range(1, batch + 1) if batch % n == 0 and grown(one, two, n).total <= room]
+    """The largest micro-batch that divides `batch` and takes at most `room` bytes; 0 if one example does not fit."""
+    fits = [n for n in range(1, batch + 1) if batch % n == 0 and scaled(one, two, n).total <= room]
     return max(fits, default=0)
 
 
-def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
-    """The page: sizes, a column for each stage with and without checkpointing, and the micro-batch that fits."""
+def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
+    """Sizes, with a column for each stage with and without checkpointing, and the micro-batch that fits."""
     whole = size(config, params)
     steps = STEPS if config.model_type in SERVED else STEPS[:1]
     batches = {step: int(getattr(params, step).batch_size) for step in steps}
@@ -108,29 +109,29 @@ def plan(config: PretrainedConfig, params: Params, memory: int | None) -> str:
     ones, twos = ([kept(config, params, *case, n) for case in cases] for n in (1, 2))
     micro = [min(params.hardware.micro_batch_size, batches[step]) for step, _ in cases]
     rows = [["GiB", *(f"{step}{', checkpointing' if checkpointing else ''}" for step, checkpointing in cases)]]
-    rows += _rows(whole, [grown(*given) for given in zip(ones, twos, micro, strict=True)])
+    rows += _rows(whole, [scaled(*given) for given in zip(ones, twos, micro, strict=True)])
     rows.append(["micro-batch", *map(str, micro)])
     if memory is not None:
         room = USABLE * memory - whole.fixed
         most = [batches[step] for step, _ in cases]
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
-        rows.append(["micro-batch that fits", *(str(one) if one else "none" for one in fits)])
-    left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: not planned."]
+        rows.append(["micro-batch that fits", *(str(size) if size else "none" for size in fits)])
+    left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: no estimate."]
     return "\n".join([_heading(params, whole), "", markdown_table(rows), "", _verdict(params, memory), *left_out])
 
 
-def _rows(whole: Size, found: Sequence[Kept]) -> list[list[str]]:
-    same = {
+def _rows(whole: Size, cases: Sequence[Kept]) -> list[list[str]]:
+    fixed = {
         "weights": whole.weights,
         "adapter": whole.adapter,
         "gradients": whole.gradients,
         "optimizer state": whole.optimizer,
     }
-    rows = [[name, *[_gib(bytes_)] * len(found)] for name, bytes_ in same.items()]
-    rows.append(["reference", *["in a file"] * len(found)])
-    rows.append(["activations", *(_gib(one.activations + one.again) for one in found)])
-    rows.append(["logits, or a chunk", *(_gib(one.logits + one.passing) for one in found)])
-    rows.append(["total", *(_gib(whole.fixed + one.total) for one in found)])
+    rows = [[name, *[_gib(bytes_)] * len(cases)] for name, bytes_ in fixed.items()]
+    rows.append(["reference", *["in a file"] * len(cases)])
+    rows.append(["activations", *(_gib(case.activations + case.again) for case in cases)])
+    rows.append(["logits, or a chunk", *(_gib(case.logits + case.passing) for case in cases)])
+    rows.append(["total", *(_gib(whole.fixed + case.total) for case in cases)])
     return rows
 
 
@@ -143,7 +144,7 @@ def _heading(params: Params, whole: Size) -> str:
     lengths = f"sft.max_length {params.sft.max_length}, dpo.max_length {params.dpo.max_length}"
     return (
         f"{params.model.name}: {whole.parameters:,} parameters, LoRA of rank {params.lora.r} {whole.lora:,}\n"
-        f"{hardware.device}, {hardware.dtype}; {lengths}; in force: training.gradient_checkpointing="
+        f"{hardware.device}, {hardware.dtype}; {lengths}; in effect: training.gradient_checkpointing="
         f"{str(hardware.gradient_checkpointing).lower()}"
     )
 
@@ -156,7 +157,7 @@ def _verdict(params: Params, memory: int | None) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the plan."""
+    """Print the estimate."""
     parser = command_parser("memory", __doc__)
     parser.add_argument("overrides", nargs="*", help="as of `python -m attune params`: model=mistral-7b hardware=gpu")
     parser.add_argument("--memory", type=float, metavar="GIB", help="of the GPU; else that of the one that is here")
@@ -164,4 +165,4 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     params = composed(arguments.overrides)
     memory = device_memory(params) if arguments.memory is None else int(arguments.memory * GIB)
-    print(plan(shape(params, arguments.config), params, memory))
+    print(page(shape(params, arguments.config), params, memory))

@@ -21,7 +21,7 @@ from attune.report.comparison_page import Pairing, sections, verdict
 from attune.report.results import scores_file
 from attune.report.tables import direction
 from attune.runtime.errors import UserError
-from attune.scoring.intervals.bootstrap import distances
+from attune.scoring.intervals.bootstrap import distances, resample_weights
 
 NONE = "data/dialogues"
 SAVED = Path("saved")
@@ -60,7 +60,7 @@ def test_differences_by_hand():
     assert found["rouge_l.diff"] == 1.0 and found["diff_er.diff"] == found["diff_er.diff_high"] == 0.0
     assert {name.partition(".")[0] for name in found} == {"rouge_l", "diff_er"} and len(found) == 6
     # The mean of the differences (1, 0, 3, 0) under the weights of each resample.
-    weights = np.concatenate(list(draws(4, 200, 1)))
+    weights = np.concatenate(list(resample_weights(4, 200, 1)))
     drawn = weights @ np.array([1.0, 0.0, 3.0, 0.0]) / 4
     bounds = [found["rouge_l.diff_low"], found["rouge_l.diff_high"]]
     assert bounds == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-4)

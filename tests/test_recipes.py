@@ -31,7 +31,7 @@ DBT = [*MICRO, "recipe=dbt", "corpus=esconv_sample", "dbt.epochs=1", "dbt.max_le
        "pairs.max_new_tokens=8"]  # fmt: skip
 COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentences=data/sample/miti_sentences",
            "epitome.data=data/sample/epitome",
-           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.behaviour.miti.epochs=1"]  # fmt: skip
+           "behaviour.epochs=1", "behaviour.max_length=48", "behaviour.behaviour.behaviour.behaviour.miti.epochs=1"]  # fmt: skip
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",

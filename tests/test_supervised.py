@@ -17,7 +17,8 @@ import transformers
 
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
-from attune.cpu.optimize import optimize_for_cpu, quick_dropout
+from attune.cpu.dropout import quick_dropout
+from attune.cpu.optimize import optimize_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError

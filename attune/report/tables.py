@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import tabulate
 
 from attune.runtime.errors import visible
+from attune.scoring.text.custom import CUSTOM_METRICS
 
 # tabulate pads headings to two more than their width unless this is 0.
 tabulate.MIN_PADDING = 0
@@ -60,7 +61,7 @@ COLUMNS = {
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
-    **{name: (metric.heading, metric.digits) for name, metric in OWN.items()},
+    **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,

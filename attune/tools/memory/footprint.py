@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attune.cpu.token_log_probs import LOGITS
+from attune.cpu.optimize import LOGITS_PER_CHUNK, document_masks, uses_varlen
 from attune.tools.memory import sizes
 from attune.tools.memory.sizes import Step
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packed_forward import attention_masks, bare, project, states_at, uses_varlen
-from attune.training.dpo.packing import Block, pack
+from attune.training.dpo.packed_forward import attention_masks, project, states_at, unwrap_peft
+from attune.training.dpo.packing import Document, pack
 
 if TYPE_CHECKING:
     import torch
@@ -165,27 +165,26 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
     """The forward pass of DPO: `pair_output`'s; DPO runs without dropout."""
     import torch
 
-    from attune.cpu.block_attention import Span
-
-    model, context = bare(policy), params.dpo.max_length // 2
+    model, context = unwrap_peft(policy), params.dpo.max_length // 2
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    blocks = [Block([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
-    laid = pack(blocks, 0, uses_varlen(model))
-    laid["places"] = laid["predictors"][laid["targets"] != IGNORED]
-    laid["distinct"] = laid["places"].unique()
+    documents = [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
+    laid = pack(documents, 0, uses_varlen(model))
+    laid["indices"] = laid["predictors"][laid["targets"] != IGNORED]
+    laid["distinct"] = laid["indices"].unique()
 
     def forward(mode: Any) -> torch.Tensor:
         batch = {name: mode.from_tensor(one) for name, one in laid.items()}
         if uses_varlen(model):
-            parts = (batch[name][0].split(len(blocks[0])) for name in ("row_parts", "row_positions"))
-            seen: dict[str, Any] = {"blocks": [Span(*one) for one in zip(*parts, strict=True)]}
+            # The lengths given: fake tensors have no values to count them from.
+            lengths = [len(document) for document in documents]
+            masks = document_masks(batch["packed_segments"], batch["packed_positions"], lengths)
+            attention: dict[str, Any] = {"documents": masks}
         else:
-            seen = {"attention_mask": attention_masks(model, batch)}
-        places = batch["places"]
-        states = states_at(model, batch["row_ids"], batch["row_positions"], seen, places, batch["distinct"])
-        return project(model, states, places)["log_probs"].sum()
+            attention = {"attention_mask": attention_masks(model, batch)}
+        states = states_at(model, batch, attention, batch["indices"], batch["distinct"])
+        return project(model, states, batch["indices"])["log_probs"].sum()
 
     return forward
 
@@ -218,6 +217,6 @@ def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: 
         logits = micro_batch * (params.sft.max_length // 2) * words
         return logits * 4 + (logits * half if half == 2 else 0)
     if params.hardware.device == "cpu":
-        return max(LOGITS, words) * (4 + half)
+        return max(LOGITS_PER_CHUNK, words) * (4 + half)
     tokens = 2 * micro_batch * (params.dpo.max_length - params.dpo.max_length // 2)
     return min(tokens, TILE_TOKENS) * TILE_WORDS * half + tokens * width * 4

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import reliability
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Before torch is imported: two threads in each of two test processes would wait for each other.
@@ -44,6 +43,8 @@ def recorded(request):
 
     def keep(name, rows):
         if request.config.getoption("--record"):
+            import reliability
+
             reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", rows)
 
     return keep

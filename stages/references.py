@@ -1,4 +1,4 @@
-"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all variants.
+"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all.
 
     python -m stages.references epitome
 

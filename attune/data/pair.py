@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: `chosen` is the human reply to `prompt`, `rejected` a reply to someone who feels the opposite.
+    """A preference: `chosen` is the human reply to `prompt`, `rejected` is drawn or ranked by the rule.
 
-    `future_rejected`, in the first round, is what the later ones reject: the reference then reads all of it behind one context.
+    `future_rejected`, in the first round, holds the rejected replies of the later rounds, so that the reference model
+    reads a prompt once for the replies of all rounds.
     """
 
     id: str

@@ -1,4 +1,6 @@
-"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema; `metrics/data.json`.
+"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema.
+
+Writes `data/dialogues/`, `metrics/data.json` (counts), and `metrics/labels.json` (train dialogues of each label).
 
 Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
 assistant who speaks first), dialogues without an assistant turn after a user's, train dialogues that copy one of valid
@@ -31,6 +33,7 @@ DIALOGUES = Path("data/dialogues")
 WORK = Path("data/.prepare")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
+LABELS = Path("metrics/labels.json")
 # Dialogues in hand at a time.
 CHUNK = 4096
 
@@ -56,7 +59,7 @@ def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogu
 
 
 def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, float]:
-    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason, train labels.
+    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason.
 
     Args:
         counts: of `attune.corpora.splitting.count`.
@@ -68,8 +71,12 @@ def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, floa
         metrics[f"{split}_dialogues"] = counts.get(f"{split}_dialogues", 0)
         metrics[f"{split}_turns"] = turns
         metrics[f"{split}_words_per_turn"] = round(counts.get(f"{split}_words", 0) / max(turns, 1), 4)
-    metrics |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
-    return metrics | {key: count for key, count in sorted(counts.items()) if key.startswith("train_label_")}
+    return metrics | {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
+
+
+def label_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Train dialogues of each label, `train_label_<label>`."""
+    return {key: count for key, count in sorted(counts.items()) if key.startswith("train_label_")}
 
 
 def main(corpus: Corpus, seed: int) -> None:
@@ -93,6 +100,7 @@ def main(corpus: Corpus, seed: int) -> None:
         metrics |= {f"masked_{kind}": masked[kind] for kind in KINDS}
     parts = (f"{name}_{split}_dialogues" for name in corpus.mix for split in SPLITS)
     write_json(METRICS, metrics | {key: counts[key] for key in parts})
+    write_json(LABELS, label_counts(counts))
 
 
 def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:

@@ -150,7 +150,7 @@ def test_recipe_dbt_runs_on_another_corpus_with_other_labels_by_config_alone(tmp
     other = ["corpus.name=peers", "corpus.local_dir=corpora", "dbt.table=data/peers_stages.csv"]
     composed(tmp_path, monkeypatch, *DBT, "model=tiny", *other)
     run(stages_in_order(), monkeypatch)
-    labels = {name.removeprefix("train_label_") for name in read("metrics/data.json") if name.startswith("train_label")}
+    labels = {name.removeprefix("train_label_") for name in read("metrics/labels.json")}
     assert labels == set(PROBLEMS.values())
     assert {turn.act for one in read_dialogues(Path("data/dialogues/train.parquet")) for turn in one.turns} == {
         None, *(strategy for strategy, _ in STRATEGIES.values())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attune.classifiers.epitome.annotations import FILES, split_of, read_annotations
+from attune.classifiers.epitome.annotations import FILES, read_annotations, split_of
 from attune.config.params import load
 from attune.config.schema import Behaviour, Dbt, Params
 from attune.corpora.leakage import HeldOut, sentences_of

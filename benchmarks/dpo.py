@@ -36,7 +36,7 @@ from attune.data.keyed import random_subset
 from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
-from attune.training.dpo.trainer import encode_pair
+from attune.training.dpo.encoding import encode_pair
 from benchmarks import measure
 
 RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import reliability
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Before torch is imported: two threads in each of two test processes would wait for each other.
@@ -26,6 +25,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # The longest files first: a file that starts last would keep one process busy while the other is idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if not config.getoption("--record"):
         for item in items:
             if item.get_closest_marker("campaign"):
@@ -41,6 +43,8 @@ def recorded(request):
 
     def keep(name, rows):
         if request.config.getoption("--record"):
+            import reliability
+
             reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", rows)
 
     return keep

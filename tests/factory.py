@@ -90,6 +90,7 @@ sft = _factory(
     max_length=64,
     loss_on="assistant",
 )
+adapter = _factory(schema.Adapter, quality="all")
 pairs = _factory(
     schema.Pairs,
     rule="opposite_emotion",

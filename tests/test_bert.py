@@ -37,11 +37,11 @@ from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.measure import measure
 from attune.training.common.collate import pad_supervised
 from attune.training.common.trainer import save_adapter
+from attune.training.dpo.round import train_round
 from attune.training.pretraining.pretrain import pretrain
 from attune.training.sft.fine_tune import fine_tune
 from attune.training.sft.trainer import logits_only_at, loss_positions, supervised_trainer, token_loss
 from stages import base as base_stage
-from stages import dpo as dpo_stage
 
 HARDWARE = factory.hardware()
 TINY = factory.tiny(
@@ -403,18 +403,13 @@ def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     groups = group_by_label(examples)
     pairs = build_pairs(examples, groups, {"sad": "joyful", "joyful": "sad"}, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
-    sampling = factory.pairs(rule="dbt", opposites="-")
+    sampling = factory.pairs(rule="dbt", table="-")
     samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
-    dpo = factory.dpo(
-        beta=0.5,
-        lr_scheduler="constant",
-        rounds={"e1": factory.dpo_round(init=str(tmp_path / "sft"), candidates="-", scorer="-")},
-    )
-    sections = factory.params(dpo=dpo, hardware=HARDWARE, seed=5, lora=LORA)
-    end = dpo_stage.train_round(
-        "e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves"
-    )
+    dpo = factory.dpo(beta=0.5, lr_scheduler="constant")
+    rounds = {"e1": factory.dpo_round(init=str(tmp_path / "sft"))}
+    sections = factory.params(dpo=dpo, rounds=rounds, hardware=HARDWARE, seed=5, lora=LORA)
+    end = train_round("e1", sections, base, tmp_path / "e1.parquet", tmp_path / "run", tmp_path / "dpo-curves")
     history = json.loads((end / "trainer_state.json").read_text())["log_history"]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 

@@ -18,7 +18,7 @@ from attune.models.chat_template import (
     stop_tokens,
 )
 from attune.runtime.errors import TemplateError
-from attune.training.dpo.trainer import encode_pair
+from attune.training.dpo.encoding import encode_pair
 
 TEMPLATES = files("trl") / "chat_templates"
 # Role names of the templates, so that the pictures show them as single tokens.

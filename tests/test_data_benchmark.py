@@ -67,6 +67,7 @@ print(peaks["prepare"], peaks["pairs"])
 ALLOWED = 60
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     peaks = []

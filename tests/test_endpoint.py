@@ -420,6 +420,7 @@ def test_a_prompt_without_its_places_is_refused(tmp_path):
         read_prompt(tmp_path / "none.txt", {"n"})
 
 
+@pytest.mark.slow
 def test_transformers_serve_answers(tmp_path):
     """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
     pytest.importorskip("fastapi")

@@ -93,6 +93,7 @@ def clone(tmp_path_factory) -> Clone:
     return made
 
 
+@pytest.mark.slow
 def test_repro_makes_every_metric_and_page(clone):
     for variant in VARIANTS:
         metrics = json.loads(clone.read(f"metrics/text/{variant}.json"))
@@ -110,6 +111,7 @@ def test_repro_makes_every_metric_and_page(clone):
     assert json.loads(clone.read("metrics/pairs/e2.json"))["pairs"] == 64
 
 
+@pytest.mark.slow
 def test_results_are_in_git_and_models_are_not(clone):
     tracked = clone.run("git", "ls-files").splitlines()
     pages = {"dvc.lock", "metrics/data.json", "data/manifest.json", "reports/summary.md", "reports/cards/sft-dpo.md"}
@@ -119,11 +121,13 @@ def test_results_are_in_git_and_models_are_not(clone):
     assert {Path(name).name for name in tracked if name.startswith((*untracked, "reports/curves/"))} <= {".gitignore"}
 
 
+@pytest.mark.slow
 def test_second_repro_runs_nothing_and_leaves_no_trace(clone):
     assert stages_run(clone.run("dvc", "repro")) == []
     assert clone.run("git", "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
     """What `dvc push` puts into a remote, here a folder, and Git are all that another machine needs."""
     remote = ["dvc", "remote", "add", "--local", "--default", "shared", str(tmp_path / "remote")]
@@ -138,6 +142,7 @@ def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
         assert (there.folder / name).read_bytes() == (clone.folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):
     before = clone.read("metrics/text/sft-dpo.json")
     changed = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "dpo.beta=5")
@@ -155,6 +160,7 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
     assert clone.read("metrics/text/sft-dpo.json") == before
 
 
+@pytest.mark.slow
 def test_further_round_runs_only_itself(clone):
     """The schedule spans three epochs and two rounds have run: the third hangs on the second and on nothing new."""
     three = [one for one in MICRO if one != "~rounds.e3"]
@@ -163,6 +169,7 @@ def test_further_round_runs_only_itself(clone):
     clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
 
 
+@pytest.mark.slow
 def test_another_reference_runs_only_the_intervals(clone):
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft-dpo")
     assert sorted(stages_run(output)) == sorted(
@@ -173,6 +180,7 @@ def test_another_reference_runs_only_the_intervals(clone):
     assert sorted(stages_run(back)) == PAGES
 
 
+@pytest.mark.slow
 def test_dag_and_plots_can_be_shown(clone):
     dag = clone.run("dvc", "dag", "--mermaid")
     assert "dpo@e1" in dag and "generate@sft-dpo" in dag
@@ -181,6 +189,7 @@ def test_dag_and_plots_can_be_shown(clone):
     shutil.rmtree(clone.folder / "shown")
 
 
+@pytest.mark.slow
 def test_stage_without_its_input_says_what_is_missing(clone, tmp_path):
     (clone.folder / "params.yaml").rename(tmp_path / "params.yaml")
     output = clone.run(sys.executable, "-m", "stages.prepare", ok=False)

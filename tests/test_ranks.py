@@ -25,6 +25,8 @@ from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.sealed import newest_whole
 
+pytestmark = pytest.mark.slow
+
 # Five steps per epoch. The last step has five pairs or dialogues: micro-batches of 2, 2 and 1 in a single process, and
 # on two ranks of 2 and 1, and of 2 and 0.
 EXAMPLES = 37

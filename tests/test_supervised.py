@@ -17,7 +17,8 @@ import transformers
 
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
-from attune.cpu.optimize import optimize_for_cpu, quick_dropout
+from attune.cpu.dropout import quick_dropout
+from attune.cpu.optimize import optimize_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError
@@ -44,7 +45,9 @@ MODELS = {
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**DECODER, sliding_window=5)),
     "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**DECODER)),
     # The softcap is low enough to change random logits.
-    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(**DECODER, final_logit_softcapping=0.05, sliding_window=5)
+    ),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, num_key_value_heads=2)),
     "bert": lambda: decoder_class()(transformers.BertConfig(**SMALL, **AS_DECODER)),
 }  # fmt: skip
@@ -88,7 +91,9 @@ def test_loss_and_gradients_equal_the_plain_forward(name):
         torch.testing.assert_close(ours[weight], gradient, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in MODELS), ("llama", True)])
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in MODELS), pytest.param("llama", True, marks=pytest.mark.slow)]
+)
 def test_step_equals_a_plain_step(name, compiled, tmp_path):
     """Three micro-batches by length against a single forward pass over all rows in their order."""
     plain, lean = make(name), make(name)
@@ -238,6 +243,8 @@ def test_bf16_rounds_like_autocast(name):
 
 
 def test_optimize_for_cpu_is_idempotent():
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(make("llama"), config)
     optimize_for_cpu(model, BF16)
@@ -311,6 +318,7 @@ def trained_together(folder: Path) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     alone = trained_together(tmp_path / "alone")
     with socket.socket() as probe:

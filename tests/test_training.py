@@ -10,9 +10,10 @@ from pathlib import Path
 import factory
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import load_file
 
-from attune.config.schema import Dpo, Hardware
+from attune.config.schema import Dpo, Params, Tiny
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.pair import Pair
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
@@ -22,10 +23,11 @@ from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import UserError
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
+from attune.training.dpo import round as dpo_round
+from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
 from attune.training.sft.fine_tune import fine_tune as train_adapter
-from stages import dpo as dpo_stage
 from stages import sft as sft_stage
 
 HARDWARE = factory.hardware()
@@ -79,7 +81,7 @@ def pair(i: int) -> Pair:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    tiny = factory.tiny()
+    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -116,16 +118,14 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
-class Rounds:
-    """Only what `train_round` reads of the params."""
-
-    def __init__(self, dpo: Dpo, hardware: Hardware = HARDWARE, seed: int = 5) -> None:
-        self.dpo, self.hardware, self.seed, self.lora = dpo, hardware, seed, LORA
+def run_params(dpo: Dpo = DPO, init: str = "models/sft", **changes) -> Params:
+    """The params of a round `e` from `init`."""
+    return factory.params(dpo=dpo, rounds={"e": factory.dpo_round(init=init)}, seed=5, lora=LORA, **changes)
 
 
 def train_round(base: Path, pairs: Path, init: Path, folder: Path, dpo: Dpo = DPO, **changes) -> Path:
-    params = Rounds(replace(dpo, rounds={"e": factory.dpo_round(init=str(init))}), **changes)
-    return dpo_stage.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
+    params = run_params(dpo, str(init), **changes)
+    return dpo_round.train_round("e", params, base, pairs, folder / "checkpoints", folder / "curves")
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -152,15 +152,15 @@ def judged(tmp_path, monkeypatch, base, *qualities):
     monkeypatch.setattr(sft_stage, "BASE", base)
     dialogues = [replace(dialogue(i), quality=quality) for i, quality in enumerate(qualities)]
     write_dialogues(dialogues, sft_stage.TRAIN)
-    Path("stages").mkdir()
-    settings = replace(SFT, by_quality={"high": "models/sft-high"})
-    return factory.params(sft=settings, lora=LORA, seed=5), dialogues
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    adapters = {name: factory.adapter(quality=name.removeprefix("sft-")) for name in ("sft-high", "sft-low")}
+    return factory.params(sft=SFT, adapters=adapters, lora=LORA, seed=5), dialogues
 
 
 def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatch):
     """Half of the dialogues are high, some low, some not judged: the adapter is that of the high ones by themselves."""
     params, dialogues = judged(tmp_path, monkeypatch, base, *["high", "low", "high", None] * 4)
-    sft_stage.main(params, "high")
+    sft_stage.main("sft-high", params)
     high = [one for one in dialogues if one.quality == "high"]
     model, tokenizer = load_base(base, HARDWARE), load_tokenizer(base)
     settings = (params.sft, LORA, HARDWARE, 5, tmp_path / "checkpoints", tmp_path / "curves")
@@ -177,16 +177,16 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: sft\.by_quality\.high .* the train split has no quality labels: ",
+            r"train\.parquet: an adapter learns from dialogues of quality high, .* the train split has no quality labels: ",
         ),
-        (["low", None], "high", "the train split has only dialogues of quality low: take another corpus"),
-        (["high"], "low", "'low' is none of sft.by_quality: high"),
+        (["low", None], "high", "the train split has only dialogues of quality low: choose another corpus"),
+        (["high"], "fair", "'sft-fair' is none of adapters: sft-high, sft-low"),
     ],
 )
 def test_a_quality_that_cannot_be_learnt_from(qualities, asked, message, base, tmp_path, monkeypatch):
     params, _ = judged(tmp_path, monkeypatch, base, *qualities)
     with pytest.raises(UserError, match=message):
-        sft_stage.main(params, asked)
+        sft_stage.main(f"sft-{asked}", params)
     assert not Path("models").exists() and not Path(".checkpoints").exists()
 
 
@@ -234,7 +234,7 @@ def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
         torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)
 
 
-def test_dpo_starts_at_ln_2_with_zero_margins(base, sft, pairs, tmp_path):
+def test_dpo_starts_at_ln_2(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     first = json.loads((end / "trainer_state.json").read_text())["log_history"][0]
     assert first["step"] == 1
@@ -242,7 +242,7 @@ def test_dpo_starts_at_ln_2_with_zero_margins(base, sft, pairs, tmp_path):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
-def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sft, pairs, tmp_path):
+def test_dpo_changes_the_policy_and_not_the_reference(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     start = adapter(sft)
     assert all(not torch.equal(weight, start[name]) for name, weight in adapter(end).items())
@@ -252,13 +252,13 @@ def test_dpo_moves_every_weight_of_the_policy_and_none_of_the_reference(base, sf
     assert all(torch.equal(weight, start[name]) for name, weight in reference.items())
 
 
-def test_dpo_raises_the_margin_of_its_own_pairs(base, sft, pairs, tmp_path):
+def test_dpo_raises_the_margin(base, sft, pairs, tmp_path):
     end = three_rounds(base, sft, pairs, tmp_path, dpo=replace(DPO, learning_rate=2e-2))
     last = json.loads((end / "trainer_state.json").read_text())["log_history"][-1]
     assert last["rewards/margins"] > 0
 
 
-def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
+def test_wrong_reference_is_refused(base, sft, pairs, tmp_path):
     from attune.training.common.trainer import run
     from attune.training.dpo.trainer import make_trainer
 
@@ -273,7 +273,7 @@ def test_reference_that_is_not_the_start_is_refused(base, sft, pairs, tmp_path):
         run(trainer, tmp_path / "curves")
 
 
-def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, pairs, tmp_path):
+def test_chain_from_the_base_model(base, pairs, tmp_path):
     first = train_round(base, pairs, base, tmp_path / "1")
     log = json.loads((first / "trainer_state.json").read_text())["log_history"][0]
     assert (log["loss"], log["rewards/margins"]) == (pytest.approx(math.log(2), abs=1e-6), 0)
@@ -288,8 +288,8 @@ def test_a_chain_from_the_base_model_starts_at_it_and_has_it_as_reference(base, 
     assert all(torch.equal(weight, reference[name]) for name, weight in adapter(second / "reference/adapter").items())
 
 
-def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path):
-    fresh = dpo_stage.starting_adapter(base, base, Rounds(DPO), tmp_path)
+def test_rounds_from_the_base_equal_one_run(base, pairs, tmp_path):
+    fresh = dpo_round.starting_adapter(base, base, run_params(), tmp_path)
     rounds = three_rounds(base, base, pairs, tmp_path / "r")
     assert digest(rounds) == digest(one_run(base, fresh, pairs, tmp_path / "w"))
 
@@ -297,9 +297,9 @@ def test_rounds_from_the_base_model_are_one_run_to_the_bit(base, pairs, tmp_path
 def encoded_pairs(base, sft, policy, tokenizer, pairs, folder) -> list[dict]:
     """The pairs with the log-probabilities of `policy`, the adapter in `sft`, as reference."""
     prepare(policy, HARDWARE, DPO.max_length)
-    encoded, _ = dpo_stage.encode(tokenizer, pairs, DPO.max_length)
-    known = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
-    return with_reference(encoded, known)
+    encoded, _ = encode_pairs(tokenizer, pairs, DPO.max_length)
+    logps = complete(policy, encoded, folder / "logps.parquet", None, identity(base, sft, HARDWARE), HARDWARE, 0)
+    return with_reference(encoded, logps)
 
 
 def curves(folder: Path) -> dict[str, str]:
@@ -316,29 +316,29 @@ def three_rounds(base: Path, sft: Path, pairs: Path, folder: Path, dpo: Dpo = DP
     return init
 
 
-def test_what_later_rounds_reject_is_read_in_the_first_one_and_nothing_is_left_for_them(base, sft, tmp_path):
-    """A context is then read once for all rounds; log-probabilities are those that each round would have computed."""
+def test_first_round_computes_the_reference_of_later_rounds(base, sft, tmp_path):
+    """Later rounds have nothing left to compute; the values are those that each round by itself would compute."""
     rounds = [[replace(pair(i), rejected=text(100 * e + i, 4 + i % 7)) for i in range(24)] for e in (1, 2)]
     rounds[0] = with_future_rejected(rounds[0], rounds[1:])
-    init, known = sft, []
+    init, logps = sft, []
     for number, pairs in enumerate(rounds, start=1):
         write_pairs(pairs, tmp_path / f"e{number}.parquet")
         end = train_round(base, tmp_path / f"e{number}.parquet", init, tmp_path / f"r{number}")
         export_checkpoint(end, tmp_path / f"out-{number}")
         init = tmp_path / f"out-{number}"
-        known.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
-    assert known[1] == known[0] and len(known[0]) == 3 * 24
+        logps.append(read(init / "reference/logps.parquet", identity(base, sft, HARDWARE)))
+    assert logps[1] == logps[0] and len(logps[0]) == 3 * 24
     write_pairs(rounds[1], tmp_path / "alone.parquet")
     alone = read(
         train_round(base, tmp_path / "alone.parquet", sft, tmp_path / "alone") / "reference/logps.parquet",
         identity(base, sft, HARDWARE),
     )
     assert len(alone) == 2 * 24
-    assert [known[0][name] for name in alone] == pytest.approx(list(alone.values()), rel=1e-5)
+    assert [logps[0][key] for key in alone] == pytest.approx(list(alone.values()), rel=1e-5)
 
 
-def test_rounds_of_unequal_size_keep_epoch_and_schedule(base, sft, tmp_path):
-    """Pairs that are filtered are not as many in every round; the schedule runs over the rounds all the same."""
+def test_rounds_of_unequal_size(base, sft, tmp_path):
+    """Where rounds have unequal numbers of pairs, epoch and learning-rate schedule still run over all rounds."""
     init, rates = sft, []
     for number, size in enumerate((24, 12, 40)):
         path = tmp_path / f"{size}.parquet"
@@ -377,13 +377,13 @@ def one_run(base: Path, sft: Path, pairs: Path, folder: Path) -> Path:
     return folder / "out"
 
 
-def test_three_rounds_are_one_run_of_three_epochs_to_the_bit(base, sft, pairs, tmp_path):
+def test_rounds_equal_one_run(base, sft, pairs, tmp_path):
     rounds, whole = three_rounds(base, sft, pairs, tmp_path / "r"), one_run(base, sft, pairs, tmp_path / "w")
     assert digest(rounds) == digest(whole)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_round_killed_in_its_middle_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
+def test_killed_round_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
     """24 pairs in batches of 4 are 6 steps; a checkpoint is written after the fifth. What follows it is lost."""
     precision = {"hardware": replace(HARDWARE, dtype=dtype)}
     undisturbed = train_round(base, pairs, sft, tmp_path / "whole", **precision)
@@ -395,18 +395,18 @@ def test_round_killed_in_its_middle_resumes_to_the_bit(dtype, base, sft, pairs, 
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
 
 
-def test_round_killed_behind_its_last_step_trains_no_further_and_draws_its_curves(base, sft, pairs, tmp_path):
+def test_finished_round_is_not_trained_again(base, sft, pairs, tmp_path):
     first = digest(train_round(base, pairs, sft, tmp_path))
-    drawn = curves(tmp_path)
-    assert "1\t" in drawn["loss.tsv"] and drawn.keys() > {"rewards/accuracies.tsv"}
+    written = curves(tmp_path)
+    assert "1\t" in written["loss.tsv"] and written.keys() > {"rewards/accuracies.tsv"}
     # DVC removes the outs of a stage before it runs it again.
     shutil.rmtree(tmp_path / "curves")
     end = train_round(base, pairs, sft, tmp_path)
     assert end.name == "checkpoint-6" and digest(end) == first
-    assert curves(tmp_path) == drawn
+    assert curves(tmp_path) == written
 
 
-def test_outs_of_a_round_hold_no_pickle_of_arguments(base, sft, pairs, tmp_path):
+def test_round_exports_no_pickle(base, sft, pairs, tmp_path):
     export_checkpoint(train_round(base, pairs, sft, tmp_path), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "reference"} <= names

@@ -1,1 +1,5 @@
-"""Faster CPU kernels behind one call, `optimize.optimize_for_cpu`; a GPU run never enters them."""
+"""Faster CPU kernels. Other packages call `attune.cpu.optimize` alone; a GPU run never enters the kernels.
+
+Each kernel is a file that states its equation, its gradient and why it is faster: `lora`, `norm`, `dropout` and `casts`
+serve all training, `document_attention`, `last_layer` and `token_log_probs` serve the packed sequences of DPO.
+"""

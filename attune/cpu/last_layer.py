@@ -1,7 +1,8 @@
-"""A decoder's last layer where only some places of a row are read off: the others take no part in what follows it.
+"""The last decoder layer, computed only at the indices whose hidden states are read.
 
-Keys and values of the layer are needed everywhere, queries, the attention's output and the MLP only at the places that
-predict a token. In the small models that fit a CPU one layer is a good part of all.
+The loss of a preference pair reads the hidden states that predict reply tokens, and nothing follows the last layer that
+mixes tokens. Its keys and values are needed at all L indices, but the queries, the output projection of the attention
+and the MLP only at the S indices that are read. In a model small enough for a CPU one layer is a good part of the work.
 """
 
 from __future__ import annotations
@@ -15,54 +16,61 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-ATTRIBUTE = "narrowed_last_layer"
+ATTRIBUTE = "narrowed_last_layer"  # of the model; holds its NarrowedModules
 
 
-class LastLayer:
-    """Hooks on the modules of a layer that work on each place alone: what goes in is selected, what comes out spread.
+class NarrowedModules:
+    """Hooks on modules that treat each token alone: gather the inputs (1, L, H) to (1, S, H), scatter the outputs.
 
-    The layer's output is right at `places`, and undefined elsewhere.
+    With `indices` None the modules compute as before. Outputs are 0 outside of `indices`, so the layer's output is
+    defined only there.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self.places: torch.Tensor | None = None
-        self.length = 0
+        """Put the hooks on `modules`."""
+        self.indices: torch.Tensor | None = None
+        self._length = 0
         for module in modules:
-            module.register_forward_pre_hook(self._select)
-            module.register_forward_hook(self._spread)
+            module.register_forward_pre_hook(self._gather)
+            module.register_forward_hook(self._scatter)
 
-    def _select(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.places is None:
+    def _gather(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.indices is None:
             return inputs
         states, *others = inputs
-        self.length = states.shape[1]
-        return (states.index_select(1, self.places), *others)
+        self._length = states.shape[1]
+        return (states.index_select(1, self.indices), *others)
 
-    def _spread(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if self.places is None:
+    def _scatter(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.indices is None:
             return output
-        whole = output.new_zeros(output.shape[0], self.length, output.shape[2])
-        return whole.index_copy(1, self.places, output)
+        full = output.new_zeros(output.shape[0], self._length, output.shape[2])
+        return full.index_copy(1, self.indices, output)
 
 
-def narrow(model: PreTrainedModel) -> None:
-    """Give the last layer of `model`, bare, its hooks, where it has Llama's modules. Idempotent."""
+def narrow_last_layer(model: PreTrainedModel) -> None:
+    """Put the hooks on the last layer of `model`, not a PeftModel, if it has Llama's modules. Idempotent."""
     layers: Any = getattr(getattr(model, model.base_model_prefix), "layers", None)
     if layers is None or hasattr(model, ATTRIBUTE):
         return
     last = layers[-1]
-    setattr(model, ATTRIBUTE, LastLayer(last.self_attn.q_proj, last.self_attn.o_proj, last.mlp))
+    setattr(model, ATTRIBUTE, NarrowedModules(last.self_attn.q_proj, last.self_attn.o_proj, last.mlp))
 
 
 @contextmanager
-def reading_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]:
-    """Within, the last layer of a narrowed model is right at `places` (S,) of a single row; afterwards everywhere."""
-    last = getattr(model, ATTRIBUTE, None)
-    if last is None:
+def last_layer_at(model: PreTrainedModel, indices: torch.Tensor) -> Iterator[None]:
+    """Within the context compute the last layer only at `indices`; no effect without `narrow_last_layer`.
+
+    Args:
+        model: its forward pass must end within the context, and with one sequence as input.
+        indices: (S,) distinct indices into the sequence.
+    """
+    narrowed = getattr(model, ATTRIBUTE, None)
+    if narrowed is None:
         yield
         return
-    last.places = places
+    narrowed.indices = indices
     try:
         yield
     finally:
-        last.places = None
+        narrowed.indices = None

@@ -1,7 +1,12 @@
-"""A LoRA layer as one step of autograd: PEFT's function and gradients, with the sums made inside of the products.
+"""A LoRA layer as one autograd step (Hu et al. 2022, equation 3): PEFT's function and gradients with fewer passes.
 
-PEFT writes `W x + (B (A x)) * scaling`: the scaled product and the sum are tensors as large as the output, once forward
-and twice backward, which on a CPU take as long as the adapter's own products.
+With the frozen weight W (O, I), its bias b, the adapter A (r, I) and B (O, r), the scaling s, the input x and x', which
+is x after dropout:
+
+    y = W x + b + s B A x'
+
+PEFT computes s (B (A x')) and the sum as tensors as large as y, once in the forward and twice in the backward pass. On
+a CPU that takes as long as the products with A and B. Here the sums are made inside the matrix products (addmm).
 """
 
 from __future__ import annotations
@@ -12,10 +17,10 @@ from typing import Any
 
 
 def patch_lora_for_cpu(model: Any) -> None:
-    """Have every LoRA layer of linear layers below `model` compute as `lora_product`. Idempotent.
+    """Replace the forward of every LoRA layer on a linear layer below `model` by `lora_product`. Idempotent.
 
-    Layers that are merged, switched off, or of another kind than plain LoRA with one active adapter and a frozen base
-    weight keep PEFT's forward.
+    PEFT's forward still runs where a layer is merged or disabled, has several active adapters, a variant of LoRA, or a
+    base weight that is trained.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -48,39 +53,41 @@ def _forward(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 @cache
 def lora_product() -> Any:
-    """The autograd function of `(x, dropped, weight, bias, a, b, scaling)`: `weight x + bias + scaling b (a dropped)`.
+    """The autograd function of `(x, dropped, weight, bias, a, b, scaling)`, which returns y, (..., O).
 
-    x and dropped (…, I), which may be one tensor, weight (O, I) and bias (O) without gradient, a (r, I), b (O, r); all
-    of one dtype.
+    x and dropped, which is x', are (..., I) and may be the same tensor; weight (O, I) and bias (O,) or None have no
+    gradient; a is (r, I), b (O, r). All have one dtype.
     """
     import torch
 
     class LoraProduct(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any, dropped: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> Any:
-            flat = dropped.flatten(0, -2)
-            low = flat @ a.T
-            found = torch.nn.functional.linear(x, weight, bias)
-            found.flatten(0, -2).addmm_(low, b.T, alpha=scaling)
+            flat = dropped.flatten(0, -2)  # x' as (N, I)
+            low = flat @ a.T  # x' A^T, (N, r)
+            y = torch.nn.functional.linear(x, weight, bias)
+            y.flatten(0, -2).addmm_(low, b.T, alpha=scaling)  # y += s (x' A^T) B^T
             ctx.save_for_backward(flat, low, weight, a, b)
-            ctx.scaling, ctx.shape, ctx.one_input = scaling, x.shape, dropped is x
-            return found
+            ctx.scaling, ctx.shape, ctx.same_input = scaling, x.shape, dropped is x
+            return y
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Any) -> Any:
+        def backward(ctx: Any, d_y: Any) -> Any:
+            # By rows, with dX for the gradient of the loss in X and u = x' A^T:
+            #     du = s dy B      dA = du^T x'      dB = s dy^T u      dx' = du A      dx = dy W
             flat, low, weight, a, b = ctx.saved_tensors
-            gradient = gradient.flatten(0, -2)
-            below = (gradient @ b).mul_(ctx.scaling)
-            of_a, of_b = below.T @ flat, (gradient.T @ low).mul_(ctx.scaling)
+            d_y = d_y.flatten(0, -2)
+            d_low = (d_y @ b).mul_(ctx.scaling)
+            d_a, d_b = d_low.T @ flat, (d_y.T @ low).mul_(ctx.scaling)
             if not ctx.needs_input_grad[0]:
-                return None, None, None, None, of_a, of_b, None
-            of_x = gradient @ weight
-            of_dropped = None
-            if ctx.one_input:
-                of_x.addmm_(below, a)
+                return None, None, None, None, d_a, d_b, None
+            d_x = d_y @ weight
+            d_dropped = None
+            if ctx.same_input:
+                d_x.addmm_(d_low, a)  # without dropout x' is x, and its gradient is the sum of both
             else:
-                of_dropped = (below @ a).view(ctx.shape)
-            return of_x.view(ctx.shape), of_dropped, None, None, of_a, of_b, None
+                d_dropped = (d_low @ a).view(ctx.shape)
+            return d_x.view(ctx.shape), d_dropped, None, None, d_a, d_b, None
 
     return LoraProduct

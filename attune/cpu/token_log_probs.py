@@ -1,8 +1,17 @@
-"""Log-probabilities of tokens on a CPU, where TRL's function makes some twenty passes over all logits.
+"""Log-probabilities of target tokens, whose gradient is taken in the forward pass while the logits are in the cache.
 
-The gradient of a token's log-probability in the hidden state does not hang on the loss: it is the target's row of the
-head's weight less the mean of all rows under the model's probabilities. The forward pass takes it from logits that are
-still in the cache; the backward pass is then one product a token, and no logits are kept or made again.
+For the hidden state h (H,) of one token, the head's weight W (V, H) and bias b, the target t, and optionally Gemma 2's
+softcap c:
+
+    z = W h + b                     with a softcap  z = c tanh((W h + b) / c)
+    log p(t) = z_t - logsumexp(z)
+    entropy  = logsumexp(z) - sum_v p_v z_v,    p = softmax(z)
+    d log p(t) / dh = W_t - sum_v p_v W_v = (e_t - p) W
+                                    with a softcap  ((e_t - p) * (1 - (z / c)^2)) W
+
+The gradient of log p(t) in h is independent of the loss, so the forward pass can compute it and the backward pass only
+multiplies it by the loss's gradient in log p(t). No logits are kept or computed again. TRL's function for a GPU, run as
+plain torch operations on a CPU, makes some twenty passes over all logits.
 """
 
 from __future__ import annotations
@@ -10,35 +19,43 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from attune.cpu.casts import CachedCast
+
 if TYPE_CHECKING:
     import torch
 
-# Logits at a time: few enough to stay in a core's cache, enough rows for a product to run at its rate.
-LOGITS = 2**20
+# Few enough for a core's cache, and enough tokens for the matrix product to be efficient.
+LOGITS_PER_CHUNK = 2**20
 
 
-class HeldCast:
-    """A weight in another dtype, cast again only when it is another one or has been written to."""
+def cpu_token_log_probs(
+    states: torch.Tensor, head: Any, targets: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """The values of `token_log_probs`, or None where the states are not on a CPU or the head is trained.
 
-    def __init__(self) -> None:
-        self.source: torch.Tensor | None = None
-        self.version = 0
-        self.cast: Any = None
+    Args:
+        states: (M, H) hidden states.
+        head: the linear layer onto the vocabulary.
+        targets: (M,) token ids.
+        softcap: the bound c of the logits.
+    """
+    import torch
 
-    def __call__(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`weight` in `dtype`, without gradient."""
-        if weight is not self.source or weight._version != self.version or self.cast.dtype != dtype:
-            self.source, self.version, self.cast = weight, weight._version, weight.detach().to(dtype)
-        return self.cast
+    if states.device.type != "cpu" or head.weight.requires_grad:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
+    # The cache is stored in the head, so that it is freed with the model.
+    weight = head.__dict__.setdefault("cached_cast", CachedCast())(head.weight, dtype)
+    return token_log_probs().apply(states, weight, head.bias, targets, softcap)
 
 
 @cache
 def token_log_probs() -> Any:
     """The autograd function of `(states, weight, bias, targets, softcap)`.
 
-    states (M, H), weight (V, H) in the dtype to multiply in and bias (V) or None, both without gradient, targets (M,);
-    softcap is Gemma 2's bound of the logits or None. It returns, (M,) each, log-probability, entropy and mean of the
-    logits in fp32, and whether the target is the likeliest token; the first alone has a gradient, in states.
+    states is (M, H), weight (V, H) in the dtype to multiply in, bias (V,) or None; weight and bias have no gradient.
+    It returns, (M,) each, the log-probability and the entropy in nats, the mean logit, all in fp32, and whether the
+    target is the most likely token. Only the log-probability has a gradient, in states.
     """
     import torch
 
@@ -46,56 +63,58 @@ def token_log_probs() -> Any:
         @staticmethod
         def forward(ctx: Any, states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None) -> Any:
             with torch.autocast(states.device.type, enabled=False):
-                found, slopes = _by_chunk(
+                values, gradients = _in_chunks(
                     states.to(weight.dtype), weight, bias, targets, softcap, ctx.needs_input_grad[0]
                 )
             ctx.dtype = states.dtype
-            ctx.save_for_backward(slopes)
-            ctx.mark_non_differentiable(*found[1:])
-            return found
+            ctx.save_for_backward(gradients)
+            ctx.mark_non_differentiable(*values[1:])
+            return values
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Any, *others: Any) -> Any:
-            (slopes,) = ctx.saved_tensors
-            return (slopes * gradient[:, None]).to(ctx.dtype), None, None, None, None
+        def backward(ctx: Any, d_log_probs: Any, *others: Any) -> Any:
+            (gradients,) = ctx.saved_tensors
+            return (gradients * d_log_probs[:, None]).to(ctx.dtype), None, None, None, None
 
     return TokenLogProbs
 
 
-def _by_chunk(states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None, slopes: bool) -> Any:
-    """The four values of each token, and the gradients (M, H) of the first where `slopes`; None else."""
+def _in_chunks(states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None, with_gradient: bool) -> Any:
+    """The four values, (M,) each, and the gradients (M, H) of the log-probabilities, or None."""
     import torch
 
-    rows = max(1, LOGITS // len(weight))
-    parts = [
-        _chunk(some, weight, bias, chosen[:, None], softcap, slopes)
-        for some, chosen in zip(states.split(rows), targets.split(rows), strict=True)
+    tokens = max(1, LOGITS_PER_CHUNK // len(weight))
+    chunks = [
+        _chunk(chunk_states, weight, bias, chunk_targets[:, None], softcap, with_gradient)
+        for chunk_states, chunk_targets in zip(states.split(tokens), targets.split(tokens), strict=True)
     ]
-    log_probs, entropy, mean, top, gradients = zip(*parts, strict=True)
-    found = tuple(torch.cat(one) for one in (log_probs, entropy, mean, top))
-    return found, torch.cat(gradients) if slopes else None
+    log_probs, entropy, mean, top, gradients = zip(*chunks, strict=True)
+    values = tuple(torch.cat(parts) for parts in (log_probs, entropy, mean, top))
+    return values, torch.cat(gradients) if with_gradient else None
 
 
-def _chunk(states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None, slope: bool) -> Any:
-    logits = (states @ weight.T).float()
+def _chunk(states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None, with_gradient: bool) -> Any:
+    """As `_in_chunks`, of m tokens at once: states (m, H), targets (m, 1)."""
+    logits = (states @ weight.T).float()  # z, (m, V)
     if bias is not None:
         logits += bias
     if softcap is not None:
         logits = logits.div_(softcap).tanh_().mul_(softcap)
-    greatest, place = logits.max(-1, keepdim=True)
-    weights = (logits - greatest).exp_()
-    total = weights.sum(-1, keepdim=True)
-    log_total = greatest + total.log()
-    # As a product of matrices, which makes no tensor as large as the logits.
-    entropy = log_total - (weights[:, None] @ logits[..., None])[..., 0] / total
-    log_probs, top = logits.gather(-1, targets) - log_total, place == targets
+    greatest, argmax = logits.max(-1, keepdim=True)
+    # softmax with the greatest logit subtracted: exp cannot overflow.
+    exps = (logits - greatest).exp_()
+    total = exps.sum(-1, keepdim=True)
+    logsumexp = greatest + total.log()
+    # sum_v p_v z_v as a product of matrices, which makes no further tensor as large as the logits.
+    entropy = logsumexp - (exps[:, None] @ logits[..., None])[..., 0] / total
+    log_probs, top = logits.gather(-1, targets) - logsumexp, argmax == targets
     values = (log_probs, entropy, logits.mean(-1, keepdim=True), top)
     gradients = None
-    if slope:
-        away = weights.div_(total).neg_()
-        away.scatter_add_(-1, targets, away.new_ones(targets.shape))
+    if with_gradient:
+        d_logits = exps.div_(total).neg_()  # -p, in the memory of exps
+        d_logits.scatter_add_(-1, targets, d_logits.new_ones(targets.shape))  # e_t - p
         if softcap is not None:
-            away.mul_(logits.div_(softcap).square_().neg_().add_(1))
-        gradients = away.to(weight.dtype) @ weight
-    return *(one[:, 0] for one in values), gradients
+            d_logits.mul_(logits.div_(softcap).square_().neg_().add_(1))
+        gradients = d_logits.to(weight.dtype) @ weight
+    return *(value[:, 0] for value in values), gradients

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.schema import ROUNDS, Params, Round
-from attune.report import samples_page, win_rates
+from attune.report import win_rates
 from attune.report.ratings import read_csv
 from attune.report.results import (
+    EPITOME,
     RATINGS,
     TEXT,
     Artifact,
@@ -18,19 +19,18 @@ from attune.report.results import (
     dpo_curve_file,
     pairs_file,
     read_metrics,
-    read_object,
     read_quality,
     read_replies,
     read_rows,
+    read_signature,
     read_text,
     read_variants,
     scores_file,
-    signature_file,
     unreadable,
 )
 from attune.report.tables import Metrics
 
-SAMPLE_SCORES = {TEXT: tuple(samples_page.SCORES)}
+SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
 DPO_CURVES = ("rewards/chosen", "rewards/rejected", "rewards/accuracies")
 
@@ -77,12 +77,12 @@ def read(params: Params) -> Results:
         variants=variants,
         intervals=intervals,
         quality=read_quality(params),
-        signature=read_object(signature_file(TEXT, next(iter(params.variants)))),
-        pairs={key: read_metrics(pairs_file(key)) for key in params.dpo.rounds},
+        signature=read_signature(params, next(iter(params.variants))),
+        pairs={key: read_metrics(pairs_file(key)) for key in params.rounds},
         replies=replies,
         scores={key: read_scores(key) for key in params.variants},
-        dpo=read_dpo(params.dpo.rounds),
-        win_rates=win_rates.compared(read_csv(RATINGS), replies, params.corpus.targets),
+        dpo=read_dpo(params.rounds),
+        win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
     )
 
 

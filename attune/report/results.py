@@ -22,8 +22,8 @@ REPLIES = Path("data/replies")
 CURVES = Path("reports/curves")
 RATINGS = Path("data/ratings.csv")
 
-TEXT = "text"
-"""The scorer of all variants. Its files are at the top of `metrics/` and `data/scores/`, not in a folder `text`."""
+TEXT, EPITOME = "text", "epitome"
+"""Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -37,31 +37,26 @@ class Artifact:
 
 def metrics_file(scorer: str, variant: str) -> Artifact:
     """The means of a scorer over the test examples."""
-    return Artifact(_folder(METRICS, scorer) / f"{variant}.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.json", _scoring_stage(scorer, variant))
 
 
 def signature_file(scorer: str, variant: str) -> Artifact:
     """The versions and settings behind a scorer's metrics."""
-    return Artifact(_folder(METRICS, scorer) / f"{variant}.signature.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.signature.json", _scoring_stage(scorer, variant))
 
 
 def intervals_file(scorer: str, variant: str) -> Artifact:
     """The bootstrap intervals of a scorer's metrics."""
-    stage = "intervals" if scorer == TEXT else f"{scorer}_intervals"
-    return Artifact(_folder(METRICS / "intervals", scorer) / f"{variant}.json", f"{stage}@{variant}")
+    return Artifact(METRICS / "intervals" / scorer / f"{variant}.json", f"intervals@{variant}-{scorer}")
 
 
 def scores_file(scorer: str, variant: str) -> Artifact:
     """The scores of a scorer by example."""
-    return Artifact(_folder(SCORES, scorer) / f"{variant}.parquet", _scoring_stage(scorer, variant))
-
-
-def _folder(parent: Path, scorer: str) -> Path:
-    return parent if scorer == TEXT else parent / scorer
+    return Artifact(SCORES / scorer / f"{variant}.parquet", _scoring_stage(scorer, variant))
 
 
 def _scoring_stage(scorer: str, variant: str) -> str:
-    return f"evaluate@{variant}" if scorer == TEXT else f"{scorer}_scores@{variant}"
+    return f"evaluate@{variant}" if scorer == TEXT else f"scores@{variant}-{scorer}"
 
 
 def mmlu_file(variant: str) -> Artifact:
@@ -69,9 +64,9 @@ def mmlu_file(variant: str) -> Artifact:
     return Artifact(METRICS / "mmlu" / f"{variant}.json", f"mmlu@{variant}")
 
 
-def quality_file(classifier: str, stage: str) -> Artifact:
+def quality_file(classifier: str) -> Artifact:
     """How good a classifier is on held-out examples."""
-    return Artifact(METRICS / "scorers" / f"{classifier}.json", stage)
+    return Artifact(METRICS / "classifiers" / f"{classifier}.json", f"classifier@{classifier}")
 
 
 def data_file() -> Artifact:
@@ -94,11 +89,6 @@ def dpo_curve_file(key: str, name: str) -> Artifact:
     return Artifact(CURVES / "dpo" / key / "plots" / "metrics" / f"{name}.tsv", f"dpo@{key}")
 
 
-def scorers_of(params: Params, variant: str) -> list[str]:
-    """The scorers that measure a variant."""
-    return [TEXT, *(name for name, scorer in label_classifiers(params).items() if variant in scorer.variants)]
-
-
 def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
     """The metrics and the intervals of every variant, each by variant; see `read_variant`.
 
@@ -116,7 +106,7 @@ def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
         UserError: as `read_metrics`.
     """
     metrics, intervals = mmlu_columns(read_metrics(mmlu_file(variant)))
-    for scorer in scorers_of(params, variant):
+    for scorer in params.scorers:
         metrics |= read_metrics(metrics_file(scorer, variant))
         intervals |= read_metrics(intervals_file(scorer, variant))
     return metrics, intervals
@@ -128,14 +118,23 @@ def read_quality(params: Params) -> Metrics:
     Raises:
         UserError: as `read_metrics`.
     """
-    quality = read_metrics(quality_file("epitome", "epitome"))
-    for scorer, section in label_classifiers(params).items():
-        # Only the stage `dbt` writes its measures without a prefix.
-        prefix = "dbt_" if scorer == "dbt" else ""
-        for key in section.classifiers:
-            values = read_metrics(quality_file(key, f"{scorer}@{key}"))
-            quality |= {f"{prefix}{name}": value for name, value in values.items()}
+    quality: Metrics = {}
+    for classifier in params.classifiers:
+        # Only `dbt` writes its measures without a prefix.
+        prefix = "dbt_" if classifier == "dbt" else ""
+        values = read_metrics(quality_file(classifier))
+        quality |= {f"{prefix}{name}": value for name, value in values.items()}
     return quality
+
+
+def read_signature(params: Params, variant: str) -> dict[str, Any]:
+    """The signatures of all scorers of a variant as one object.
+
+    Raises:
+        UserError: as `read_object`.
+    """
+    signatures = [read_object(signature_file(scorer, variant)) for scorer in params.scorers]
+    return {key: value for signature in signatures for key, value in signature.items()}
 
 
 def read_replies(variant: str) -> list[dict[str, Any]]:

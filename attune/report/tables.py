@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import tabulate
 
 from attune.runtime.errors import visible
+from attune.scoring.text.custom import CUSTOM_METRICS
 
 # tabulate pads headings to two more than their width unless this is 0.
 tabulate.MIN_PADDING = 0
@@ -60,7 +61,7 @@ COLUMNS = {
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
-    **{name: (metric.heading, metric.digits) for name, metric in OWN.items()},
+    **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
@@ -131,14 +132,13 @@ def table(
     return markdown_table(cells)
 
 
-def markdown_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of ready cells, padded so that it also reads well as plain text.
 
     Args:
-        rows: cells; the first row holds the headings.
-        align: of every column but the first, which is aligned left.
+        rows: cells; the first row holds the headings. All columns but the first are aligned right.
     """
-    alignment = ["left", *[align] * (len(rows[0]) - 1)]
+    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
     return tabulate.tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from attune.report.tables import (
     table,
     with_people,
 )
+from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
@@ -54,7 +56,7 @@ BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO = "empo-tiny"
 CLASSIFIERS = "On held-out examples, in percent; guessing: always the most frequent label."
-BEGIN, END = "<!-- results: written by python -m attune.tools.record -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: written by python -m attune record -->", "<!-- end of results -->"
 
 
 def run(name: str, overrides: list[str], folder: Path) -> None:
@@ -71,8 +73,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             compose(model_overrides)
             _reproduce(record, part, path)
             params = load()
-            scorers = {key: results.scorers_of(params, key) for key in params.variants}
-            comparison.save_scores(scorers, SCORES / name / model)
+            comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
             part |= _results(params) | _comparisons(params, SCORES / name / model)
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
@@ -103,17 +104,17 @@ def _results(params: Params) -> dict[str, Any]:
     metrics: dict[str, Metrics] = {key: {} for key in params.variants}
     intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
-        for scorer in results.scorers_of(params, key):
+        for scorer in params.scorers:
             metrics[key] |= results.read_metrics(results.metrics_file(scorer, key))
             intervals[key] |= results.read_metrics(results.intervals_file(scorer, key))
     return {
         "data": results.read_metrics(results.data_file()),
-        "pairs": {key: results.read_metrics(results.pairs_file(key)) for key in params.dpo.rounds},
+        "pairs": {key: results.read_metrics(results.pairs_file(key)) for key in params.rounds},
         "metrics": metrics,
         "intervals": intervals,
         "classifiers": results.read_quality(params),
         "mmlu": {key: results.read_metrics(results.mmlu_file(key)) for key in params.variants},
-        "signature": {key: results.read_object(results.signature_file(results.TEXT, key)) for key in params.variants},
+        "signature": {key: results.read_signature(params, key) for key in params.variants},
     }
 
 
@@ -127,7 +128,7 @@ def _comparisons(params: Params, scores: Path) -> dict[str, Any]:
 
 
 def _bootstrap(params: Params) -> comparison.Bootstrap:
-    return comparison.Bootstrap(params.corpus.targets, params.evaluate.resamples, params.seed)
+    return comparison.Bootstrap(params.context.targets, params.evaluate.resamples, params.seed)
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -248,9 +249,9 @@ def _output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run the recipe, if a name is given, and write the page and the tables of the README."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("record", __doc__)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=tiny")
     arguments = parser.parse_args(argv)

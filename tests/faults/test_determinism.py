@@ -75,6 +75,7 @@ def trained(folder: Path, threads: int, hash_seed: int) -> tuple[dict[str, float
     return json.loads(done.stdout.splitlines()[-1]), hashes
 
 
+@pytest.mark.slow
 def test_equal_runs_are_equal_to_the_byte_and_two_threads_within_tolerance(tmp_path, recorded):
     runs = {"one": (1, 1), "again": (1, 2), "two": (2, 3)}
     with ThreadPoolExecutor(len(runs)) as pool:

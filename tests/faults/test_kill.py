@@ -113,6 +113,7 @@ def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str
     return [(stage, rng.choice(MOMENTS) if stage in TRAINED else "any") for stage in sorted(drawn, key=order.index)]
 
 
+@pytest.mark.slow
 def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded, request):
     kills = KILLS if request.config.getoption("--record") else FEW_KILLS
     rng = random.Random(SEED)

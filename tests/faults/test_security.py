@@ -327,6 +327,7 @@ def test_a_hostile_zip_writes_nothing(case, tmp_path, monkeypatch, recorded):
 SECRETS = {name: f"canary-{name}-4711" for name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")}
 
 
+@pytest.mark.slow
 def test_a_secret_of_the_environment_is_written_nowhere(tmp_path, monkeypatch, recorded):
     """After stages with a model and curves, as an experiment: in no file, no Git object, no cache."""
     for name, value in SECRETS.items():

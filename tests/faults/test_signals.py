@@ -44,6 +44,7 @@ def undisturbed(folder) -> dict[str, bytes]:
     return made(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
 def test_a_signal_ends_training_with_a_checkpoint(number, name, folder, undisturbed):
     (folder / ADAPTER).unlink()

@@ -87,15 +87,16 @@ def fit(
                 if signals or step % hardware.save_every == 0 or step % steps_per_epoch == 0:
                     _save(model, optimizer, step, checkpoint, hardware)
                 if signals:
-                    reached = f"step {step} of {total} of {name}"
-                    raise Stopped(signals[0], f"{reached} is kept; the same command goes on there")
+                    raise Stopped(
+                        signals[0], f"step {step} of {total} of {name} is kept; the same command goes on there"
+                    )
     model.eval()
 
 
 def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
-            f"{name}: the loss is {float(loss)} at step {step}: lower the learning rates of this stage, or take "
+            f"{name}: the loss is {loss.item()} at step {step}: lower the learning rates of this stage, or take "
             "compute.dtype=fp32"
         )
 

@@ -23,7 +23,7 @@ from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError
 from attune.tools.memory.footprint import Kept, kept
 from attune.tools.memory.sizes import Size, Step, size
-from attune.training.dpo.packed_forward import SERVED
+from attune.training.dpo.packed_forward import SUPPORTED_ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -103,7 +103,7 @@ def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
 def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
     """Sizes, with a column for each stage with and without checkpointing, and the micro-batch that fits."""
     whole = size(config, params)
-    steps = STEPS if config.model_type in SERVED else STEPS[:1]
+    steps = STEPS if config.model_type in SUPPORTED_ARCHITECTURES else STEPS[:1]
     batches = {step: int(getattr(params, step).batch_size) for step in steps}
     cases = [(step, checkpointing) for step in steps for checkpointing in (False, True)]
     ones, twos = ([kept(config, params, *case, n) for case in cases] for n in (1, 2))

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attune.cpu.token_log_probs import LOGITS
+from attune.cpu.optimize import LOGITS_PER_CHUNK, document_masks, uses_varlen
 from attune.tools.memory import sizes
 from attune.tools.memory.sizes import Step
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packed_forward import attention_masks, bare, project, states_at, uses_varlen
-from attune.training.dpo.packing import Block, pack
+from attune.training.dpo.packed_forward import attention_masks, project, states_at, unwrap_peft
+from attune.training.dpo.packing import Document, pack
 
 if TYPE_CHECKING:
     import torch
@@ -114,17 +114,17 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
     with sizes.quiet(), mode:
         _fake(policy)
         # A CPU's tensors, since those of the meta device are passed over by autocast, and those of a GPU need one.
-        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as found:
+        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as storages:
             forward(mode)
-    logits = sum(one for one, shape in found.values() if shape[-1:] == (vocabulary,))
-    return Kept(sum(one for one, _ in found.values()) - logits, logits, _casts(policy, params.hardware))
+    logits = sum(size for size, shape in storages.values() if shape[-1:] == (vocabulary,))
+    return Kept(sum(size for size, _ in storages.values()) - logits, logits, _casts(policy, params.hardware))
 
 
 def _casts(policy: Any, hardware: Hardware) -> int:
     """Bytes of the adapter in bf16, which autocast keeps to the forward pass's end where no layer's graph does."""
     if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.dtype == "bf16"):
         return 0
-    return sum(2 * one.numel() for one in policy.parameters() if one.requires_grad)
+    return sum(2 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
 
 
 def _fake(policy: Any) -> None:
@@ -133,13 +133,15 @@ def _fake(policy: Any) -> None:
 
     made: dict[int, Any] = {}
     for module in policy.modules():
-        for name, one in module._parameters.items():
-            if one is not None:
-                fake = torch.nn.Parameter(torch.empty(one.shape, dtype=one.dtype), requires_grad=one.requires_grad)
-                module._parameters[name] = made.setdefault(id(one), fake)
-        for name, one in module._buffers.items():
-            if one is not None:
-                module._buffers[name] = torch.empty(one.shape, dtype=one.dtype)
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                fake = torch.nn.Parameter(
+                    torch.empty(tensor.shape, dtype=tensor.dtype), requires_grad=tensor.requires_grad
+                )
+                module._parameters[name] = made.setdefault(id(tensor), fake)
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
@@ -165,27 +167,26 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
     """The forward pass of DPO: `pair_output`'s; DPO runs without dropout."""
     import torch
 
-    from attune.cpu.block_attention import Span
-
-    model, context = bare(policy), params.dpo.max_length // 2
+    model, context = unwrap_peft(policy), params.dpo.max_length // 2
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    blocks = [Block([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
-    laid = pack(blocks, 0, uses_varlen(model))
-    laid["places"] = laid["predictors"][laid["targets"] != IGNORED]
-    laid["distinct"] = laid["places"].unique()
+    documents = [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
+    laid = pack(documents, 0, uses_varlen(model))
+    laid["indices"] = laid["predictors"][laid["targets"] != IGNORED]
+    laid["distinct"] = laid["indices"].unique()
 
     def forward(mode: Any) -> torch.Tensor:
-        batch = {name: mode.from_tensor(one) for name, one in laid.items()}
+        batch = {name: mode.from_tensor(tensor) for name, tensor in laid.items()}
         if uses_varlen(model):
-            parts = (batch[name][0].split(len(blocks[0])) for name in ("row_parts", "row_positions"))
-            seen: dict[str, Any] = {"blocks": [Span(*one) for one in zip(*parts, strict=True)]}
+            # The lengths given: fake tensors have no values to count them from.
+            lengths = [len(document) for document in documents]
+            masks = document_masks(batch["packed_segments"], batch["packed_positions"], lengths)
+            attention: dict[str, Any] = {"documents": masks}
         else:
-            seen = {"attention_mask": attention_masks(model, batch)}
-        places = batch["places"]
-        states = states_at(model, batch["row_ids"], batch["row_positions"], seen, places, batch["distinct"])
-        return project(model, states, places)["log_probs"].sum()
+            attention = {"attention_mask": attention_masks(model, batch)}
+        states = states_at(model, batch, attention, batch["indices"], batch["distinct"])
+        return project(model, states, batch["indices"])["log_probs"].sum()
 
     return forward
 
@@ -195,19 +196,19 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
     """Within, what autograd keeps for the backward pass beside the weights: storage to (bytes, shape of a tensor)."""
     import torch
 
-    weights = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
-    found: dict[int, tuple[int, tuple[int, ...]]] = {}
+    weights = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}
+    storages: dict[int, tuple[int, tuple[int, ...]]] = {}
     alive = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            found[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
+            storages[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
             alive.append(storage)  # else another could take its place
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield found
+        yield storages
 
 
 def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:
@@ -218,6 +219,6 @@ def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: 
         logits = micro_batch * (params.sft.max_length // 2) * words
         return logits * 4 + (logits * half if half == 2 else 0)
     if params.hardware.device == "cpu":
-        return max(LOGITS, words) * (4 + half)
+        return max(LOGITS_PER_CHUNK, words) * (4 + half)
     tokens = 2 * micro_batch * (params.dpo.max_length - params.dpo.max_length // 2)
     return min(tokens, TILE_TOKENS) * TILE_WORDS * half + tokens * width * 4

@@ -13,7 +13,7 @@ from attune.cpu.optimize import optimize_for_cpu
 from attune.models.loading import add_adapter
 from attune.models.quantization import NF4_BYTES
 from attune.models.tiny import from_config
-from attune.training.dpo.packed_forward import bare, prepare
+from attune.training.dpo.packed_forward import prepare, unwrap_peft
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def policy(config: PretrainedConfig, params: Params, step: Step) -> Any:
         prepare(made, hardware, params.dpo.max_length)
     if hardware.gradient_checkpointing:
         # Fake tensors have no random state; that of dropout takes negligible memory.
-        bare(made).activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        unwrap_peft(made).activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return made.train()
 
 

@@ -1,1 +1,13 @@
-"""Direct preference optimisation, from the loss to the packed forward pass."""
+"""Direct preference optimisation (Rafailov et al. 2023) of a LoRA adapter, one epoch of pairs per round.
+
+Read the files in this order:
+
+1. `loss`             the sigmoid loss, and what its gradient does to the two replies
+2. `encoding`         preference pairs as token ids
+3. `packing`          documents that share a context as a prefix, packed into sequences
+4. `packed_forward`   log-probabilities of all replies from one forward pass of the packed sequences
+5. `reference_logps`  the reference model's log-probabilities: computed once, kept in a file
+6. `packed_trainer`   TRL's trainer on packed batches; TRL computes the loss
+7. `trainer`          `make_trainer`, which puts the above together
+8. `round`            `train_round`: one round from its pairs to its checkpoint, called by stage `dpo`
+"""

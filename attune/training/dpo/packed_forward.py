@@ -1,7 +1,10 @@
-"""Log-probabilities of replies laid out in rows (`pair_rows`), from one forward pass of a causal language model.
+"""Log-probabilities of the replies of a packed batch, from one forward pass of a causal language model.
 
-Hidden states are gathered where a token of a reply is predicted, and only those are projected onto the vocabulary. How
-a model is called, masked and read off depends on its architecture; `unsupported_reason` says for which this is known.
+1. The decoder runs on the packed sequences, with a mask or attention per document.
+2. Hidden states are gathered at the indices that predict a token of a reply.
+3. Only those are projected onto the vocabulary, and turned into log-probabilities of the targets.
+
+How a model takes its mask and positions depends on its architecture; `unsupported_reason` tells which are supported.
 """
 
 from __future__ import annotations
@@ -9,13 +12,18 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from attune.cpu.block_attention import PER_BLOCK, register, spans
-from attune.cpu.last_layer import narrow, reading_at
-from attune.cpu.optimize import optimize_for_cpu
-from attune.cpu.token_log_probs import HeldCast, token_log_probs
+from attune.compute.packed_mask import packed_mask, packed_mask_mod
+from attune.cpu.optimize import (
+    cpu_token_log_probs,
+    document_lengths,
+    document_masks,
+    last_layer_at,
+    optimize_for_cpu,
+    optimize_packing_for_cpu,
+    uses_varlen,
+)
 from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packing import mask_function, visible
 
 if TYPE_CHECKING:
     import torch
@@ -24,64 +32,59 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware
 
-# Decoders whose positions all come from `position_ids` and whose attention takes a mask made elsewhere; a test compares
-# each with a plain forward pass.
-SERVED = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "bert")
+# Decoders that take all positions from `position_ids` and accept a precomputed mask; a test compares each with a plain
+# forward pass.
+SUPPORTED_ARCHITECTURES = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "bert")
 FLEX = "flex_attention"
-FLEX_FROM = 1024  # tokens of context and reply
-ROWS = ("row_ids", "row_positions", "row_blocks", "row_parts")
+FLEX_MIN_LENGTH = 1024  # tokens of context and reply
+VALUES = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
-def bare(model: Any) -> PreTrainedModel:
-    """The transformers model inside a PeftModel, with the adapter's layers in it."""
+def unwrap_peft(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PeftModel, with the adapter's layers in it; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def unsupported_reason(model: Any) -> str | None:
-    """Why the model's pairs cannot be laid out in rows; None where they can."""
-    config = bare(model).config
+    """Why the model cannot take packed sequences, or None if it can.
+
+    Args:
+        model: a causal language model or a PeftModel on one.
+    """
+    config = unwrap_peft(model).config
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return "prompt tuning puts virtual tokens before every row"
-    if config.model_type not in SERVED:
-        return f"the architecture {config.model_type} is none of {', '.join(SERVED)}"
+        return "prompt tuning puts virtual tokens before every sequence"
+    if config.model_type not in SUPPORTED_ARCHITECTURES:
+        return f"the architecture {config.model_type} is none of {', '.join(SUPPORTED_ARCHITECTURES)}"
     if config.model_type == "bert" and not config.is_decoder:
-        return "BERT looks both ways without is_decoder=True"
+        return "BERT attends in both directions without is_decoder=True"
     if getattr(config, "use_bidirectional_attention", False):
-        return "its attention looks both ways"
+        return "it attends in both directions"
     return None
 
 
 def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
-    """Set the model up for rows: what suits a CPU, and attention that skips what is masked.
+    """Set the model up for packed sequences: CPU kernels, or attention that skips masked tiles and compiled layers.
 
-    Idempotent. Not for a model that is `unsupported_reason`. On a CPU layers are not compiled: attention by block loops over
-    numbers of each batch, for which a compiler would begin anew.
+    Idempotent. Only for a model whose `unsupported_reason` is None.
 
     Args:
-        model: bare or a PeftModel.
+        model: a causal language model or a PeftModel on one.
         hardware: device and precision.
-        max_length: of context and reply; FlexAttention pays in long rows only.
+        max_length: tokens of context and reply; FlexAttention is faster only in long sequences.
     """
     optimize_for_cpu(model, hardware)
+    optimize_packing_for_cpu(unwrap_peft(model), hardware)
     if hardware.device == "cpu":
-        register()
-        bare(model).set_attn_implementation(PER_BLOCK)
-        # Not with checkpointing, whose second forward pass comes when the places are those of another batch.
-        if not hardware.gradient_checkpointing:
-            narrow(bare(model))
+        # Not compiled: attention per document loops over lengths that differ in every batch, each a recompilation.
         return
-    if max_length >= FLEX_FROM and _flex_compiles():
-        bare(model).set_attn_implementation(FLEX)
+    if max_length >= FLEX_MIN_LENGTH and _flex_compiles():
+        unwrap_peft(model).set_attn_implementation(FLEX)
     compile_layers(model, hardware)
 
 
-def uses_varlen(model: PreTrainedModel) -> bool:
-    """Whether `model`, bare, attends by block, so that all blocks of a batch are laid out in one row."""
-    return model.config._attn_implementation == PER_BLOCK
-
-
 def _flex_compiles() -> bool:
-    """Whether FlexAttention compiles for this GPU, forward and backward; without it SDPA takes the dense mask."""
+    """True if FlexAttention compiles for this GPU, forward and backward; otherwise SDPA takes the dense mask."""
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -95,83 +98,94 @@ def _flex_compiles() -> bool:
 
 
 def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
-    """What TRL reads off a forward pass, for every token of every reply.
+    """The forward pass on a packed batch, in the form that TRL's loss reads.
 
     Args:
-        model: bare; with `unsupported_reason(model)` None.
-        batch: of `pack`; in one row where the model `uses_varlen`.
+        model: not a PeftModel, with `unsupported_reason(model)` None.
+        batch: of `pack`, with `varlen` if the model `uses_varlen`.
 
     Returns:
-        `log_probs`, `entropy`, `mean_logits` and `is_top1`, (N, R) each, 0 where a reply has ended.
+        `log_probs` and `entropy` in nats, `mean_logits` and `is_top1`, (N, R) each, 0 after the end of a reply, and
+        `label_mask`, true before it.
     """
     from trl.trainer.utils import FusedCausalLMOutput
 
-    ids, positions = batch["row_ids"], batch["row_positions"]
-    seen: dict[str, Any] = (
-        {"blocks": spans(batch["row_blocks"], batch["row_parts"], positions)}
-        if uses_varlen(model)
-        else {"attention_mask": attention_masks(model, batch)}
-    )
-    scored = batch["targets"] != IGNORED
-    places = batch["predictors"][scored]
-    states = states_at(model, ids, positions, seen, places, places.unique())
-    per_token = project(model, states, batch["targets"][scored])
-    spread = {name: values.new_zeros(scored.shape).masked_scatter(scored, values) for name, values in per_token.items()}
-    return FusedCausalLMOutput(**spread, label_mask=scored)
+    in_reply = batch["targets"] != IGNORED
+    indices = batch["predictors"][in_reply]
+    states = states_at(model, batch, attention_arguments(model, batch), indices, indices.unique())
+    values = project(model, states, batch["targets"][in_reply])
+    per_reply = {
+        name: value.new_zeros(in_reply.shape).masked_scatter(in_reply, value) for name, value in values.items()
+    }
+    return FusedCausalLMOutput(**per_reply, label_mask=in_reply)
 
 
 def states_at(
     model: PreTrainedModel,
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    seen: dict[str, Any],
-    places: torch.Tensor,
+    batch: dict[str, torch.Tensor],
+    attention: dict[str, Any],
+    indices: torch.Tensor,
     distinct: torch.Tensor,
 ) -> torch.Tensor:
-    """Hidden states (M, H) of rows `ids` (G, L) at `places` (M,), with what decides who sees whom; `distinct`: once."""
-    backbone: Any = model.base_model
-    with reading_at(model, distinct):
-        hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, **seen).last_hidden_state
-    # By index and not index_select, whose backward pass is not deterministic on a GPU where places repeat.
-    found: torch.Tensor = hidden.flatten(0, 1)[places]
-    return found
+    """Hidden states (M, H) of the last layer at `indices`.
+
+    Args:
+        model: not a PeftModel.
+        batch: of `pack`.
+        attention: of `attention_arguments`.
+        indices: (M,) into the flattened sequences; the replies of a context share one.
+        distinct: the same indices, each once.
+    """
+    decoder: Any = model.base_model
+    with last_layer_at(model, distinct):
+        hidden = decoder(
+            input_ids=batch["packed_ids"], position_ids=batch["packed_positions"], use_cache=False, **attention
+        ).last_hidden_state
+    # Indexing and not index_select, whose backward pass is not deterministic on a GPU where indices repeat.
+    states: torch.Tensor = hidden.flatten(0, 1)[indices]
+    return states
 
 
 def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Log-probability of each target and what is logged beside it.
+    """The log-probability of each target, the entropy, the mean logit and whether the target is the most likely token.
 
     Args:
-        model: bare.
+        model: not a PeftModel.
         states: (M, H) hidden states.
         targets: (M,) token ids.
+
+    Returns:
+        `VALUES`, (M,) each; log-probability and entropy in nats.
     """
-    import torch
     from trl.kernels import ChunkedLogProbFunction
 
     head: Any = model.get_output_embeddings()
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    names = ("log_probs", "entropy", "mean_logits", "is_top1")
-    if states.device.type == "cpu" and not head.weight.requires_grad:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
-        # On the head itself, so that it ends with the model.
-        weight = head.__dict__.setdefault("held_cast", HeldCast())(head.weight, dtype)
-        return dict(zip(names, token_log_probs().apply(states, weight, head.bias, targets, softcap), strict=True))
+    on_cpu = cpu_token_log_probs(states, head, targets, softcap)
+    if on_cpu is not None:
+        return dict(zip(VALUES, on_cpu, strict=True))
+    temperature, chunk_size, logit_scale = 1.0, 32768, 1.0
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
-        states,
-        head.weight,
-        head.bias,
-        targets,
-        1.0,
-        32768,
-        softcap,
-        1.0,
-        names,
+        states, head.weight, head.bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
     )
-    return {"log_probs": log_probs, "entropy": entropy, "mean_logits": mean_logits, "is_top1": is_top1}
+    return dict(zip(VALUES, (log_probs, entropy, mean_logits, is_top1), strict=True))
+
+
+def attention_arguments(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The keyword arguments that tell the model which token attends to which (`attune.compute.packed_mask`).
+
+    Args:
+        model: not a PeftModel.
+        batch: of `pack`.
+    """
+    if uses_varlen(model):
+        lengths = document_lengths(batch["packed_documents"])
+        return {"documents": document_masks(batch["packed_segments"], batch["packed_positions"], lengths)}
+    return {"attention_mask": attention_masks(model, batch)}
 
 
 def attention_masks(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Any:
-    """The rows' mask in the form that the model takes: one, or one for each type of layer."""
+    """The mask in the form that the model takes: one for all layers, or a dict with one for each type of layer."""
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
@@ -184,15 +198,15 @@ def attention_masks(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> A
 def _mask(model: PreTrainedModel, batch: dict[str, torch.Tensor], window: int | None) -> Any:
     import torch
 
-    _, positions, blocks, parts = (batch[name] for name in ROWS)
+    structure = batch["packed_documents"], batch["packed_segments"], batch["packed_positions"]
     if model.config._attn_implementation == FLEX:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        rows, length = blocks.shape
-        return create_block_mask(
-            mask_function(blocks, parts, positions, window), rows, None, length, length, device=str(blocks.device)
-        )
-    seen = visible(blocks, parts, positions, window)
-    dtype = torch.get_autocast_dtype(seen.device.type) if torch.is_autocast_enabled(seen.device.type) else model.dtype
-    # Additive, since eager attention adds it as it is and SDPA would convert a boolean one anew in every layer.
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        sequences, length = batch["packed_ids"].shape
+        mask_mod = packed_mask_mod(*structure, window)
+        return create_block_mask(mask_mod, sequences, None, length, length, device=str(batch["packed_ids"].device))
+    visible = packed_mask(*structure, window)
+    device = visible.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    # Additive: eager attention adds it as it is, and SDPA would convert a boolean mask again in every layer.
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))

@@ -1,10 +1,14 @@
-"""Preference pairs laid out in rows: each context once, the replies to it behind it.
+"""Preference pairs packed into sequences, with the context of a pair as the shared prefix of its replies.
 
-    [context | chosen | rejected] [context | chosen | rejected] [padding]
+    document   [ context | chosen | rejected ]        segments 0, 1, 2
+    sequence   [ document ][ document ][ padding ]
 
-A block is a context with its replies. A reply sees its context and itself; positions restart behind the context, so to
-the model every reply stands where it would stand alone. The last token of a reply predicts nothing and is left out, and
-the first token of every reply is predicted from the last position of the context.
+A reply attends to its context and to itself (`attune.compute.packed_mask`), and its position ids continue those of the
+context. So the model computes for every reply what it would compute for context and reply alone, and computes the
+context once.
+
+The first token of each reply is predicted at the last token of the context. The last token of a reply predicts nothing
+and is left out of the sequence.
 """
 
 from __future__ import annotations
@@ -12,130 +16,148 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from attune.compute.packed_mask import CONTEXT, PADDING
 from attune.training.common.collate import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
-CONTEXT = 0  # the part of a block that all others see
-PADDING = -1  # the block of what fills a row
-# Tokens of a row at which masked attention costs as much as all else: by the profiler, a 15 M model on a CPU. A GPU,
-# where alone rows are shared now, has not been measured.
-ATTENTION_COSTS_AS_MUCH_AT = 450
+# The packed sequences of a batch, (G, L) each, and the indices and targets of the replies, (N, R) each.
+PACKED_KEYS = ("packed_ids", "packed_positions", "packed_documents", "packed_segments")
+REPLY_KEYS = ("predictors", "targets")
+# The sequence length at which masked attention costs as much as all else: profiled with a 15 M model on a CPU. Only a
+# GPU uses it now (a CPU attends per document), and there it has not been measured.
+ATTENTION_EQUALS_REST_AT = 450
 
 
 @dataclass(frozen=True)
-class Block:
+class Document:
     """A context of P >= 1 tokens and the replies to it, each of at least one token."""
 
     context: Sequence[int]
     replies: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
-        """Positions that it takes in a row."""
+        """The number of tokens in the packed sequence."""
         return len(self.context) + sum(len(reply) - 1 for reply in self.replies)
 
 
-def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of blocks in rows of at most `capacity` tokens: first fit, the longest first.
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Pack documents into sequences of at most `capacity` tokens: the longest first, each where it first fits.
 
-    First fit decreasing needs at most 11/9 of the rows that are possible (Johnson 1974), and nearly none too many where
-    most blocks are short beside the longest.
-
-    Raises:
-        ValueError: a block is longer than a row.
-    """
-    if max(lengths) > capacity:
-        raise ValueError(f"a block of {max(lengths)} tokens does not fit into rows of {capacity}")
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, left in enumerate(room) if left >= lengths[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(capacity)
-        rows[row].append(i)
-        room[row] -= lengths[i]
-    return rows
-
-
-def cheapest_rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of blocks in rows of the capacity, from the longest block's upwards, that costs the least.
-
-    Short rows waste padding, long ones attention between blocks that do not see each other.
-    """
-    longest = max(lengths)
-    tried = (fill_rows(lengths, longest * (8 + step) // 8) for step in range(17))
-    return min(tried, key=lambda rows: _cost(rows, lengths))
-
-
-def _cost(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    length = max(sum(lengths[i] for i in row) for row in rows)
-    return len(rows) * length * (1 + length / ATTENTION_COSTS_AS_MUCH_AT)
-
-
-def pack(blocks: Sequence[Block], pad_id: int, one_row: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a batch of blocks; G is the number of rows, L their length, N the number of replies.
+    Needs at most 11/9 of the optimal number of sequences plus a constant (Johnson et al. 1974), and nearly the optimal
+    number where most documents are short compared with the longest.
 
     Args:
-        blocks: with the same number of replies each, or not.
-        pad_id: fills rows.
-        one_row: all blocks behind each other, for attention by block; else in the rows that cost least.
+        lengths: tokens of each document.
+        capacity: tokens of a sequence.
 
     Returns:
-        `row_ids`, `row_positions`, `row_blocks`, `row_parts`: (G, L) token ids, positions, number of the block
-        (`PADDING` where there is none) and part of the block (`CONTEXT`, or the number of the reply from 1).
-        `predictors`: (N, R) the places in the flattened rows that predict a reply's tokens; R is the longest reply's
-        length. `targets`: (N, R) those tokens, `IGNORED` where a reply has ended. Replies are in the order of the
-        blocks.
+        The indices of the documents in each sequence.
+
+    Raises:
+        ValueError: a document is longer than a sequence.
+    """
+    if max(lengths) > capacity:
+        raise ValueError(f"a document of {max(lengths)} tokens does not fit into sequences of {capacity}")
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        first = next((s for s, left in enumerate(room) if left >= lengths[i]), len(sequences))
+        if first == len(sequences):
+            sequences.append([])
+            room.append(capacity)
+        sequences[first].append(i)
+        room[first] -= lengths[i]
+    return sequences
+
+
+def cheapest_packing(lengths: Sequence[int]) -> list[list[int]]:
+    """The packing of least estimated cost among capacities from 1 to 3 times the longest document.
+
+    Short sequences waste padding; long ones waste attention between documents that are masked from each other.
+
+    Args:
+        lengths: tokens of each document.
+
+    Returns:
+        The indices of the documents in each sequence.
+    """
+    longest = max(lengths)
+    packings = (first_fit_decreasing(lengths, longest * (8 + step) // 8) for step in range(17))
+    return min(packings, key=lambda sequences: _cost(sequences, lengths))
+
+
+def _cost(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
+    """In units of a token without attention: G L (1 + L / L0), as attention grows with the square of the length."""
+    length = max(sum(lengths[i] for i in sequence) for sequence in sequences)
+    return len(sequences) * length * (1 + length / ATTENTION_EQUALS_REST_AT)
+
+
+def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a batch: G packed sequences of length L, N replies of at most R tokens.
+
+    Args:
+        documents: they may have unequal numbers of replies.
+        pad_id: token id of the padding.
+        varlen: pack all documents into one sequence without padding, for attention per document; else into the
+            sequences of `cheapest_packing`.
+
+    Returns:
+        `packed_ids`, `packed_positions`, `packed_documents`, `packed_segments`: (G, L) token ids, position ids,
+        document numbers (`PADDING` for padding) and segment numbers (`CONTEXT`, or the number of the reply from 1).
+        `predictors`: (N, R) indices into the flattened sequences, where the tokens of a reply are predicted.
+        `targets`: (N, R) those tokens, and `IGNORED` after the end of a reply. Replies are in the order of `documents`.
 
     Raises:
         ValueError: a context or a reply is empty.
     """
     import torch
 
-    if any(not block.context or not all(block.replies) for block in blocks):
+    if any(not document.context or not all(document.replies) for document in documents):
         raise ValueError("an empty context or reply has no first token to predict, or nothing to predict it from")
-    lengths = [len(block) for block in blocks]
-    rows = [list(range(len(blocks)))] if one_row else cheapest_rows(lengths)
-    length = max(sum(lengths[i] for i in row) for row in rows)
-    filler = {"row_ids": pad_id, "row_positions": 0, "row_blocks": PADDING, "row_parts": CONTEXT}
-    laid: dict[str, list[list[int]]] = {name: [] for name in filler}
-    predictors: list[list[list[int]]] = [[] for _ in blocks]
-    for number, row in enumerate(rows):
-        line: dict[str, list[int]] = {name: [] for name in filler}
-        for i in row:
-            predictors[i] = _places(blocks[i], number * length + len(line["row_ids"]))
-            _append(line, blocks[i], i)
-        for name, values in line.items():
-            laid[name].append(values + [filler[name]] * (length - len(values)))
-    replies = [reply for block in blocks for reply in block.replies]
-    return {name: torch.tensor(values) for name, values in laid.items()} | {
-        "predictors": _padded([places for one in predictors for places in one], 0),
+    lengths = [len(document) for document in documents]
+    sequences = [list(range(len(documents)))] if varlen else cheapest_packing(lengths)
+    length = max(sum(lengths[i] for i in sequence) for sequence in sequences)
+    padding = dict(zip(PACKED_KEYS, (pad_id, 0, PADDING, CONTEXT), strict=True))
+    packed: dict[str, list[list[int]]] = {key: [] for key in PACKED_KEYS}
+    predictors: list[list[list[int]]] = [[] for _ in documents]
+    for number, sequence in enumerate(sequences):
+        tokens: dict[str, list[int]] = {key: [] for key in PACKED_KEYS}
+        for i in sequence:
+            predictors[i] = _predictors(documents[i], number * length + len(tokens["packed_ids"]))
+            _append(tokens, documents[i], i)
+        for key, values in tokens.items():
+            packed[key].append(values + [padding[key]] * (length - len(values)))
+    replies = [reply for document in documents for reply in document.replies]
+    return {key: torch.tensor(values) for key, values in packed.items()} | {
+        "predictors": _padded([indices for of_document in predictors for indices in of_document], 0),
         "targets": _padded(replies, IGNORED),
     }
 
 
-def _append(line: dict[str, list[int]], block: Block, number: int) -> None:
-    start = len(block.context)
-    line["row_ids"] += block.context
-    line["row_positions"] += range(start)
-    line["row_parts"] += [CONTEXT] * start
-    for part, reply in enumerate(block.replies, start=1):
-        line["row_ids"] += reply[:-1]
-        line["row_positions"] += range(start, start + len(reply) - 1)
-        line["row_parts"] += [part] * (len(reply) - 1)
-    line["row_blocks"] += [number] * len(block)
+def _append(tokens: dict[str, list[int]], document: Document, number: int) -> None:
+    """Add a document to the four lists of a sequence."""
+    context_length = len(document.context)
+    tokens["packed_ids"] += document.context
+    tokens["packed_positions"] += range(context_length)
+    tokens["packed_segments"] += [CONTEXT] * context_length
+    for segment, reply in enumerate(document.replies, start=1):
+        tokens["packed_ids"] += reply[:-1]
+        tokens["packed_positions"] += range(context_length, context_length + len(reply) - 1)
+        tokens["packed_segments"] += [segment] * (len(reply) - 1)
+    tokens["packed_documents"] += [number] * len(document)
 
 
-def _places(block: Block, start: int) -> list[list[int]]:
-    """Where in the flattened rows each reply's tokens are predicted, for a block that begins at `start`."""
-    behind = start + len(block.context)
-    begins = accumulate((len(reply) - 1 for reply in block.replies), initial=behind)
+def _predictors(document: Document, start: int) -> list[list[int]]:
+    """For each reply the indices that predict its tokens, if the document begins at index `start`."""
+    context_end = start + len(document.context)
+    reply_starts = accumulate((len(reply) - 1 for reply in document.replies), initial=context_end)
     return [
-        [behind - 1, *range(begin, begin + len(reply) - 1)] for begin, reply in zip(begins, block.replies, strict=False)
+        [context_end - 1, *range(reply_start, reply_start + len(reply) - 1)]
+        for reply_start, reply in zip(reply_starts, document.replies, strict=False)
     ]
 
 
@@ -143,40 +165,4 @@ def _padded(lists: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
     import torch
 
     longest = max(map(len, lists))
-    return torch.tensor([[*one, *[filler] * (longest - len(one))] for one in lists])
-
-
-def visible(
-    blocks: torch.Tensor, parts: torch.Tensor, positions: torch.Tensor, window: int | None = None
-) -> torch.Tensor:
-    """Which token sees which, (G, 1, L, L) boolean.
-
-    Args:
-        blocks: (G, L).
-        parts: (G, L).
-        positions: (G, L); a sliding window counts in them, since to a reply those before it are not there.
-        window: tokens that a token sees, itself included; None: all before it.
-    """
-    import torch
-
-    length = blocks.shape[1]
-    before = torch.ones(length, length, dtype=torch.bool, device=blocks.device).tril()
-    same_block = blocks[:, :, None] == blocks[:, None, :]
-    open_part = (parts == CONTEXT)[:, None, :] | (parts[:, :, None] == parts[:, None, :])
-    seen = before & same_block & open_part
-    if window is not None:
-        seen &= positions[:, :, None] - positions[:, None, :] < window
-    return seen[:, None]
-
-
-def mask_function(blocks: torch.Tensor, parts: torch.Tensor, positions: torch.Tensor, window: int | None = None) -> Any:
-    """The same as `visible` for FlexAttention, which asks place by place and skips what is empty."""
-
-    def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        found = (query >= key) & (blocks[row, query] == blocks[row, key])
-        found = found & ((parts[row, key] == CONTEXT) | (parts[row, query] == parts[row, key]))
-        if window is not None:
-            found = found & (positions[row, query] - positions[row, key] < window)
-        return found
-
-    return seen
+    return torch.tensor([[*values, *[filler] * (longest - len(values))] for values in lists])

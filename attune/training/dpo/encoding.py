@@ -1,0 +1,73 @@
+"""Preference pairs as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attune.data.dialogue import Turn, to_turns
+from attune.models.chat_template import Completion, encode_completion, fit_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, pairs: Path, max_length: int
+) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
+    """The pairs of a parquet file, and the pairs that later rounds will form with the same contexts.
+
+    Args:
+        tokenizer: the base model's.
+        pairs: parquet file with the columns `prompt`, `chosen`, `rejected` and optionally `future_rejected`.
+        max_length: of `encode_pair`.
+
+    Returns:
+        Two lists of `encode_pair`, in the order of the file.
+    """
+    import pyarrow.parquet as pq
+    from tqdm import tqdm
+
+    encoded, future = [], []
+    for row in tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair"):
+        context, chosen = to_turns(row["prompt"]), row["chosen"]
+        encoded.append(encode_pair(tokenizer, context, chosen, row["rejected"], max_length))
+        future += [
+            encode_pair(tokenizer, context, chosen, rejected, max_length)
+            for rejected in row.get("future_rejected") or ()
+        ]
+    return encoded, future
+
+
+def encode_pair(
+    tokenizer: Tokenizer, context: Sequence[Turn], chosen: str, rejected: str, max_length: int
+) -> dict[str, list[int]]:
+    """Token ids of a pair, such that the context with either reply has at most `max_length` tokens.
+
+    The context loses its oldest exchanges until the longer reply fits. At most half of `max_length` is reserved for the
+    replies; a longer reply is cut at its end.
+
+    Args:
+        tokenizer: the base model's.
+        context: the turns before the reply.
+        chosen: text of the chosen reply.
+        rejected: text of the rejected reply.
+        max_length: tokens of context and reply together.
+
+    Returns:
+        `prompt_ids`, `chosen_ids` and `rejected_ids`.
+    """
+    replies = [encode_completion(tokenizer, context, text).reply for text in (chosen, rejected)]
+    room = max_length - min(max(map(len, replies)), max_length // 2)
+    fitted = fit_context(tokenizer, context, room)
+    with_chosen, with_rejected = (encode_completion(tokenizer, fitted, text) for text in (chosen, rejected))
+    return {
+        "prompt_ids": with_chosen.prompt,
+        "chosen_ids": _truncate(with_chosen, max_length),
+        "rejected_ids": _truncate(with_rejected, max_length),
+    }
+
+
+def _truncate(completion: Completion, max_length: int) -> list[int]:
+    return completion.reply[: max_length - len(completion.prompt)]

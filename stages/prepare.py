@@ -21,7 +21,7 @@ from attune.config.schema import Corpus
 from attune.corpora.masking import KINDS, mask, read_names
 from attune.corpora.readers.registry import stream_corpus
 from attune.corpora.splitting import Store
-from attune.data.dialogue import SPLITS, Dialogue, examples, from_first_user
+from attune.data.dialogue import SPLITS, Dialogue, from_first_user
 from attune.runtime.arrow_stream import scratch
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -53,7 +53,8 @@ def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogu
     """The dialogues that can be trained on and answered; `dropped` grows by the others, and by turns before them."""
     opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
     dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
-    answered = [bool(examples(d, "last", None)) for d in opened]
+    # After a user turn any second turn is the assistant's, and so a target.
+    answered = [len(d.turns) > 1 for d in opened]
     dropped.update(f"{d.split}_no_assistant_turn" for d, good in zip(opened, answered, strict=True) if not good)
     return [d for d, good in zip(opened, answered, strict=True) if good]
 

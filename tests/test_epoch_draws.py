@@ -9,23 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from attune.pairs.example_stream import example_batches
+from attune.pairs.keyed_draws import BottomK, draw_all, keys_and_words, uniforms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attune.data.dialogue import (
-    Dialogue,
-    Example,
-    Turn,
-    dialogue_table,
-    examples,
-    normalise,
-    text_keys,
-    write_dialogues,
-)
+from attune.data.dialogue import Dialogue, Example, Turn, dialogue_table, normalise, text_keys, write_dialogues
+from attune.data.examples import examples
 from attune.data.keyed import random_part, uniform
 from attune.pairs import opposite_emotion_stream
-from attune.pairs.example_stream import example_batches
-from attune.pairs.keyed_draws import BottomK, draw_all, keys_and_words, uniforms
 from attune.pairs.metrics import describe, measures, percent, repeated, write_pairs
 from attune.pairs.opposite_emotion import build_pairs, draw, group_by_label
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch

@@ -28,7 +28,7 @@ SCORING = """
 from pathlib import Path
 import pandas as pd
 from attune.config.params import load
-from attune.data.dialogue import read_examples
+from attune.data.examples import read_examples
 from attune.pairs.held_out import held_out_pairs
 from attune.report.tables import VARIANT_COLUMNS, table
 from attune.scoring.text.scores import evaluate, score

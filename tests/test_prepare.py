@@ -13,16 +13,8 @@ from helpers import prepare
 
 from attune.corpora.readers.empathetic_dialogues import read
 from attune.corpora.splitting import Store, count
-from attune.data.dialogue import (
-    SPLITS,
-    Dialogue,
-    Example,
-    Turn,
-    dialogue_table,
-    examples,
-    read_dialogues,
-    write_dialogues,
-)
+from attune.data.dialogue import SPLITS, Dialogue, Example, Turn, dialogue_table, read_dialogues, write_dialogues
+from attune.data.examples import examples
 from attune.runtime.errors import DataError
 from stages.prepare import describe, label_counts, main, usable
 

@@ -1,4 +1,4 @@
-"""The preference pair: the schema of what stage `pairs` writes and stage `dpo` reads."""
+"""The preference pair, which stage `pairs` writes and stage `dpo` reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pair:
 
 
 def schema_of(kind: type[Any]) -> pa.Schema:
-    """The Arrow schema of pairs: their fields; `prompt` is a list of role, text, act."""
+    """The Arrow schema of a class of pairs: a column for each field."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type(),

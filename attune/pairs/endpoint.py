@@ -152,8 +152,8 @@ def _client(llm: Llm, endpoint: Endpoint) -> OpenAI:
         key = os.environ.get(endpoint.key_variable, "")
         if not key:
             raise UserError(
-                f"the environment variable {endpoint.key_variable} is not set: endpoint.key_variable names where the key of "
-                f"{llm.base_url} is (null, if it needs none)"
+                f"the environment variable {endpoint.key_variable} is not set: endpoint.key_variable names where the "
+                f"key of {llm.base_url} is (null, if it needs none)"
             )
     return OpenAI(base_url=llm.base_url, api_key=key, max_retries=endpoint.retries, timeout=endpoint.timeout)
 

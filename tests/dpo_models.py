@@ -79,7 +79,7 @@ def trl_trainer(name: str, folder, packed: bool, beta: float = 0.5):
     from trl.trainer.dpo_config import DPOConfig
 
     config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=beta, max_length=MAX_LENGTH,
-                       gradient_checkpointing=False, remove_unused_columns=False)  # fmt: skip
+                       activation_checkpointing=False, remove_unused_columns=False)  # fmt: skip
     policy = make_policy(name)
     if packed:
         prepare(policy, HARDWARE, MAX_LENGTH)

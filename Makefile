@@ -12,7 +12,7 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Make .venv and install the locked requirements
 
-# torch comes first and by itself: pip takes the build that fits the machine, and the lock serves all builds.
+# torch is installed first and separately: pip selects the build for the machine, and the lock serves all builds.
 $(INSTALLED): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed (its tarfile filters what an archive unpacks): make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
@@ -20,11 +20,11 @@ $(INSTALLED): requirements.lock Makefile
 	.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
-repro: setup ## Run what has changed of the pipeline, then show the metrics of each variant
+repro: setup ## Run the stages that have changed, then show the metrics of each variant
 	dvc repro
 	@python -m stages.report --show
 
-diff: setup ## What changed against REV (make diff REV=main; the last commit), without what lies within noise
+diff: setup ## Show which metrics changed since REV (make diff REV=main; default HEAD), except within noise
 	@python -m attune compare $(REV)
 
 test: setup ## Run all tests but the slow ones: what a change needs before a commit
@@ -51,10 +51,10 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 study: setup ## Run a study of studies/ (make study NAME=empo-figure3)
 	python -m attune study run $(NAME)
 
-verify: setup ## Run the committed pipeline anew in a clone, and compare what it gives with what is committed
+verify: setup ## Run the committed pipeline again in a clone, and compare the results with the committed ones
 	python -m attune verify
 
-audit: ## Look for known vulnerabilities of the locked packages (needs the network)
+audit: ## Check the locked packages for known vulnerabilities (needs the network)
 	.ci/audit
 
 clean: ## Remove caches and unfinished work; results and .venv stay

@@ -2,21 +2,17 @@
 
     python -m stages.card sft-dpo
 
-A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how, how good it
-is, and what it is not for. It is no part of the adapter's folder: that is the out of the stage that trains it, which
-DVC removes before every run, and it is not in Git, where reviewers read the card. `attune push` puts the card beside
-the weights, as README.md. It holds no date and no commit, so that equal runs give equal bytes; the hashes of the
-files that it describes tell `attune push` whether it is theirs.
+A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how it was
+trained, how good it is, and what it is not for. It is in Git, where reviewers read it, and not in the folder of the
+adapter, which is the out of another stage; `attune push` adds it to the weights as README.md. It holds no date and no
+commit, so that equal runs give equal bytes; the hashes in it tell `attune push` whether it describes the files there.
 """
 
 from __future__ import annotations
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.report.card_facts import (
-    CARDS,
-    gather,
-)
+from attune.report.card_facts import CARDS, gather
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 from attune.runtime.io import write_text

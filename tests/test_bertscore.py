@@ -75,20 +75,20 @@ def roberta_folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("layer", [0, 3, 5, 6])
-def test_minilm_scores_are_the_packages(minilm, layer):
+def test_minilm_equals_bert_score(minilm, layer):
     ours = bertscore(PREDICTIONS, REFERENCES, *minilm, layer, batch_size=4)
     for column, expected in zip(ours.values(), package(minilm_folder(), layer), strict=True):
         assert column == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_roberta_scores_are_the_packages_long_texts_too(roberta_folder):
+def test_roberta_equals_bert_score(roberta_folder):
     predictions, references = [*PREDICTIONS, "sorry " * 60], [*REFERENCES, "hear that " * 60]
     ours = bertscore(predictions, references, *load(roberta_folder), 2, batch_size=4)
     for column, expected in zip(ours.values(), package(roberta_folder, 2, predictions, references), strict=True):
         assert column == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_a_tokenizer_without_a_limit_is_cut_at_the_encoders_positions(roberta_folder):
+def test_truncation_without_a_tokenizer_limit(roberta_folder):
     model, tokenizer = load(roberta_folder)
     expected = bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1)
     tokenizer.model_max_length = sys.maxsize
@@ -97,13 +97,13 @@ def test_a_tokenizer_without_a_limit_is_cut_at_the_encoders_positions(roberta_fo
     assert bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1) == expected
 
 
-def test_a_roberta_tokenizer_loaded_without_the_space_gives_the_same_scores(roberta_folder):
+def test_roberta_tokenizer_without_prefix_space(roberta_folder):
     expected = bertscore(PREDICTIONS, REFERENCES, *load(roberta_folder), 2, batch_size=4)
     without = load(roberta_folder, add_prefix_space=False)
     assert bertscore(PREDICTIONS, REFERENCES, *without, 2, batch_size=4) == expected
 
 
-def test_the_space_before_the_first_word_matters_to_roberta(roberta_folder):
+def test_prefix_space_changes_roberta_scores(roberta_folder):
     config = roberta_folder / "tokenizer_config.json"
     assert json.loads(config.read_text())["add_prefix_space"] is True
     with_space, without = load(roberta_folder), load(roberta_folder, add_prefix_space=False)
@@ -112,7 +112,7 @@ def test_the_space_before_the_first_word_matters_to_roberta(roberta_folder):
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t"])
-def test_an_empty_text_scores_zero_and_leaves_the_others_alone(minilm, empty):
+def test_empty_texts(minilm, empty):
     full = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
     ours = bertscore([*PREDICTIONS, empty, "yes", empty], [*REFERENCES, "yes", empty, empty], *minilm, 5, batch_size=64)
     for name, column in ours.items():
@@ -120,7 +120,7 @@ def test_an_empty_text_scores_zero_and_leaves_the_others_alone(minilm, empty):
         assert column[:-3] == pytest.approx(full[name], abs=1e-3)
 
 
-def test_identical_texts_score_100_and_p_and_r_change_places_with_the_sides(minilm):
+def test_identity_and_symmetry(minilm):
     same = bertscore(REFERENCES, REFERENCES, *minilm, 5, batch_size=64)
     assert all(column == pytest.approx([100] * len(REFERENCES), abs=1e-3) for column in same.values())
     one = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
@@ -129,7 +129,7 @@ def test_identical_texts_score_100_and_p_and_r_change_places_with_the_sides(mini
         assert one[name] == pytest.approx(other[mirrored], abs=1e-3)
 
 
-def test_order_and_batch_size_do_not_matter(minilm):
+def test_order_and_batch_size(minilm):
     one = bertscore(PREDICTIONS, REFERENCES, *minilm, 5, batch_size=64)
     reverse = bertscore(PREDICTIONS[::-1], REFERENCES[::-1], *minilm, 5, batch_size=64)
     assert {name: column[::-1] for name, column in reverse.items()} == one
@@ -138,7 +138,7 @@ def test_order_and_batch_size_do_not_matter(minilm):
         assert column == pytest.approx(one[name], abs=1e-3)
 
 
-def test_each_distinct_text_is_encoded_once(minilm):
+def test_distinct_texts_are_encoded_once(minilm):
     model, tokenizer = minilm
     seen = []
     hook = model.register_forward_pre_hook(lambda *given: seen.append(given[-1]["input_ids"]), with_kwargs=True)
@@ -159,7 +159,7 @@ def test_matching_by_hand():
 
 
 @pytest.mark.parametrize("layer", [-1, 7])
-def test_a_layer_that_is_not_there(minilm, layer):
+def test_unknown_layer(minilm, layer):
     with pytest.raises(ModelError, match=rf"bertscore\.layer = {layer}: the encoder has layers 0 to 6"):
         bertscore(["a"], ["b"], *minilm, layer, batch_size=1)
 

@@ -1,4 +1,4 @@
-"""Model cards: what they say of a run, that the hub's library reads it, and who may publish what with them."""
+"""Model cards: their content, that the hub's library reads them, and what may be published with them."""
 
 import base64
 import json
@@ -19,12 +19,14 @@ from helpers import ROOT, project
 from huggingface_hub import ModelCard
 
 from attune.config.params import compose, load
-from attune.config.schema import Params
+from attune.config.schema import Adapter, Params
 from attune.download.fetch import sha256_of
 from attune.download.licences import load as load_licences
-from attune.report.card_facts import Lineage, lineage, published
-from attune.report.tables import VARIANT_COLUMNS
+from attune.report import results
+from attune.report.card_facts import MANIFEST, Lineage, lineage, published
+from attune.report.tables import COLUMNS, LEVEL_COLUMNS
 from attune.runtime.errors import DataError, UserError
+from attune.runtime.io import write_json
 from attune.tools.push import checked_card
 from stages.card import main
 
@@ -33,16 +35,34 @@ REPLACED = {"tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
 BASE_FILES = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
+SCORES = {"text": ["bertscore_f1", *COLUMNS], "epitome": [*LEVEL_COLUMNS, "diff_er", "diff_ex", "diff_ip"]}
+
+
+def write_scores(variant: str) -> None:
+    """Made-up metrics of the tables, with an interval and a difference of 0.5 each."""
+    for scorer, names in SCORES.items():
+        metrics = {name: len(variant) + i + 0.25 for i, name in enumerate(names)}
+        ends = {"low": -1.0, "high": 1.0}
+        intervals = {f"{name}.{end}": value + shift for name, value in metrics.items() for end, shift in ends.items()}
+        intervals |= {f"{name}.diff": 0.5 for name in names}
+        write_json(results.metrics_file(scorer, variant).path, metrics)
+        write_json(results.intervals_file(scorer, variant).path, intervals)
+    write_json(results.mmlu_file(variant).path, {"acc": 25.0, "acc_stderr": 1.0})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_tokenizer) -> Path:
-    """A project with the metrics of the run that is in Git, and small models in the place of its own."""
+    """A project with the data of the run in Git, small models, and made-up scores."""
     from attune.models.loading import add_adapter
     from attune.models.tiny import make_model
     from attune.training.common.trainer import save_adapter
 
     folder = tmp_path_factory.mktemp("finished")
     project(folder)
-    shutil.copytree(ROOT / "metrics", folder / "metrics")
+    for path in (ROOT / "metrics/data.json", *(ROOT / "metrics/pairs").glob("*.json")):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns(".*", "raw", "dialogues"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -54,12 +74,14 @@ def finished(tmp_path_factory, tiny_tokenizer) -> Path:
         Path("models/base/base.json").write_text('{"hub_id": null, "commit": null}', encoding="utf-8")
         save_adapter(add_adapter(base, params.lora, 2), Path("models/sft"))
         shutil.copytree("models/sft", "models/dpo/e3")
+        for variant in params.variants:
+            write_scores(variant)
     return folder
 
 
 @pytest.fixture
 def run(finished, tmp_path, monkeypatch) -> Params:
-    """The project, to be changed; its params."""
+    """The params of a copy of the project."""
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     return load()
@@ -69,23 +91,24 @@ def card(variant: str) -> ModelCard:
     return ModelCard.load(Path(f"reports/cards/{variant}.md"))
 
 
-def read(path: str):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def restate(licence: str) -> None:
-    """Say of the dialogues that they are under another licence."""
-    entries = [entry | {"licence": licence} for entry in read("data/manifest.json")]
+    """Change the stated licence of the dialogues."""
+    entries = [entry | {"licence": licence} for entry in read(MANIFEST)]
     Path("data/manifest.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 @pytest.mark.parametrize("variant", ["base", "sft", "sft-dpo"])
-def test_the_metadata_are_the_runs(variant, run):
+def test_metadata(variant, run):
     main(variant, run)
     data = card(variant).data
-    metrics = read(f"metrics/{variant}.json") | {"mmlu": read(f"metrics/mmlu/{variant}.json")["acc"]}
-    expected = {key: metrics[key] for key in VARIANT_COLUMNS if key in metrics}
-    assert {one.metric_type: one.metric_value for one in data.eval_results} == expected and len(expected) > 15
+    expected = {"mmlu": 25.0}
+    for scorer in run.scorers:
+        expected |= read(results.metrics_file(scorer, variant).path)
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == expected and len(expected) > 15
     assert (data.license, data.language, data.base_model) == ("cc0-1.0", "en", None)
     assert data.library_name == ("transformers" if variant == "base" else "peft")
     assert {"lora", "sft", "dpo"} & set(data.tags) == {"base": set(), "sft": {"lora", "sft"}}.get(
@@ -96,29 +119,30 @@ def test_the_metadata_are_the_runs(variant, run):
     assert (data["attune"]["variant"], data["attune"]["public"]) == (variant, True)
 
 
-def test_the_text_has_intervals_counts_params_and_what_it_is_not_for(run):
+def test_text(run):
     main("sft-dpo", run)
     text = card("sft-dpo").text
-    value, bounds = read("metrics/sft-dpo.json")["rouge_l"], read("metrics/intervals/sft-dpo.json")
+    value = read(results.metrics_file("text", "sft-dpo").path)["rouge_l"]
+    bounds = read(results.intervals_file("text", "sft-dpo").path)
     row = next(line for line in text.splitlines() if line.startswith("| ROUGE-L"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
     assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
     assert "| train      |     1,280 | 5,944 |" in text and "afraid 40, angry 40" in text
-    assert "beta: 0.1" in text and "learning_rate: 0.0002" in text and "by_quality" not in text
+    assert "beta: 0.1" in text and "learning_rate: 0.0002" in text
     use = (ROOT / "docs/use.md").read_text(encoding="utf-8")
     assert use[use.index("## Intended use") :].strip() in text
     assert "no therapist" in text
 
 
-def test_two_runs_write_the_same_bytes(run):
+def test_equal_bytes(run):
     main("sft", run)
     first = Path("reports/cards/sft.md").read_bytes()
     Path("reports/cards/sft.md").unlink()
     for path in [Path("reports"), *Path("models").rglob("*"), *Path("metrics").rglob("*")]:
         os.utime(path, (0, 0))
-    shuffled = dict(reversed(read("data/manifest.json")[0].items()))
-    Path("data/manifest.json").write_text(json.dumps([shuffled, *read("data/manifest.json")[1:]]), encoding="utf-8")
+    shuffled = dict(reversed(read(MANIFEST)[0].items()))
+    Path("data/manifest.json").write_text(json.dumps([shuffled, *read(MANIFEST)[1:]]), encoding="utf-8")
     subprocess.run(
         [sys.executable, "-m", "stages.card", "sft"],
         check=True,
@@ -127,7 +151,7 @@ def test_two_runs_write_the_same_bytes(run):
     assert Path("reports/cards/sft.md").read_bytes() == first
 
 
-def test_a_published_corpus_is_cited_with_its_licence(run):
+def test_published_corpus(run):
     restate("CC BY-NC 4.0")
     main("sft", run)
     assert card("sft").data.license == "other"
@@ -136,7 +160,7 @@ def test_a_published_corpus_is_cited_with_its_licence(run):
     assert "Rashkin, Smith" in text
 
 
-def test_a_model_of_the_hub_is_named_with_its_commit_and_licence(run):
+def test_hub_model(run):
     model = replace(
         run.model, name="gemma-7b", hub_id="google/gemma-7b-it", revision="main", licence="Gemma Terms of Use"
     )
@@ -146,20 +170,20 @@ def test_a_model_of_the_hub_is_named_with_its_commit_and_licence(run):
     Path("models/base/base.json").write_text(json.dumps(record), encoding="utf-8")
     hub = replace(run, model=model)
     main("sft", hub)
-    one = card("sft")
-    assert one.data.base_model == "google/gemma-7b-it" and "tiny:" not in one.text
-    assert "at commit `0123abc`" in one.text and 'revision="0123abc"' in one.text
-    assert "| google/gemma-7b-it | weights | Gemma Terms of Use |" in one.text.replace("\\", "")
-    assert set(one.data["attune"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert "4 bits" not in one.text
+    data, text = card("sft").data, card("sft").text
+    assert data.base_model == "google/gemma-7b-it" and "tiny:" not in text
+    assert "at commit `0123abc`" in text and 'revision="0123abc"' in text
+    assert "| google/gemma-7b-it | weights | Gemma Terms of Use |" in text.replace("\\", "")
+    assert set(data["attune"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert "4 bits" not in text
     main("sft", replace(run, model=replace(model, quantization="nf4")))
-    assert "held in 4 bits (NF4, by bitsandbytes) in training and in all that was measured" in card("sft").text
+    assert "held in 4 bits (NF4, by bitsandbytes) in training and in every measurement" in card("sft").text
     main("base", hub)
     with pytest.raises(UserError, match="nothing to publish"):
         checked_card("base", Path("models/base"), False)
 
 
-def test_an_unknown_licence_is_an_error_that_names_the_table(run):
+def test_unknown_licence(run):
     restate("CC BY-ND 9.0")
     with pytest.raises(DataError, match=r"corpus empatheticdialogues: licence 'CC BY-ND 9\.0' has no row in"):
         main("sft", run)
@@ -170,18 +194,18 @@ def test_an_unknown_licence_is_an_error_that_names_the_table(run):
     ("path", "error"),
     [
         ("data/manifest.json", "data/manifest.json cannot be read"),
-        ("docs/use.md", "docs/use.md, what every card quotes, is missing"),
-        ("metrics/intervals/sft.json", "run `dvc repro intervals@sft`"),
+        ("docs/use.md", "docs/use.md, which every card quotes, is missing"),
+        ("metrics/intervals/epitome/sft.json", "run `dvc repro intervals@sft-epitome`"),
         ("data/licences.yaml", "data/licences.yaml is missing"),
     ],
 )
-def test_what_is_missing_is_named(path, error, run):
+def test_missing_file_is_named(path, error, run):
     Path(path).unlink()
     with pytest.raises(UserError, match=re.escape(error)):
         main("sft", run)
 
 
-def test_every_licence_that_the_project_names_has_a_row():
+def test_every_licence_has_a_row():
     from ruamel.yaml import YAML
 
     yaml, rows = YAML(typ="safe"), load_licences(ROOT / "data/licences.yaml")
@@ -193,24 +217,23 @@ def test_every_licence_that_the_project_names_has_a_row():
     assert not rows[next(name for name in rows if name.startswith("private"))].public
 
 
-def test_lineage_follows_rounds_and_qualities(run):
-    sft = replace(run.sft, by_quality={"high": "models/sft-high"})
-    one = replace(run, sft=sft)
-    assert lineage(one, "models/base") == Lineage(None, ())
-    assert lineage(one, "models/sft-high") == Lineage("high", ())
-    assert lineage(one, "models/dpo/e2") == Lineage("all", ("e1", "e2"))
-    with pytest.raises(UserError, match="models/other is the folder of no stage"):
-        lineage(one, "models/other")
+def test_lineage(run):
+    params = replace(run, adapters=run.adapters | {"sft-high": Adapter("high")})
+    assert lineage(params, "models/base") == Lineage(None, ())
+    assert lineage(params, "models/sft-high") == Lineage("high", ())
+    assert lineage(params, "models/dpo/e2") == Lineage("all", ("e1", "e2"))
+    with pytest.raises(UserError, match="models/other: no stage trains a model there"):
+        lineage(params, "models/other")
 
 
-def test_the_registry_names_the_adapters_of_the_default_recipe():
+def test_registry():
     with Repo(str(ROOT)) as repo:
         artifacts = repo.artifacts.read()["dvc.yaml"]
     params = load(ROOT / "params.yaml")
-    assert {name: one.path for name, one in artifacts.items()} == {
+    assert {name: artifact.path for name, artifact in artifacts.items()} == {
         name: params.variants[name].model for name in ("sft", "sft-dpo")
     }
-    assert {one.type for one in artifacts.values()} == {"model"}
+    assert {artifact.type for artifact in artifacts.values()} == {"model"}
 
 
 # Publishing
@@ -235,7 +258,7 @@ def spoil(what: str) -> None:
         ("other weights", r"does not belong to what is in models/sft; these differ: adapter_model\.safetensors"),
     ],
 )
-def test_nothing_is_published_without_its_own_card(what, error, run):
+def test_card_of_other_files_is_refused(what, error, run):
     main("sft", run)
     main("sft-dpo", run)
     spoil(what)
@@ -244,7 +267,7 @@ def test_nothing_is_published_without_its_own_card(what, error, run):
 
 
 @pytest.mark.parametrize("licence", ["private, for those whom its owners allow to use it", "not stated"])
-def test_private_data_make_no_public_model(licence, run):
+def test_private_data(licence, run):
     restate(licence)
     main("sft", run)
     main("base", run)
@@ -252,12 +275,12 @@ def test_private_data_make_no_public_model(licence, run):
     with pytest.raises(UserError, match="without --public"):
         checked_card("sft", Path("models/sft"), True)
     checked_card("sft", Path("models/sft"), False)
-    # The base model has seen none of the data.
+    # The base model was not trained on them.
     checked_card("base", Path("models/base"), True)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's API as a commit of small files takes."""
+    """The part of the hub's API that a commit of small files needs."""
 
     def answer(self, values, status=200):
         content = json.dumps(values).encode()
@@ -277,7 +300,7 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"url": f"http://127.0.0.1:{self.server.server_port}/me/one"})
         elif "/preupload/" in self.path:
             paths = [file["path"] for file in json.loads(content)["files"]]
-            self.answer({"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in paths]})
+            self.answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
         elif "/commit/" in self.path:
             self.answer({"commitUrl": "http://127.0.0.1/me/one/commit/0123", "commitOid": "0123", "success": True})
         else:
@@ -300,7 +323,7 @@ def hub(private=True):
 
 
 def pushed(server, *arguments, token=TOKEN):
-    """`python -m attune push` against `server`, and the files of its commit."""
+    """Run `attune push` against `server`; also returns the files of its commit."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))} | {
         "PYTHONPATH": str(ROOT), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
@@ -313,9 +336,9 @@ def pushed(server, *arguments, token=TOKEN):
     return done, {value["path"]: base64.b64decode(value["content"]) for value in values}
 
 
-def test_a_push_takes_weights_configurations_tokenizer_and_card_and_nothing_else(run, tmp_path):
+def test_pushed_files(run, tmp_path):
     main("sft", run)
-    # What trainers and people leave in such folders.
+    # Files that trainers and people leave in such folders.
     for name in ("optimizer.pt", "training_args.bin", "adapter_model.bin", "train.csv", "notes.txt", "state.pkl"):
         Path("models/sft", name).write_text("x", encoding="utf-8")
     Path("models/sft/checkpoint").mkdir()
@@ -337,7 +360,7 @@ def test_a_push_takes_weights_configurations_tokenizer_and_card_and_nothing_else
 
 
 def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
-    """Put the files where a reader has them, and run the card's code on them."""
+    """Write the files to `folder`, as a download does, and run the code of the card on them."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -359,7 +382,7 @@ def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
         (["other", "me/one"], TOKEN, True, "error: 'other' is none of variants: base, sft, sft-dpo"),
     ],
 )
-def test_a_push_that_cannot_be_uploads_nothing(arguments, token, private, error, run):
+def test_failed_push_uploads_nothing(arguments, token, private, error, run):
     main("sft", run)
     with hub(private) as server:
         done, files = pushed(server, *arguments, token=token)

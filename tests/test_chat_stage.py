@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 
-from attune.config.params import load
 from attune.data.dialogue import Turn
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import encode_prompt
@@ -25,8 +24,7 @@ LINES = ["i lost my keys today", "and then my dog ran away", "why does it always
 
 @pytest.fixture(scope="module")
 def params():
-    params = load(ROOT / "params.yaml")
-    return replace(params, hardware=HARDWARE, generate=replace(params.generate, max_length=64, max_new_tokens=8))
+    return factory.params(generate=factory.generate(max_length=64, max_new_tokens=8))
 
 
 @pytest.fixture(scope="module")

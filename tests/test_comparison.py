@@ -21,9 +21,8 @@ from attune.report.comparison_page import Pairing, sections, verdict
 from attune.report.results import scores_file
 from attune.report.tables import direction
 from attune.runtime.errors import UserError
-from attune.scoring.intervals.bootstrap import distances
+from attune.scoring.intervals.bootstrap import distances, resample_weights
 
-NONE = "data/dialogues"
 SAVED = Path("saved")
 BOOTSTRAP = Bootstrap("last", 100, 1)
 VARIANTS = {
@@ -60,7 +59,7 @@ def test_differences_by_hand():
     assert found["rouge_l.diff"] == 1.0 and found["diff_er.diff"] == found["diff_er.diff_high"] == 0.0
     assert {name.partition(".")[0] for name in found} == {"rouge_l", "diff_er"} and len(found) == 6
     # The mean of the differences (1, 0, 3, 0) under the weights of each resample.
-    weights = np.concatenate(list(draws(4, 200, 1)))
+    weights = np.concatenate(list(resample_weights(4, 200, 1)))
     drawn = weights @ np.array([1.0, 0.0, 3.0, 0.0]) / 4
     bounds = [found["rouge_l.diff_low"], found["rouge_l.diff_high"]]
     assert bounds == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-4)
@@ -70,7 +69,7 @@ def test_differences_by_hand():
 
 def test_rows_are_paired_by_id():
     write("text", a=frame([1.0, 2.0, 3.0]), b=frame([3.0, 2.0, 1.0], ids=["c", "b", "a"]))
-    save_scores({"a": ["text"], "b": ["text"]}, SAVED)
+    save_scores(["text"], ["a", "b"], SAVED)
     scores = load_scores(SAVED)
     found = differences(scores["a"], scores["b"], BOOTSTRAP)
     assert found["rouge_l.diff_low"] == found["rouge_l.diff_high"] == 0.0
@@ -86,7 +85,7 @@ def test_dpo_against_each_standard_approach():
     write("text", **{name: frame([value] * 3) for name, value in rouge.items()})
     adherence = {name: frame([0.0] * 3).assign(dbt_adherence=10 * value) for name, value in rouge.items()}
     write("dbt", **{name: scores[["id", "dbt_adherence"]] for name, scores in adherence.items()})
-    save_scores({key: ["text", "dbt"] for key in VARIANTS}, SAVED)
+    save_scores(["text", "dbt"], VARIANTS, SAVED)
     found = against_standard(VARIANTS, SAVED, BOOTSTRAP)
     assert {variant: list(others) for variant, others in found.items()} == {"sft-dpo": ["prompted", "sft"]}
     values = {to: (cells["rouge_l.diff"], cells["dbt_adherence.diff"]) for to, cells in found["sft-dpo"].items()}
@@ -96,7 +95,7 @@ def test_dpo_against_each_standard_approach():
 def test_scores_survive_the_run_of_the_next_model():
     for model, value in (("tiny", 5.0), ("tiny-gemma", 2.0), ("minilm", 4.0)):
         write("text", base=frame([value, value + 1]), left_over=frame([0.0]))
-        save_scores({"base": ["text"]}, SAVED / model)
+        save_scores(["text"], ["base"], SAVED / model)
     found = against_specialised({"tiny": False, "tiny-gemma": False, "minilm": True}, SAVED, BOOTSTRAP)
     assert {model: {other: list(cases) for other, cases in others.items()} for model, others in found.items()} == {
         "tiny": {"minilm": ["base"]},
@@ -109,8 +108,8 @@ def test_scores_survive_the_run_of_the_next_model():
 
 def test_saving_empties_the_folder():
     write("text", base=frame([1.0]), sft=frame([1.0]))
-    save_scores({"base": ["text"], "sft": ["text"]}, SAVED)
-    save_scores({"base": ["text"]}, SAVED)
+    save_scores(["text"], ["base", "sft"], SAVED)
+    save_scores(["text"], ["base"], SAVED)
     assert list(load_scores(SAVED)) == ["base"]
 
 

@@ -333,7 +333,7 @@ def test_learns_the_sample(minilm, tmp_path):
     model = make_classifier(encoder, copy.deepcopy(encoder), 3)
     classifiers = Classifiers({"explorations": model}, tokenizer, 64)
     parts, posts = prepared(classifiers, "explorations")
-    settings = replace(SETTINGS, epochs=3, learning_rate=2e-4)
+    settings = replace(SETTINGS, epochs=2, learning_rate=4e-4)
     train(model, parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c")
     found = measure(model, parts["test"], posts, HARDWARE)
     assert found["accuracy"] > found["majority_accuracy"] + 25

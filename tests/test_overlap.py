@@ -1,4 +1,4 @@
-"""Golden values of the overlap metrics: each odd corner with its reason, the arithmetic beside the number."""
+"""Overlap metrics: golden values with their arithmetic, and edge cases with their reason."""
 
 from math import exp, sqrt
 
@@ -48,7 +48,7 @@ def test_bleu_counts_the_same_tokens(text):
 
 
 @pytest.mark.parametrize("n", ORDERS)
-def test_bleu_is_sacrebleu(n):
+def test_bleu_equals_sacrebleu(n):
     direct = BLEU(max_ngram_order=n, lowercase=True, tokenize="13a").corpus_score(PREDICTIONS, [REFERENCES]).score
     assert overlap.bleu(PREDICTIONS, REFERENCES)[f"bleu_{n}"] == direct > 0
 
@@ -72,7 +72,7 @@ def test_bleu_clips_repeated_words():
     assert overlap.bleu(["so so so so"], ["so sad to hear"])["bleu_1"] == pytest.approx(25.0)
 
 
-def test_an_empty_reply_costs_bleu_brevity_alone():
+def test_empty_replies_enter_bleu_by_brevity_only():
     # 4 tokens against 4 + 4: precision 1 in every order, brevity penalty exp(1 - 8/4)
     scores = overlap.bleu(["a b c d", ""], ["a b c d", "e f g h"])
     assert scores == pytest.approx(dict.fromkeys(scores, 100 * exp(-1)))
@@ -115,7 +115,7 @@ def test_rouge_by_hand():
         pytest.param("so so so", "so sad", 40, id="repeated words are clipped"),
     ],
 )
-def test_rouge_1_corners(prediction, reference, expected):
+def test_rouge_1_edge_cases(prediction, reference, expected):
     assert overlap.rouge_per_example([prediction], [reference])["rouge_1"] == pytest.approx([expected])
 
 
@@ -183,42 +183,42 @@ def test_preference_accuracy(reference, rejected, expected):
 # All together
 
 
-def test_identical_texts_score_100():
+def test_identical_texts():
     scores = overlap.overlap(REFERENCES, REFERENCES)
     names = [f"bleu_{n}" for n in ORDERS] + ["rouge_1", "rouge_2", "rouge_l"]
     assert {name: scores[name] for name in names} == pytest.approx(dict.fromkeys(names, 100.0))
 
 
-def test_identical_single_words_have_no_bigrams_to_match():
+def test_identical_single_words():
     expected = {"bleu_1": 100, "bleu_2": 0, "bleu_3": 0, "bleu_4": 0, "rouge_1": 100, "rouge_2": 0, "rouge_l": 100}
     scores = overlap.overlap(["yes"], ["Yes"])
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
 
 
-def test_only_empty_replies_score_0_and_are_100_empty():
+def test_only_empty_replies():
     scores = overlap.overlap(["", "\n"], ["I see.", ""])
     assert scores.pop("empty_share") == 100
     assert scores == dict.fromkeys(scores, 0)
 
 
-def test_the_order_of_the_examples_does_not_matter():
+def test_order_of_examples():
     turned = overlap.overlap(PREDICTIONS[::-1], REFERENCES[::-1])
     assert turned == overlap.overlap(PREDICTIONS, REFERENCES)
 
 
-def test_which_reply_meets_which_reference_does_matter():
+def test_pairing_of_replies_and_references():
     once, turned = overlap.overlap(PREDICTIONS, REFERENCES), overlap.overlap(PREDICTIONS[::-1], REFERENCES)
     assert {name for name in once if once[name] != turned[name]} >= {"bleu_1", "rouge_1", "rouge_2", "rouge_l"}
 
 
-def test_a_corpus_given_twice():
+def test_duplicated_corpus():
     # Every order has a match here. Without one, smoothing sees the doubled counts, and BLEU does move.
     once, twice = overlap.overlap(PREDICTIONS, REFERENCES), overlap.overlap(PREDICTIONS * 2, REFERENCES * 2)
     halved = {f"dist_{n}": once[f"dist_{n}"] / 2 for n in (1, 2, 3)}  # as many distinct n-grams, twice as many in all
     assert twice == pytest.approx({**once, **halved, "repeated_share": 100})
 
 
-def test_smoothing_sees_a_corpus_given_twice():
+def test_smoothing_of_a_duplicated_corpus():
     # No bigram matches: its smoothed precision is 1/2 match over 1 bigram, then over 2; BLEU-2 falls by sqrt(1/2).
     once, twice = overlap.bleu(["a b"], ["b a"]), overlap.bleu(["a b"] * 2, ["b a"] * 2)
     assert once["bleu_2"] == pytest.approx(100 * sqrt(1 / 2))
@@ -226,7 +226,7 @@ def test_smoothing_sees_a_corpus_given_twice():
 
 
 @pytest.mark.parametrize("metric", [overlap.overlap, overlap.bleu, overlap.signature, overlap.preference_accuracy])
-def test_lists_that_do_not_pair(metric):
+def test_lists_of_different_lengths(metric):
     with pytest.raises(ValueError, match="2 examples on one side, 1 on the other"):
         metric(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="no examples"):
@@ -240,7 +240,7 @@ def test_no_replies(metric):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_a_log_probability_that_is_no_number(value):
+def test_log_probability_that_is_not_finite(value):
     with pytest.raises(ValueError, match="NaN or infinite"):
         overlap.preference_accuracy([-1.0, -1.0], [-2.0, value])
 

@@ -1,4 +1,4 @@
-"""Blind comparisons: what is asked and kept, who may ask, and what follows; on a server that runs, in a browser."""
+"""Blind comparisons: items, answers, access, win rates; on a running server and in a browser."""
 
 import csv
 import json
@@ -39,13 +39,13 @@ ITEMS = items(PLAIN, WARM)
 
 
 def an_answer(rater="ann", example=0, choice="b", **changes):
-    item = next(one for one in ITEMS if one.example == f"test/{example}")
+    item = next(item for item in ITEMS if item.example == f"test/{example}")
     return replace(Answer(rater, item.example, *NAMES, choice, "", "a", item.replies, "2024-01-31"), **changes)
 
 
 @pytest.fixture
 def server(tmp_path):
-    """The page on a port of this machine: (port, the store behind it)."""
+    """The page on a local port: (port, store of the answers)."""
     store = Store(tmp_path / "answers.sqlite")
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
@@ -69,11 +69,11 @@ def ask(port, method, path, body=None, **headers):
     return response.status, json.loads(text) if text.startswith("{") else text
 
 
-def test_only_replies_that_differ_are_compared():
+def test_equal_replies_are_left_out():
     assert [item.example for item in ITEMS] == [f"test/{i}" for i in (*range(10), 11)]
 
 
-def test_raters_see_other_orders_and_each_side_first_as_often():
+def test_orders():
     many = items(replies("plain", 400), replies("warm", 400))
     orders = [[item.example for item in order(many, rater, 13)] for rater in ("ann", "ben", "ann")]
     assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
@@ -82,7 +82,7 @@ def test_raters_see_other_orders_and_each_side_first_as_often():
     assert [first(item, "ann", 13) for item in many] != [first(item, "ben", 13) for item in many]
 
 
-def test_a_rater_answers_everything_once_and_goes_on_after_a_break(server):
+def test_rater_answers_everything_once(server):
     port, store = server
     seen = []
     for _ in range(len(ITEMS)):
@@ -95,11 +95,11 @@ def test_a_rater_answers_everything_once_and_goes_on_after_a_break(server):
     assert ask(port, "GET", "/next?rater=ann")[1] == {"done": len(ITEMS), "all": len(ITEMS)}
     assert [name for name, _ in seen] == [item.example for item in order(ITEMS, "ann", 13)]
     by_example = {item.example: item for item in ITEMS}
-    kept = {one.example: one for one in Store(store.path).answers()}
+    kept = {answer.example: answer for answer in Store(store.path).answers()}
     for name, better in seen:
         chosen = {"a": by_example[name].reply_a, "b": by_example[name].reply_b}[kept[name].choice]
         assert (chosen, kept[name].reason) == (better, "so")
-    assert {one.choice for one in kept.values()} == {"a", "b"}
+    assert {answer.choice for answer in kept.values()} == {"a", "b"}
     assert ask(port, "GET", "/next?rater=ben")[1]["done"] == 0
 
 
@@ -107,22 +107,22 @@ def test_a_rater_answers_everything_once_and_goes_on_after_a_break(server):
     ("body", "message"),
     [
         ({"rater": "", "example": "test/0", "hash": "", "better": "tie"}, "a rater's name has 1 to 80 characters"),
-        ({"rater": "ann", "example": "test/99", "hash": "", "better": "tie"}, "no answer that this page sends"),
+        ({"rater": "ann", "example": "test/99", "hash": "", "better": "tie"}, "not an answer of this page"),
         ({"rater": "ann", "example": "test/0", "hash": "old", "better": "tie"}, "the replies have changed"),
-        ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "b"}, "no answer that"),
+        ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "b"}, "not an answer of"),
         ({"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "tie", "reason": "x" * 2001},
          "a reason has at most 2000"),
-        ([], "no answer that this page sends"),
+        ([], "not an answer of this page"),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_refused_and_not_kept(server, body, message):
+def test_invalid_answer_is_refused(server, body, message):
     port, store = server
     status, found = ask(port, "POST", "/answer", body)
     assert status == 400 and message in found["error"]
     assert store.answers() == []
 
 
-def test_other_hosts_and_other_sites_are_refused(server):
+def test_other_hosts_and_origins_are_refused(server):
     port, store = server
     body = {"rater": "ann", "example": "test/0", "hash": ITEMS[0].replies, "better": "tie"}
     assert ask(port, "GET", "/", Host="evil.example")[0] == 403
@@ -132,7 +132,7 @@ def test_other_hosts_and_other_sites_are_refused(server):
     assert ask(port, "POST", "/answer", body, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 
-def test_many_at_once_lose_nothing(server):
+def test_concurrent_raters(server):
     port, store = server
 
     def rate(rater):
@@ -142,13 +142,13 @@ def test_many_at_once_lose_nothing(server):
 
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(rate, [f"rater {i}" for i in range(10)]))
-    assert Counter(one.rater for one in store.answers()) == {f"rater {i}": len(ITEMS) for i in range(10)}
+    assert Counter(answer.rater for answer in store.answers()) == {f"rater {i}": len(ITEMS) for i in range(10)}
 
 
-def test_a_second_answer_takes_the_first_ones_place_and_old_replies_do_not_count(tmp_path):
+def test_second_answer_replaces_the_first(tmp_path):
     store = Store(tmp_path / "answers.sqlite")
-    for one in (an_answer(choice="a"), an_answer(choice="b"), an_answer(example=1, replies="gone")):
-        store.keep(one)
+    for answer in (an_answer(choice="a"), an_answer(choice="b"), an_answer(example=1, replies="gone")):
+        store.keep(answer)
     assert len(store.answers()) == 2
     assert current(store.answers(), ITEMS, NAMES) == [an_answer(choice="b")]
     assert current(store.answers(), ITEMS, NAMES[::-1]) == []
@@ -156,20 +156,20 @@ def test_a_second_answer_takes_the_first_ones_place_and_old_replies_do_not_count
         store.keep(an_answer(choice="c"))
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path):
+def test_invalid_database(tmp_path):
     (tmp_path / "answers.sqlite").write_text("no database, but long enough to be read as the header of one" * 9)
     with pytest.raises(DataError, match=r"answers\.sqlite cannot be read or written \(file is not a database\)"):
         Store(tmp_path / "answers.sqlite")
 
 
-def test_answers_are_on_the_disk_when_they_are_kept(tmp_path):
+def test_answer_is_on_disk(tmp_path):
     store = Store(tmp_path / "answers.sqlite")
     store.keep(an_answer())
     with sqlite3.connect(f"file:{store.path}?mode=ro", uri=True) as base:
         assert base.execute("SELECT count(*) FROM answers").fetchone() == (1,)
 
 
-def test_the_win_rate_counts_ties_half_and_its_interval_is_wilsons():
+def test_win_rate():
     answers = [an_answer(example=i, choice="b") for i in range(6)] + [an_answer(example=i, choice="a") for i in (6, 7)]
     answers += [an_answer(example=i, choice="tie") for i in (8, 9)]
     found = summary(answers, "last")
@@ -182,35 +182,35 @@ def test_the_win_rate_counts_ties_half_and_its_interval_is_wilsons():
 
 
 @pytest.mark.parametrize("choice", ["a", "b"])
-def test_answers_that_are_all_the_same_leave_an_interval(choice):
-    """Of n draws alike Wilson's interval ends at n / (n + z^2)."""
+def test_interval_of_equal_answers(choice):
+    """For n equal draws Wilson's interval ends at n / (n + z^2)."""
     found = summary([an_answer(example=i, choice=choice) for i in range(5)], "last")
     low = 100 * 5 / (5 + 1.959964**2)
     ends = {"b": (low, 100), "a": (0, 100 - low)}[choice]
     assert (found["win_rate.low"], found["win_rate.high"]) == pytest.approx(ends)
 
 
-def test_answers_to_one_dialogue_are_one_draw_however_many_gave_them():
+def test_answers_to_a_dialogue_count_as_one_draw():
     once = [an_answer(example=i, choice="ab"[i % 2]) for i in range(6)]
-    often = [replace(one, rater=f"{i}") for one in once for i in range(20)]
+    often = [replace(answer, rater=f"{i}") for answer in once for i in range(20)]
     ends = ("win_rate", "win_rate.low", "win_rate.high")
     assert [summary(often, "last")[end] for end in ends] == pytest.approx([summary(once, "last")[end] for end in ends])
-    # One turn after the other of the same dialogue, too.
-    turns = [replace(one, example=f"{one.example}:{turn}") for one in once for turn in (1, 3, 5)]
+    # Several turns of the same dialogue, too.
+    turns = [replace(answer, example=f"{answer.example}:{turn}") for answer in once for turn in (1, 3, 5)]
     assert summary(turns, "every")["dialogues"] == 6
     assert summary(turns, "every")["win_rate.low"] == pytest.approx(summary(once, "last")["win_rate.low"])
 
 
 @pytest.mark.parametrize("count", [20, 40, 100])
 @pytest.mark.parametrize("share", [0.5, 0.6, 0.8])
-def test_the_interval_holds_the_true_share_in_95_of_100_studies(count, share):
+def test_coverage_of_the_interval(count, share):
     """The exact probability, over all numbers of wins."""
     held = [low <= share <= high for low, high in (wilson(wins / count, count) for wins in range(count + 1))]
     chances = [comb(count, wins) * share**wins * (1 - share) ** (count - wins) for wins in range(count + 1)]
     assert 0.92 < sum(chance for chance, inside in zip(chances, held, strict=True) if inside) < 0.98
 
 
-def test_agreement_is_krippendorffs_alpha():
+def test_alpha():
     """1 - observed over expected disagreement, of two raters without gaps."""
     ben, ann = "abbbbbbbbb", "bbbabbabbb"
     units = [("ben", ben), ("ann", ann)]
@@ -218,10 +218,10 @@ def test_agreement_is_krippendorffs_alpha():
     # By hand: of 20 values 3 are a; 3 examples disagree, so 6 of 20 pairs; by chance 2 * 3 * 17 of 20 * 19 would.
     assert alpha(coded) == pytest.approx(1 - (6 / 20) / (2 * 3 * 17 / (20 * 19)))
     assert summary(coded, "last")["agreement"] == alpha(coded)
-    assert alpha([one for one in coded if one.rater == "ben"]) is None
+    assert alpha([answer for answer in coded if answer.rater == "ben"]) is None
 
 
-def test_export_is_the_answers_and_what_they_say(tmp_path, capsys):
+def test_export(tmp_path, capsys):
     answers = [an_answer(example=i, choice="b") for i in range(8)] + [an_answer(rater="ben", choice="b")]
     export(answers, tmp_path / "out.csv", load(ROOT / "params.yaml"))
     with (tmp_path / "out.csv").open(newline="") as file:
@@ -231,8 +231,8 @@ def test_export_is_the_answers_and_what_they_say(tmp_path, capsys):
     assert as_csv(answers).count("\n") == 10
 
 
-def test_what_was_answered_on_the_page_is_in_the_report(server, tmp_path, monkeypatch):
-    """Two raters on the page, a third on another machine who compared the variants the other way round."""
+def test_shared_answers(server, tmp_path, monkeypatch):
+    """Two raters on the page, and a third on another machine with the variants exchanged."""
     port, store = server
     for (rater, better), item in product({"ann": "second", "ben": "tie"}.items(), ITEMS):
         body = {"rater": rater, "example": item.example, "hash": item.replies, "better": better, "reason": "private"}
@@ -240,32 +240,31 @@ def test_what_was_answered_on_the_page_is_in_the_report(server, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     share(current(store.answers(), ITEMS, NAMES))
     other = items(WARM, PLAIN)
-    share([Answer("eve", one.example, *NAMES[::-1], "a", "", "a", one.replies, "2024-01-31") for one in other])
-    # The same answers again are the same answers.
+    share([Answer("eve", item.example, *NAMES[::-1], "a", "", "a", item.replies, "2024-01-31") for item in other])
+    # Sharing the same answers again adds nothing.
     share(current(store.answers(), ITEMS, NAMES))
     text = Path("data/ratings.csv").read_text()
     assert text.count("\n") == 1 + 3 * len(ITEMS)
     assert not any(word in text for word in ("private", "ann", "ben", "eve"))
     found = compared(read_csv(Path("data/ratings.csv")), {"sft": PLAIN, "sft-dpo": WARM}, "last")
     seconds = Counter("ab"[first(item, "ann", 13) == "a"] for item in ITEMS)
-    own = found["sft", "sft-dpo"]
-    assert found.keys() == {NAMES} and (own["raters"], own["dialogues"], own["ties"]) == (3, len(ITEMS), len(ITEMS))
-    assert (own["wins_a"], own["wins_b"]) == (seconds["a"], seconds["b"] + len(ITEMS))
+    pair = found["sft", "sft-dpo"]
+    assert found.keys() == {NAMES} and (pair["raters"], pair["dialogues"], pair["ties"]) == (3, len(ITEMS), len(ITEMS))
+    assert (pair["wins_a"], pair["wins_b"]) == (seconds["a"], seconds["b"] + len(ITEMS))
     head, _, line = section(found).split("\n\n")[1].splitlines()
-    cells = dict(zip(*([cell.strip() for cell in one.strip("|").split("|")] for one in (head, line)), strict=True))
+    cells = dict(zip(*([cell.strip() for cell in row.strip("|").split("|")] for row in (head, line)), strict=True))
     assert (cells["A, B"], cells["answers"], cells["A wins"], cells["ties"]) == (
         "sft, sft-dpo", "33", f"{seconds['a']}", "11",
     )  # fmt: skip
-    assert (
-        cells["win rate of B %"] == f"{own['win_rate']:.1f} ({own['win_rate.low']:.1f} to {own['win_rate.high']:.1f})"
-    )
-    assert cells["alpha"] == f"{own['agreement']:.2f}"
-    # Answers to replies that are gone count no more.
+    rate, low, high = (f"{pair[name]:.1f}" for name in ("win_rate", "win_rate.low", "win_rate.high"))
+    assert cells["win rate of B %"] == f"{rate} ({low} to {high})"
+    assert cells["alpha"] == f"{pair['agreement']:.2f}"
+    # Answers to earlier replies do not count.
     assert compared(read_csv(Path("data/ratings.csv")), {"sft": replies("new"), "sft-dpo": WARM}, "last") == {}
     assert section({}) == ""
 
 
-def test_the_ratings_that_the_project_comes_with_are_none():
+def test_the_project_has_no_ratings():
     assert read_csv(ROOT / "data/ratings.csv") == []
 
 
@@ -278,13 +277,13 @@ def test_the_ratings_that_the_project_comes_with_are_none():
         (("2024-01-31", "2024-01-31,more"), r"ratings\.csv: line 2: "),
     ],
 )
-def test_a_line_that_is_no_answer_is_named(tmp_path, changes, message):
+def test_invalid_line_is_named(tmp_path, changes, message):
     (tmp_path / "ratings.csv").write_text(as_csv([an_answer()]).replace(*changes))
     with pytest.raises(DataError, match=message):
         read_csv(tmp_path / "ratings.csv")
 
 
-def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+def test_unknown_variant_and_missing_replies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = load(ROOT / "params.yaml")
     with pytest.raises(UserError, match="'dbo' is none of variants: base, sft, sft-dpo"):
@@ -293,7 +292,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         read(NAMES, params)
 
 
-def test_a_person_rates_in_a_browser(server):
+def test_browser(server):
     port, store = server
     with open_browser() as browser:
         page = browser.new_page()
@@ -313,4 +312,4 @@ def test_a_person_rates_in_a_browser(server):
         page.locator("#finished").wait_for(state="visible")
         assert page.title() == "Which reply is better?" and page.locator("img").count() == 0
     kept = store.answers()
-    assert len(kept) == len(ITEMS) and [one.reason for one in kept if one.reason] == ["it listens"]
+    assert len(kept) == len(ITEMS) and [answer.reason for answer in kept if answer.reason] == ["it listens"]

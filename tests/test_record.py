@@ -169,20 +169,19 @@ def project(tmp_path, monkeypatch):
 
 def stages_write(rouge):
     """Write the files of the stages for replies whose ROUGE-L is `rouge` plus the index of the variant."""
-    pairs = [results.pairs_file(key) for key in load().dpo.rounds]
-    for artifact in (results.data_file(), results.quality_file("epitome", ""), *pairs):
+    params = load()
+    pairs = [results.pairs_file(key) for key in params.rounds]
+    for artifact in (results.data_file(), results.quality_file("epitome"), *pairs):
         write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
-    for i, key in enumerate(load().variants):
-        write_json(results.metrics_file("text", key).path, {"rouge_l": rouge + i})
-        for artifact in (
-            results.signature_file("text", key),
-            results.intervals_file("text", key),
-            results.mmlu_file(key),
-        ):
-            write_json(artifact.path, {})
-        path = results.scores_file("text", key).path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame({"id": ["a", "b"], "rouge_l": [rouge + i, rouge + i]}).to_parquet(path)
+    for i, key in enumerate(params.variants):
+        write_json(results.mmlu_file(key).path, {})
+        for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er")):
+            write_json(results.metrics_file(scorer, key).path, {column: rouge + i})
+            for file in (results.signature_file, results.intervals_file):
+                write_json(file(scorer, key).path, {})
+            path = results.scores_file(scorer, key).path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame({"id": ["a", "b"], column: [rouge + i, rouge + i]}).to_parquet(path)
 
 
 def test_interrupted_record_of_several_models(project, monkeypatch):
@@ -222,9 +221,9 @@ def test_stage_order(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compose(recipe)
     order = stages_in_order()
-    for first, then in (("prepare", "base"), ("sft", "dpo@e1"), ("dpo@e2", "dpo@e3"), ("evaluate@sft", "report")):
+    for first, then in (("prepare", "base"), ("sft@sft", "dpo@e1"), ("dpo@e2", "dpo@e3"), ("evaluate@sft", "report")):
         assert order.index(first) < order.index(then)
     if recipe:
         # dvc.yaml lists the classifier after the pairs, which depend on it.
-        assert order.index("dbt@dbt") < order.index("pairs@e1") < order.index("dpo@e1") < order.index("pairs@e2")
+        assert order.index("classifier@dbt") < order.index("pairs@e1") < order.index("dpo@e1") < order.index("pairs@e2")
     assert len(set(order)) == len(order)

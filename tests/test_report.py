@@ -71,14 +71,21 @@ def metrics(**values):
     }
 
 
+def write_by_scorer(file, variant, values):
+    """The values of the levels in the file of epitome, the others in that of text."""
+    levels = {key: value for key, value in values.items() if key.startswith(("diff_", "level_", "reference_level_"))}
+    write_json(file("epitome", variant).path, levels)
+    write_json(file("text", variant).path, {key: value for key, value in values.items() if key not in levels})
+
+
 def write_metrics(variant, **values):
-    write_json(results.metrics_file("text", variant).path, metrics(**values))
+    write_by_scorer(results.metrics_file, variant, metrics(**values))
 
 
 def write_intervals(variant, **ends):
     """rouge_l and diff_er without differences to the reference, unless given."""
     known = {"rouge_l.low": 9.0, "rouge_l.high": 11.0, "diff_er.low": 0.4, "diff_er.high": 0.58}
-    write_json(results.intervals_file("text", variant).path, known | ends)
+    write_by_scorer(results.intervals_file, variant, known | ends)
 
 
 def replies(text, count=12):
@@ -99,10 +106,11 @@ def replies(text, count=12):
 
 
 def write_scores(variant, count):
-    values = {"level_er": 1, "level_ip": 0, "level_ex": 2, "rouge_l": 12.5, "bertscore_f1": 45.25}
-    path = results.scores_file("text", variant).path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([{"id": f"test/{i}", **values} for i in range(count)]), path)
+    levels, text = {"level_er": 1, "level_ip": 0, "level_ex": 2}, {"rouge_l": 12.5, "bertscore_f1": 45.25}
+    for scorer, values in (("epitome", levels), ("text", text)):
+        path = results.scores_file(scorer, variant).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([{"id": f"test/{i}", **values} for i in range(count)]), path)
 
 
 def write_curve(key, name, points):
@@ -129,8 +137,9 @@ def run(tmp_path, monkeypatch):
     better = {"diff_er.diff_low": -0.2, "diff_er.diff_high": -0.1, "rouge_l.diff_low": 0.0, "rouge_l.diff_high": 2.0}
     write_intervals("sft-dpo", **better)
     write_json(results.signature_file("text", "base").path, {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
+    write_json(results.signature_file("epitome", "base").path, {"diff": "mean squared"})
     quality = {f"{short}_{name}": value for short in ("er", "ip", "ex") for name, value in QUALITY.items()}
-    write_json(results.quality_file("epitome", "").path, quality)
+    write_json(results.quality_file("epitome").path, quality)
     for name in VARIANTS:
         write_json(results.mmlu_file(name).path, {"acc": 25.5, "acc_stderr": 1.0, "acc_stem": 20.0})
         write_replies(replies(f"Reply of {name}"), results.replies_file(name).path)
@@ -182,24 +191,25 @@ def test_mean_levels_of_people_and_models():
 
 
 def test_behaviours_of_a_counsellor():
-    chosen = params()
-    scored = dict.fromkeys(chosen.variants, "models/behaviour")
-    chosen = replace(
-        chosen, behaviour=replace(chosen.behaviour, classifiers={"behaviour": "models/behaviour"}, variants=scored)
-    )
-    missing = r"metrics/behaviour/base\.json is missing: run `dvc repro behaviour_scores@base`"
+    default = params()
+    used = default.classifiers | {"behaviour": default.classifiers["epitome"]}
+    chosen = replace(default, classifiers=used, scorers=[*default.scorers, "behaviour"])
+    missing = r"metrics/behaviour/base\.json is missing: run `dvc repro scores@base-behaviour`"
     with pytest.raises(UserError, match=missing):
         main(chosen)
     values = {"behaviour_reflection_to_question": 1.5, "behaviour_reflections": 30.0}
     ends = {"behaviour_reflection_to_question.low": 1.0, "behaviour_reflection_to_question.high": 2.0}
-    for name in scored:
+    for name in VARIANTS:
         path = results.metrics_file("behaviour", name).path
         write_json(path, values | {"behaviour_reference_reflections": 60.0})
         write_json(results.intervals_file("behaviour", name).path, ends)
-    with pytest.raises(UserError, match=r"scorers/behaviour\.json is missing: run `dvc repro behaviour@behaviour`"):
+    write_json(results.signature_file("behaviour", "base").path, {})
+    with pytest.raises(
+        UserError, match=r"classifiers/behaviour\.json is missing: run `dvc repro classifier@behaviour`"
+    ):
         main(chosen)
     quality = {f"{name}_{key}": value for name in ("behaviour", "miti") for key, value in QUALITY.items()}
-    write_json(results.quality_file("behaviour", "").path, quality | {"miti_accuracy": 72.6})
+    write_json(results.quality_file("behaviour").path, quality | {"miti_accuracy": 72.6})
     main(chosen)
     text = SUMMARY.read_text()
     assert "\nbehaviours of replies 81 % (majority class: 66 %), adherence of sentences 73 % (majority" in text
@@ -263,7 +273,7 @@ def test_equal_bytes_whatever_matplotlib_is_set_to(monkeypatch):
     main(params())
     assert matplotlib.rcParams["xtick.major.width"] == 30
     first = [path.read_bytes() for path in PAGES]
-    write_text(Path("params.yaml"), OmegaConf.to_yaml(composed()))
+    write_text(Path("params.yaml"), OmegaConf.to_yaml(composed(), resolve=True))
     assert report().returncode == 0
     assert [path.read_bytes() for path in PAGES] == first
 
@@ -283,13 +293,16 @@ def test_show():
     ("path", "stage"),
     [
         ("metrics/data.json", "prepare"),
-        ("metrics/sft.json", "evaluate@sft"),
+        ("metrics/text/sft.json", "evaluate@sft"),
+        ("metrics/epitome/sft.json", "scores@sft-epitome"),
+        ("metrics/epitome/base.signature.json", "scores@base-epitome"),
         ("metrics/pairs/e2.json", "pairs@e2"),
-        ("metrics/intervals/sft.json", "intervals@sft"),
+        ("metrics/intervals/epitome/sft.json", "intervals@sft-epitome"),
         ("metrics/mmlu/sft.json", "mmlu@sft"),
-        ("metrics/scorers/epitome.json", "epitome"),
+        ("metrics/classifiers/epitome.json", "classifier@epitome"),
         ("data/replies/sft-dpo.parquet", "generate@sft-dpo"),
-        ("data/scores/sft.parquet", "evaluate@sft"),
+        ("data/scores/text/sft.parquet", "evaluate@sft"),
+        ("data/scores/epitome/sft.parquet", "scores@sft-epitome"),
         ("reports/curves/dpo/e3/plots/metrics/rewards/chosen.tsv", "dpo@e3"),
     ],
 )
@@ -324,7 +337,7 @@ def test_invalid_row_of_a_curve():
 
 
 def test_rounds_share_an_axis_of_steps():
-    joined = read_dpo(params().dpo.rounds)
+    joined = read_dpo(params().rounds)
     assert joined.ends == {"e1": 8, "e2": 16, "e3": 24}
     # Step 8, the end of the first round, is in the file of that round only.
     assert [step for step, _ in joined.curves["rewards/chosen"]] == [1, 5, 8, 10, 15, 16, 20, 24]
@@ -334,13 +347,13 @@ def test_rounds_share_an_axis_of_steps():
 def test_last_step_of_a_round_in_the_history_of_the_next():
     for end, key in ((10, "e1"), (20, "e2"), (30, "e3")):
         write_curves(key, end)
-    joined = read_dpo(params().dpo.rounds)
+    joined = read_dpo(params().rounds)
     assert [step for step, _ in joined.curves["rewards/rejected"]] == [1, 5, 10, 15, 20, 25, 30]
 
 
 def test_round_that_continues_no_other_is_shifted():
     write_curves("e2", 8)
-    joined = read_dpo(params("rounds.e2.init=models/sft", "~rounds.e3").dpo.rounds)
+    joined = read_dpo(params("rounds.e2.init=models/sft", "~rounds.e3").rounds)
     assert joined.ends == {"e1": 8, "e2": 16}
     assert [step for step, _ in joined.curves["rewards/chosen"]] == [1, 5, 8, 9, 13, 16]
 
@@ -463,11 +476,12 @@ def test_figures_are_images_with_a_description():
 def test_hostile_names_are_text():
     name = '<b id="f1-title">&amp;$x$_{'
     given = params()
-    for file in (results.metrics_file, results.intervals_file, results.scores_file):
-        shutil.copy(file("text", "sft").path, file("text", name).path)
+    for scorer in given.scorers:
+        for file in (results.metrics_file, results.intervals_file, results.scores_file):
+            shutil.copy(file(scorer, "sft").path, file(scorer, name).path)
+        shutil.copy(results.signature_file(scorer, "base").path, results.signature_file(scorer, name).path)
     for file in (results.mmlu_file, results.replies_file):
         shutil.copy(file("sft").path, file(name).path)
-    shutil.copy(results.signature_file("text", "base").path, results.signature_file("text", name).path)
     main(replace(given, variants={name: given.variants["sft"]}))
     elements = Elements(PLOTS.read_text()).found
     assert "b" not in {tag for tag, _ in elements}

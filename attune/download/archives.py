@@ -1,7 +1,7 @@
-"""Published archives (tar or zip): the wanted members become plain files, nothing else touches the disk.
+"""Unpack the listed members of published archives (tar or zip) as plain files; nothing else is written.
 
-Archives are not trusted: absolute names, names with `..`, links and devices are passed over, and what is wanted may
-not unpack to more than `MOST_BYTES`.
+Archives are not trusted: absolute names, names with `..`, links and devices are skipped, and the listed members may not
+unpack to more than `MOST_BYTES`. pooch's Untar and Unzip check none of this (Untar filters from Python 3.12 on only).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from attune.download.sources import Archive, is_inside
 from attune.runtime.errors import DownloadError
 
-# Of all wanted members together, unpacked; the largest published corpus here has 0.2 GiB.
+# Unpacked size of all listed members; the largest published corpus here has 0.2 GiB.
 MOST_BYTES = 4 * 2**30
-# What broken, encrypted or hostile archives raise.
+# Errors of broken, encrypted or hostile archives.
 _UNPACKING = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -28,8 +28,8 @@ def unpack(path: Path, archive: Archive, target: Path) -> list[str]:
     """Unpack the members of `archive`, which lies at `path`, below `target`, and return their names there.
 
     Raises:
-        DownloadError: it is no whole archive, a member is missing or no plain file, their number is another, or they
-            would unpack to more than `MOST_BYTES`.
+        DownloadError: the archive is damaged, a member is missing or not a plain file, their number differs from
+            `archive.count`, or they would unpack to more than `MOST_BYTES`.
     """
     extract = _from_zip if zipfile.is_zipfile(path) else _from_tar
     with TemporaryDirectory(prefix=".unpack-", dir=target.parent) as scratch:
@@ -46,7 +46,7 @@ def unpack(path: Path, archive: Archive, target: Path) -> list[str]:
 
 
 def matches(file: str, pattern: str) -> bool:
-    """Level by level, so that `*` stays within one; hidden names (archive litter) never match `*`."""
+    """Match part by part, so that `*` stays within a folder; `*` matches no hidden name."""
     parts, patterns = PurePosixPath(file).parts, PurePosixPath(pattern).parts
     if len(parts) != len(patterns):
         return False
@@ -55,10 +55,10 @@ def matches(file: str, pattern: str) -> bool:
 
 
 def check_count(archive: Archive, files: Collection[str], where: str) -> None:
-    """Compare the number of files with the table's.
+    """Check the number of files against `archive.count`.
 
     Raises:
-        DownloadError: they differ; names `where`.
+        DownloadError: the numbers differ; names `where`.
     """
     if archive.count not in (None, len(files)):
         wanted = ", ".join(archive.members)
@@ -77,7 +77,7 @@ def _from_tar(path: Path, archive: Archive, scratch: Path) -> dict[str, str]:
 
 def _from_zip(path: Path, archive: Archive, scratch: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as zipped:
-        # A link is a file with a type in the upper half of its attributes; its content would be the link's target.
+        # The upper half of the attributes holds the Unix file type; a link's content is its target.
         plain = [each for each in zipped.infolist() if not each.is_dir() and each.external_attr >> 28 in (0, 0o10)]
         wanted = {file: each for each in plain if (file := _wanted(each.filename, archive))}
         _check_size(each.file_size for each in wanted.values())
@@ -86,17 +86,17 @@ def _from_zip(path: Path, archive: Archive, scratch: Path) -> dict[str, str]:
 
 
 def _check_size(sizes: Iterable[int]) -> None:
-    """Before anything is written: neither tarfile nor zipfile unpacks more of a member than its head declares.
+    """Check the declared sizes; neither tarfile nor zipfile unpacks more of a member than its header declares.
 
     Raises:
-        ValueError: it is too much. A sparse file counts with its holes, which a reader would read.
+        ValueError: the total is too large. A sparse file counts with its holes, which a reader would read.
     """
     if (total := sum(sizes)) > MOST_BYTES:
         raise ValueError(f"its wanted members have {total:,} bytes, and at most {MOST_BYTES:,} are unpacked")
 
 
 def _wanted(member: str, archive: Archive) -> str | None:
-    """The name that a member has below the archive's folder, where it is safe and asked for."""
+    """The name of a member below `archive.folder`, if it is safe and listed."""
     path, folder = PurePosixPath(member), PurePosixPath(archive.folder)
     if not is_inside(member) or not path.is_relative_to(folder):
         return None

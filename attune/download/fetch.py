@@ -1,6 +1,6 @@
-"""The files of one corpus, put below a folder: copied from a local folder, or fetched from their public sources.
+"""The files of a corpus, copied from a local folder or downloaded from their public sources.
 
-Both ways check what `data/sources.yaml` pins and return where each file came from::
+Both check the hashes that `data/sources.yaml` pins, and return the origin of each file::
 
     from_local(Path("corpora/esconv"), source, Path("new/esconv"))  # {"train.txt": "local", …}
     from_web("esconv", source, Path("new/esconv"), web)  # {"train.txt": "https://…", …}
@@ -29,10 +29,10 @@ RETRIES = 2
 
 
 def from_local(folder: Path, source: Source | None, target: Path) -> dict[str, str]:
-    """Copy the files that `source` lists, or without one every file that is not hidden.
+    """Copy the files that `source` lists; without a source, every file that is not hidden.
 
     Raises:
-        DownloadError: a file is missing, or is not the one that is pinned.
+        DownloadError: a file is missing, or has another hash than the pinned one.
     """
     pins = _pins(folder, source) if source else dict.fromkeys(_visible(folder))
     for file, pinned in pins.items():
@@ -56,10 +56,10 @@ def _pins(folder: Path, source: Source) -> dict[str, str | None]:
 def _local_members(archive: Archive, folder: Path, source: Source) -> list[str]:
     names: list[str] = []
     for member in archive.members:
-        found = [name for name in _names(folder.glob(member), folder) if matches(name, member)]
-        if not found:
+        matched = [name for name in _names(folder.glob(member), folder) if matches(name, member)]
+        if not matched:
             raise _missing(member, folder, source)
-        names += found
+        names += matched
     check_count(archive, names, str(folder))
     return names
 
@@ -76,7 +76,7 @@ def _names(paths: Iterable[Path], folder: Path) -> list[str]:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Contents alone: a read-only original must not make a read-only copy."""
+    """Copy the content without the mode: a read-only original must not make a read-only copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(origin, target)
 
@@ -143,10 +143,10 @@ class Web:
 
 
 def read_first_use(path: Path) -> dict[str, str]:
-    """Address -> sha256 of what was trusted on first use; empty where there is no file yet.
+    """Address -> sha256 of files that were trusted on first use; empty if there is no such file yet.
 
     Raises:
-        DownloadError: the file is no JSON object of addresses and hashes.
+        DownloadError: the file is not a JSON object of addresses and hashes.
     """
     if not path.is_file():
         return {}
@@ -163,7 +163,7 @@ def read_first_use(path: Path) -> dict[str, str]:
 
 
 def require_public(corpora: Sequence[str], sources: Mapping[str, Source]) -> None:
-    """Say what has no public source before hours go into fetching the rest.
+    """Refuse corpora without a public source before hours go into downloading the rest.
 
     Raises:
         DownloadError: a corpus has no entry in `sources`, or one of its files no address.
@@ -181,7 +181,7 @@ def require_public(corpora: Sequence[str], sources: Mapping[str, Source]) -> Non
 
 
 def from_web(corpus: str, source: Source, target: Path, web: Web) -> dict[str, str]:
-    """Fetch the files and unpack the archives of `source`, which `require_public` has passed.
+    """Download the files and unpack the archives of `source`, which has passed `require_public`.
 
     Raises:
         DownloadError: as `Web.fetch` and `unpack`.
@@ -203,14 +203,14 @@ def _fetch_members(archive: Archive, corpus: str, target: Path, web: Web) -> lis
     try:
         return unpack(path, archive, target)
     except DownloadError:
-        # A first use that is no archive (an error page, say) must not be taken from the cache by the next run.
+        # The next run must not take a first use that is no archive (an error page, say) from the cache.
         if archive.sha256 is None:
             path.unlink(missing_ok=True)
         raise
 
 
 def _cache_name(url: str) -> str:
-    """Unique by the address, with the file's name for people."""
+    """A name that is unique to the address and ends with the readable name of the file."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rsplit("/", 1)[1])[-80:]
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{readable}"
 

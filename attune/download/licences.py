@@ -1,4 +1,4 @@
-"""What licences ask of those who use a model: `data/licences.yaml` as typed records.
+"""The terms of licences for those who use a model: `data/licences.yaml` as typed records.
 
 The file is data, so that a licence can be added without code; its head explains the keys.
 """
@@ -17,7 +17,7 @@ from attune.runtime.io import read_yaml
 
 LICENCES = Path("data/licences.yaml")
 NOT_STATED = "not stated"
-"""What `data/manifest.json` says of files whose licence nobody named."""
+"""The licence in `data/manifest.json` of files without a stated one."""
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -35,21 +35,23 @@ def load(path: Path = LICENCES) -> dict[str, Licence]:
     """Read and check the table.
 
     Raises:
-        DataError: the file is missing or no YAML, or a key is unknown, missing or of another type (naming it).
+        DataError: the file is missing or not YAML, or a key is unknown, missing or of another type (named).
     """
     values = read_yaml(path, DataError, "run from the project's root")
     try:
         return TypeAdapter(dict[str, Licence]).validate_python(values)
     except ValidationError as error:
-        problems = (f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
+        problems = (
+            f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()
+        )
         raise DataError("\n".join(problems)) from None
 
 
 def terms(licences: Mapping[str, Licence], name: str, whose: str) -> Licence:
-    """The row of the licence `name`, which is that of `whose`.
+    """The row of the licence `name`; `whose` names what it covers, for the error.
 
     Raises:
-        DataError: there is none.
+        DataError: the table has no such row.
     """
     if name not in licences:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Where corpora come from: `data/sources.yaml` as typed records.
+"""The sources of corpora: `data/sources.yaml` as typed records.
 
 The file is data, so that a corpus can be added without code; its head explains the keys::
 
@@ -41,7 +41,7 @@ record = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 
 @record
 class SingleFile:
-    """A file that is published by itself; without `url` it has no public source."""
+    """A file with its own address; without `url` it has no public source."""
 
     file: Inside
     url: Url | None
@@ -61,7 +61,7 @@ class Archive:
 
 @record
 class Source:
-    """All there is to know about a published corpus."""
+    """The files, licence and citation of a published corpus."""
 
     licence: Text
     homepage: Url | None
@@ -75,7 +75,7 @@ def load(path: Path) -> dict[str, Source]:
     """Read and check the table of sources.
 
     Raises:
-        DownloadError: the file is missing or is no YAML, or a key is unknown, missing or malformed (naming it).
+        DownloadError: the file is missing or not YAML, or a key is unknown, missing or malformed (named).
     """
     values = read_yaml(path, DownloadError, "run from the project's root")
     return _check(values, path)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a model card says of a variant: lineage, materials with their licences, metrics, and the files it describes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ CARDS = Path("reports/cards")
 MANIFEST = Path("data/manifest.json")
 SOURCES = Path("data/sources.yaml")
 USE = Path("docs/use.md")
-SFT = "models/sft"
 SAMPLE_LICENCE = Path("data/sample/empatheticdialogues/LICENCE")
 EMBEDDED = "the embedded sample"
-# What of a model's folder may leave the machine: weights that run no code, configurations, tokenizer.
+METADATA = "attune"
+"""The key of the project in a card's metadata: `variant`, `public`, and the sha256 of the `files`."""
+# The files of a model's folder that may be published: weights that run no code, configurations, tokenizer.
 PUBLISHED = (
     "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -36,7 +37,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Material:
-    """Something that a model was made from: a corpus, or published weights."""
+    """What a model was made from: a corpus or published weights, with its licence."""
 
     name: str
     part: str
@@ -47,20 +48,20 @@ class Material:
 
 @dataclass(frozen=True)
 class Lineage:
-    """How a variant was trained: by SFT on which dialogues (all, high, low; None: no SFT), and its rounds of DPO."""
+    """How a variant was trained: SFT on the dialogues of which quality (None: no SFT), and its rounds of DPO."""
 
     sft: str | None
     rounds: tuple[str, ...]
 
     @property
     def is_adapter(self) -> bool:
-        """Whether anything was trained on the base model."""
+        """Whether the variant has an adapter on the base model."""
         return self.sft is not None or bool(self.rounds)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the card of a variant is made of; files are names on the hub to their sha256."""
+    """What the card of a variant shows; `files` maps names on the hub to sha256."""
 
     variant: str
     lineage: Lineage
@@ -76,8 +77,8 @@ class Facts:
 
     @property
     def is_public(self) -> bool:
-        """Whether every licence lets a model made from its data be shown to everybody."""
-        return all(one.terms.public for one in self.materials)
+        """Whether every licence permits a public model."""
+        return all(material.terms.public for material in self.materials)
 
 
 def lineage(params: Params, model: str) -> Lineage:
@@ -92,7 +93,7 @@ def lineage(params: Params, model: str) -> Lineage:
         keys = chain(rounds, path.name)
         return Lineage(by_sft.get(rounds[keys[0]].init), tuple(keys))
     if model not in by_sft:
-        raise UserError(f"{model} is the folder of no stage that trains a model: {', '.join(by_sft)} or {ROUNDS}/…")
+        raise UserError(f"{model}: no stage trains a model there; the folders are {', '.join(by_sft)} and {ROUNDS}/…")
     return Lineage(by_sft[model], ())
 
 
@@ -108,18 +109,18 @@ def materials(
     Args:
         params: of the run.
         trained: how the variant was trained; the base model alone saw no dialogues.
-        stated: corpus to the licence that `data/manifest.json` has of its files; that of the sample under `EMBEDDED`.
-        sources: `data/sources.yaml`; what it says of a corpus holds where the licence is the same.
+        stated: corpus to the licence of its files, of `stated_licences`.
+        sources: `data/sources.yaml`; its entry of a corpus is used if the licence is the same.
         table: `data/licences.yaml`.
 
     Raises:
         UserError: a corpus is not in the manifest.
         DataError: a licence is not in the table.
     """
-    found = []
+    used = []
     if origin := params.model.hub_id or params.model.package:
         licence = params.model.licence or NOT_STATED
-        found.append(Material(origin, "weights", licence, terms(table, licence, f"model {params.model.name}")))
+        used.append(Material(origin, "weights", licence, terms(table, licence, f"model {params.model.name}")))
     corpora = [(EMBEDDED if params.tiny.corpus == "sample" else params.tiny.corpus, "pretraining")]
     corpora = corpora if params.model.is_made else []
     if trained.is_adapter:
@@ -129,29 +130,29 @@ def materials(
             raise UserError(f"{MANIFEST} has no corpus {name}: run `dvc repro download`")
         source = sources.get(name)
         known = source if source and source.licence == stated[name] else None
-        found.append(Material(name, part, stated[name], terms(table, stated[name], f"corpus {name}"), known))
-    return tuple(found)
+        used.append(Material(name, part, stated[name], terms(table, stated[name], f"corpus {name}"), known))
+    return tuple(used)
 
 
 def stated_licences() -> dict[str, str]:
-    """Corpus to its licence, as `data/manifest.json` has it, and that of the embedded sample.
+    """Corpus to its licence in `data/manifest.json`; the embedded sample has the key `EMBEDDED`.
 
     Raises:
-        UserError: the manifest is missing or is none.
+        UserError: the manifest is missing or invalid.
     """
     try:
         entries = json.loads(MANIFEST.read_text(encoding="utf-8"))
-        found = {str(entry["corpus"]): str(entry["licence"]) for entry in entries}
+        licences = {str(entry["corpus"]): str(entry["licence"]) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{MANIFEST} cannot be read ({error!r}): run `dvc repro download`") from None
-    return found | {EMBEDDED: SAMPLE_LICENCE.read_text(encoding="utf-8").split("\n")[0].strip()}
+    return licences | {EMBEDDED: SAMPLE_LICENCE.read_text(encoding="utf-8").split("\n")[0].strip()}
 
 
 def published(model: Path, base: Path = Path(BASE)) -> dict[str, Path]:
-    """The files of a variant that may be published, by their names there.
+    """The files of a variant that may be published, by their names on the hub.
 
-    An adapter lies at the top and the base model, where it was made here, in `base/`. Nothing is taken of folders in
-    them, where rounds of DPO keep what training goes on from.
+    An adapter is at the top and the base model, if the pipeline made it, in `base/`. Subfolders are left out: there
+    rounds of DPO keep the state that training resumes from.
     """
     below = {} if model == base else {f"base/{name}": path for name, path in _allowed(base).items()}
     return dict(sorted((_allowed(model) | below).items()))
@@ -168,16 +169,16 @@ def hashes(model: Path) -> dict[str, str]:
 
 
 def gather(variant: str, params: Params) -> Facts:
-    """Read what the card of a variant says.
+    """Read what the card of a variant shows.
 
     Raises:
         UserError: metrics are missing.
         UserError, DataError: as `lineage` and `materials`.
     """
-    one = named(params.variants, variant, "variants")
-    trained = lineage(params, one.model)
+    settings = named(params.variants, variant, "variants")
+    trained = lineage(params, settings.model)
     metrics, intervals = read_variant(params, variant)
-    record = Path(BASE, "base.json")
+    record, instruction = Path(BASE, "base.json"), settings.instruction_file
     return Facts(
         variant=variant,
         lineage=trained,
@@ -186,20 +187,20 @@ def gather(variant: str, params: Params) -> Facts:
         intervals=intervals,
         data=read_metrics(data_file()),
         pairs={key: read_metrics(pairs_file(key)) for key in trained.rounds},
-        files=hashes(Path(one.model)),
+        files=hashes(Path(settings.model)),
         commit=json.loads(record.read_text(encoding="utf-8"))["commit"] if record.is_file() else None,
-        instruction=one.instruction_file.read_text(encoding="utf-8").strip() if one.instruction_file else None,
+        instruction=instruction.read_text(encoding="utf-8").strip() if instruction else None,
         use=sections_of(USE),
     )
 
 
 def sections_of(path: Path) -> str:
-    """A page from its first section on, without title and introduction.
+    """The text of a page from its first section on, without title and introduction.
 
     Raises:
-        UserError: it is missing, or has no section.
+        UserError: it is missing or has no section.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if "\n## " not in text:
-        raise UserError(f"{path}, what every card quotes, is missing or has no section: restore it from Git")
+        raise UserError(f"{path}, which every card quotes, is missing or has no section: restore it from Git")
     return text[text.index("\n## ") + 1 :].strip()

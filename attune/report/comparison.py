@@ -10,8 +10,9 @@ JSON, and `attune/report/comparison_page.py` shows them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,18 +47,12 @@ class Bootstrap:
     seed: int
 
 
-def save_scores(scorers: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Copy the scores by example of a run to `folder`, which is emptied first.
-
-    Args:
-        scorers: variant to its scorers.
-        folder: gets `<scorer>/<variant>.parquet`.
-    """
+def save_scores(scorers: Iterable[str], variants: Iterable[str], folder: Path) -> None:
+    """Copy the scores by example of a run to `folder`, which is emptied first, as `<scorer>/<variant>.parquet`."""
     shutil.rmtree(folder, ignore_errors=True)
-    for variant, names in scorers.items():
-        for scorer in names:
-            (folder / scorer).mkdir(parents=True, exist_ok=True)
-            shutil.copy2(scores_file(scorer, variant).path, folder / scorer)
+    for scorer, variant in product(scorers, variants):
+        (folder / scorer).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(scores_file(scorer, variant).path, folder / scorer)
 
 
 def load_scores(folder: Path) -> dict[str, Scores]:

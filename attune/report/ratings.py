@@ -1,8 +1,8 @@
-"""Blind comparisons of two variants' replies: what people are asked, and their answers in SQLite and csv.
+"""Blind comparisons of the replies of two variants: the items that raters see, and their answers in SQLite and csv.
 
-A rater sees the replies of both variants to a context in an order that is drawn for the rater and the context, without
-their names. An answer is kept with the hash of both replies: after another training run, answers to replies that are
-gone count no more.
+A rater sees the replies of both variants to a context without their names, in an order that is random for each rater
+and context. An answer is stored with a hash of both replies, so that it no longer counts once a new training run has
+changed the replies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attune.runtime.errors import DataError
 Choice = Literal["a", "b", "tie"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
 COLUMNS = ("rater", "example", "variant_a", "variant_b", "choice", "reason", "first", "replies", "time")
-# Seconds that a writer waits for the others.
+# Seconds that a writer waits for other writers.
 PATIENCE = 30.0
 
 
@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rater said of an item; `first` is the variant whose reply was shown first."""
+    """The answer of a rater to an item; `first` is the variant whose reply was shown first."""
 
     rater: str
     example: str
@@ -59,10 +59,10 @@ class Answer:
 
 
 def items(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Item]:
-    """What there is to compare: the examples of both variants whose replies differ.
+    """The items to compare: the examples that both variants answered differently.
 
     Args:
-        a: rows of `data/replies/<variant>.parquet`.
+        a: rows of a variant's replies.
         b: those of the other variant.
     """
     other = {row["id"]: row["reply"] for row in b}
@@ -73,21 +73,21 @@ def items(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-def order(found: Iterable[Item], rater: str, seed: int) -> list[Item]:
-    """The items in the order in which a rater sees them: another one for each."""
-    return sorted(found, key=lambda item: (uniform(2**64, seed, "rating", rater, item.example), item.example))
+def order(unordered: Iterable[Item], rater: str, seed: int) -> list[Item]:
+    """The items in the order in which a rater sees them, which differs between raters."""
+    return sorted(unordered, key=lambda item: (uniform(2**64, seed, "rating", rater, item.example), item.example))
 
 
 def first(item: Item, rater: str, seed: int) -> Literal["a", "b"]:
-    """The variant whose reply the rater sees first."""
+    """The variant whose reply the rater sees first; random for each rater and item."""
     return "b" if uniform(2, seed, "first", rater, item.example) else "a"
 
 
 class Store:
-    """The answers in a SQLite file; every answer is on the disk before `keep` returns.
+    """The answers in a SQLite file; every answer is on disk before `keep` returns.
 
-    Threads take turns on one connection: SQLite's own waiting lets some of many writers wait for ever, and a connection
-    for each answer would copy the log into the file each time that the last one is closed.
+    Threads share one connection under a lock: SQLite's busy handler starves some of many writers, and with a connection
+    per answer SQLite would checkpoint the write-ahead log each time that the last connection closes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._base = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
         with self._open() as base:
-            # Readers, of other processes too, do not wait for the writer; an answer is synced before it is confirmed.
+            # WAL: readers, also of other processes, do not wait for the writer. FULL: sync before commit returns.
             base.execute("PRAGMA journal_mode = WAL")
             base.execute("PRAGMA synchronous = FULL")
             base.execute(
@@ -106,7 +106,7 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread, in a transaction of its own."""
+        """The connection, locked for this thread, in a transaction."""
         try:
             with self._turn, self._base as base:
                 yield base
@@ -114,10 +114,10 @@ class Store:
             raise DataError(f"{self.path} cannot be read or written ({error})") from None
 
     def keep(self, answer: Answer) -> None:
-        """Keep an answer; a second one of the same rater to the same item takes the first one's place.
+        """Store an answer; it replaces an earlier answer of the same rater to the same item.
 
         Raises:
-            DataError: the choice is none of a, b, tie, or the file cannot be written.
+            DataError: the choice is not a, b or tie, or the file cannot be written.
         """
         if answer.choice not in CHOICES:
             raise DataError(f"choice {answer.choice!r} is none of {', '.join(CHOICES)}")
@@ -126,17 +126,17 @@ class Store:
             base.execute(f"INSERT OR REPLACE INTO answers VALUES ({marks})", [getattr(answer, c) for c in COLUMNS])
 
     def answers(self, rater: str | None = None) -> list[Answer]:
-        """All answers, or those of a rater, by rater and example."""
+        """All answers, or those of one rater, sorted by rater and example."""
         names = ", ".join(COLUMNS)
-        # By the key's first column where a rater is named: the page asks before each answer.
+        # By the first column of the key: the page asks for a rater's answers before each item.
         which, values = ("", ()) if rater is None else ("WHERE rater = ?", (rater,))
         with self._open() as base:
-            found = base.execute(f"SELECT {names} FROM answers {which} ORDER BY {names}", values)
-            return [Answer(*row) for row in found]
+            rows = base.execute(f"SELECT {names} FROM answers {which} ORDER BY {names}", values)
+            return [Answer(*row) for row in rows]
 
 
 def as_csv(answers: Sequence[Answer]) -> str:
-    """The answers as csv, a line each."""
+    """The answers as csv, one per line."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -145,10 +145,10 @@ def as_csv(answers: Sequence[Answer]) -> str:
 
 
 def read_csv(path: Path) -> list[Answer]:
-    """The answers of a csv that `as_csv` wrote; none where there is no such file.
+    """The answers in a csv that `as_csv` wrote; none if the file does not exist.
 
     Raises:
-        DataError: a column or a value does not fit; names file, line and value.
+        DataError: a column or a value is invalid; names file, line and value.
     """
     if not path.exists():
         return []
@@ -169,34 +169,34 @@ def _checked(row: Mapping[Any, Any], where: str) -> Answer:
     try:
         return TypeAdapter(Answer).validate_python(row)
     except ValidationError as error:
-        found = error.errors()[0]
-        raise DataError(f"{where}: {'.'.join(map(str, found['loc']))}: {found['msg'].lower()}") from None
+        problem = error.errors()[0]
+        raise DataError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from None
 
 
 def shared(answers: Iterable[Answer], known: Iterable[Answer]) -> list[Answer]:
-    """The answers without what tells who gave them, joined to those that are known; a later one takes the place of one
-    of the same rater to the same replies.
+    """The known answers and `answers` with pseudonyms and without reasons, sorted.
 
-    A rater's name becomes a hash of it, the same on every machine, so that answers collected in several places meet.
-    It tells raters apart and keeps names out of the file; who knows a name can find its hash.
+    An answer replaces an earlier one of the same rater to the same replies. A pseudonym is a hash of the rater's name,
+    equal on every machine, so that answers collected on several machines merge. It keeps names out of the file, but
+    anyone who knows a name can compute its hash.
     """
-    own = (replace(one, rater=_alias(one.rater), reason="") for one in answers)
-    kept = {(one.rater, one.example, one.variant_a, one.variant_b, one.replies): one for one in (*known, *own)}
-    return [kept[key] for key in sorted(kept)]
+    new = (replace(answer, rater=_pseudonym(answer.rater), reason="") for answer in answers)
+    by_key = {(a.rater, a.example, a.variant_a, a.variant_b, a.replies): a for a in (*known, *new)}
+    return [by_key[key] for key in sorted(by_key)]
 
 
-def _alias(rater: str) -> str:
+def _pseudonym(rater: str) -> str:
     return hashlib.blake2b(rater.encode(), digest_size=4).hexdigest()
 
 
-def current(answers: Iterable[Answer], found: Iterable[Item], names: tuple[str, str]) -> list[Answer]:
-    """The answers that compare these variants and were given to the replies of now."""
-    now = {item.example: item.replies for item in found}
-    return [one for one in answers if (one.variant_a, one.variant_b) == names and now.get(one.example) == one.replies]
+def current(answers: Iterable[Answer], present: Iterable[Item], names: tuple[str, str]) -> list[Answer]:
+    """The answers that compare the variants `names` by their present replies."""
+    replies = {item.example: item.replies for item in present}
+    return [a for a in answers if (a.variant_a, a.variant_b) == names and replies.get(a.example) == a.replies]
 
 
 def flipped(answer: Answer) -> Answer:
-    """The same answer with the variants named the other way round."""
+    """The same answer with a and b exchanged."""
     other: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
     return replace(
         answer,

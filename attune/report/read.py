@@ -19,19 +19,18 @@ from attune.report.results import (
     dpo_curve_file,
     pairs_file,
     read_metrics,
-    read_object,
     read_quality,
     read_replies,
     read_rows,
+    read_signature,
     read_text,
     read_variants,
     scores_file,
-    signature_file,
     unreadable,
 )
 from attune.report.tables import Metrics
 
-SAMPLE_SCORES = {TEXT: ("rouge_l", "bertscore_f1"), EPITOME: ("level_er", "level_ip", "level_ex")}
+SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
 DPO_CURVES = ("rewards/chosen", "rewards/rejected", "rewards/accuracies")
 
@@ -78,7 +77,7 @@ def read(params: Params) -> Results:
         variants=variants,
         intervals=intervals,
         quality=read_quality(params),
-        signature=read_object(signature_file(TEXT, next(iter(params.variants)))),
+        signature=read_signature(params, next(iter(params.variants))),
         pairs={key: read_metrics(pairs_file(key)) for key in params.rounds},
         replies=replies,
         scores={key: read_scores(key) for key in params.variants},

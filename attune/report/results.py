@@ -23,7 +23,7 @@ CURVES = Path("reports/curves")
 RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME = "text", "epitome"
-"""Scorers of every recipe."""
+"""Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -125,6 +125,16 @@ def read_quality(params: Params) -> Metrics:
         values = read_metrics(quality_file(classifier))
         quality |= {f"{prefix}{name}": value for name, value in values.items()}
     return quality
+
+
+def read_signature(params: Params, variant: str) -> dict[str, Any]:
+    """The signatures of all scorers of a variant as one object.
+
+    Raises:
+        UserError: as `read_object`.
+    """
+    signatures = [read_object(signature_file(scorer, variant)) for scorer in params.scorers]
+    return {key: value for signature in signatures for key, value in signature.items()}
 
 
 def read_replies(variant: str) -> list[dict[str, Any]]:

@@ -41,8 +41,6 @@ def page(
         lead: what was run.
         machine: heading of a reply that a model wrote.
     """
-    from markupsafe import Markup
-
     data = json.dumps(rows(replies, scores) | {"machine": machine}, ensure_ascii=False, separators=(",", ":"))
     source, source_hash = script("samples.js")
     return render(
@@ -52,7 +50,7 @@ def page(
         lead=lead,
         machine=machine,
         # Inside a script element only "<" could end it.
-        data=Markup(data.replace("<", "\\u003c")),
+        data=data.replace("<", "\\u003c"),
         script=source,
     )
 

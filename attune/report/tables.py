@@ -132,14 +132,13 @@ def table(
     return markdown_table(cells)
 
 
-def markdown_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of ready cells, padded so that it also reads well as plain text.
 
     Args:
-        rows: cells; the first row holds the headings.
-        align: of every column but the first, which is aligned left.
+        rows: cells; the first row holds the headings. All columns but the first are aligned right.
     """
-    alignment = ["left", *[align] * (len(rows[0]) - 1)]
+    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
     return tabulate.tabulate(rows, headers="firstrow", tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 

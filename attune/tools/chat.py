@@ -2,9 +2,9 @@
 
     python -m attune chat --variant sft-dpo
 
-A line is a turn; an empty one is passed over, `/new` begins anew, `/quit` or the end of the input ends. What does not
-fit into `generate.max_length` is left out of what the model reads, the oldest exchanges first, with a word. Nothing of
-the conversation is kept.
+Each line is a turn; empty lines are ignored, `/new` starts a new conversation, `/quit` or the end of the input ends.
+Turns that do not fit into `generate.max_length` are truncated, the oldest exchanges first, with a notice. Nothing of
+the conversation is stored.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from attune.runtime.errors import UserError, visible
 
 BASE = Path("models/base")
 NOTICE = (
-    "What answers is a language model, not a person, and no help in a crisis: where somebody is in danger, call the "
-    "emergency services. /new begins anew, /quit ends; nothing is kept."
+    "A language model answers, not a person, and it is no help in a crisis: if somebody is in danger, call the "
+    "emergency services. /new starts a new conversation, /quit ends; nothing is stored."
 )
-END, ANEW = "/quit", "/new"
+QUIT, NEW = "/quit", "/new"
 
 
 @dataclass
 class Conversation:
-    """A model and what was said to it and by it; `say` answers."""
+    """A model and the turns so far; `say` adds the user's turn and the model's."""
 
     model: Any
     tokenizer: Any
@@ -41,10 +41,10 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
 
     def say(self, text: str) -> tuple[str, int]:
-        """Add what the user says and what the model answers.
+        """Add a user turn and the model's reply.
 
         Returns:
-            The answer, and how many of the turns before it the model did not read, since they did not fit.
+            The reply, and the number of turns that were truncated because they did not fit.
         """
         from attune.generation.generate import generate_replies
         from attune.generation.sampling import Draws
@@ -52,47 +52,47 @@ class Conversation:
         from attune.models.system_prompt import fit_instructed
 
         settings, turns = self.params.generate, [*self.turns, Turn("user", text)]
-        room = settings.max_length - settings.max_new_tokens
-        read = fit_instructed(self.tokenizer, turns, self.instruction, room)
-        prompt = encode_prompt(self.tokenizer, read, room)
+        budget = settings.max_length - settings.max_new_tokens
+        kept = fit_instructed(self.tokenizer, turns, self.instruction, budget)
+        prompt = encode_prompt(self.tokenizer, kept, budget)
         seed = uniform(2**63, self.params.seed, len(turns), text)
         draws = Draws(settings.temperature, settings.top_p, [seed]) if settings.do_sample else None
         [reply] = generate_replies(
             self.model, self.tokenizer, [prompt], settings.max_new_tokens, self.params.hardware, draws
         )
-        # A template has no place for a turn that says nothing.
+        # Chat templates refuse an empty turn.
         self.turns = [*turns, Turn("assistant", reply)] if reply else self.turns
-        return reply, len(turns) - sum(turn.role != "system" for turn in read)
+        return reply, len(turns) - sum(turn.role != "system" for turn in kept)
 
 
 def begin(variant: str, params: Params) -> Conversation:
     """Load a variant.
 
     Raises:
-        UserError: there is no such variant, or it has not been trained here.
+        UserError: there is no such variant, or its model is missing.
     """
     from attune.models.loading import load_tokenizer, load_variant, require_positions
     from attune.models.system_prompt import read_instruction
 
-    one = named(params.variants, variant, "variants")
-    for folder in (BASE, Path(one.model)):
+    settings = named(params.variants, variant, "variants")
+    for folder in (BASE, Path(settings.model)):
         if not folder.is_dir():
             raise UserError(f"{folder} is missing: `dvc repro generate@{variant}` trains what variant {variant} needs")
-    model = load_variant(BASE, Path(one.model), params.hardware)
+    model = load_variant(BASE, Path(settings.model), params.hardware)
     require_positions(model, "generate.max_length", params.generate.max_length)
-    instruction = read_instruction(one.instruction_file) if one.instruction_file else None
+    instruction = read_instruction(settings.instruction_file) if settings.instruction_file else None
     return Conversation(model, load_tokenizer(BASE), params, instruction)
 
 
 def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str]:
-    """What is printed under each line that somebody types, until they end."""
+    """The text to print after each line of input, until `/quit`."""
     for line in lines:
         match line.strip():
             case "":
                 continue
-            case command if command == END:
+            case command if command == QUIT:
                 return
-            case command if command == ANEW:
+            case command if command == NEW:
                 conversation.turns = []
                 yield "(a new conversation)"
             case text:
@@ -103,7 +103,7 @@ def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str]:
 
 
 def typed() -> Iterator[str]:
-    """Lines of the standard input, with a prompt where a person types them."""
+    """Lines of the standard input, with a prompt in a terminal."""
     while True:
         try:
             yield input("you> " if sys.stdin.isatty() else "")

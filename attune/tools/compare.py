@@ -1,11 +1,11 @@
-"""What changed against a commit, without what lies within noise: `dvc metrics diff`, read beside the intervals.
+"""Show which metrics changed since a revision: `dvc metrics diff` with the confidence intervals.
 
     python -m attune compare [REV] [--md] [--all]
 
-compares the metrics of the working tree to those of REV (a commit, branch or tag; HEAD where none is given). A change
-is *within noise* when the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are
-counted and not shown, unless `--all` is given. A metric without an interval is always shown. The interval covers the
-choice of test examples, not another seed of training.
+compares the metrics of the working tree with those of REV (a commit, branch or tag; default HEAD). A change is *within
+noise* if the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are counted but
+not shown, unless `--all` is given. A metric without an interval is always shown. The interval covers the sampling of
+test examples, not another training seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADINGS = ("metrics", "metric", "old", "new", "change", "95 % interval", "")
 
 @dataclass(frozen=True)
 class Change:
-    """A number that differs: its file below `metrics/` without the ending, old and new value (None: not there)."""
+    """A metric that changed: its file below `metrics/` without the suffix, old and new value (None: missing)."""
 
     file: str
     metric: str
@@ -55,7 +55,7 @@ class Change:
 
 
 def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]]) -> list[Change]:
-    """The changes behind `dvc metrics diff --json`, without those of the intervals themselves.
+    """The changes in the output of `dvc metrics diff --json`, without those of the intervals themselves.
 
     Args:
         differences: file to metric to `old` and `new`.
@@ -88,7 +88,7 @@ def compare(revision: str, root: Path = Path()) -> list[Change]:
     """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
 
     Raises:
-        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is no JSON object.
+        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is not a JSON object.
     """
     command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -121,8 +121,8 @@ def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
 def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
     parser = command_parser("compare", __doc__)
-    parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare to; HEAD")
+    parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare with; default HEAD")
     parser.add_argument("--md", action="store_true", help="as a Markdown table")
-    parser.add_argument("--all", action="store_true", help="show what lies within noise, too")
+    parser.add_argument("--all", action="store_true", help="also show changes within noise")
     arguments = parser.parse_args(argv)
     print(page(compare(arguments.revision), arguments.revision, arguments.md, arguments.all))

@@ -1,8 +1,9 @@
-"""The stages of the pipeline that `dvc.yaml` and `params.yaml` make together.
+"""The stages of the pipeline that `dvc.yaml` and `params.yaml` compose.
 
     python -m attune pipeline
 
-prints the diagram of the README: `dvc dag` with the stages of a foreach as one, without the arrows that others imply.
+prints the diagram of the README as Mermaid: the stages of a foreach or matrix are one node, implied arrows are left
+out.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from attune.runtime.errors import UserError
 
 
 def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
-    """The stages, each behind those that it depends on, else as dvc.yaml has them.
+    """The stages in topological order, otherwise in the order of dvc.yaml.
 
     Args:
-        targets: stages; they and what they depend on are all that is returned. None: all.
+        targets: stages; only they and their dependencies are returned. Empty: all.
 
     Raises:
-        UserError: a target is no stage.
+        UserError: a target is not a stage.
     """
     from dvc.repo import Repo
     from networkx import ancestors, lexicographical_topological_sort
@@ -28,17 +29,17 @@ def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
     with Repo() as repo:
         # DVC's edges run from a stage to what it depends on.
         graph = repo.index.graph.reverse()
-        place = {stage: i for i, stage in enumerate(repo.index.stages)}
-        named = {stage.addressing: stage for stage in place}
+        position = {stage: i for i, stage in enumerate(repo.index.stages)}
+        named = {stage.addressing: stage for stage in position}
         if unknown := [target for target in targets if target not in named]:
-            raise UserError(f"{unknown[0]} is no stage of the pipeline that params.yaml composes")
-        wanted = {one for target in targets for one in (*ancestors(graph, named[target]), named[target])}
-        ordered = lexicographical_topological_sort(graph, key=place.__getitem__)
+            raise UserError(f"{unknown[0]} is not a stage of the pipeline that params.yaml composes")
+        wanted = {stage for target in targets for stage in (*ancestors(graph, named[target]), named[target])}
+        ordered = lexicographical_topological_sort(graph, key=position.__getitem__)
         return [stage.addressing for stage in ordered if not targets or stage in wanted]
 
 
 def diagram() -> str:
-    """The kinds of stages as a Mermaid flowchart, each arrow from a stage to one that needs it."""
+    """The kinds of stages as a Mermaid flowchart, with an arrow from each dependency to its dependent."""
     from dvc.repo import Repo
     from networkx import DiGraph, transitive_reduction
 

@@ -1,11 +1,11 @@
-"""Publish a variant on the Hugging Face hub, with its card; nothing does so unless it is called.
+"""Publish a variant with its model card on the Hugging Face Hub; nothing else in the project uploads anything.
 
     python -m attune push sft-dpo somebody/attune-sft-dpo
     python -m attune push sft-dpo somebody/attune-sft-dpo --public
 
 uploads the files that `reports/cards/<variant>.md` lists (safetensors, configurations, the tokenizer) and the card as
-README.md, in one commit, to a private repository unless told otherwise. The token is that of `hf auth login` or of
-HF_TOKEN; it is handed to the hub's client and to nothing else.
+README.md, in one commit, to a private repository unless `--public` is given. The token is that of `hf auth login` or of
+HF_TOKEN; only the Hub's client gets it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.report.card_facts import CARDS, hashes, published
-from attune.report.card_page import OWN
+from attune.report.card_facts import CARDS, METADATA, hashes, published
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 
@@ -26,24 +25,26 @@ def checked_card(variant: str, model: Path, public: bool) -> Path:
     """The card of the files that are in `model` now.
 
     Raises:
-        UserError: there is none, it is another variant's, or it describes other files.
-        UserError: there is nothing to publish, or not to everybody.
+        UserError: there is no card, it is another variant's or describes other files, there is nothing to publish, or a
+            licence forbids a public model.
     """
     from huggingface_hub import ModelCard
 
     path = CARDS / f"{variant}.md"
-    again = f"run `dvc repro card@{variant}`"
+    remedy = f"run `dvc repro card@{variant}`"
     if not path.is_file():
-        raise UserError(f"{path} is missing, and no model is published without its card: {again}")
-    own: dict[str, Any] = ModelCard.load(path).data.get(OWN) or {}
-    if own.get("variant") != variant:
-        raise UserError(f"{path} is the card of {own.get('variant')!r}, not of {variant!r}: {again}")
-    if own["files"] != (there := hashes(model)):
-        other = sorted(name for name in own["files"].keys() | there if own["files"].get(name) != there.get(name))
-        raise UserError(f"{path} does not belong to what is in {model}; these differ: {', '.join(other)}. {again}")
-    if not there:
+        raise UserError(f"{path} is missing, and no model is published without its card: {remedy}")
+    facts: dict[str, Any] = ModelCard.load(path).data.get(METADATA) or {}
+    if facts.get("variant") != variant:
+        raise UserError(f"{path} is the card of {facts.get('variant')!r}, not of {variant!r}: {remedy}")
+    if facts["files"] != (present := hashes(model)):
+        different = sorted(
+            name for name in facts["files"].keys() | present if facts["files"].get(name) != present.get(name)
+        )
+        raise UserError(f"{path} does not belong to what is in {model}; these differ: {', '.join(different)}. {remedy}")
+    if not present:
         raise UserError(f"{variant} is the base model as the hub has it: there is nothing to publish")
-    if public and own.get("public") is not True:
+    if public and facts.get("public") is not True:
         raise UserError(
             f"{path} lists a licence under which the model must not be shown to everybody: push it without --public"
         )
@@ -57,8 +58,7 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
         The address of the commit.
 
     Raises:
-        UserError, UserError: as `checked_card`; nobody is logged in, the repository is public and should not be, or the
-            hub refuses.
+        UserError: as `checked_card`; no token, a public repository without `public`, or an error of the Hub.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -1,15 +1,15 @@
-"""Compare two variants' replies blind: a page on this machine on which people say which reply is the better one.
+"""Blind pairwise ratings of two variants' replies, on a page that this machine serves.
 
     python -m attune rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
     python -m attune rate sft sft-dpo --export ratings/sft-dpo.csv
     python -m attune rate sft sft-dpo --share           # puts the answers where `report` finds them
 
-Each rater gives a name, sees the replies to a context without the variants' names in an order of chance, answers with
-the better one or a tie and, if they like, a reason, and goes on where they stopped. Answers are kept in
-`ratings/answers.sqlite`; `--export` writes those to the replies of now as csv and prints the win rate and the raters'
-agreement. `--share` adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage `report` hangs
-on that file, since a clone has no database and DVC runs no stage of which a dep is missing. The page is served to this
-machine alone; `--host` serves it to others, without a password.
+Each rater gives a name, sees the two replies to a context in random order without the variants' names, chooses the
+better one or a tie with an optional reason, and may continue later. Answers are stored in `ratings/answers.sqlite`;
+`--export` writes the answers to the current replies as csv and prints the win rate and the raters' agreement. `--share`
+adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage `report` depends on that file, since
+a clone has no database and DVC runs no stage with a missing dependency. Only this machine can open the page; `--host`
+serves it to others, without a password.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ PORT = 8765
 NAME, REASON = 80, 2000
 
 
-def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, hosts: Sequence[str]) -> Starlette:
-    """The page and what it asks for.
+def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, hosts: Sequence[str]) -> Starlette:
+    """The web application: the page, the next item, and the endpoint for answers.
 
     Args:
-        found: of `ratings.items`.
+        pairs: the pairs of replies to rate, from `ratings.items`.
         names: of the variants a and b.
         store: of the answers.
         seed: of the orders.
-        hosts: values of the header Host that are answered, so that no other site's page can have a browser ask for
-            what is here by a name that points to this machine (DNS rebinding); empty: all.
+        hosts: accepted values of the header Host, against DNS rebinding (another site's page whose name points to this
+            machine); empty: all.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -57,10 +57,10 @@ def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
-    by_example = {item.example: item for item in found}
+    by_example = {item.example: item for item in pairs}
 
     class Guard:
-        """Refuses other hosts, and what another site's page sends."""
+        """Refuses other hosts and requests of other sites' pages."""
 
         def __init__(self, app: Any) -> None:
             self.app = app
@@ -70,7 +70,7 @@ def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
                 headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
                 host, origin = headers.get("host", ""), headers.get("origin")
                 if (hosts and host not in hosts) or (origin is not None and origin != f"http://{host}"):
-                    await PlainTextResponse("this page is served to its own machine alone", 403)(scope, receive, send)
+                    await PlainTextResponse("this page is served to its own machine only", 403)(scope, receive, send)
                     return
             await self.app(scope, receive, send)
 
@@ -79,22 +79,21 @@ def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
 
     def upcoming(request: Request) -> Response:
         rater = _rater(request.query_params.get("rater"))
-        done = {one.example for one in current(store.answers(rater), found, names)}
-        left = [item for item in order(found, rater, seed) if item.example not in done]
-        state: dict[str, Any] = {"done": len(done), "all": len(found)}
+        done = {rated.example for rated in current(store.answers(rater), pairs, names)}
+        left = [item for item in order(pairs, rater, seed) if item.example not in done]
+        state: dict[str, Any] = {"done": len(done), "all": len(pairs)}
         return JSONResponse(state | ({"item": shown(left[0], rater, seed)} if left else {}))
 
     async def answer(request: Request) -> Response:
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             raise DataError("an answer is JSON")
         try:
-            given = await request.json()
-            made = _answer(given, by_example, names, seed)
+            answered = _answer(await request.json(), by_example, names, seed)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"no answer that this page sends: {error!r}") from None
-        # SQLite waits for the disk, and for other writers.
-        await run_in_threadpool(store.keep, made)
-        return JSONResponse({"kept": made.example})
+            raise DataError(f"not an answer of this page: {error!r}") from None
+        # SQLite waits for the disk and for other writers.
+        await run_in_threadpool(store.keep, answered)
+        return JSONResponse({"kept": answered.example})
 
     def refused(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 400)
@@ -107,7 +106,7 @@ def app(found: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
 
 
 def shown(item: Item, rater: str, seed: int) -> dict[str, Any]:
-    """What the page shows of an item: no name of a variant is in it."""
+    """What the page shows of an item, without the names of the variants."""
     replies = [item.reply_a, item.reply_b]
     ordered = replies if first(item, rater, seed) == "a" else replies[::-1]
     return {"example": item.example, "context": item.context, "replies": ordered, "hash": item.replies}
@@ -120,7 +119,7 @@ def _rater(name: Any) -> str:
 
 
 def _answer(given: Any, by_example: dict[str, Item], names: tuple[str, str], seed: int) -> Answer:
-    """The answer behind what the page sent: `better` is first, second or tie."""
+    """The answer that the page sent; its `better` is first, second or tie."""
     rater, item = _rater(given["rater"]), by_example[given["example"]]
     if given["hash"] != item.replies:
         raise DataError("the replies have changed since the page was loaded: load it again")
@@ -135,28 +134,30 @@ def _answer(given: Any, by_example: dict[str, Item], names: tuple[str, str], see
 
 
 def read(names: tuple[str, str], params: Params) -> list[Item]:
-    """What there is to compare of two variants.
+    """The pairs of replies of two variants that differ.
 
     Raises:
-        UserError: a variant is not there, has not answered yet, or answers as the other one does.
+        UserError: a variant does not exist or has no replies yet, or all replies are equal.
     """
     for name in names:
         named(params.variants, name, "variants")
     a, b = map(read_replies, names)
-    if not (found := items(a, b)):
+    if not (pairs := items(a, b)):
         raise UserError(f"{names[0]} and {names[1]} answer every context alike: there is nothing to compare")
-    return found
+    return pairs
 
 
 def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
-    """Write the answers and print what they say."""
-    found = summary(answers, params.context.targets)
+    """Write the answers as csv and print their summary."""
+    result = summary(answers, params.context.targets)
     write_text(path, as_csv(answers))
-    agreed = f"Krippendorff's alpha {found['agreement']:.2f}" if "agreement" in found else "no agreement to tell"
+    agreed = (
+        f"Krippendorff's alpha {result['agreement']:.2f}" if "agreement" in result else "no agreement can be computed"
+    )
     print(
-        f"{answers[0].variant_b} is the better one against {answers[0].variant_a} in {found['win_rate']:.1f} % "
-        f"({found['win_rate.low']:.1f} to {found['win_rate.high']:.1f}) of {found['answers']:.0f} answers, ties "
-        f"counted half, to {found['dialogues']:.0f} dialogues by {found['raters']:.0f} raters; {agreed}"
+        f"{answers[0].variant_b} is the better one against {answers[0].variant_a} in {result['win_rate']:.1f} % "
+        f"({result['win_rate.low']:.1f} to {result['win_rate.high']:.1f}) of {result['answers']:.0f} answers, ties "
+        f"counted half, to {result['dialogues']:.0f} dialogues by {result['raters']:.0f} raters; {agreed}"
     )
 
 
@@ -164,7 +165,7 @@ def share(answers: Sequence[Answer]) -> None:
     """Add the answers, without names and reasons, to those that `report` shows.
 
     Raises:
-        DataError: there are none, or the file cannot be read.
+        DataError: there are no answers, or the file cannot be read.
     """
     if not answers:
         raise DataError(f"no answers yet to these replies: nothing is added to {RATINGS}")
@@ -177,23 +178,23 @@ def main(argv: Sequence[str]) -> None:
     """Serve the page, or export the answers."""
     parser = command_parser("rate", __doc__)
     parser.add_argument("a", help="a key of variants")
-    parser.add_argument("b", help="another one")
-    parser.add_argument("--host", default=LOOPBACK, help="where to listen; this machine alone")
-    parser.add_argument("--port", type=int, default=PORT, help=str(PORT))
+    parser.add_argument("b", help="another variant")
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on; default: this machine only")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
     parser.add_argument("--export", type=Path, metavar="CSV", help="write the answers and serve nothing")
     parser.add_argument("--share", action="store_true", help=f"add the answers to {RATINGS} and serve nothing")
     arguments = parser.parse_args(argv)
     params, names = load(), (arguments.a, arguments.b)
-    found, store = read(names, params), Store(ANSWERS)
+    pairs, store = read(names, params), Store(ANSWERS)
     if arguments.export:
-        export(current(store.answers(), found, names), arguments.export, params)
+        export(current(store.answers(), pairs, names), arguments.export, params)
     if arguments.share:
-        share(current(store.answers(), found, names))
+        share(current(store.answers(), pairs, names))
     if arguments.export or arguments.share:
         return
     import uvicorn
 
     host, port = arguments.host, arguments.port
     hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")] if host == LOOPBACK else []
-    print(f"{len(found)} contexts: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
-    uvicorn.run(app(found, names, store, params.seed, hosts), host=host, port=port, log_level="warning")
+    print(f"{len(pairs)} contexts: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+    uvicorn.run(app(pairs, names, store, params.seed, hosts), host=host, port=port, log_level="warning")

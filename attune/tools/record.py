@@ -73,8 +73,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             compose(model_overrides)
             _reproduce(record, part, path)
             params = load()
-            scorers = dict.fromkeys(params.variants, params.scorers)
-            comparison.save_scores(scorers, SCORES / name / model)
+            comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
             part |= _results(params) | _comparisons(params, SCORES / name / model)
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
@@ -115,7 +114,7 @@ def _results(params: Params) -> dict[str, Any]:
         "intervals": intervals,
         "classifiers": results.read_quality(params),
         "mmlu": {key: results.read_metrics(results.mmlu_file(key)) for key in params.variants},
-        "signature": {key: results.read_object(results.signature_file(results.TEXT, key)) for key in params.variants},
+        "signature": {key: results.read_signature(params, key) for key in params.variants},
     }
 
 

@@ -1,9 +1,9 @@
-"""What a reviewer of a change reads: the metrics that moved, and ten replies before and after, as one comment.
+"""The comment on a pull request: the metrics that changed, and ten replies before and after.
 
     python -m attune review main > comment.md
 
-compares the working tree to REV (a commit, branch or tag). Changes of metrics that lie within the new value's interval
-are marked. Replies are those of the last variant of params.yaml, or of --variant; those of REV come from DVC's cache.
+compares the working tree with REV (a commit, branch or tag). Changes within the new value's interval are marked.
+Replies are those of the last variant of params.yaml, or of --variant; the replies of REV come from DVC's cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Replies = Mapping[str, dict[str, Any]]
 
 
 def replies_at(revision: str, variant: str) -> Replies | None:
-    """The variant's replies at a revision by example; None where it has none, or DVC's cache does not hold them.
+    """The variant's replies at a revision, by example; None if there are none in DVC's cache.
 
     Raises:
         UserError: Git does not know the revision.
@@ -44,18 +44,18 @@ def replies_at(revision: str, variant: str) -> Replies | None:
 
 
 def comment(revision: str, name: str, variant: str, params: Params) -> str:
-    """The whole comment, as Markdown; `name` is what the page calls `revision`.
+    """The comment as Markdown; it calls `revision` by `name`.
 
     Raises:
-        UserError: `revision` or `variant` is not there, or the replies of the working tree are not.
+        UserError: there is no such `revision` or `variant`, or the working tree has no replies of it.
     """
     named(params.variants, variant, "variants")
     after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
-    found = compare.compare(revision)
+    changed = compare.compare(revision)
     return "\n\n".join([
         f"## Metrics against {escape(name)}",
-        compare.page(found, escape(name), markdown=True, everything=True),
+        compare.page(changed, escape(name), markdown=True, everything=True),
         f"## Replies of {escape(variant)} against {escape(name)}",
         *_samples(before, after, params.seed),
     ]) + "\n"  # fmt: skip
@@ -71,18 +71,18 @@ def _samples(before: Replies | None, after: Replies, seed: int) -> Sequence[str]
         return [count]
     parts = [f"{count} {MACHINE}, unchecked: some are wrong or hurtful, and none is counsel."]
     for key in choose(changed, seed):
-        said = quote(after[key]["context"][-1]["text"], "**user:** ")
+        prompt = quote(after[key]["context"][-1]["text"], "**user:** ")
         replies = (quote(side[key]["reply"], f"**{name}:** ") for name, side in (("before", before), ("after", after)))
-        parts.append("\n\n".join([f"{escape(changed[key].strip())} ({escape(key)})", said, *replies]))
+        parts.append("\n\n".join([f"{escape(changed[key].strip())} ({escape(key)})", prompt, *replies]))
     return parts
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the comment."""
     parser = command_parser("review", __doc__)
-    parser.add_argument("revision", metavar="REV", help="what to compare to")
-    parser.add_argument("--name", help="what to call REV; as it is given")
-    parser.add_argument("--variant", help="whose replies are shown; the last one of params.yaml")
+    parser.add_argument("revision", metavar="REV", help="what to compare with")
+    parser.add_argument("--name", help="what to call REV; default: as given")
+    parser.add_argument("--variant", help="whose replies are shown; default: the last one of params.yaml")
     arguments = parser.parse_args(argv)
     params = load()
     name, variant = arguments.name or arguments.revision, arguments.variant or list(params.variants)[-1]

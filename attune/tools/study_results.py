@@ -1,4 +1,4 @@
-"""What the experiments of a study gave: a csv of all of them, a table over seeds, and the figure."""
+"""The results of a study: a csv of its experiments, a table over seeds, and the figure."""
 
 from __future__ import annotations
 
@@ -122,29 +122,31 @@ def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> 
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["experiment", "revision", *grid, "seed", "variant", *metrics])
     for row in rows:
-        own = [row.point[key] for key in grid]
-        writer.writerow([row.experiment, row.revision, *own, row.seed, row.variant, *(row.metrics[m] for m in metrics)])
+        point = [row.point[key] for key in grid]
+        writer.writerow(
+            [row.experiment, row.revision, *point, row.seed, row.variant, *(row.metrics[m] for m in metrics)]
+        )
     return buffer.getvalue()
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(the point in words, variant) to the values of each metric, one a seed; in the order of the rows."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    """(the point as text, variant) to the values of each metric, one for each seed; in the order of the rows."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         point = ", ".join(f"{key}={value}" for key, value in row.point.items())
         for metric, value in row.metrics.items():
-            found.setdefault((point, row.variant), {}).setdefault(metric, []).append(value)
-    return found
+            values.setdefault((point, row.variant), {}).setdefault(metric, []).append(value)
+    return values
 
 
 def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
     """Mean and standard deviation over the seeds, with the paper's own rows before them where it prints any."""
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
-    notes, own = {}, over_seeds(rows)
-    for (point, variant), values in own.items():
+    notes = {}
+    for (point, variant), values in over_seeds(rows).items():
         row = ", ".join(part for part in (point, variant) if part)
-        means = means | {row: {key: fmean(one) for key, one in values.items()}}
-        notes[row] = {key: f" ± {stdev(one):,.{COLUMNS[key][1]}f}" for key, one in values.items() if len(one) > 1}
+        means = means | {row: {key: fmean(seeds) for key, seeds in values.items()}}
+        notes[row] = {key: f" ± {stdev(seeds):,.{COLUMNS[key][1]}f}" for key, seeds in values.items() if len(seeds) > 1}
     columns = {key: COLUMNS[key] for key in study.shown.metrics}
     seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
@@ -166,7 +168,6 @@ def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
     """The figure as SVG and PNG: a panel for each metric, a line for each variant over `shown.x`."""
     shown = study.shown
     assert shown.x is not None
-    found = {}
     with style():
         from matplotlib.figure import Figure
 
@@ -174,19 +175,18 @@ def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
         panels = drawn.subplots(1, len(shown.metrics), squeeze=False)[0]
         for axes, metric in zip(panels, shown.metrics, strict=True):
             for variant, look in zip(shown.variants, LOOKS, strict=False):
-                own = [(float(row.point[shown.x]), row.metrics[metric]) for row in rows if row.variant == variant]
-                _line(axes, own, variant, look, spread=shown.kind == "spread")
+                values = [(float(row.point[shown.x]), row.metrics[metric]) for row in rows if row.variant == variant]
+                _line(axes, values, variant, look, spread=shown.kind == "spread")
             axes.set(xlabel=shown.x, ylabel=COLUMNS[metric][0])
             if min(float(row.point[shown.x]) for row in rows) > 0:
                 axes.set_xscale("log")
-            # A tick for each value of the grid: the powers of ten of a logarithmic axis are formulas, which are off.
-            places = {float(row.point[shown.x]): str(row.point[shown.x]) for row in rows}
-            axes.set_xticks(list(places), list(places.values()))
+            # A tick for each value of the grid: those of a logarithmic axis are formulas, which this style disables.
+            ticks = {float(row.point[shown.x]): str(row.point[shown.x]) for row in rows}
+            axes.set_xticks(list(ticks), list(ticks.values()))
             axes.minorticks_off()
         if len(shown.variants) > 1:
             panels[-1].legend(frameon=False)
-        found = {ending: _saved(drawn, ending) for ending in ("svg", "png")}
-    return found
+        return {ending: _saved(drawn, ending) for ending in ("svg", "png")}
 
 
 def _line(axes: Axes, values: Sequence[tuple[float, float]], name: str, look: Look, spread: bool) -> None:
@@ -207,7 +207,7 @@ def _line(axes: Axes, values: Sequence[tuple[float, float]], name: str, look: Lo
 
 def _saved(drawn: Figure, ending: str) -> bytes:
     buffer = io.BytesIO()
-    # Without date and version, so that the same numbers give the same bytes.
+    # No date and no version: the same numbers give the same bytes.
     metadata = {"Date": None} if ending == "svg" else {"Software": None}
     drawn.savefig(buffer, format=ending, dpi=200, metadata=metadata)
     return buffer.getvalue()

@@ -1,10 +1,10 @@
-"""Which metric orders replies as people do: each metric's rank correlation with ratings that you bring.
+"""Correlate every metric with human ratings of replies: Spearman's rank correlation.
 
     python -m attune validity ratings.csv
 
-reads a csv with the columns `context` (the turn that is answered), `reply`, `rating` (a number; of several raters
-`rating_1`, `rating_2`, … which are averaged, an empty one left out) and, where there is one, `reference` (a human
-reply), and prints Spearman's correlation of every metric with the ratings, a 95 % interval and the number of replies.
+reads a csv with the columns `context` (the turn before the reply), `reply`, `rating` (a number; with several raters
+`rating_1`, `rating_2`, …, whose mean is taken over those that are not empty) and optionally `reference` (a human
+reply), and prints Spearman's correlation of every metric with the ratings, its 95 % interval and the number of replies.
 Encoder and layer are those of params.yaml; without `models/epitome` the levels of empathy are left out.
 """
 
@@ -33,7 +33,7 @@ Scores = dict[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Rated:
-    """A reply in its context, the mean of its ratings, and a human reply where the file has one."""
+    """A reply with its context, its mean rating, and a human reply if the file has one."""
 
     context: str
     reply: str
@@ -45,7 +45,7 @@ def read(path: Path) -> list[Rated]:
     """Read the ratings.
 
     Raises:
-        DataError: the file is missing, is no UTF-8, lacks a column, or a row does not fit; names file and line.
+        DataError: the file is missing, is not UTF-8, lacks a column, or has an invalid row; names file and line.
     """
     rows = list(_rows(read_csv(path, DataError, "the first argument names the file of ratings"), path))
     if len(rows) < 3:
@@ -87,20 +87,20 @@ def _number(text: str) -> float | None:
 
 
 def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
-    """Every metric that can be had by reply, and a sentence for each group of them that cannot."""
+    """Every available metric by reply, and a sentence for each group that is not available."""
     replies = [row.reply for row in rows]
     references = [row.reference for row in rows if row.reference is not None]
-    found: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
+    values: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
     left_out = []
     if references:
-        found |= _overlap(replies, references, params)
+        values |= _overlap(replies, references, params)
     else:
         left_out.append("The file has no column reference: ROUGE, BERTScore and diff are left out.")
     if (EPITOME / "epitome.json").is_file():
-        found |= _levels(rows, references, params)
+        values |= _levels(rows, references, params)
     else:
         left_out.append(f"{EPITOME} is missing (`dvc repro epitome` makes it): the levels of empathy are left out.")
-    return found, left_out
+    return values, left_out
 
 
 def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) -> Scores:
@@ -120,16 +120,16 @@ def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) ->
     from attune.classifiers.epitome.levels import score
 
     posts = [row.context for row in rows]
-    own = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
-    found: Scores = {f"level_{MECHANISMS[name]}": levels for name, levels in own.items()}
+    levels = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
+    values: Scores = {f"level_{MECHANISMS[name]}": column for name, column in levels.items()}
     if references:
         human = score(EPITOME, posts, references, params.hardware)
         for name, short in MECHANISMS.items():
-            found[f"diff_{short}"] = [(a - b) ** 2 for a, b in zip(own[name], human[name], strict=True)]
-    return found
+            values[f"diff_{short}"] = [(a - b) ** 2 for a, b in zip(levels[name], human[name], strict=True)]
+    return values
 
 
-def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
+def page(rows: Sequence[Rated], values: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
     """The table of correlations, a row a metric, and what was left out."""
     import numpy as np
 
@@ -137,10 +137,10 @@ def page(rows: Sequence[Rated], found: Scores, left_out: Sequence[str], resample
 
     ratings = np.array([row.rating for row in rows], dtype=float)
     lines = {}
-    for name, values in found.items():
-        result = spearman(np.array(values, dtype=float), ratings, resamples, seed)
+    for name, column in values.items():
+        result = spearman(np.array(column, dtype=float), ratings, resamples, seed)
         lines[name] = {key: value for key, value in result._asdict().items() if isfinite(value)} | {"n": len(rows)}
-    notes = ["A dash: all replies have the same score. diff: lower is better, so that a good one correlates below 0."]
+    notes = ["A dash: all replies have the same score. diff: lower is better, so a good metric correlates negatively."]
     return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
 
 

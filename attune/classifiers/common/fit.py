@@ -87,8 +87,9 @@ def fit(
                 if signals or step % hardware.save_every == 0 or step % steps_per_epoch == 0:
                     _save(model, optimizer, step, checkpoint, hardware)
                 if signals:
-                    reached = f"step {step} of {total} of {name}"
-                    raise Stopped(signals[0], f"{reached} is kept; the same command goes on there")
+                    raise Stopped(
+                        signals[0], f"step {step} of {total} of {name} is kept; the same command goes on there"
+                    )
     model.eval()
 
 

@@ -114,17 +114,17 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
     with sizes.quiet(), mode:
         _fake(policy)
         # A CPU's tensors, since those of the meta device are passed over by autocast, and those of a GPU need one.
-        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as found:
+        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as storages:
             forward(mode)
-    logits = sum(one for one, shape in found.values() if shape[-1:] == (vocabulary,))
-    return Kept(sum(one for one, _ in found.values()) - logits, logits, _casts(policy, params.hardware))
+    logits = sum(size for size, shape in storages.values() if shape[-1:] == (vocabulary,))
+    return Kept(sum(size for size, _ in storages.values()) - logits, logits, _casts(policy, params.hardware))
 
 
 def _casts(policy: Any, hardware: Hardware) -> int:
     """Bytes of the adapter in bf16, which autocast keeps to the forward pass's end where no layer's graph does."""
     if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.dtype == "bf16"):
         return 0
-    return sum(2 * one.numel() for one in policy.parameters() if one.requires_grad)
+    return sum(2 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
 
 
 def _fake(policy: Any) -> None:
@@ -133,13 +133,15 @@ def _fake(policy: Any) -> None:
 
     made: dict[int, Any] = {}
     for module in policy.modules():
-        for name, one in module._parameters.items():
-            if one is not None:
-                fake = torch.nn.Parameter(torch.empty(one.shape, dtype=one.dtype), requires_grad=one.requires_grad)
-                module._parameters[name] = made.setdefault(id(one), fake)
-        for name, one in module._buffers.items():
-            if one is not None:
-                module._buffers[name] = torch.empty(one.shape, dtype=one.dtype)
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                fake = torch.nn.Parameter(
+                    torch.empty(tensor.shape, dtype=tensor.dtype), requires_grad=tensor.requires_grad
+                )
+                module._parameters[name] = made.setdefault(id(tensor), fake)
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
@@ -175,7 +177,7 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
     laid["distinct"] = laid["indices"].unique()
 
     def forward(mode: Any) -> torch.Tensor:
-        batch = {name: mode.from_tensor(one) for name, one in laid.items()}
+        batch = {name: mode.from_tensor(tensor) for name, tensor in laid.items()}
         if uses_varlen(model):
             # The lengths given: fake tensors have no values to count them from.
             lengths = [len(document) for document in documents]
@@ -194,19 +196,19 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
     """Within, what autograd keeps for the backward pass beside the weights: storage to (bytes, shape of a tensor)."""
     import torch
 
-    weights = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
-    found: dict[int, tuple[int, tuple[int, ...]]] = {}
+    weights = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}
+    storages: dict[int, tuple[int, tuple[int, ...]]] = {}
     alive = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            found[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
+            storages[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
             alive.append(storage)  # else another could take its place
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield found
+        yield storages
 
 
 def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:

@@ -1,14 +1,9 @@
 """The trainer of SFT gives the loss and gradients of a plain forward pass, on every architecture."""
 
 import itertools
-import os
 import random
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import factory
 import pytest
@@ -20,10 +15,9 @@ from attune.config.schema import Hardware
 from attune.cpu.dropout import quick_dropout
 from attune.cpu.optimize import optimize_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class
-from attune.runtime.distributed import is_main_process, process_group
 from attune.runtime.errors import UserError
 from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised
-from attune.training.common.trainer import common_arguments, run
+from attune.training.common.trainer import common_arguments
 from attune.training.sft.trainer import (
     has_positionwise_head,
     logits_only_at,
@@ -300,44 +294,3 @@ def test_indivisible_batch(batch, micro, processes, monkeypatch, tmp_path):
     sft, hardware = replace(SFT, batch_size=batch), replace(HARDWARE, micro_batch_size=micro)
     with pytest.raises(UserError, match=rf"sft\.batch_size = {batch} cannot be shared by {processes} processes"):
         common_arguments(sft, hardware, 5, tmp_path)
-
-
-def trained_together(folder: Path) -> dict[str, torch.Tensor]:
-    """Three steps of four examples, on `WORLD_SIZE` processes in micro-batches of two."""
-    hardware = replace(HARDWARE, micro_batch_size=2)
-    model = adapted("llama")
-    trainer = supervised_trainer(
-        model,
-        hardware,
-        args=transformers.TrainingArguments(**common_arguments(SFT, hardware, 5, folder)),
-        train_dataset=rows(),
-        data_collator=partial(pad_supervised, pad_id=0),
-    )
-    run(trainer, folder / "curves")
-    assert trainer.state.global_step == 3
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path):
-    alone = trained_together(tmp_path / "alone")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
-               __file__, str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    start = dict(adapted("llama").named_parameters())
-    for name, weight in alone.items():
-        assert float((weight - start[name].detach()).abs().max()) > 1e-3
-        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5)
-
-
-if __name__ == "__main__":
-    with process_group("cpu"):
-        weights = trained_together(Path(sys.argv[1]) / "ranks")
-    if is_main_process():
-        torch.save(weights, Path(sys.argv[1]) / "two.pt")

@@ -21,6 +21,7 @@ LOSS, POINTS = 1e-3, 2.0
 RUN = """
 import json, os, sys
 from pathlib import Path
+import factory
 import torch
 from attune.corpora.readers import empathetic_dialogues
 from attune.training.pretraining.pretrain import pretrain
@@ -29,20 +30,20 @@ from attune.runtime.io import canonicalize_model_files
 from attune.models.chat_template import encode_dialogue, encode_prompt
 from attune.generation.generate import generate_replies
 from attune.training.common.trainer import save_adapter
-from attune.config.schema import Hardware, Lora, Model, Sft, Tiny
 from attune.scoring.text.overlap import overlap
 
 dialogues, _ = empathetic_dialogues.read(Path(sys.argv[1]))
 train, held = ([one for one in dialogues if one.split == split] for split in ("train", "test"))
-hardware = Hardware("cpu", "fp32", int(sys.argv[2]), 8, False, False, 512, 100, 1, 1, None, None, "adamw_torch_fused")
-tiny = Tiny(500, 96, 192, 2, 2, 128, "sample", 1, 3e-3, 16, 64, "llama")
-model = Model("tiny", None, None, None, None, False, False, None, None, None)
+hardware = factory.hardware(threads=int(sys.argv[2]), micro_batch_size=8, save_every=100)
+tiny = factory.tiny(vocab_size=500, hidden_size=96, intermediate_size=192, learning_rate=3e-3, batch_size=16)
+model = factory.model()
 made, tokenizer = pretrain([one.turns for one in train[:64]], model, tiny, hardware, 1, Path("c1"), Path("c1-curves"))
 for one in (made, tokenizer):
     one.save_pretrained("base")
 canonicalize_model_files(Path("base"))
-settings = Sft(1, 3e-3, 16, "cosine", 0, 96, "assistant", {})
-policy = fine_tune(made, tokenizer, train[:32], settings, Lora(4, 8, 0.1), hardware, 1, Path("c2"), Path("curves"))
+settings = factory.sft(learning_rate=3e-3, batch_size=16, max_length=96)
+lora = factory.lora(dropout=0.1)
+policy = fine_tune(made, tokenizer, train[:32], settings, lora, hardware, 1, Path("c2"), Path("curves"))
 save_adapter(policy, Path("sft"))
 policy.eval()
 losses = []
@@ -65,7 +66,9 @@ print(json.dumps({"threads": torch.get_num_threads(), "loss": sum(losses) / len(
 def trained(folder: Path, threads: int, hash_seed: int) -> tuple[dict[str, float], dict[str, str]]:
     """Base model, SFT and replies in a process of its own: the metrics, and the hash of every out."""
     folder.mkdir()
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONHASHSEED": str(hash_seed)}
+    # Threads that wait for each other actively would take the cores of the other processes.
+    env |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", RUN, str(ROOT / "data/sample/empatheticdialogues"), str(threads)]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

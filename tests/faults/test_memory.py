@@ -70,7 +70,7 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     """48 dialogues in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are read."""
     monkeypatch.chdir(small.make(tmp_path, 48))
     params = factory.params(sft=SFT, lora=factory.lora(), seed=5)
-    sft_stage.main(params)
+    sft_stage.main("sft", params)
     whole = load_file("models/sft/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
     loss, calls = trainer.token_loss, []
@@ -82,7 +82,7 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
         return loss(outputs, labels, num_items_in_batch)
 
     monkeypatch.setattr(trainer, "token_loss", limited)
-    sft_stage.main(params)
+    sft_stage.main("sft", params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
     for name, weight in load_file("models/sft/adapter_model.safetensors").items():
@@ -98,8 +98,7 @@ def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
          for i, one in enumerate(dialogues)], tmp_path / "data/pairs/e1.parquet",
     )  # fmt: skip
     rounds = {"e1": factory.dpo_round(init="models/base")}
-    dpo = factory.dpo(batch_size=8, rounds=rounds)
-    params = factory.params(dpo=dpo, lora=factory.lora(), seed=5)
+    params = factory.params(dpo=factory.dpo(batch_size=8), rounds=rounds, lora=factory.lora(), seed=5)
     dpo_stage.main("e1", params)
     whole = load_file("models/dpo/e1/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)

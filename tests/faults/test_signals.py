@@ -13,8 +13,10 @@ from helpers import ROOT
 from pipeline import Run, start, steps_seen
 
 from attune.classifiers.common.fit import fit
+from attune.config.params import load
 from attune.runtime.errors import Stopped, reported
 from attune.runtime.sealed import newest_whole
+from stages import sft as sft_stage
 
 STEPS = 60
 ADAPTER = "models/sft/adapter_model.safetensors"
@@ -26,10 +28,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def sft(folder: Path, name: str) -> Run:
-    return start(folder, folder / f"{name}.txt", sys.executable, "-m", "stages.sft", env={"PYTHONPATH": str(ROOT)})
+    command = (sys.executable, "-m", "stages.sft", "sft")
+    return start(folder, folder / f"{name}.txt", *command, env={"PYTHONPATH": str(ROOT)})
 
 
-def made(folder: Path) -> dict[str, bytes]:
+def written(folder: Path) -> dict[str, bytes]:
     curves = folder / "reports/curves/sft"
     files = [folder / ADAPTER, *sorted(curves.rglob("*.tsv"))]
     assert len(files) > 3
@@ -38,30 +41,36 @@ def made(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder) -> dict[str, bytes]:
-    run = sft(folder, "undisturbed")
-    assert run.process.wait() == 0, run.output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        sft_stage.main("sft", load())
     small.recorded_by_dvc(folder)
-    return made(folder)
+    return written(folder)
+
+
+def stopped(folder: Path, number: signal.Signals, after: int) -> int:
+    """Train in a process that gets the signal after step `after`; the step of the checkpoint that it leaves."""
+    run = sft(folder, number.name)
+    assert run.wait_until(lambda: steps_seen(run.output) >= after), run.output
+    assert run.send(number) == 128 + number
+    assert "Traceback" not in run.output
+    (step,) = re.findall(rf"stopped by {number.name}: step (\d+) of {STEPS} is kept", run.output.splitlines()[-1])
+    (checkpoints,) = (folder / ".checkpoints").glob("sft-*/")
+    assert newest_whole(checkpoints, "checkpoint") == checkpoints / f"checkpoint-{step}"
+    assert not (folder / ADAPTER).exists()
+    return int(step)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
-def test_a_signal_ends_training_with_a_checkpoint(number, name, folder, undisturbed):
+def test_signals_end_training_with_a_checkpoint(folder, undisturbed):
     (folder / ADAPTER).unlink()
-    run = sft(folder, name)
-    assert run.wait_until(lambda: steps_seen(run.output) >= 3), run.output
-    assert run.send(number) == 128 + number
-    assert "Traceback" not in run.output
-    said = re.findall(rf"stopped by {name}: step (\d+) of {STEPS} is kept", run.output.splitlines()[-1])
-    (kept,) = (folder / ".checkpoints").glob("sft-*/")
-    step = int(said[0])
-    assert 3 <= step < STEPS and newest_whole(kept, "checkpoint") == kept / f"checkpoint-{step}"
-    assert not (folder / ADAPTER).exists()
-    again = sft(folder, f"{name}-again")
-    assert again.process.wait() == 0, again.output
-    assert f"checkpoint-{step}" in again.output
-    assert made(folder) == undisturbed
-    small.recorded_by_dvc(folder)
+    first = stopped(folder, signal.SIGTERM, 3)
+    second = stopped(folder, signal.SIGINT, first + 3)
+    assert 3 <= first < second < STEPS
+    last = sft(folder, "last")
+    assert last.process.wait() == 0, last.output
+    assert f"checkpoint-{second}" in last.output
+    assert written(folder) == undisturbed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -35,7 +35,8 @@ COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentence
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
-           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
+           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}",
+           "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
 COMMON = (
     "download",

@@ -13,7 +13,7 @@ import pytest
 from attune.config.params import load
 from attune.corpora.readers.registry import read_corpus
 from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
-from attune.data.dialogue import examples as one_by_one
+from attune.data.examples import examples as one_by_one
 from attune.labels.miti import ADHERENCE, read_adherence
 from attune.pairs.build import counselling
 from attune.pairs.counselling import MATCHES, counselling_pairs, group_by_match, match_counts, sides
@@ -53,14 +53,9 @@ def made(some, pool=POOL, seed=13, epoch=1):
 
 def settings(limit=None, rule="counselling"):
     base = load(ROOT / "params.yaml")
-    rounds = {f"e{i}": factory.dpo_round(init=f"models/dpo/e{i - 1}", source="sessions") for i in (1, 2)}
-    return replace(
-        base,
-        pairs=replace(base.pairs, rule=rule, limit=limit),
-        dpo=replace(base.dpo, rounds=rounds),
-        miti=replace(base.miti, adherence=str(TABLE)),
-        corpus=replace(base.corpus, targets="every"),
-    )
+    rounds = {f"e{i}": factory.dpo_round(init=f"models/dpo/e{i - 1}") for i in (1, 2)}
+    pairs = replace(base.pairs, rule=rule, table=str(TABLE), limit=limit)
+    return replace(base, pairs=pairs, rounds=rounds, context=factory.context(targets="every"))
 
 
 def test_the_table_has_a_row_for_every_label_of_the_miti_code():
@@ -140,7 +135,7 @@ def test_judged_sessions_and_answers_to_posts_meet_only_where_nothing_else_is_le
 @pytest.mark.corpora
 def test_four_in_ten_pairs_of_counsel_chat_answer_one_post(corpora_dir):
     dialogues, _ = read_corpus(corpora_dir / "mi", "mi", file="boosting_CC_Augmented.csv", columns=COUNSEL_CHAT)
-    chosen, rejected = sides([one for d in dialogues for one in one_by_one(d, "every", 7)], ADHERENT)
+    chosen, rejected = sides([one for d in dialogues for one in one_by_one([d], "every", 7)], ADHERENT)
     pairs = made(chosen, group_by_match(rejected))
     posts = {one.id: normalise(one.context[0].text) for one in rejected}
     assert all((pair.match == "post") is (posts[pair.rejected_id] == normalise(pair.prompt[0].text)) for pair in pairs)

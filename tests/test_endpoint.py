@@ -101,8 +101,12 @@ def serving(plan):
 
 
 def settings(url, **changes):
-    prompts = {"prompt": PROMPTS["replies"], "judge_prompt": PROMPTS["judge"]}
-    return factory.llm(base_url=url, **prompts | changes)
+    """What the endpoint generates, and how it is reached."""
+    reached = {
+        name: changes.pop(name) for name in ("key_variable", "concurrency", "retries", "timeout") if name in changes
+    }
+    llm = factory.llm(base_url=url, prompt=PROMPTS["replies"], judge_prompt=PROMPTS["judge"], **changes)
+    return llm, factory.endpoint(**reached)
 
 
 def requests(n):
@@ -111,13 +115,13 @@ def requests(n):
 
 def test_an_answer_is_asked_for_once(tmp_path, capsys):
     with serving(lambda number, body: (200, completion(json.loads(body)["messages"][0]["content"]))) as (server, url):
-        first = ask(settings(url), [*requests(10), *requests(5)], tmp_path / "a.sqlite")
+        first = ask(*settings(url), [*requests(10), *requests(5)], tmp_path / "a.sqlite")
         assert first == [f"question {i}" for i in [*range(10), *range(5)]]
         assert len(server.asked) == 10 and server.most <= 3
-        assert ask(settings(url), requests(14), tmp_path / "a.sqlite")[:10] == first[:10]
+        assert ask(*settings(url), requests(14), tmp_path / "a.sqlite")[:10] == first[:10]
         assert len(server.asked) == len(set(server.asked)) == 14
         # Another temperature, model or seed is another question.
-        ask(settings(url, model="other"), requests(1), tmp_path / "a.sqlite")
+        ask(*settings(url, model="other"), requests(1), tmp_path / "a.sqlite")
         assert len(server.asked) == 15
     lines = capsys.readouterr().out.splitlines()
     assert "10 requests, 0 of them answered before and 10 to ask" in lines[0]
@@ -129,7 +133,7 @@ def test_an_answer_is_asked_for_once(tmp_path, capsys):
 def test_a_busy_server_is_asked_again(tmp_path):
     failures = {1: 429, 2: 500, 3: 503}
     with serving(lambda number, body: (failures.get(number, 200), completion("yes"))) as (server, url):
-        assert ask(settings(url), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        assert ask(*settings(url), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
         assert len(server.asked) == 4 + 3
 
 
@@ -141,7 +145,7 @@ def test_a_slow_server_is_waited_for_with_as_many_requests_as_allowed(tmp_path):
         return 200, completion("late")
 
     with serving(plan) as (server, url):
-        assert ask(settings(url), requests(6), tmp_path / "a.sqlite") == ["late"] * 6
+        assert ask(*settings(url), requests(6), tmp_path / "a.sqlite") == ["late"] * 6
         assert (len(server.asked), server.most) == (6, 3)
 
 
@@ -155,11 +159,11 @@ def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
 
     with serving(plan) as (server, url):
         with pytest.raises(UserError, match="what it answered is kept: run the same command again"):
-            ask(settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
+            ask(*settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
         answered = set(server.asked[:5])
         dying[0] = False
         del server.asked[:]
-        assert ask(settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
+        assert ask(*settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
         assert len(server.asked) == 7 and not answered & set(server.asked)
 
 
@@ -172,7 +176,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path):
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        assert ask(settings(url, concurrency=1, timeout=1.0), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        assert ask(*settings(url, concurrency=1, timeout=1.0), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
         held.set()
         assert len(server.asked) == 5 and server.asked[2] == server.asked[3] and len(set(server.asked)) == 4
 
@@ -187,19 +191,19 @@ def test_a_server_that_falls_silent_is_named_and_taken_up_where_it_stopped(tmp_p
 
     with serving(plan) as (server, url):
         with pytest.raises(UserError, match=r"does not answer \(APITimeoutError.*is kept: run the same command again"):
-            ask(settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
+            ask(*settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
         # Two answers, then one request and its repetition.
         assert len(server.asked) == 4
         answered = set(server.asked[:2])
         held.set()
         del server.asked[:]
-        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert ask(*settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
         assert len(server.asked) == 3 and not answered & set(server.asked)
 
 
 def test_a_connection_that_breaks_in_an_answer_is_asked_again(tmp_path):
     with serving(lambda number, body: (200, completion("yes"), 40 if number in (2, 4) else None)) as (server, url):
-        assert ask(settings(url, concurrency=1), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+        assert ask(*settings(url, concurrency=1), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
         assert len(server.asked) == 3 + 2 and len(set(server.asked)) == 3
 
 
@@ -211,11 +215,11 @@ def test_connections_that_break_in_every_answer_are_named_and_nothing_is_asked_t
 
     with serving(plan) as (server, url):
         with pytest.raises(UserError, match=r"does not answer \(APIConnectionError.*run the same command again"):
-            ask(settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
+            ask(*settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
         answered = set(server.asked[:2])
         dying[0] = False
         del server.asked[:]
-        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert ask(*settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
         assert len(server.asked) == 3 and not answered & set(server.asked)
 
 
@@ -224,7 +228,7 @@ def test_a_server_that_is_not_there(tmp_path):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(UserError, match=r"does not answer \(APIConnectionError"):
-        ask(settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
+        ask(*settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
 
 
 RUBBISH = {
@@ -243,15 +247,15 @@ def test_rubbish_is_passed_over_and_not_kept(tmp_path, case):
         return 200, RUBBISH[case] if sick[0] and "question 1" in body else completion("yes")
 
     with serving(plan) as (_, url):
-        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
+        assert ask(*settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
         sick[0] = False
-        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+        assert ask(*settings(url), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
 
 
 def test_a_refusal_is_an_answer(tmp_path):
     with serving(lambda number, body: (400, json.dumps({"error": {"message": "filtered"}}))) as (server, url):
         for _ in range(2):
-            assert ask(settings(url), requests(1), tmp_path / "a.sqlite") == [None]
+            assert ask(*settings(url), requests(1), tmp_path / "a.sqlite") == [None]
         assert len(server.asked) == 1
 
 
@@ -260,12 +264,12 @@ def test_the_key_comes_from_its_variable_and_is_written_nowhere(tmp_path, monkey
         llm = settings(url, key_variable="SOME_KEY", retries=0)
         monkeypatch.delenv("SOME_KEY", raising=False)
         with pytest.raises(UserError, match="the environment variable SOME_KEY is not set"):
-            ask(llm, requests(1), tmp_path / "a.sqlite")
+            ask(*llm, requests(1), tmp_path / "a.sqlite")
         monkeypatch.setenv("SOME_KEY", "secret-4711")
-        ask(llm, requests(2), tmp_path / "a.sqlite")
+        ask(*llm, requests(2), tmp_path / "a.sqlite")
         assert server.keys == {"Bearer secret-4711"}
         with pytest.raises(UserError, match=r"AuthenticationError.*the key in the environment variable SOME_KEY"):
-            ask(llm, requests(3), tmp_path / "a.sqlite")
+            ask(*llm, requests(3), tmp_path / "a.sqlite")
     assert all(b"secret-4711" not in path.read_bytes() for path in tmp_path.iterdir())
     assert "secret-4711" not in capsys.readouterr().out
 
@@ -275,7 +279,7 @@ import sys
 from pathlib import Path
 from tests.test_endpoint import requests, settings
 from attune.pairs.endpoint import ask
-ask(settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
+ask(*settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
 """
 
 
@@ -301,7 +305,7 @@ def test_a_killed_run_asks_nothing_twice(tmp_path):
         held.set()
         answered = set(server.asked[:4])
         del server.asked[:]
-        assert ask(settings(url), requests(8), tmp_path / "a.sqlite") == ["yes"] * 8
+        assert ask(*settings(url), requests(8), tmp_path / "a.sqlite") == ["yes"] * 8
         assert len(server.asked) == 4 and not answered & set(server.asked)
 
 
@@ -315,7 +319,7 @@ def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
 
     with serving(plan) as (_, url):
         llm = settings(url)
-        source, judge = llm_source(llm, 13, 1, tmp_path / "a.sqlite"), llm_judge(llm, tmp_path / "a.sqlite")
+        source, judge = llm_source(*llm, 13, 1, tmp_path / "a.sqlite"), llm_judge(*llm, tmp_path / "a.sqlite")
         pairs, malformed = scored_pairs(EXAMPLES, source, judge, name="llm", margin=0.5, epoch=1)
     assert [pair.id for pair in pairs] == [one.id for one in EXAMPLES if one.id != "train/003"]
     assert {(p.chosen, p.chosen_score, p.rejected, p.rejected_score) for p in pairs} == {
@@ -327,18 +331,13 @@ def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
 
 def from_endpoint(url, judge):
     """Params of recipe `dbt`'s first round from the endpoint at `url`."""
-    params = load(ROOT / "params.yaml")
-    first = factory.dpo_round(source="llm", scorer="models/dbt")
-    pairs = replace(params.pairs, rule="dbt", judge=judge, margin=0.0, limit=None)
-    hardware = replace(params.hardware, device="cpu", dtype="fp32", threads=1)
-    corpus = replace(params.corpus, targets="every", max_context_turns=3)
-    more = {
-        "corpus": corpus,
-        "llm": settings(url),
-        "hardware": hardware,
-        "dpo": replace(params.dpo, rounds={"e1": first}),
-    }
-    return replace(params, pairs=pairs, **more)
+    params, (llm, endpoint) = load(ROOT / "params.yaml"), settings(url)
+    scorer = llm.judge_prompt if judge == "llm" else "models/dbt"
+    first = factory.dpo_round(candidates=llm.prompt, scorer=scorer)
+    pairs = replace(params.pairs, rule="dbt", margin=0.0, limit=None)
+    context = factory.context(targets="every", max_turns=3)
+    more = {"context": context, "llm": llm, "endpoint": endpoint, "rounds": {"e1": first}}
+    return replace(params.with_hardware(factory.hardware()), pairs=pairs, **more)
 
 
 @pytest.mark.parametrize("judge", ["classifier", "llm"])
@@ -442,12 +441,12 @@ def test_transformers_serve_answers(tmp_path):
     try:
         llm = settings(f"http://127.0.0.1:{port}/v1", model=str(tmp_path / "m"), max_tokens=4, timeout=60.0)
         wait_for(port, process)
-        answers = ask(llm, requests(2), tmp_path / "a.sqlite")
+        answers = ask(*llm, requests(2), tmp_path / "a.sqlite")
         assert all(isinstance(answer, str) for answer in answers), (tmp_path / "log").read_text()[-2000:]
     finally:
         process.terminate()
         process.wait()
-    assert ask(llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
+    assert ask(*llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
 
 
 def wait_for(port, process):

@@ -75,7 +75,7 @@ def test_a_sessions_quality_decides_and_without_one_the_act():
     ]
     chosen, rejected = sides(some[::-1], ADHERENT)
     assert ([e.id for e in chosen], [e.id for e in rejected]) == (["a", "f"], ["b", "e"])
-    with pytest.raises(DataError, match=r"^behaviour\.table has no row for 1 acts of the corpus: 'Hug' \(1\)"):
+    with pytest.raises(DataError, match=r"^pairs\.table has no row for 1 acts of the corpus: 'Hug' \(1\)"):
         sides([an_example("a", "x", None, None, "Hug")], ADHERENT)
 
 

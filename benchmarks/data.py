@@ -34,11 +34,11 @@ from pathlib import Path
 from attune.config.params import load
 from attune.config.schema import Params
 from attune.corpora.readers.empathetic_dialogues import COLUMNS
-from attune.data.dialogue import read_examples
+from attune.data.examples import read_examples
 from attune.pairs.build import TRAIN
 from attune.pairs.metrics import write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
-from attune.pairs.opposite_emotion_stream import Epoch, draw_each, part_by_label, workers_for, write_epoch
+from attune.pairs.opposite_emotion_stream import Epoch, draw_all, partition_by_label, workers_for, write_epoch
 from attune.report.figures import WIDTH, style
 from attune.runtime.arrow_stream import ROWS, in_processes, scratch
 from benchmarks import measure
@@ -98,9 +98,9 @@ def run(stage: str, params: Params) -> dict[str, float]:
             made = write_epoch(epoch, TARGET, pairs.WORK)["pairs"]
         case "draws":
             with scratch(pairs.WORK) as folder, in_processes(workers_for(epoch)) as processes:
-                parted = part_by_label(epoch, folder, ROWS)
+                partitions = partition_by_label(epoch, folder, ROWS)
                 started, before = time.perf_counter(), time.process_time()
-                made = draw_each(parted, epoch, processes)["pairs"]
+                made = draw_all(partitions, epoch, processes)["pairs"]
         case _:
             found = read_examples(TRAIN, context)
             listed = build_pairs(found, group_by_label(found), opposites, seed=params.seed, epoch=1)

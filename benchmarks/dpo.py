@@ -31,8 +31,8 @@ from typing import Any
 from attune.compute.process import set_up_process
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.data.dialogue import examples
-from attune.data.keyed import random_part
+from attune.data.examples import examples
+from attune.data.keyed import random_subset
 from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
@@ -223,8 +223,8 @@ def set_up() -> tuple[Params, Any, Pairs, str]:
     set_up_process(params.hardware)
     found, source = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
-    train = [one for dialogue in found if dialogue.split == "train" for one in examples(dialogue, "last", None)]
-    opposites, part = read_opposites(Path(params.pairs.opposites)), random_part(train, 1024, params.seed)
+    train = examples([dialogue for dialogue in found if dialogue.split == "train"], "last", None)
+    opposites, part = read_opposites(Path(params.pairs.opposites)), random_subset(train, 1024, params.seed)
     groups = group_by_label(train)
     epochs = (build_pairs(part, groups, opposites, seed=params.seed, epoch=epoch) for epoch in range(1, EPOCHS + 1))
     pairs = [pair for context in zip(*epochs, strict=True) for pair in context]

@@ -17,7 +17,7 @@ from typing import Any
 from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.data.dialogue import examples
+from attune.data.examples import examples
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import encode_prompt
 from attune.models.tiny import make_model
@@ -34,7 +34,7 @@ def main(memory: str | None) -> None:
     found, data = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
     settings = params.generate
-    test = [one for dialogue in found if dialogue.split == "test" for one in examples(dialogue, "last", None)]
+    test = examples([dialogue for dialogue in found if dialogue.split == "test"], "last", None)
     contexts = [one.context for one in test[:PROMPTS]]
     prompts = [encode_prompt(tokenizer, one, settings.max_length - settings.max_new_tokens) for one in contexts]
     sizes = {

@@ -51,7 +51,8 @@ def main() -> None:
         **cases[HEADLINE],
         "peer": "lm-evaluation-harness, HFLM",
         "cases": cases,
-        "data": f"{len(subjects)} subjects, {harness.questions(subjects)} questions, sha256 {harness.digest(subjects)[:16]}",
+        "data": f"{len(subjects)} subjects, {harness.questions(subjects)} questions, "
+        f"sha256 {harness.digest(subjects)[:16]}",
         "shots": params.mmlu.shots,
         "batch_size": params.mmlu.batch_size,
         "dtype": params.hardware.dtype,

@@ -32,7 +32,8 @@ from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
 from attune.compute.process import autocast, set_up_process
 from attune.config.params import load
 from attune.config.schema import Hardware
-from attune.data.dialogue import Example, read_examples
+from attune.data.dialogue import Example
+from attune.data.examples import read_examples
 from benchmarks.measure import alternate, compared, write_result
 
 TEST = Path("data/dialogues/test.parquet")

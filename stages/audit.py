@@ -1,9 +1,9 @@
 """Stage `audit`: no test or valid dialogue among what any model of the pipeline learns from; `metrics/audit.json`.
 
-Looked through are the train split (SFT), the pairs of every round, what the base model is pretrained on, and what the
-scorers learn from: EPITOME's annotations, the dialogues of `dbt.data` and `behaviour.data`; stage `behaviour`
-leaves held-out sentences of `behaviour.sentences` out, and they are counted. A leak, which `attune.corpora.leakage` defines,
-ends the pipeline with an error that names the first ones.
+It checks the train split (SFT), the pairs of every round, the base model's pretraining data, and the training data of
+the classifiers: EPITOME's annotations, the dialogues of `dbt.data` and `behaviour.data`. Stage `classifier@behaviour`
+leaves out held-out sentences of `behaviour.sentences`, and they are counted. A leak (`attune.corpora.leakage` defines
+it) ends the pipeline with an error that names the first ones.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
 
 
 def needed(params: Params) -> tuple[str, ...]:
-    """The corpora that the run reads: the dialogues, what a made model is pretrained on, what classifiers learn from."""
+    """The corpora that the run reads: dialogues, pretraining data of a made model, data of the classifiers, MMLU."""
     pretrained = [params.tiny.corpus] if params.model.is_made else []
     files = (Path(path) for one in params.classifiers.values() for path in (one.data, one.sentences))
     classified = dict.fromkeys(path.name for path in files if path.parent == RAW_DIR)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.data.dialogue import read_examples
+from attune.data.examples import read_examples
 from attune.generation.answer import answer_variant, write_replies
 from attune.pairs.held_out import held_out, held_out_pairs
 from attune.runtime.cli import stage_arguments

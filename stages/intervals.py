@@ -4,8 +4,9 @@
 
 reads the scores by example of the variant and of `evaluate.reference`, and writes
 `metrics/intervals/epitome/sft-dpo.json`: for every metric with scores by example, and for the corpus metrics that sums
-over examples give (BLEU, `dbt_gap`, `behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; for a variant
-other than the reference also `<metric>.diff` (variant minus reference), `<metric>.diff_low` and `<metric>.diff_high`.
+over examples give (BLEU, `dbt_gap`, `behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; for a
+variant other than the reference also `<metric>.diff` (variant minus reference), `<metric>.diff_low` and
+`<metric>.diff_high`.
 """
 
 from __future__ import annotations

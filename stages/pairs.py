@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params, chain
-from attune.data.dialogue import read_examples
+from attune.data.examples import read_examples
 from attune.pairs.build import (
     TRAIN,
     in_memory,

@@ -1,4 +1,6 @@
-"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema; `metrics/data.json`.
+"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema.
+
+Writes `data/dialogues/`, `metrics/data.json` (counts), and `metrics/labels.json` (train dialogues of each label).
 
 Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
 assistant who speaks first), dialogues without an assistant turn after a user's, train dialogues that copy one of valid
@@ -19,7 +21,7 @@ from attune.config.schema import Corpus
 from attune.corpora.masking import KINDS, mask, read_names
 from attune.corpora.readers.registry import stream_corpus
 from attune.corpora.splitting import Store
-from attune.data.dialogue import SPLITS, Dialogue, examples, from_first_user
+from attune.data.dialogue import SPLITS, Dialogue, from_first_user
 from attune.runtime.arrow_stream import scratch
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -31,6 +33,7 @@ DIALOGUES = Path("data/dialogues")
 WORK = Path("data/.prepare")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
+LABELS = Path("metrics/labels.json")
 # Dialogues in hand at a time.
 CHUNK = 4096
 
@@ -50,13 +53,14 @@ def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogu
     """The dialogues that can be trained on and answered; `dropped` grows by the others, and by turns before them."""
     opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
     dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
-    answered = [bool(examples(d, "last", None)) for d in opened]
+    # After a user turn any second turn is the assistant's, and so a target.
+    answered = [len(d.turns) > 1 for d in opened]
     dropped.update(f"{d.split}_no_assistant_turn" for d, good in zip(opened, answered, strict=True) if not good)
     return [d for d, good in zip(opened, answered, strict=True) if good]
 
 
 def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, float]:
-    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason, train labels.
+    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason.
 
     Args:
         counts: of `attune.corpora.splitting.count`.
@@ -68,8 +72,12 @@ def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, floa
         metrics[f"{split}_dialogues"] = counts.get(f"{split}_dialogues", 0)
         metrics[f"{split}_turns"] = turns
         metrics[f"{split}_words_per_turn"] = round(counts.get(f"{split}_words", 0) / max(turns, 1), 4)
-    metrics |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
-    return metrics | {key: count for key, count in sorted(counts.items()) if key.startswith("train_label_")}
+    return metrics | {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
+
+
+def label_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Train dialogues of each label, `train_label_<label>`."""
+    return {key: count for key, count in sorted(counts.items()) if key.startswith("train_label_")}
 
 
 def main(corpus: Corpus, seed: int) -> None:
@@ -93,6 +101,7 @@ def main(corpus: Corpus, seed: int) -> None:
         metrics |= {f"masked_{kind}": masked[kind] for kind in KINDS}
     parts = (f"{name}_{split}_dialogues" for name in corpus.mix for split in SPLITS)
     write_json(METRICS, metrics | {key: counts[key] for key in parts})
+    write_json(LABELS, label_counts(counts))
 
 
 def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:

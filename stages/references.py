@@ -1,4 +1,4 @@
-"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all variants.
+"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all.
 
     python -m stages.references epitome
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from attune.classifiers import by_key
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.data.dialogue import read_examples
+from attune.data.examples import read_examples
+from attune.runtime.arrow_stream import write_table
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
-from attune.runtime.io import write_table
 
 TEST = Path("data/dialogues/test.parquet")
 MODELS = Path("models")

@@ -14,10 +14,11 @@ from pathlib import Path
 from attune.classifiers import by_key
 from attune.config.params import load, named
 from attune.config.schema import Params
+from attune.runtime.arrow_stream import write_table
 from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
-from attune.runtime.io import write_json, write_table
+from attune.runtime.io import write_json
 from attune.runtime.launch import run as in_ranks
 from attune.scoring.common.replies import read, read_references
 

@@ -1,9 +1,9 @@
-"""Stage `sft@<adapter>`: supervised fine-tuning of a LoRA adapter on whole dialogues, loss on assistant tokens (EmPO §3).
+"""Stage `sft@<adapter>`: supervised fine-tuning of a LoRA adapter, with the loss on assistant tokens (EmPO §3).
 
     python -m stages.sft sft
 
-writes `models/sft`. `adapters` in the params names the adapters and the dialogues that each one learns from: all, or those
-that the corpus rates high or low.
+writes `models/sft`. `adapters` in the params names the adapters and the dialogues that each one learns from: all, or
+those that the corpus rates high or low.
 """
 
 from __future__ import annotations

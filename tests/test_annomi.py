@@ -13,7 +13,8 @@ from helpers import prepare
 
 from attune.corpora.readers.annomi import BEHAVIOURS, QUALITIES, TALK_TYPES, majority, read
 from attune.corpora.splits import split_groups
-from attune.data.dialogue import SPLITS, Dialogue, Turn, examples
+from attune.data.dialogue import SPLITS, Dialogue, Turn
+from attune.data.examples import examples
 from attune.runtime.errors import DataError
 from attune.tools.sample_data.annomi import HEADER, make_file
 from attune.tools.sample_data.dialogues import load_phrases
@@ -206,14 +207,14 @@ def test_the_sample_has_a_low_answer_to_what_every_high_one_answers():
         ("train", "low"): 14, ("valid", "low"): 3, ("test", "low"): 3,
     }  # fmt: skip
     assert dropped["train_opening_turn"] > 30
-    train = [one for d in dialogues if d.split == "train" for one in examples(d, "every", 7)]
+    train = examples([d for d in dialogues if d.split == "train"], "every", 7)
     heard = {quality: {(e.label, e.context[-1].act) for e in train if e.quality == quality} for quality in QUALITIES}
     assert heard["high"] == heard["low"] and len(heard["high"]) == 5 * 3
 
 
 def test_the_sample_has_every_behaviour_in_every_split_and_in_both_qualities():
     found = Counter(
-        (d.split, d.quality, e.act) for d in prepare(SAMPLE, "annomi")[0] for e in examples(d, "every", None)
+        (d.split, d.quality, e.act) for d in prepare(SAMPLE, "annomi")[0] for e in examples([d], "every", None)
     )
     assert all(found["train", quality, act] for quality in QUALITIES for act in BEHAVIOURS)
     for split in SPLITS:

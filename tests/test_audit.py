@@ -7,17 +7,20 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pytest
 from helpers import ROOT
 from test_recipes import COUNSEL, MICRO, with_samples
 
+from attune.classifiers.behaviour.learn import label_sentences
 from attune.config.params import compose, load
 from attune.corpora.leakage import HeldOut, copied, sentences_of, texts_of, without_copies
 from attune.corpora.readers import annomi
 from attune.data.dialogue import Dialogue, Turn, normalise, write_dialogues
 from attune.data.pair import Pair
+from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import DataError
-from stages import audit, behaviour, pairs, prepare
+from stages import audit, pairs, prepare
 
 ASKED = "My neighbour's café closed last Friday, and I had worked there since I left school."
 REPLY = "Nobody should lose work like that; which part of it is the hardest for you now?"
@@ -37,12 +40,12 @@ TRAIN = [dialogue("train", str(i), f"I lost key {i}.", "Oh no!", "Thank you.", "
 
 def params(*more):
     made = load(ROOT / "params.yaml")
-    rounds = {"e1": made.dpo.rounds["e1"]}
-    made = replace(made, dpo=replace(made.dpo, rounds=rounds), tiny=replace(made.tiny, corpus="mine"))
-    made = replace(made, epitome=replace(made.epitome, corpus="epitome"))
+    rounds = {"e1": made.rounds["e1"]}
+    made = replace(made, rounds=rounds, tiny=replace(made.tiny, corpus="mine"))
+    made = replace(made, epitome=replace(made.epitome, data="data/raw/epitome"))
     for name in more:
-        section = replace(getattr(made, name), corpus="mine", classifiers={name: f"models/{name}"})
-        made = replace(made, **{name: section})
+        section = replace(getattr(made, name), data="data/raw/mine")
+        made = replace(made, classifiers=made.classifiers | {name: factory.classifier()}, **{name: section})
     return made
 
 
@@ -53,7 +56,7 @@ def rows(file, *some):
 
 
 def put_pairs(*some):
-    pairs.write_pairs(list(some), Path("data/pairs/e1.parquet"))
+    write_pairs(list(some), Path("data/pairs/e1.parquet"))
 
 
 def pair(chosen="Oh no!", rejected="Great!", one="train/0", other="train/1", prompt="I lost key 0."):
@@ -167,7 +170,6 @@ def test_a_planted_leak_is_counted_and_named(kind, clean):
     name, count, message = PLANTED[kind]
     plant(kind)
     given = params("behaviour") if kind == "behaviour" else params()
-    given = replace(given, miti=replace(given.miti, corpus="sample"))
     if kind == "behaviour":
         put_base()
         put_base(["Hi."])
@@ -215,8 +217,8 @@ def test_a_held_out_sentence_is_left_out_of_the_classifier_of_adherence(tmp_path
     rows(tmp_path / "boosting_mi_gold_test_output.csv", ("Text", "Ground truth"),
          *((text, "Affirm" if i % 2 else "Warn") for i, text in enumerate(sentences)))  # fmt: skip
     table = {"Affirm": "adherent", "Warn": "non-adherent"}
-    everything, none = behaviour.label_sentences(tmp_path, table, [])
-    labelled, left_out = behaviour.label_sentences(tmp_path, table, [said])
+    everything, none = label_sentences(tmp_path, table, [])
+    labelled, left_out = label_sentences(tmp_path, table, [said])
     lost = {one.reply for one in everything["train"]} - {one.reply for one in labelled["train"]}
     in_train = {one.reply for one in everything["train"]} & set(sentences[:2])
     assert none == 0 and lost == in_train and left_out == len(in_train) > 0
@@ -233,7 +235,7 @@ def test_the_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatc
     made = load()
     shutil.copytree(f"data/sample/{name}", f"data/raw/{name}")
     prepare.main(made.corpus, made.seed)
-    for key in made.dpo.rounds:
+    for key in made.rounds:
         pairs.main(key, made)
     audit.main(made)
     metrics = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))

@@ -15,7 +15,8 @@ from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabil
 from attune.classifiers.behaviour.learn import label_sentences
 from attune.classifiers.behaviour.scores import metrics, per_example, reflection_to_question
 from attune.corpora.readers.miti_sentences import FILE, read, split_of
-from attune.data.dialogue import Dialogue, Turn, examples, write_dialogues
+from attune.data.dialogue import Dialogue, Turn, write_dialogues
+from attune.data.examples import examples
 from attune.labels.miti import read_adherence
 from attune.runtime.errors import DataError, ModelError
 from attune.scoring.intervals.bootstrap import columns as numeric
@@ -61,7 +62,7 @@ def trained(tmp_path_factory):
         for split, count in (("train", 20), ("valid", 2), ("test", 6)):
             write_dialogues([dialogue(split, i) for i in range(count)], Path(f"data/dialogues/{split}.parquet"))
         quality = behaviour.train(params, folder / "checkpoints", folder / "models/behaviour")
-    test = [example for i in range(6) for example in examples(dialogue("test", i), "every", 1)]
+    test = examples([dialogue("test", i) for i in range(6)], "every", 1)
     references = pd.DataFrame(behaviour.label_references(folder / "models/behaviour", test, CPU))
     columns = {}
     for variant, reply in (("people", lambda example: example.target), ("questions", lambda _: "What about sleep?")):

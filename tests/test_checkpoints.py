@@ -4,81 +4,99 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from attune.runtime.checkpoints import checkpoints
 from attune.runtime.errors import UserError
+
+PIPELINE = """
+stages:
+  sft: {cmd: x, deps: [code], params: [sft], outs: [models/sft]}
+  dpo:
+    foreach: ${rounds}
+    do:
+      {cmd: x, deps: [code, "pairs/${key}", "${item.init}"], params: [dpo, "rounds.${key}"], outs: ["models/${key}"]}
+"""
+ROUNDS = {"e1": SimpleNamespace(init="models/sft"), "e2": SimpleNamespace(init="models/dpo/e1")}
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("code").mkdir()
-    Path("code/a.py").write_text("1")
+    Path("dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    for name in ("code/a.py", "pairs/e1", "pairs/e2", "models/sft/weights", "elsewhere.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1")
 
 
-def killed(params: object) -> Path:
-    with pytest.raises(KeyboardInterrupt), checkpoints("dpo@e1", params, [Path("code")]) as folder:
+def params(beta=0.1, epochs=1):
+    return SimpleNamespace(rounds=ROUNDS, dpo={"beta": beta}, sft={"epochs": epochs})
+
+
+def killed(stage="dpo@e1", **changes) -> Path:
+    with pytest.raises(KeyboardInterrupt), checkpoints(stage, params(**changes)) as folder:
         (folder / "checkpoint").write_text("half")
         raise KeyboardInterrupt
     return folder
 
 
-def test_killed_stage_finds_its_checkpoints():
-    folder = killed({"beta": 0.1})
-    with checkpoints("dpo@e1", {"beta": 0.1}, [Path("code")]) as again:
+def test_a_killed_stage_finds_its_checkpoints():
+    folder = killed()
+    with checkpoints("dpo@e1", params()) as again:
         assert again == folder and (again / "checkpoint").read_text() == "half"
 
 
-def test_checkpoints_are_kept_until_dvc_has_recorded_the_stage():
-    """A kill while DVC hashes the outs costs nothing; what is recorded and runs again begins anew."""
-    with checkpoints("sft", 1, [Path("code")]) as folder:
-        (folder / "checkpoint").write_text("whole")
-    with checkpoints("sft", 1, [Path("code")]) as again:
-        assert (again / "checkpoint").read_text() == "whole"
-    os.utime(folder / ".done", (1, 1))
-    Path("dvc.lock").write_text("recorded")
-    with checkpoints("dpo", 1, [Path("code")]):
-        assert not folder.exists()
-    with checkpoints("sft", 1, [Path("code")]) as again:
-        assert not list(again.iterdir())
-
-
-@pytest.mark.parametrize("change", ["params", "content", "new file", "stage"])
-def test_changed_stage_starts_anew(change):
-    folder = killed({"beta": 0.1})
-    if change == "content":
-        Path("code/a.py").write_text("2")
-    if change == "new file":
-        Path("code/b.py").write_text("1")
-    name, params = ("dpo@e2" if change == "stage" else "dpo@e1"), {"beta": 0.2 if change == "params" else 0.1}
-    with checkpoints(name, params, [Path("code")]) as other:
-        assert other != folder and not list(other.iterdir())
-
-
-def test_compiled_files_do_not_count():
-    folder = killed({})
-    Path("code/__pycache__").mkdir()
-    Path("code/__pycache__/a.pyc").write_text("x")
-    with checkpoints("dpo@e1", {}, [Path("code")]) as again:
+@pytest.mark.parametrize("edit", ["elsewhere.py", "pairs/e2", "code/__pycache__/a.pyc"])
+def test_an_edit_elsewhere_loses_no_checkpoint(edit):
+    """Of code that the stage does not depend on, another round's pairs, compiled files; and another stage's params."""
+    folder = killed()
+    Path(edit).parent.mkdir(parents=True, exist_ok=True)
+    Path(edit).write_text("2")
+    with checkpoints("dpo@e1", params(epochs=2)) as again:
         assert again == folder
 
 
-def test_second_process_is_refused():
-    root = Path(__file__).parents[1]
+@pytest.mark.parametrize("change", ["beta", "code/a.py", "code/new.py", "pairs/e1", "models/sft/weights", "dpo@e2"])
+def test_a_changed_stage_starts_from_the_beginning(change):
+    folder = killed()
+    if "/" in change:
+        Path(change).write_text("2")
+    stage, beta = ("dpo@e2" if change == "dpo@e2" else "dpo@e1"), (0.2 if change == "beta" else 0.1)
+    with checkpoints(stage, params(beta=beta)) as other:
+        assert other != folder and not list(other.iterdir())
+
+
+def test_checkpoints_are_kept_until_dvc_has_recorded_the_stage():
+    """A kill while DVC hashes the outs costs nothing; a recorded stage that runs again starts from the beginning."""
+    with checkpoints("sft", params()) as folder:
+        (folder / "checkpoint").write_text("whole")
+    with checkpoints("sft", params()) as again:
+        assert (again / "checkpoint").read_text() == "whole"
+    os.utime(folder / ".done", (1, 1))
+    Path("dvc.lock").write_text("recorded")
+    with checkpoints("dpo@e1", params()):
+        assert not folder.exists()
+    with checkpoints("sft", params()) as again:
+        assert not list(again.iterdir())
+
+
+def test_a_stage_that_is_not_in_the_pipeline():
+    with pytest.raises(UserError, match=r"^dvc\.yaml has no stage 'rlhf': sft, dpo$"), checkpoints("rlhf", params()):
+        pass
+
+
+def test_a_second_process_is_refused():
     script = (
-        "from pathlib import Path; from attune.runtime.checkpoints import checkpoints\n"
-        "with checkpoints('sft', 1, [Path('code')]): print('in')\n"
+        "from types import SimpleNamespace; from attune.runtime.checkpoints import checkpoints\n"
+        "with checkpoints('sft', SimpleNamespace(sft={'epochs': 1})): print('in')\n"
     )
-    with checkpoints("sft", 1, [Path("code")]):
-        second = subprocess.run(
-            [sys.executable, "-c", script], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
-        )
+    run = {"env": {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "check": False}
+    with checkpoints("sft", params()):
+        second = subprocess.run([sys.executable, "-c", script], **run)
         assert second.returncode and f"stage sft is running in process {os.getpid()}, which holds" in second.stderr
-        with pytest.raises(UserError, match=f"process {os.getpid()}, "), checkpoints("sft", 1, [Path("code")]):
+        with pytest.raises(UserError, match=f"process {os.getpid()}, "), checkpoints("sft", params()):
             pass
-    third = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
-    )
-    assert third.stdout == "in\n"
+    assert subprocess.run([sys.executable, "-c", script], **run).stdout == "in\n"

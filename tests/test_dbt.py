@@ -20,7 +20,8 @@ from attune.classifiers.dbt.classifier import LABELS, STAGES, read_stages
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
 from attune.classifiers.dbt.learn import read_turns
 from attune.classifiers.dbt.scores import metrics, per_example
-from attune.data.dialogue import SPLITS, Dialogue, Turn, examples, write_dialogues
+from attune.data.dialogue import SPLITS, Dialogue, Turn, write_dialogues
+from attune.data.examples import examples
 from attune.labels.turn_labels import label_turns
 from attune.models.encoder import load_encoder
 from attune.runtime.errors import DataError, ModelError
@@ -127,7 +128,7 @@ def trained(tmp_path_factory):
             some = [one for one in dialogues if one.split == split][:48]
             write_dialogues(some, Path(f"data/dialogues/{split}.parquet"))
         quality = dbt.train(params, folder / "checkpoints", folder / "models/dbt")
-    test = [example for d in dialogues if d.split == "test" for example in examples(d, "every", 3)]
+    test = examples([d for d in dialogues if d.split == "test"], "every", 3)
     references = pd.DataFrame(dbt.label_references(folder / "models/dbt", test, CPU))
     columns = {}
     for variant, reply in (("people", lambda example: example.target), ("advice", lambda _: "Try to sleep.")):

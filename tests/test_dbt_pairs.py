@@ -1,4 +1,4 @@
-"""Pairs by the stages of DBT: which candidate wins, what a draw depends on, and samples that no batch moves."""
+"""Pairs by the stages of DBT: ranking of candidates, keys of the draws, samples that do not depend on the batch."""
 
 import copy
 import random
@@ -27,17 +27,17 @@ ACTS = ("Question", "Information", "Others")
 TEXTS = ["i lost my keys", "so happy today", "a", "my dog ran away and i looked for him all night long", "ok then"]
 
 
-def an_example(i, label="job crisis", act=None, target=None):
+def example(i, label="job crisis", act=None, target=None):
     act = act or ACTS[i % 3]
     return Example(f"train/{i:04}", label, (Turn("user", f"Story {i}."),), target or f"{act} number {i}.", act)
 
 
-POOL = [an_example(i, "job crisis" if i % 2 else "breakup") for i in range(240)]
-BY_ID = {one.id: one for one in POOL}
+POOL = [example(i, "job crisis" if i % 2 else "breakup") for i in range(240)]
+BY_ID = {e.id: e for e in POOL}
 
 
 def length_judge(contexts, replies):
-    """Longer is better: a score that a reader can check."""
+    """Longer is better."""
     return [min(len(reply), 100) / 100 for reply in replies]
 
 
@@ -45,75 +45,75 @@ def from_lists(*replies):
     return lambda examples: Candidates([list(replies[i]) for i in range(len(examples))])
 
 
-def test_the_best_is_chosen_and_the_worst_rejected_with_their_scores():
+def test_best_is_chosen_and_worst_rejected():
     (pair,), malformed = scored_pairs(
-        [an_example(0)], from_lists(["bb", "dddd", "", "  ", "a", "A!"]), length_judge, name="llm", margin=0.02, epoch=2
+        [example(0)], from_lists(["bb", "dddd", "", "  ", "a", "A!"]), length_judge, name="llm", margin=0.02, epoch=2
     )
     assert (pair.chosen, pair.chosen_score, pair.rejected, pair.rejected_score) == ("dddd", 0.04, "a", 0.01)
-    assert (pair.source, pair.epoch, malformed, pair.prompt) == ("llm", 2, 0, an_example(0).context)
+    assert (pair.source, pair.epoch, malformed, pair.prompt) == ("llm", 2, 0, example(0).context)
 
 
 @pytest.mark.parametrize(("margin", "kept"), [(0.0, 1), (0.24, 1), (0.25, 0), (0.9, 0)])
-def test_a_pair_exceeds_its_margin(margin, kept):
+def test_margin_is_exceeded(margin, kept):
     candidates = from_lists(["a" * 25, "b" * 50])
-    pairs, _ = scored_pairs([an_example(0)], candidates, length_judge, name="corpus", margin=margin, epoch=1)
+    pairs, _ = scored_pairs([example(0)], candidates, length_judge, name="corpus", margin=margin, epoch=1)
     assert len(pairs) == kept
 
 
 @pytest.mark.parametrize("replies", [[], ["one"], ["one", "One!"], ["one", "two"]])
-def test_without_two_different_scores_there_is_no_pair(replies):
-    pairs, _ = scored_pairs([an_example(0)], from_lists(replies), length_judge, name="corpus", margin=0, epoch=1)
+def test_equal_scores_give_no_pair(replies):
+    pairs, _ = scored_pairs([example(0)], from_lists(replies), length_judge, name="corpus", margin=0, epoch=1)
     assert pairs == []
 
 
-def test_a_reply_without_judgement_is_counted_and_passed_over():
+def test_reply_without_a_score_is_counted_and_skipped():
     def judge(contexts, replies):
         return [None if "x" in reply else len(reply) / 100 for reply in replies]
 
     candidates = from_lists(["a", "bbb", "xxxxx"])
-    (pair,), malformed = scored_pairs([an_example(0)], candidates, judge, name="llm", margin=0, epoch=1)
+    (pair,), malformed = scored_pairs([example(0)], candidates, judge, name="llm", margin=0, epoch=1)
     assert (pair.chosen, pair.rejected, malformed) == ("bbb", "a", 1)
 
 
-def made(examples, epoch=1, seed=13, pool=POOL):
+def pairs_of(examples, epoch=1, seed=13, pool=POOL):
     source = corpus_source(pool, 4, seed, epoch)
     return scored_pairs(examples, source, length_judge, name="corpus", margin=0, epoch=epoch)[0]
 
 
-def test_order_part_and_pool_order_do_not_matter():
-    whole = {pair.id: pair for pair in made(POOL)}
+def test_pairs_do_not_depend_on_order_or_subset():
+    whole = {pair.id: pair for pair in pairs_of(POOL)}
     shuffled = random.Random(0).sample(POOL, len(POOL))
-    assert {pair.id: pair for pair in made(shuffled, pool=shuffled)} == whole
-    assert made(POOL[37:90]) == [whole[one.id] for one in POOL[37:90] if one.id in whole]
+    assert {pair.id: pair for pair in pairs_of(shuffled, pool=shuffled)} == whole
+    assert pairs_of(POOL[37:90]) == [whole[e.id] for e in POOL[37:90] if e.id in whole]
     for other in ({"epoch": 2}, {"seed": 14}):
-        again = {pair.id: (pair.chosen, pair.rejected) for pair in made(POOL, **other)}
+        again = {pair.id: (pair.chosen, pair.rejected) for pair in pairs_of(POOL, **other)}
         assert sum(again.get(key) == (pair.chosen, pair.rejected) for key, pair in whole.items()) < len(whole) / 2
 
 
-def test_people_answered_the_same_problem_with_another_strategy():
+def test_corpus_candidates_have_the_same_label_and_another_act():
     candidates = corpus_source(POOL, 4, 13, 1)(POOL).replies
-    by_text = {one.target: one for one in POOL}
-    for one, (own, *others) in zip(POOL, candidates, strict=True):
-        assert own == one.target and len(others) == 3
+    by_text = {e.target: e for e in POOL}
+    for e, (target, *others) in zip(POOL, candidates, strict=True):
+        assert target == e.target and len(others) == 3
         for other in map(by_text.get, others):
-            assert other.label == one.label and other.act != one.act
+            assert other.label == e.label and other.act != e.act
 
 
-def test_a_label_of_one_strategy_has_no_other_reply():
-    pool = [an_example(i, act="Question") for i in range(5)]
-    assert corpus_source(pool, 4, 13, 1)(pool).replies == [[one.target] for one in pool]
+def test_label_with_one_act_has_no_other_candidates():
+    pool = [example(i, act="Question") for i in range(5)]
+    assert corpus_source(pool, 4, 13, 1)(pool).replies == [[e.target] for e in pool]
     assert other_act_pairs(pool, pool, seed=13, epoch=0) == []
 
 
-def test_held_out_pairs_are_people_against_people():
+def test_held_out_pairs_are_human_replies():
     for pair in other_act_pairs(POOL[:50], POOL, seed=13, epoch=0):
-        own, other = BY_ID[pair.id], BY_ID[pair.rejected_id]
-        assert (pair.chosen, pair.rejected, other.label) == (own.target, other.target, own.label)
-        assert own.act != other.act and normalise(pair.chosen) != normalise(pair.rejected)
+        chosen, rejected = BY_ID[pair.id], BY_ID[pair.rejected_id]
+        assert (pair.chosen, pair.rejected, rejected.label) == (chosen.target, rejected.target, chosen.label)
+        assert chosen.act != rejected.act and normalise(pair.chosen) != normalise(pair.rejected)
 
 
-def test_pairs_carry_scores_and_source_into_their_file_and_metrics(tmp_path):
-    pairs = made(POOL)
+def test_file_and_metrics_have_scores_and_source(tmp_path):
+    pairs = pairs_of(POOL)
     write_pairs(pairs, tmp_path / "e1.parquet")
     rows = pq.read_table(tmp_path / "e1.parquet").to_pylist()
     assert [(r["chosen_score"], r["rejected_score"], r["source"]) for r in rows] == [
@@ -140,7 +140,7 @@ def sampled(model, tokenizer, texts, seeds, batch_tokens=512, top_p=1.0):
     return generate_replies(model, tokenizer, prompts, 8, hardware, Draws(1.0, top_p, seeds))
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_batch(model, tokenizer):
+def test_sample_depends_on_its_seed_not_its_batch(model, tokenizer):
     texts, seeds = [*TEXTS, *TEXTS], list(range(10))
     together = sampled(model, tokenizer, texts, seeds)
     assert together == sampled(model, tokenizer, texts, seeds, batch_tokens=60)
@@ -149,7 +149,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(model, tokenizer):
     assert len(set(together)) == 10
 
 
-def test_samples_follow_the_models_distribution(model, tokenizer):
+def test_samples_follow_the_model_distribution(model, tokenizer):
     """First tokens of 2000 samples against the probabilities of one forward pass."""
     prompt = encode_prompt(tokenizer, [Turn("user", "ok")], 84)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_samples_follow_the_models_distribution(model, tokenizer):
     assert share == pytest.approx(expected, abs=5 * (expected * (1 - expected) / 2000) ** 0.5)
 
 
-def test_a_narrow_nucleus_is_greedy(model, tokenizer):
+def test_narrow_nucleus_is_greedy(model, tokenizer):
     assert sampled(model, tokenizer, TEXTS, range(5), top_p=1e-6) == sampled(
         model, tokenizer, TEXTS, range(50, 55), top_p=1e-6
     )
@@ -186,14 +186,14 @@ def policies(model, tokenizer, tmp_path_factory):
 
 def candidates(policies, folder="adapter1", epoch=1, examples=POOL[:6]):
     settings = replace(load(ROOT / "params.yaml").pairs, samples=3, max_new_tokens=8, temperature=1.0, top_p=1.0)
-    made = policy_source(policies / "base", policies / folder, settings, 64, HARDWARE, 13, epoch)(examples)
-    return dict(zip((one.id for one in examples), made.replies, strict=True))
+    source = policy_source(policies / "base", policies / folder, settings, 64, HARDWARE, 13, epoch)
+    return dict(zip((e.id for e in examples), source(examples).replies, strict=True))
 
 
-def test_candidates_of_the_policy_hang_on_its_weights_and_the_epoch_and_on_no_other_example(policies):
-    found = candidates(policies)
-    assert all(len(replies) == 3 for replies in found.values()) and found == candidates(policies)
+def test_policy_candidates_depend_on_weights_and_epoch_only(policies):
+    replies = candidates(policies)
+    assert all(len(texts) == 3 for texts in replies.values()) and replies == candidates(policies)
     for other in (candidates(policies, "base"), candidates(policies, "adapter2"), candidates(policies, epoch=2)):
-        assert found != other
-    assert candidates(policies, examples=POOL[:6][::-1]) == found
-    assert candidates(policies, examples=POOL[2:4]) == {one.id: found[one.id] for one in POOL[2:4]}
+        assert replies != other
+    assert candidates(policies, examples=POOL[:6][::-1]) == replies
+    assert candidates(policies, examples=POOL[2:4]) == {e.id: replies[e.id] for e in POOL[2:4]}

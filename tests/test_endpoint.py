@@ -1,4 +1,4 @@
-"""The endpoint against real servers on loopback: one that misbehaves in every way, and `transformers serve`."""
+"""The client against real servers on loopback: one with every kind of failure, and `transformers serve`."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from attune.classifiers.common.turn_classifier import TurnClassifier, save
 from attune.classifiers.common.turn_classifier import make_model as make_head
 from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
-from attune.config.params import load
 from attune.data.dialogue import Dialogue, Example, Turn, write_dialogues
 from attune.models.encoder import load_encoder
 from attune.pairs.build import answers_file
@@ -40,14 +38,14 @@ EXAMPLES = [Example(f"train/{i:03}", "job crisis", (Turn("user", f"I lost job {i
 
 
 class Server(ThreadingHTTPServer):
-    """Counts the requests by their body and answers as `plan(number, body)` says: (status, text of the answer), and
-    after how many characters of the text the connection is closed, if it is."""
+    """Records the requests and answers with `plan(number, body)`: status, text, and optionally the number of
+    characters after which the connection is closed."""
 
     daemon_threads = True
 
     def __init__(self, plan):
-        self.asked, self.keys, self.lock = [], set(), threading.Lock()
-        self.under_way, self.most = 0, 0
+        self.received, self.keys, self.lock = [], set(), threading.Lock()
+        self.active, self.most = 0, 0
         super().__init__(("127.0.0.1", 0), self.handler(plan))
 
     def handler(server, plan):
@@ -55,17 +53,17 @@ class Server(ThreadingHTTPServer):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 with server.lock:
-                    server.asked.append(body)
+                    server.received.append(body)
                     server.keys.add(self.headers["Authorization"])
-                    server.under_way += 1
-                    server.most = max(server.most, server.under_way)
-                    number = len(server.asked)
+                    server.active += 1
+                    server.most = max(server.most, server.active)
+                    number = len(server.received)
                 status, text, *sent = plan(number, body)
                 with server.lock:
-                    server.under_way -= 1
+                    server.active -= 1
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
-                # The client would back off for half a second and more.
+                # Else the client would back off for half a second or more.
                 self.send_header("retry-after-ms", "1")
                 self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
@@ -77,7 +75,7 @@ class Server(ThreadingHTTPServer):
         return Handler
 
     def handle_error(self, request, client_address):
-        """A client that gave up waiting is no error of the server."""
+        """Ignore clients that gave up waiting."""
         if not isinstance(sys.exception(), BrokenPipeError | ConnectionResetError):
             super().handle_error(request, client_address)
 
@@ -101,24 +99,27 @@ def serving(plan):
 
 
 def settings(url, **changes):
+    """The sections `llm` and `endpoint`."""
+    keys = {"key_variable", "concurrency", "retries", "timeout"} & changes.keys()
+    endpoint = {key: changes.pop(key) for key in keys}
     prompts = {"prompt": PROMPTS["replies"], "judge_prompt": PROMPTS["judge"]}
-    return factory.llm(base_url=url, **prompts | changes)
+    return factory.llm(base_url=url, **prompts | changes), factory.endpoint(**endpoint)
 
 
 def requests(n):
     return [Request(f"question {i}", 0.5, i) for i in range(n)]
 
 
-def test_an_answer_is_asked_for_once(tmp_path, capsys):
+def test_answers_are_cached(tmp_path, capsys):
     with serving(lambda number, body: (200, completion(json.loads(body)["messages"][0]["content"]))) as (server, url):
-        first = ask(settings(url), [*requests(10), *requests(5)], tmp_path / "a.sqlite")
+        first = ask(*settings(url), [*requests(10), *requests(5)], tmp_path / "a.sqlite")
         assert first == [f"question {i}" for i in [*range(10), *range(5)]]
-        assert len(server.asked) == 10 and server.most <= 3
-        assert ask(settings(url), requests(14), tmp_path / "a.sqlite")[:10] == first[:10]
-        assert len(server.asked) == len(set(server.asked)) == 14
-        # Another temperature, model or seed is another question.
-        ask(settings(url, model="other"), requests(1), tmp_path / "a.sqlite")
-        assert len(server.asked) == 15
+        assert len(server.received) == 10 and server.most <= 3
+        assert ask(*settings(url), requests(14), tmp_path / "a.sqlite")[:10] == first[:10]
+        assert len(server.received) == len(set(server.received)) == 14
+        # The key of an answer includes temperature, model and seed.
+        ask(*settings(url, model="other"), requests(1), tmp_path / "a.sqlite")
+        assert len(server.received) == 15
     lines = capsys.readouterr().out.splitlines()
     assert "10 requests, 0 of them answered before and 10 to ask" in lines[0]
     # 10 questions of 10 characters; 64 tokens an answer at 2 USD a million.
@@ -126,26 +127,26 @@ def test_an_answer_is_asked_for_once(tmp_path, capsys):
     assert "14 requests, 10 of them answered before and 4 to ask" in lines[1]
 
 
-def test_a_busy_server_is_asked_again(tmp_path):
+def test_server_errors_are_retried(tmp_path):
     failures = {1: 429, 2: 500, 3: 503}
     with serving(lambda number, body: (failures.get(number, 200), completion("yes"))) as (server, url):
-        assert ask(settings(url), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
-        assert len(server.asked) == 4 + 3
+        assert ask(*settings(url), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        assert len(server.received) == 4 + 3
 
 
-def test_a_slow_server_is_waited_for_with_as_many_requests_as_allowed(tmp_path):
+def test_concurrency_limit(tmp_path):
     together = threading.Barrier(3)
 
     def plan(number, body):
-        together.wait(timeout=20)  # an answer only once three are under way
+        together.wait(timeout=20)  # no answer before three requests are active
         return 200, completion("late")
 
     with serving(plan) as (server, url):
-        assert ask(settings(url), requests(6), tmp_path / "a.sqlite") == ["late"] * 6
-        assert (len(server.asked), server.most) == (6, 3)
+        assert ask(*settings(url), requests(6), tmp_path / "a.sqlite") == ["late"] * 6
+        assert (len(server.received), server.most) == (6, 3)
 
 
-def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
+def test_rerun_after_server_errors_sends_only_what_is_missing(tmp_path):
     dying = [True]
 
     def plan(number, body):
@@ -154,16 +155,16 @@ def test_a_server_that_dies_half_way_is_taken_up_where_it_stopped(tmp_path):
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        with pytest.raises(UserError, match="what it answered is kept: run the same command again"):
-            ask(settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
-        answered = set(server.asked[:5])
+        with pytest.raises(UserError, match="its answers are cached: run the same command again"):
+            ask(*settings(url, concurrency=1, retries=1), requests(12), tmp_path / "a.sqlite")
+        answered = set(server.received[:5])
         dying[0] = False
-        del server.asked[:]
-        assert ask(settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
-        assert len(server.asked) == 7 and not answered & set(server.asked)
+        del server.received[:]
+        assert ask(*settings(url), requests(12), tmp_path / "a.sqlite") == ["yes"] * 12
+        assert len(server.received) == 7 and not answered & set(server.received)
 
 
-def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path):
+def test_timeout_is_retried(tmp_path):
     held = threading.Event()
 
     def plan(number, body):
@@ -172,12 +173,12 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(tmp_path):
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        assert ask(settings(url, concurrency=1, timeout=1.0), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
+        assert ask(*settings(url, concurrency=1, timeout=1.0), requests(4), tmp_path / "a.sqlite") == ["yes"] * 4
         held.set()
-        assert len(server.asked) == 5 and server.asked[2] == server.asked[3] and len(set(server.asked)) == 4
+        assert len(server.received) == 5 and server.received[2] == server.received[3] and len(set(server.received)) == 4
 
 
-def test_a_server_that_falls_silent_is_named_and_taken_up_where_it_stopped(tmp_path):
+def test_rerun_after_timeouts_sends_only_what_is_missing(tmp_path):
     held = threading.Event()
 
     def plan(number, body):
@@ -186,24 +187,26 @@ def test_a_server_that_falls_silent_is_named_and_taken_up_where_it_stopped(tmp_p
         return 200, completion("yes")
 
     with serving(plan) as (server, url):
-        with pytest.raises(UserError, match=r"does not answer \(APITimeoutError.*is kept: run the same command again"):
-            ask(settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
+        with pytest.raises(
+            UserError, match=r"does not answer \(APITimeoutError.*are cached: run the same command again"
+        ):
+            ask(*settings(url, concurrency=1, timeout=1.0, retries=1), requests(5), tmp_path / "a.sqlite")
         # Two answers, then one request and its repetition.
-        assert len(server.asked) == 4
-        answered = set(server.asked[:2])
+        assert len(server.received) == 4
+        answered = set(server.received[:2])
         held.set()
-        del server.asked[:]
-        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
-        assert len(server.asked) == 3 and not answered & set(server.asked)
+        del server.received[:]
+        assert ask(*settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert len(server.received) == 3 and not answered & set(server.received)
 
 
-def test_a_connection_that_breaks_in_an_answer_is_asked_again(tmp_path):
+def test_broken_connection_is_retried(tmp_path):
     with serving(lambda number, body: (200, completion("yes"), 40 if number in (2, 4) else None)) as (server, url):
-        assert ask(settings(url, concurrency=1), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
-        assert len(server.asked) == 3 + 2 and len(set(server.asked)) == 3
+        assert ask(*settings(url, concurrency=1), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+        assert len(server.received) == 3 + 2 and len(set(server.received)) == 3
 
 
-def test_connections_that_break_in_every_answer_are_named_and_nothing_is_asked_twice(tmp_path):
+def test_rerun_after_broken_connections_sends_only_what_is_missing(tmp_path):
     dying = [True]
 
     def plan(number, body):
@@ -211,23 +214,23 @@ def test_connections_that_break_in_every_answer_are_named_and_nothing_is_asked_t
 
     with serving(plan) as (server, url):
         with pytest.raises(UserError, match=r"does not answer \(APIConnectionError.*run the same command again"):
-            ask(settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
-        answered = set(server.asked[:2])
+            ask(*settings(url, concurrency=1, retries=1), requests(5), tmp_path / "a.sqlite")
+        answered = set(server.received[:2])
         dying[0] = False
-        del server.asked[:]
-        assert ask(settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
-        assert len(server.asked) == 3 and not answered & set(server.asked)
+        del server.received[:]
+        assert ask(*settings(url), requests(5), tmp_path / "a.sqlite") == ["yes"] * 5
+        assert len(server.received) == 3 and not answered & set(server.received)
 
 
-def test_a_server_that_is_not_there(tmp_path):
+def test_missing_server_is_an_error(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(UserError, match=r"does not answer \(APIConnectionError"):
-        ask(settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
+        ask(*settings(url, retries=0), requests(2), tmp_path / "a.sqlite")
 
 
-RUBBISH = {
+NOT_COMPLETIONS = {
     "no JSON": "<html>busy</html>",
     "not an object": "[1]",
     "no choices": json.dumps({"choices": []}),
@@ -235,37 +238,37 @@ RUBBISH = {
 }
 
 
-@pytest.mark.parametrize("case", RUBBISH)
-def test_rubbish_is_passed_over_and_not_kept(tmp_path, case):
-    sick = [True]
+@pytest.mark.parametrize("case", NOT_COMPLETIONS)
+def test_responses_that_are_no_completion_are_not_cached(tmp_path, case):
+    broken = [True]
 
     def plan(number, body):
-        return 200, RUBBISH[case] if sick[0] and "question 1" in body else completion("yes")
+        return 200, NOT_COMPLETIONS[case] if broken[0] and "question 1" in body else completion("yes")
 
     with serving(plan) as (_, url):
-        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
-        sick[0] = False
-        assert ask(settings(url), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
+        assert ask(*settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
+        broken[0] = False
+        assert ask(*settings(url), requests(3), tmp_path / "a.sqlite") == ["yes"] * 3
 
 
-def test_a_refusal_is_an_answer(tmp_path):
+def test_refusals_are_cached(tmp_path):
     with serving(lambda number, body: (400, json.dumps({"error": {"message": "filtered"}}))) as (server, url):
         for _ in range(2):
-            assert ask(settings(url), requests(1), tmp_path / "a.sqlite") == [None]
-        assert len(server.asked) == 1
+            assert ask(*settings(url), requests(1), tmp_path / "a.sqlite") == [None]
+        assert len(server.received) == 1
 
 
-def test_the_key_comes_from_its_variable_and_is_written_nowhere(tmp_path, monkeypatch, capsys):
+def test_key_is_read_from_its_variable_and_never_written(tmp_path, monkeypatch, capsys):
     with serving(lambda number, body: (200 if number < 3 else 401, completion("yes"))) as (server, url):
         llm = settings(url, key_variable="SOME_KEY", retries=0)
         monkeypatch.delenv("SOME_KEY", raising=False)
         with pytest.raises(UserError, match="the environment variable SOME_KEY is not set"):
-            ask(llm, requests(1), tmp_path / "a.sqlite")
+            ask(*llm, requests(1), tmp_path / "a.sqlite")
         monkeypatch.setenv("SOME_KEY", "secret-4711")
-        ask(llm, requests(2), tmp_path / "a.sqlite")
+        ask(*llm, requests(2), tmp_path / "a.sqlite")
         assert server.keys == {"Bearer secret-4711"}
         with pytest.raises(UserError, match=r"AuthenticationError.*the key in the environment variable SOME_KEY"):
-            ask(llm, requests(3), tmp_path / "a.sqlite")
+            ask(*llm, requests(3), tmp_path / "a.sqlite")
     assert all(b"secret-4711" not in path.read_bytes() for path in tmp_path.iterdir())
     assert "secret-4711" not in capsys.readouterr().out
 
@@ -275,12 +278,12 @@ import sys
 from pathlib import Path
 from tests.test_endpoint import requests, settings
 from attune.pairs.endpoint import ask
-ask(settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
+ask(*settings(sys.argv[1], concurrency=1), requests(8), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_run_asks_nothing_twice(tmp_path):
-    """The fifth request is never answered: the process is killed while it waits."""
+def test_rerun_after_a_kill_sends_only_what_is_missing(tmp_path):
+    """The process is killed while it waits for the fifth answer."""
     reached, held = threading.Event(), threading.Event()
 
     def plan(number, body):
@@ -299,13 +302,13 @@ def test_a_killed_run_asks_nothing_twice(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         held.set()
-        answered = set(server.asked[:4])
-        del server.asked[:]
-        assert ask(settings(url), requests(8), tmp_path / "a.sqlite") == ["yes"] * 8
-        assert len(server.asked) == 4 and not answered & set(server.asked)
+        answered = set(server.received[:4])
+        del server.received[:]
+        assert ask(*settings(url), requests(8), tmp_path / "a.sqlite") == ["yes"] * 8
+        assert len(server.received) == 4 and not answered & set(server.received)
 
 
-def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
+def test_pairs_from_source_and_judge(tmp_path):
     def plan(number, body):
         text = json.loads(body)["messages"][0]["content"]
         if "The reply:" in text:
@@ -315,39 +318,34 @@ def test_pairs_from_an_endpoint_that_writes_and_judges(tmp_path):
 
     with serving(plan) as (_, url):
         llm = settings(url)
-        source, judge = llm_source(llm, 13, 1, tmp_path / "a.sqlite"), llm_judge(llm, tmp_path / "a.sqlite")
+        source, judge = llm_source(*llm, 13, 1, tmp_path / "a.sqlite"), llm_judge(*llm, tmp_path / "a.sqlite")
         pairs, malformed = scored_pairs(EXAMPLES, source, judge, name="llm", margin=0.5, epoch=1)
-    assert [pair.id for pair in pairs] == [one.id for one in EXAMPLES if one.id != "train/003"]
+    assert [pair.id for pair in pairs] == [e.id for e in EXAMPLES if e.id != "train/003"]
     assert {(p.chosen, p.chosen_score, p.rejected, p.rejected_score) for p in pairs} == {
         ("How are you?", 0.9, "Buy a car.", 0.2)
     }
-    # One answer without replies, and eleven replies without a score.
+    # One answer without replies, eleven replies without a score.
     assert malformed == 12
 
 
 def from_endpoint(url, judge):
-    """Params of recipe `dbt`'s first round from the endpoint at `url`."""
-    params = load(ROOT / "params.yaml")
-    first = factory.dpo_round(source="llm", scorer="models/dbt")
-    pairs = replace(params.pairs, rule="dbt", judge=judge, margin=0.0, limit=None)
-    hardware = replace(params.hardware, device="cpu", dtype="fp32", threads=1)
-    corpus = replace(params.corpus, targets="every", max_context_turns=3)
-    more = {
-        "corpus": corpus,
-        "llm": settings(url),
-        "hardware": hardware,
-        "dpo": replace(params.dpo, rounds={"e1": first}),
-    }
-    return replace(params, pairs=pairs, **more)
+    """Params of a first round of rule `dbt` whose candidates, and scores if `judge` is llm, are from an endpoint."""
+    llm, endpoint = settings(url)
+    scorer = llm.judge_prompt if judge == "llm" else "models/dbt"
+    return factory.params(
+        pairs=factory.pairs(rule="dbt", margin=0.0),
+        context=factory.context(targets="every", max_turns=3),
+        llm=llm,
+        endpoint=endpoint,
+        rounds={"e1": factory.dpo_round(candidates=llm.prompt, scorer=scorer)},
+    )
 
 
 @pytest.mark.parametrize("judge", ["classifier", "llm"])
-def test_the_stage_asks_the_endpoint(tmp_path, monkeypatch, judge):
+def test_stage_with_an_endpoint(tmp_path, monkeypatch, judge):
     project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    train = [
-        Dialogue(one.id, "c", "train", one.label, (*one.context, Turn("assistant", one.target))) for one in EXAMPLES
-    ]
+    train = [Dialogue(e.id, "c", "train", e.label, (*e.context, Turn("assistant", e.target))) for e in EXAMPLES]
     write_dialogues(train, Path("data/dialogues/train.parquet"))
 
     def plan(number, body):
@@ -366,27 +364,27 @@ def test_the_stage_asks_the_endpoint(tmp_path, monkeypatch, judge):
             )
         main("e1", params)
         rows, metrics = pq.read_table("data/pairs/e1.parquet").to_pylist(), Path("metrics/pairs/e1.json")
-        first, asked = metrics.read_bytes(), len(server.asked)
+        first, count = metrics.read_bytes(), len(server.received)
         main("e1", params)
-        assert (metrics.read_bytes(), len(server.asked)) == (first, asked)
+        assert (metrics.read_bytes(), len(server.received)) == (first, count)
         assert pq.read_table("data/pairs/e1.parquet").to_pylist() == rows
 
     replies = {text for group in json.loads(GOOD).values() for text in group}
-    assert [row["id"] for row in rows] == [f"{one.id}:1" for one in EXAMPLES if one.id != "train/003"]
+    assert [row["id"] for row in rows] == [f"{e.id}:1" for e in EXAMPLES if e.id != "train/003"]
     for row in rows:
         assert (row["source"], row["epoch"], row["label"]) == ("llm", 1, "job crisis")
         assert row["chosen_score"] > row["rejected_score"] and {row["chosen"], row["rejected"]} <= replies
     shown = json.loads(first)
-    # One answer without replies; of the judge eleven replies without a score.
+    # One answer without replies; from the judge, eleven replies without a score.
     assert (shown["pairs"], shown["malformed"]) == (11, 1 if judge == "classifier" else 12)
-    assert asked == (12 if judge == "classifier" else 12 + 4 * 11)
+    assert count == (12 if judge == "classifier" else 12 + 4 * 11)
     if judge == "llm":
         assert {(row["chosen"], row["chosen_score"], row["rejected_score"]) for row in rows} == {
             ("You sound sad.", 0.9, 0.2)
         }
     else:
-        scores = [stage_probabilities(Path("models/dbt"), [one.context] * 4, sorted(replies), params.hardware)
-                  for one in EXAMPLES if one.id != "train/003"]  # fmt: skip
+        scores = [stage_probabilities(Path("models/dbt"), [e.context] * 4, sorted(replies), params.hardware)
+                  for e in EXAMPLES if e.id != "train/003"]  # fmt: skip
         for row, each in zip(rows, scores, strict=True):
             adherence = {reply: 1 - p[-1] for reply, p in zip(sorted(replies), each, strict=True)}
             assert (row["chosen"], row["rejected"]) == (
@@ -399,7 +397,7 @@ def test_the_stage_asks_the_endpoint(tmp_path, monkeypatch, judge):
 @pytest.mark.parametrize(
     "answer", [None, "", "{}", "[]", '{"follow": ["a"]}', '{"follow": [], "ignore": ["b"]}', "{" * 9]
 )
-def test_answers_without_both_kinds_of_replies(answer):
+def test_answers_without_both_kinds_of_replies_are_malformed(answer):
     assert parse_replies(answer) is None
 
 
@@ -408,11 +406,11 @@ def test_answers_without_both_kinds_of_replies(answer):
     [('{"score": 80}', 0.8), ('Well: {"score": 0}.', 0), ('{"score": 101}', None), ('{"score": true}', None),
      ('{"score": "80"}', None), ("80", None), (None, None), ('{"score": NaN}', None)],
 )  # fmt: skip
-def test_scores(answer, score):
+def test_parse_score(answer, score):
     assert parse_score(answer) == score
 
 
-def test_a_prompt_without_its_places_is_refused(tmp_path):
+def test_prompt_without_its_placeholders_is_an_error(tmp_path):
     (tmp_path / "p.txt").write_text("Hello $name")
     with pytest.raises(UserError, match=r"must have \$conversation, \$n and no other"):
         read_prompt(tmp_path / "p.txt", {"conversation", "n"})
@@ -422,7 +420,7 @@ def test_a_prompt_without_its_places_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_transformers_serve_answers(tmp_path):
-    """The library's own server with a tiny model: what is said is random, that it is said and kept is not."""
+    """Transformers' server with a tiny model; the answers are random texts."""
     pytest.importorskip("fastapi")
     from attune.models.tiny import make_model, train_tokenizer
 
@@ -442,16 +440,16 @@ def test_transformers_serve_answers(tmp_path):
     try:
         llm = settings(f"http://127.0.0.1:{port}/v1", model=str(tmp_path / "m"), max_tokens=4, timeout=60.0)
         wait_for(port, process)
-        answers = ask(llm, requests(2), tmp_path / "a.sqlite")
+        answers = ask(*llm, requests(2), tmp_path / "a.sqlite")
         assert all(isinstance(answer, str) for answer in answers), (tmp_path / "log").read_text()[-2000:]
     finally:
         process.terminate()
         process.wait()
-    assert ask(llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
+    assert ask(*llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
 
 
 def wait_for(port, process):
-    """Until something listens on `port`."""
+    """Wait until something listens on `port`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as trial:
@@ -462,9 +460,9 @@ def wait_for(port, process):
     raise AssertionError(f"nothing listens on port {port}")
 
 
-def test_experiments_share_the_answers_with_the_workspace(tmp_path, monkeypatch):
-    """DVC names the workspace's cache in the configuration of the folder in which it runs an experiment."""
-    found = []
+def test_experiments_share_the_cache_of_the_workspace(tmp_path, monkeypatch):
+    """DVC writes the workspace's cache into the configuration of the folder in which it runs an experiment."""
+    files = []
     for name in ("workspace", "experiment"):
         (tmp_path / name).mkdir()
         project(tmp_path / name)
@@ -472,5 +470,5 @@ def test_experiments_share_the_answers_with_the_workspace(tmp_path, monkeypatch)
             shared = f"[cache]\n    dir = {tmp_path / 'workspace/.dvc/cache'}\n"
             (tmp_path / name / ".dvc/config.local").write_text(shared, encoding="utf-8")
         monkeypatch.chdir(tmp_path / name)
-        found.append(answers_file())
-    assert found == [tmp_path / "workspace/.dvc/cache/llm/answers.sqlite"] * 2
+        files.append(answers_file())
+    assert files == [tmp_path / "workspace/.dvc/cache/llm/answers.sqlite"] * 2

@@ -10,7 +10,8 @@ import pytest
 from helpers import prepare
 
 from attune.corpora.readers.esconv import read, split_of
-from attune.data.dialogue import Dialogue, Turn, examples
+from attune.data.dialogue import Dialogue, Turn
+from attune.data.examples import examples
 from attune.runtime.errors import DataError
 from attune.tools.sample_data.dialogues import load_phrases
 from attune.tools.sample_data.esconv import make_files
@@ -155,7 +156,7 @@ def test_the_sample_is_what_its_phrases_give_and_has_every_strategy():
     dialogues, dropped = prepare(SAMPLE, "esconv")
     assert Counter(one.split for one in dialogues) == {"train": 120, "valid": 24, "test": 24}
     assert 40 < dropped["train_opening_turn"] < 80
-    acts = {split: {e.act for d in dialogues if d.split == split for e in examples(d, "every", 7)} for split in files}
+    acts = {split: {e.act for d in dialogues if d.split == split for e in examples([d], "every", 7)} for split in files}
     assert acts["train"] == acts["valid"] == acts["test"] and len(acts["train"]) == 8
     assert len({one.text for one in dialogues}) == len(dialogues)
 
@@ -165,7 +166,7 @@ def test_the_real_corpus(corpora_dir, tmp_path):
     dialogues, dropped = prepare(corpora_dir / "esconv", "esconv")
     assert Counter(one.split for one in dialogues) == {"train": 910, "valid": 195, "test": 195}
     assert +dropped == {"train_opening_turn": 488, "valid_opening_turn": 101, "test_opening_turn": 94}
-    targets = Counter(one.split for one in dialogues for _ in examples(one, "every", 7))
+    targets = Counter(one.split for one in dialogues for _ in examples([one], "every", 7))
     assert targets == {"train": 10_191, "valid": 2_156, "test": 2_295}
     failed = (corpora_dir / "esconv" / "FailedESConv.json").read_bytes()
     (tmp_path / "ESConv.json").write_bytes(failed)

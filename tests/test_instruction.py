@@ -5,7 +5,8 @@ import pytest
 from helpers import ROOT, prepare
 from test_chat import FAMILIES, turns
 
-from attune.data.dialogue import Turn, examples
+from attune.data.dialogue import Turn
+from attune.data.examples import examples
 from attune.models.chat_template import encode_completion, encode_dialogue, encode_prompt, fit_context, render
 from attune.models.system_prompt import fit_instructed, has_system_turn, read_instruction
 from attune.runtime.errors import TemplateError, UserError
@@ -58,7 +59,7 @@ def test_templates_without_system_turn(family):
         with pytest.raises(jinja2.TemplateError):
             render(tokenizer, broken)
     dialogues, _ = prepare(ROOT / "data/sample/esconv_sample", "esconv")
-    some = [example for dialogue in dialogues[:12] for example in examples(dialogue, "every", 7)]
+    some = examples(dialogues[:12], "every", 7)
     assert max(len(example.context) for example in some) == 7 and min(len(example.context) for example in some) == 1
     for example in some[::5]:
         for room in (4096, 160):

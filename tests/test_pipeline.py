@@ -146,8 +146,8 @@ def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
 def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(clone):
     before = clone.read("metrics/text/sft-dpo.json")
     changed = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "dpo.beta=5")
-    # `evaluate@sft-dpo` and `scores@sft-dpo-epitome` follow only where a reply or a log-probability changed, which beta = 5
-    # ensures; intervals only where a score did, too.
+    # `evaluate@sft-dpo` and `scores@sft-dpo-epitome` follow only where a reply or a log-probability changed, which
+    # beta = 5 ensures; intervals only where a score changed, too.
     run = [stage for stage in stages_run(changed) if not stage.startswith("intervals@sft-dpo")]
     scored = ["evaluate@sft-dpo", "scores@sft-dpo-epitome", "mmlu@sft-dpo"]
     models = ["dpo@e1", "dpo@e2", "generate@sft-dpo", *scored]
@@ -283,7 +283,6 @@ def test_every_param_is_read_by_some_stage_or_changes_no_result(tmp_path):
     sections = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     leaves = {f"{name}.{key}" for name, section in sections.items() if isinstance(section, dict) for key in section}
     unread = {leaf for leaf in leaves if not {leaf, leaf.partition(".")[0]} & listed}
-    # What reaches the stages as dependencies; what only pages show; what only says how the endpoint or a machine is reached;
-    # the settings of classifiers that this recipe does not use.
+    # How the endpoint or a machine is reached, and the settings of classifiers that this recipe does not use.
     assert {leaf.partition(".")[0] for leaf in unread} == {"dbt", "behaviour", "endpoint", "runtime"}
     assert {name for name, section in sections.items() if not isinstance(section, dict)} == {"seed", "scorers"}

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import compose, load
-from attune.data.dialogue import read_examples, write_dialogues
+from attune.data.dialogue import write_dialogues
+from attune.data.examples import read_examples
 from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.sealed import newest_whole

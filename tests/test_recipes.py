@@ -35,7 +35,8 @@ COUNSEL = [*MICRO, "recipe=counsel", "corpus=annomi_sample", "behaviour.sentence
 # Sessions that are judged, whose acts are behaviours, and answers to posts, whose acts are labels of the MITI code.
 MIXTURE = ["corpus=counselling", "corpus.local_dir=data/sample", "~corpus.mix.annomi", "~corpus.mix.mi_dataset",
            "+corpus.mix.annomi_sample={reader: annomi, weight: 1}",
-           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}", "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
+           "+corpus.mix.posts={reader: mi, weight: 2, file: posts.csv}",
+           "behaviour.data=data/raw/annomi_sample"]  # fmt: skip
 # What no model of the study has a part in.
 COMMON = (
     "download",
@@ -150,7 +151,7 @@ def test_recipe_dbt_runs_on_another_corpus_with_other_labels_by_config_alone(tmp
     other = ["corpus.name=peers", "corpus.local_dir=corpora", "dbt.table=data/peers_stages.csv"]
     composed(tmp_path, monkeypatch, *DBT, "model=tiny", *other)
     run(stages_in_order(), monkeypatch)
-    labels = {name.removeprefix("train_label_") for name in read("metrics/data.json") if name.startswith("train_label")}
+    labels = {name.removeprefix("train_label_") for name in read("metrics/labels.json")}
     assert labels == set(PROBLEMS.values())
     assert {turn.act for one in read_dialogues(Path("data/dialogues/train.parquet")) for turn in one.turns} == {
         None, *(strategy for strategy, _ in STRATEGIES.values())

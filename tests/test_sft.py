@@ -29,8 +29,8 @@ def test_dialogues_of_a_quality():
 )
 def test_no_dialogues_of_a_quality(qualities, has):
     message = (
-        f"{PATH}: sft.by_quality.high learns from dialogues of quality high, but the train split {has}: take another "
-        "corpus, or drop it (-S ~sft.by_quality.high)"
+        f"{PATH}: an adapter learns from dialogues of quality high, but the train split {has}: choose another "
+        "corpus, or drop the adapter (-S ~adapters.sft-high)"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         dialogues_of_quality(dialogues(*qualities), "high", PATH)

@@ -1,1 +1,1 @@
-"""What passes between stages: dialogues, examples, preference pairs, and draws keyed by an id."""
+"""The records that stages exchange: dialogues, examples and preference pairs; and random draws keyed by an id."""

@@ -1,4 +1,4 @@
-"""The one shape of a dialogue, whatever corpus it came from, and its parquet form."""
+"""The records of all corpora, dialogues and examples, and the parquet form of dialogues."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attune.runtime.arrow_stream import read_batches
-from attune.runtime.io import write_table
+from attune.runtime.arrow_stream import read_batches, write_table
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
 
-    from attune.config.schema import Context
-
-# An instruction (system) stands before a prompt, in no dialogue.
+# Dialogues have no system turn; an instruction is put before a prompt.
 Role = Literal["system", "user", "assistant"]
 Targets = Literal["last", "every"]
 SPLITS = ("train", "valid", "test")
-# Of ASCII the words without case and spaces between them: what `normalise` does where it is called most.
+# ASCII to lower case, and to a space where it is no letter, digit or underscore.
 FOLDED = bytes(ord(chr(i).lower()) if i < 128 and (chr(i).isalnum() or chr(i) == "_") else 32 for i in range(256))
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: who speaks, what, and the corpus's label of the act (strategy, behaviour) where it has one."""
+    """One turn: the speaker, the text, and the act (strategy, behaviour) if the corpus labels it."""
 
     role: Role
     text: str
@@ -40,8 +37,7 @@ class Turn:
 class Dialogue:
     """A dialogue whose consecutive turns alternate between user and assistant.
 
-    `label` is what it is about (emotion, problem, topic), `quality` the corpus's judgement of how well the assistant
-    did (high or low), where it has one.
+    `label` is its emotion, problem or topic; `quality`, high or low, is the assistant's, if the corpus rates it.
     """
 
     id: str
@@ -53,16 +49,16 @@ class Dialogue:
 
     @property
     def text(self) -> str:
-        """All turns, normalised: words and digits without case, with single spaces. Equal text is the same dialogue."""
+        """The normalised text of all turns, which identifies a dialogue."""
         return normalise(" ".join(turn.text for turn in self.turns))
 
 
 @dataclass(frozen=True)
 class Example:
-    """A target, which is an assistant turn, its act where the corpus has one, and the turns before it.
+    """A target, which is an assistant turn, and its context, the turns before it.
 
-    The context alternates, begins and ends with a user turn: chat templates refuse an assistant who speaks first.
-    `quality` is the dialogue's.
+    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. `act` is the
+    target's, `label` and `quality` are the dialogue's.
     """
 
     id: str
@@ -74,16 +70,17 @@ class Example:
 
 
 def normalise(text: str) -> str:
-    """Words and digits without case (NFKC, casefold), joined by single spaces: what counts as the same text."""
+    """The words of a text (NFKC, casefold) without punctuation, with single spaces; equal results are equal texts."""
     if text.isascii():
+        # The same as below, several times faster.
         return b" ".join(text.encode().translate(FOLDED).split()).decode()
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def text_keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """What stands for each text, as `normalise` gives it, where many are compared: 64 bits of SipHash.
+    """Keys to compare many normalised texts by: 64 bits of SipHash, (N,).
 
-    Of n texts two different ones have the same key with a probability below n**2 / 2**65.
+    The probability that two of n different texts have the same key is below n**2 / 2**65.
     """
     import numpy as np
     from pandas.util import hash_array
@@ -92,7 +89,7 @@ def text_keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """Join consecutive turns of one role with a space; of their acts the last stands, which the turn ends on."""
+    """Join consecutive turns of one role with a space; the joined turn has the last act."""
     joined: list[Turn] = []
     for turn in turns:
         if joined and joined[-1].role == turn.role:
@@ -104,63 +101,36 @@ def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 def from_first_user(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns without those before the first user turn."""
+    """The turns from the first user turn on."""
     start = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns))
     return tuple(turns[start:])
 
 
-def examples(dialogue: Dialogue, targets: Targets, max_context_turns: int | None) -> list[Example]:
-    """The dialogue's targets, each with its context.
-
-    Args:
-        dialogue: turns alternate; an assistant turn without a user turn before it is no target.
-        targets: last: the last assistant turn alone, whose example has the dialogue's id (EmPO section 3); every: each
-            assistant turn, with the id `<dialogue id>:<index of the turn>`.
-        max_context_turns: the last turns before the target that are kept; null: all. A context begins with a user
-            turn, so an even number keeps one less.
-
-    Returns:
-        In the order of the turns; empty where there is no target (stage `prepare` drops and counts such dialogues).
-    """
-    turns = dialogue.turns
-    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and i > 0]
-    found = []
-    for i in answers if targets == "every" else answers[-1:]:
-        start = 0 if max_context_turns is None else max(0, i - max_context_turns)
-        name = f"{dialogue.id}:{i}" if targets == "every" else dialogue.id
-        context = from_first_user(turns[start:i])
-        found.append(Example(name, dialogue.label, context, turns[i].text, turns[i].act, dialogue.quality))
-    return found
-
-
 def dialogue_of(example: str, targets: Targets) -> str:
-    """The id of the dialogue that an example is of, from the id that `examples` gave it."""
+    """The dialogue's id, from an example's id."""
     return example.rpartition(":")[0] if targets == "every" else example
 
 
-def read_examples(path: Path, context: Context) -> list[Example]:
-    """The examples of the dialogues in `path`, with the targets and contexts that the params ask for."""
-    return [one for dialogue in read_dialogues(path) for one in examples(dialogue, context.targets, context.max_turns)]
-
-
 def dialogue_table(dialogues: Sequence[Dialogue]) -> pa.Table:
-    """The columns id, corpus, split, label, turns (a list of role, text, act), quality; a row a dialogue."""
+    """A row for each dialogue, with the columns of `dialogue_schema`."""
     import numpy as np
     import pyarrow as pa
 
     names = ("id", "corpus", "split", "label")
-    columns: list[pa.Array] = [pa.array([getattr(one, name) for one in dialogues], pa.string()) for name in names]
-    ends = np.cumsum([0, *(len(one.turns) for one in dialogues)], dtype=np.int32)
-    spoken = [turn for one in dialogues for turn in one.turns]
-    fields = [pa.array([getattr(turn, name) for turn in spoken], pa.string()) for name in ("role", "text", "act")]
+    columns: list[pa.Array] = [
+        pa.array([getattr(dialogue, name) for dialogue in dialogues], pa.string()) for name in names
+    ]
+    ends = np.cumsum([0, *(len(dialogue.turns) for dialogue in dialogues)], dtype=np.int32)
+    all_turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+    fields = [pa.array([getattr(turn, name) for turn in all_turns], pa.string()) for name in ("role", "text", "act")]
     turns = pa.StructArray.from_arrays(fields, fields=list(turn_list_type().value_type))
     columns.append(pa.ListArray.from_arrays(pa.array(ends), turns, type=turn_list_type()))
-    columns.append(pa.array([one.quality for one in dialogues], pa.string()))
+    columns.append(pa.array([dialogue.quality for dialogue in dialogues], pa.string()))
     return pa.table(columns, schema=dialogue_schema())
 
 
 def dialogue_schema() -> pa.Schema:
-    """The columns of dialogues."""
+    """The columns id, corpus, split, label, turns (a list of role, text, act) and quality."""
     import pyarrow as pa
 
     columns = [(name, pa.string()) for name in ("id", "corpus", "split", "label")]
@@ -185,7 +155,7 @@ def read_dialogues(path: Path) -> list[Dialogue]:
 
 
 def stream_dialogues(path: Path) -> Iterator[Dialogue]:
-    """As `read_dialogues`, one by one."""
+    """As `read_dialogues`, one at a time."""
     for table in read_batches(path):
         for row in table.to_pylist():
             yield Dialogue(**{**row, "turns": to_turns(row["turns"])})

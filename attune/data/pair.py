@@ -1,4 +1,4 @@
-"""The preference pair: the schema of what stage `pairs` writes and stage `dpo` reads."""
+"""The preference pair, which stage `pairs` writes and stage `dpo` reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: `chosen` is the human reply to `prompt`, `rejected` a reply to someone who feels the opposite.
+    """A preference: `chosen` is the human reply to `prompt`, `rejected` is drawn or ranked by the rule.
 
-    `future_rejected`, in the first round, is what the later ones reject: the reference then reads all of it behind one context.
+    `future_rejected`, in the first round, holds the rejected replies of the later rounds, so that the reference model
+    reads a prompt once for the replies of all rounds.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Pair:
 
 
 def schema_of(kind: type[Any]) -> pa.Schema:
-    """The Arrow schema of pairs: their fields; `prompt` is a list of role, text, act."""
+    """The Arrow schema of a class of pairs: a column for each field."""
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "tuple[Turn, ...]": turn_list_type(),

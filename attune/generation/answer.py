@@ -11,7 +11,7 @@ from attune.config.schema import Generate, Hardware
 from attune.data.dialogue import Example, Turn, turn_list_type
 from attune.data.keyed import uniform
 from attune.data.pair import Pair
-from attune.runtime.io import write_table
+from attune.runtime.arrow_stream import write_table
 
 if TYPE_CHECKING:
     from attune.generation.sampling import Draws

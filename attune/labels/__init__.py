@@ -1,1 +1,1 @@
-"""Tables that map the acts of a corpus to labels."""
+"""Tables from the acts of a corpus to the labels that classifiers and rules use."""

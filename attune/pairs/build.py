@@ -1,4 +1,9 @@
-"""TODO."""
+"""The pairs of an epoch of DPO and their metrics, by the rule in `pairs.rule`.
+
+Rule `opposite_emotion` streams its examples and writes the pairs itself; the other rules get all examples in memory.
+Pairs whose draws depend only on data can be made for any epoch at any time: those of the first epoch list the rejected
+replies of the later ones (`future_rejected`), and `repeated_rejected` compares an epoch with the earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import TypeVar
 
 from attune.config.schema import Params, Round
 from attune.data.dialogue import Example
-from attune.data.keyed import random_part
+from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
 from attune.pairs.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
@@ -28,10 +33,16 @@ P = TypeVar("P", bound=Pair)
 
 
 def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> dict[str, float]:
-    """Write the pairs of an epoch by EmPO's rule to `target`, and give their metrics; `work` is a folder for them.
+    """Write the pairs of an epoch by EmPO's rule to `target`, and return their metrics.
+
+    Args:
+        params: of the run.
+        epoch: from 1.
+        target: parquet file.
+        work: scratch directory.
 
     Raises:
-        DataError: a label has no opposite, an opposite no replies, or no pair is left.
+        DataError: a label has no opposite, an opposite has no replies, or no example has a pair.
     """
     opposites = read_opposites(Path(params.pairs.table))
     context, limit = params.context, params.pairs.limit
@@ -43,69 +54,92 @@ def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> di
     }
 
 
+def in_memory(
+    train: Sequence[Example], params: Params, key: str, epoch: int
+) -> tuple[Sequence[Pair | ScoredPair], dict[str, float]]:
+    """The pairs of round `key` by any other rule than opposite_emotion, and their metrics.
+
+    Args:
+        train: all examples of the train split.
+        params: of the run.
+        key: in `rounds`.
+        epoch: of the round, from 1.
+
+    Raises:
+        DataError: no pair can be made.
+    """
+    match params.pairs.rule:
+        case "dbt":
+            return dbt(train, params, params.rounds[key], epoch)
+        case "counselling":
+            return counselling(train, params, epoch)
+        case _:
+            return by_module(train, params, epoch)
+
+
 def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[MatchedPair], dict[str, float]]:
     """The pairs of an epoch by the quality of counselling, and their metrics.
 
     Raises:
-        DataError: no reply can be chosen, or none is left that can be rejected.
-        DataError: the table of adherence lacks an act.
+        DataError: no reply can be chosen or none rejected, or the table of adherence lacks an act.
     """
-    chosen, rejected = sides(train, read_adherence(Path(params.pairs.table)))
-    part, pool = random_part(chosen, params.pairs.limit, params.seed), group_by_match(rejected)
-    nothing = (
+    chosen, rejected = sides(train, read_adherence(Path(params.pairs.table), "pairs.table"))
+    subset, pool = random_subset(chosen, params.pairs.limit, params.seed), group_by_match(rejected)
+    error = (
         f"no pair was made of {len(train)} train examples: {len(chosen)} are of high quality or adherent, "
         f"{len(rejected)} of low quality or non-adherent, and both are needed"
     )
-    pairs, metrics = drawn(
-        part, lambda e: counselling_pairs(part, pool, seed=params.seed, epoch=e), epoch, params, nothing
+    pairs, metrics = with_other_epochs(
+        subset, lambda number: counselling_pairs(subset, pool, seed=params.seed, epoch=number), epoch, params, error
     )
     return pairs, metrics | match_counts(pairs) | {"candidates": len(rejected)}
 
 
-def dbt(train: Sequence[Example], params: Params, one: Round, epoch: int) -> tuple[list[ScoredPair], dict[str, float]]:
-    """The pairs of round `one` by how well replies follow the stages of DBT, and their metrics.
+def dbt(
+    train: Sequence[Example], params: Params, settings: Round, epoch: int
+) -> tuple[list[ScoredPair], dict[str, float]]:
+    """The pairs of a round by how well candidates follow the stages of DBT, and their metrics.
 
     Raises:
-        DataError: no example has candidates that are `pairs.margin` apart.
+        DataError: no example has two candidates whose scores are more than `pairs.margin` apart.
     """
-    part = random_part(train, params.pairs.limit, params.seed)
-    source, judge = source_of(one, train, params, epoch), judge_of(one, params)
-    pairs, malformed = scored_pairs(
-        part, source, judge, name=one.source(params.llm), margin=params.pairs.margin, epoch=epoch
-    )
+    subset = random_subset(train, params.pairs.limit, params.seed)
+    source, judge = source_of(settings, train, params, epoch), judge_of(settings, params)
+    name, margin = settings.source(params.llm), params.pairs.margin
+    pairs, malformed = scored_pairs(subset, source, judge, name=name, margin=margin, epoch=epoch)
     if not pairs:
         raise DataError(
-            f"no pair was made of {len(part)} examples ({malformed} malformed answers): none has two candidates of "
-            f"source {one.source(params.llm)} that are more than pairs.margin = {params.pairs.margin:g} apart"
+            f"no pair was made of {len(subset)} examples ({malformed} malformed answers): none has two candidates of "
+            f"source {name} that are more than pairs.margin = {margin:g} apart"
         )
-    return pairs, describe(part, pairs, len({e.label for e in part})) | scores(pairs) | {"malformed": malformed}
+    labels = len({example.label for example in subset})
+    return pairs, describe(subset, pairs, labels) | scores(pairs) | {"malformed": malformed}
 
 
-def source_of(one: Round, train: Sequence[Example], params: Params, epoch: int) -> Source:
-    """Where the candidates of round `one` come from."""
-    match one.source(params.llm):
+def source_of(settings: Round, train: Sequence[Example], params: Params, epoch: int) -> Source:
+    """The source of a round's candidates."""
+    match settings.source(params.llm):
         case "llm":
             return llm_source(params.llm, params.endpoint, params.seed, epoch, answers_file())
         case "policy":
-            room = params.dpo.max_length
-            model = Path(one.candidates)
-            return policy_source(BASE, model, params.pairs, room, params.hardware, params.seed, epoch)
+            policy, length = Path(settings.candidates), params.dpo.max_length
+            return policy_source(BASE, policy, params.pairs, length, params.hardware, params.seed, epoch)
         case _:
             return corpus_source(train, params.pairs.samples, params.seed, epoch)
 
 
-def judge_of(one: Round, params: Params) -> Judge:
-    """Who scores the candidates of round `one`."""
-    if one.judged_by_llm(params.llm):
+def judge_of(settings: Round, params: Params) -> Judge:
+    """The judge of a round's candidates."""
+    if settings.judged_by_llm(params.llm):
         return llm_judge(params.llm, params.endpoint, answers_file())
-    return classifier_judge(Path(one.scorer), params.hardware)
+    return classifier_judge(Path(settings.scorer), params.hardware)
 
 
 def answers_file() -> Path:
-    """Where an endpoint's answers are kept: in a folder of their own in DVC's cache.
+    """The database of an endpoint's answers, in a folder of its own in DVC's cache.
 
-    The temporary workspaces of experiments share that cache, so that none asks, and pays, for what another one has; and
-    `dvc gc` removes only what DVC has put there itself.
+    The temporary workspaces of experiments share that cache, so no answer is paid for twice, and `dvc gc` removes only
+    files that DVC put there.
     """
     from dvc.repo import Repo
 
@@ -113,64 +147,53 @@ def answers_file() -> Path:
         return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
-def by_own_rule(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
-    """The pairs of an epoch by the rule of a module of one's own, and their metrics.
+def by_module(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
+    """The pairs of an epoch by the function `build` of the module that `pairs.rule` names, and their metrics.
 
     Raises:
-        DataError: the rule made none.
+        DataError: the rule made no pair.
     """
-    part, build = random_part(train, params.pairs.limit, params.seed), rule_of(params.pairs.rule)
-    nothing = f"no pair was made of {len(part)} examples by pairs.rule = {params.pairs.rule!r}"
-    return drawn(part, lambda e: build(part, train, params, e), epoch, params, nothing)
+    subset, build = random_subset(train, params.pairs.limit, params.seed), rule_of(params.pairs.rule)
+    error = f"no pair was made of {len(subset)} examples by pairs.rule = {params.pairs.rule!r}"
+    return with_other_epochs(subset, lambda number: build(subset, train, params, number), epoch, params, error)
 
 
-def drawn(
-    part: Sequence[Example], draw: Callable[[int], Sequence[P]], epoch: int, params: Params, nothing: str
+def with_other_epochs(
+    examples: Sequence[Example], pairs_of: Callable[[int], Sequence[P]], epoch: int, params: Params, error: str
 ) -> tuple[list[P], dict[str, float]]:
-    """The pairs of an epoch by a rule whose draws hang on data alone, and their metrics.
+    """The pairs of an epoch with `future_rejected`, and their metrics, by a rule whose draws depend only on data.
 
     Args:
-        part: the examples that are drawn for.
-        draw: the pairs of an epoch, given its number.
+        examples: that get pairs.
+        pairs_of: the pairs of an epoch, given its number.
         epoch: from 1.
-        params: the run's.
-        nothing: what is wrong where no pair is made.
+        params: of the run.
+        error: the message if the epoch has no pair.
 
     Raises:
-        DataError: no pair is made.
+        DataError: with `error`.
     """
-    pairs = draw(epoch)
+    pairs = pairs_of(epoch)
     if not pairs:
-        raise DataError(nothing)
-    earlier = [pair for one in range(1, epoch) for pair in draw(one)]
-    metrics = describe(part, pairs, len({one.label for one in part})) | repeated(pairs, earlier)
-    return with_future_rejected(pairs, [draw(later) for later in future_epochs(epoch, params)]), metrics
+        raise DataError(error)
+    earlier = [pair for number in range(1, epoch) for pair in pairs_of(number)]
+    metrics = describe(examples, pairs, len({example.label for example in examples})) | repeated(pairs, earlier)
+    return with_future_rejected(pairs, [pairs_of(number) for number in future_epochs(epoch, params)]), metrics
 
 
 def with_future_rejected(pairs: Sequence[P], later: Sequence[Sequence[P]]) -> list[P]:
-    """`pairs` with what later epochs reject behind the same contexts.
+    """The pairs of the first epoch with the rejected replies that later epochs have for the same examples.
 
     Args:
         pairs: of the first epoch.
-        later: of each of the others.
+        later: the pairs of each later epoch.
     """
-    rejected = [{pair.id: pair.rejected for pair in one} for one in later]
-    return [replace(pair, future_rejected=tuple(one[pair.id] for one in rejected if pair.id in one)) for pair in pairs]
-
-
-def in_memory(
-    train: Sequence[Example], params: Params, key: str, epoch: int
-) -> tuple[Sequence[Pair | ScoredPair], dict[str, float]]:
-    """The pairs of round `key` by a rule that looks at all examples at once, and their metrics."""
-    match params.pairs.rule:
-        case "dbt":
-            return dbt(train, params, params.rounds[key], epoch)
-        case "counselling":
-            return counselling(train, params, epoch)
-        case _:
-            return by_own_rule(train, params, epoch)
+    rejected = [{pair.id: pair.rejected for pair in epoch} for epoch in later]
+    return [
+        replace(pair, future_rejected=tuple(epoch[pair.id] for epoch in rejected if pair.id in epoch)) for pair in pairs
+    ]
 
 
 def future_epochs(epoch: int, params: Params) -> range:
-    """The epochs whose rejected replies the pairs of `epoch` are to name."""
+    """The epochs whose rejected replies the pairs of `epoch` list: all later ones for the first epoch, else none."""
     return range(2, params.dpo.epochs + 1) if epoch == 1 else range(0)

@@ -1,9 +1,9 @@
 """Preference pairs by the stages of dialectical behavior therapy (Son and So, section 2.2).
 
-The paper has ChatGPT write replies from the conversation and the four stages, and calls them chosen or rejected by how
-well they follow the stages. Here any source gives candidates for a context and any judge scores them from 0 to 1; the
-best is chosen, the worst rejected, and a pair is kept if its margin is wide enough. Both work on a context alone, keyed
-by (seed, epoch, example id), so order, subset and number of workers do not move a pair.
+In the paper, ChatGPT writes replies from the conversation and the four stages, and they are chosen or rejected by how
+well they follow the stages. Here a source gives candidates for a context and a judge scores them from 0 to 1; the best
+is chosen, the worst is rejected, and the pair is kept if their scores differ by more than a margin. Sources are keyed
+by (seed, epoch, example id), so a pair does not depend on order, subset or number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attune.data.dialogue import Example, Turn, normalise
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """One preference: of the candidates for `prompt` the best and the worst, with their scores from 0 to 1."""
+    """One preference: the best and the worst candidate for `prompt`, with their scores from 0 to 1."""
 
     id: str
     epoch: int
@@ -33,7 +33,7 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Replies to N contexts, N lists of texts, and how many answers of the source were of no use."""
+    """Replies to N contexts, as N lists of texts, and the number of answers that could not be parsed."""
 
     replies: list[list[str]]
     malformed: int = 0
@@ -42,7 +42,7 @@ class Candidates:
 Source = Callable[[Sequence[Example]], Candidates]
 """Candidates for examples, in their order."""
 Judge = Callable[[Sequence[Sequence[Turn]], Sequence[str]], list[float | None]]
-"""Scores of replies in their contexts, 0 to 1, higher follows the stages better; None where there is no judgement."""
+"""Scores of replies in their contexts, 0 to 1, higher follows the stages better; None if an answer cannot be parsed."""
 
 
 def scored_pairs(
@@ -52,28 +52,28 @@ def scored_pairs(
 
     Args:
         examples: contexts to make pairs of.
-        source: of candidates; those that differ in case and punctuation alone count once.
+        source: of candidates; those with the same normalised text count once.
         judge: of candidates.
         name: of the source, for the pairs.
         margin: the score of the chosen reply exceeds that of the rejected one by more than this.
         epoch: from 1.
     """
     ordered = sorted(examples, key=lambda e: e.id)
-    found = source(ordered)
-    rows = [(one, text) for one, texts in zip(ordered, found.replies, strict=True) for text in _distinct(texts)]
-    scores = judge([one.context for one, _ in rows], [text for _, text in rows])
+    candidates = source(ordered)
+    rows = [(e, text) for e, texts in zip(ordered, candidates.replies, strict=True) for text in _distinct(texts)]
+    scores = judge([example.context for example, _ in rows], [text for _, text in rows])
     judged: dict[str, list[tuple[float, str]]] = {}
-    for (one, text), score in zip(rows, scores, strict=True):
+    for (example, text), score in zip(rows, scores, strict=True):
         if score is not None:
-            judged.setdefault(one.id, []).append((score, text))
+            judged.setdefault(example.id, []).append((score, text))
     pairs = []
-    for one in ordered:
-        # Equal scores are ordered by their texts, which are the same in any batch.
-        ranked = sorted(judged.get(one.id, []))
+    for e in ordered:
+        # Ties are broken by the text, which does not depend on the batch.
+        ranked = sorted(judged.get(e.id, []))
         if ranked and ranked[-1][0] - ranked[0][0] > margin:
             (low, worst), (high, best) = ranked[0], ranked[-1]
-            pairs.append(ScoredPair(one.id, epoch, one.context, best, worst, one.label, high, low, name))
-    return pairs, found.malformed + sum(score is None for score in scores)
+            pairs.append(ScoredPair(e.id, epoch, e.context, best, worst, e.label, high, low, name))
+    return pairs, candidates.malformed + sum(score is None for score in scores)
 
 
 def classifier_judge(folder: Path, hardware: Hardware) -> Judge:
@@ -88,7 +88,7 @@ def classifier_judge(folder: Path, hardware: Hardware) -> Judge:
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
-    """The texts that say something, without repetitions."""
+    """The texts that have words, each normalised text once."""
     by_words: dict[str, str] = {}
     for text in texts:
         if words := normalise(text):

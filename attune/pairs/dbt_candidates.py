@@ -1,4 +1,4 @@
-"""Where candidates come from without an endpoint: people who answered the same kind of problem, or the model itself."""
+"""Sources of candidates without an endpoint: human replies to the same label, or samples of the policy."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Pool = dict[tuple[str, str | None], list[Example]]
 
 
 def other_acts(pool: Sequence[Example]) -> Pool:
-    """For each (label, act) of `pool` the examples of that label with another act, in order of their ids."""
-    ordered = sorted((one for one in pool if one.act), key=lambda e: e.id)
-    groups = {(one.label, one.act) for one in pool}
+    """For each (label, act) in `pool`: the examples with this label and another act, in order of their ids."""
+    ordered = sorted((e for e in pool if e.act), key=lambda e: e.id)
+    groups = {(e.label, e.act) for e in pool}
     return {(label, act): [e for e in ordered if e.label == label and e.act != act] for label, act in groups}
 
 
 def corpus_source(pool: Sequence[Example], samples: int, seed: int, epoch: int) -> Source:
-    """The human reply itself and `samples` - 1 draws from human replies to the same label with another act.
+    """The target itself, and `samples` - 1 draws from the targets with the same label and another act.
 
     Args:
         pool: the examples of the train split.
-        samples: candidates an example; fewer where draws repeat or the label has no other act.
+        samples: candidates an example; fewer if draws repeat or the label has no other act.
         seed: of the run.
         epoch: from 1.
     """
@@ -34,30 +34,30 @@ def corpus_source(pool: Sequence[Example], samples: int, seed: int, epoch: int) 
 
     def candidates(examples: Sequence[Example]) -> Candidates:
         return Candidates(
-            [[one.target, *(e.target for e in _draws(one, groups, samples - 1, seed, epoch))] for one in examples]
+            [[e.target, *(other.target for other in _draws(e, groups, samples - 1, seed, epoch))] for e in examples]
         )
 
     return candidates
 
 
 def other_act_pairs(examples: Sequence[Example], pool: Sequence[Example], *, seed: int, epoch: int) -> list[Pair]:
-    """The human reply against one human reply to the same label with another act: held-out pairs, which no judge sees.
+    """Held-out pairs, without a judge: the target against one draw from the targets with its label and another act.
 
-    An example without such a reply, or for which the one that is drawn says the same, gives none.
+    An example has no pair if there is no such target, or the draw has the text of its own.
     """
     groups = other_acts(pool)
-    drawn = ((one, *_draws(one, groups, 1, seed, epoch)) for one in examples)
+    drawn = ((e, *_draws(e, groups, 1, seed, epoch)) for e in examples)
     return [
-        Pair(one.id, epoch, one.context, one.target, other[0].target, one.label, other[0].label, other[0].id)
-        for one, *other in drawn
-        if other and normalise(other[0].target) != normalise(one.target)
+        Pair(e.id, epoch, e.context, e.target, other[0].target, e.label, other[0].label, other[0].id)
+        for e, *other in drawn
+        if other and normalise(other[0].target) != normalise(e.target)
     ]
 
 
 def policy_source(
     base: Path, model: Path, settings: Pairs, max_length: int, hardware: Hardware, seed: int, epoch: int
 ) -> Source:
-    """Samples of the model that a round starts from (on-policy preferences).
+    """Samples of the model that a round starts from (on-policy).
 
     Args:
         base: folder of the base model.
@@ -79,8 +79,8 @@ def policy_source(
         require_positions(policy, "dpo.max_length", max_length)
         tokenizer, n = load_tokenizer(base), settings.samples
         room = max_length - settings.max_new_tokens
-        prompts = [encode_prompt(tokenizer, one.context, room) for one in examples]
-        seeds = [uniform(2**63, seed, epoch, one.id, "policy", i) for one in examples for i in range(n)]
+        prompts = [encode_prompt(tokenizer, e.context, room) for e in examples]
+        seeds = [uniform(2**63, seed, epoch, e.id, "policy", i) for e in examples for i in range(n)]
         draws = Draws(settings.temperature, settings.top_p, seeds)
         repeated = [prompt for prompt in prompts for _ in range(n)]
         texts = generate_replies(policy, tokenizer, repeated, settings.max_new_tokens, hardware, draws)
@@ -89,6 +89,6 @@ def policy_source(
     return candidates
 
 
-def _draws(one: Example, groups: Pool, n: int, seed: int, epoch: int) -> list[Example]:
-    others = groups.get((one.label, one.act), [])
-    return [others[uniform(len(others), seed, epoch, one.id, "corpus", i)] for i in range(n)] if others else []
+def _draws(example: Example, groups: Pool, n: int, seed: int, epoch: int) -> list[Example]:
+    others = groups.get((example.label, example.act), [])
+    return [others[uniform(len(others), seed, epoch, example.id, "corpus", i)] for i in range(n)] if others else []

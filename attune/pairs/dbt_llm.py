@@ -1,4 +1,4 @@
-"""Candidates and scores from an endpoint (Son and So, section 2.2: ChatGPT, from the conversation and the stages)."""
+"""Candidates and scores from an LLM (Son and So, section 2.2: ChatGPT, from the conversation and the stages)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from attune.runtime.io import read_lines
 
 
 def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path) -> Source:
-    """`llm.n` replies that follow the stages and as many that do not, asked for in one request an example."""
+    """`llm.n` replies that follow the stages and as many that do not, in one request an example."""
     template = read_prompt(Path(llm.prompt), {"conversation", "n"})
 
     def candidates(examples: Sequence[Example]) -> Candidates:
         requests = [
             Request(
-                template.substitute(conversation=conversation(one.context), n=llm.n),
+                template.substitute(conversation=conversation(example.context), n=llm.n),
                 llm.temperature,
-                uniform(2**31, seed, epoch, one.id, "llm"),
+                uniform(2**31, seed, epoch, example.id, "llm"),
             )
-            for one in examples
+            for example in examples
         ]
         parsed = [parse_replies(answer) for answer in ask(llm, endpoint, requests, cache)]
         return Candidates([replies or [] for replies in parsed], sum(replies is None for replies in parsed))
@@ -36,7 +36,7 @@ def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path)
 
 
 def llm_judge(llm: Llm, endpoint: Endpoint, cache: Path) -> Judge:
-    """Scores by the endpoint, at temperature 0: its number from 0 to 100 over 100."""
+    """Scores by the endpoint at temperature 0: its answer, a number from 0 to 100, divided by 100."""
     template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"})
 
     def judge(contexts: Sequence[Sequence[Turn]], replies: Sequence[str]) -> list[float | None]:
@@ -50,12 +50,12 @@ def llm_judge(llm: Llm, endpoint: Endpoint, cache: Path) -> Judge:
 
 
 def read_prompt(path: Path, names: set[str]) -> Template:
-    """A prompt's text, with `$name` where something is put in.
+    """The template of a prompt, with a placeholder `$name` for each of `names`.
 
     Raises:
         UserError: the file is missing or does not have exactly `names`.
     """
-    lines = read_lines(path, UserError, "llm.prompt and llm.judge_prompt name the texts that are sent")
+    lines = read_lines(path, UserError, "llm.prompt and llm.judge_prompt name the prompts")
     template = Template("\n".join(lines))
     if not template.is_valid() or set(template.get_identifiers()) != names:
         raise UserError(f"{path} must have {', '.join(f'${name}' for name in sorted(names))} and no other $ name")
@@ -63,15 +63,15 @@ def read_prompt(path: Path, names: set[str]) -> Template:
 
 
 def conversation(context: Sequence[Turn]) -> str:
-    """A context as the prompts show it, a line a turn."""
+    """A context as text for prompts, a line for each turn."""
     names = {"user": "Seeker", "assistant": "Supporter"}
     return "\n".join(f"{names[turn.role]}: {turn.text}" for turn in context)
 
 
 def parse_replies(answer: str | None) -> list[str] | None:
-    """The texts under `follow` and `ignore` of the JSON object in `answer`; None without a text under both."""
-    found = _object(answer)
-    groups = [found.get("follow"), found.get("ignore")]
+    """The texts under `follow` and `ignore` of the JSON object in `answer`; None if one of them has no text."""
+    parsed = _object(answer)
+    groups = [parsed.get("follow"), parsed.get("ignore")]
     texts = [
         [text for text in group if isinstance(text, str) and text.strip()]
         for group in groups
@@ -81,7 +81,7 @@ def parse_replies(answer: str | None) -> list[str] | None:
 
 
 def parse_score(answer: str | None) -> float | None:
-    """The `score` of the JSON object in `answer` over 100; None where it is no number from 0 to 100."""
+    """The `score` of the JSON object in `answer` over 100; None if it is not a number from 0 to 100."""
     score = _object(answer).get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         return None
@@ -89,10 +89,10 @@ def parse_score(answer: str | None) -> float | None:
 
 
 def _object(answer: str | None) -> dict[str, object]:
-    """The JSON object from the first to the last brace (models like to write around it); empty where there is none."""
+    """The JSON object from the first to the last brace (models write text around it); empty if there is none."""
     text = answer or ""
     try:
-        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        parsed = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (json.JSONDecodeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint, asked once for everything: what it answered is kept on disk, whatever ends the run.
+"""The client of an OpenAI-compatible endpoint, with a cache on disk: no request is sent twice, even after a kill.
 
-The cache is an SQLite file outside of what DVC removes. A row is committed with each answer, so a killed run loses what
-was under way, `endpoint.concurrency` requests at most, and the next asks only for what is missing.
+The cache is an SQLite file where DVC removes nothing. A row is committed with each answer, so a killed run loses at
+most `endpoint.concurrency` answers, and the next run sends only the requests without one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHARACTERS_A_TOKEN = 4  # of English text, for the estimate
 
 @dataclass(frozen=True)
 class Request:
-    """One question: the text of the user's message, its temperature and its seed."""
+    """The text of the user's message, and the temperature and seed of the answer."""
 
     text: str
     temperature: float
@@ -37,22 +37,22 @@ class Request:
 
 
 def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) -> list[str | None]:
-    """The answers to `requests`, in their order, from the cache where they were asked before.
+    """The answers to `requests` in order, from the cache or the endpoint.
 
-    A line with the number of requests and their estimated cost is printed before the first.
+    The number of requests to send and their estimated cost are printed before the first.
 
     Returns:
-        N texts; None for a request that the endpoint refuses (HTTP 400 and 422, a content filter say) or answers with
-        something that is no chat completion.
+        N texts; None for a request that the endpoint refuses (HTTP 400 and 422, such as a content filter) or whose
+        response is no chat completion.
 
     Raises:
-        UserError: the key's variable is not set, the endpoint rejects key or model, or it does not answer after
-            `endpoint.retries` attempts more. What it answered until then is in the cache.
+        UserError: the variable of the API key is not set, the endpoint rejects key or model, or it does not answer
+            after `endpoint.retries` retries. The answers until then are in the cache.
     """
     bodies = [_body(llm, request) for request in requests]
     keys = [_key(llm, body) for body in bodies]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    # Written by the threads that ask, one at a time.
+    # The threads write one at a time, under a lock.
     with closing(sqlite3.connect(cache, check_same_thread=False)) as database:
         with database:
             database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT)")
@@ -66,7 +66,14 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
 
 
 def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
-    """What `bodies` cost, in a sentence: tokens by the length of the text, answers at their longest."""
+    """A sentence with the cost of the `bodies` to send; tokens are estimated from the length of the text.
+
+    Args:
+        llm: the model and its longest answer.
+        endpoint: the prices.
+        bodies: of the requests to send.
+        requests: the number of all requests, with the cached ones.
+    """
     sent = sum(len(message["content"]) for body in bodies for message in body["messages"]) / CHARACTERS_A_TOKEN
     received = len(bodies) * llm.max_tokens
     cost = (sent * endpoint.input_price + received * endpoint.output_price) / 1e6
@@ -92,43 +99,46 @@ def _key(llm: Llm, body: Mapping[str, Any]) -> str:
 
 
 def _fetch(llm: Llm, endpoint: Endpoint, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
-    """Ask for `missing`; an answer is committed before its thread asks again, after a failure if it is under way."""
+    """Send the requests `missing`; each thread commits an answer before it sends its next request.
+
+    After a failure, requests that have been sent are still answered and committed, and no others are sent.
+    """
     from tqdm import tqdm
 
     failure: Exception | None = None
-    lock, given_up = Lock(), Event()
+    lock, failed = Lock(), Event()
 
-    def asked(key: str, body: dict[str, Any]) -> None:
-        if given_up.is_set():
+    def send(key: str, body: dict[str, Any]) -> None:
+        if failed.is_set():
             return
         try:
             answer = _answer(client, body)
         except BaseException:
-            # Here, and not where the future is read: this thread would have begun its next request by then.
-            given_up.set()
+            # Not where the future is read: by then this thread would have sent its next request.
+            failed.set()
             raise
-        if answer is not RUBBISH:
+        if answer is not NO_COMPLETION:
             with lock, database:
                 database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
 
     with _client(llm, endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
-        futures = [pool.submit(asked, key, body) for key, body in missing.items()]
+        futures = [pool.submit(send, key, body) for key, body in missing.items()]
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc="endpoint", unit="answer"):
                 if error := future.exception():
                     failure = failure or _as_error(llm, endpoint, error)
         finally:
-            # The pool waits for its threads; whoever interrupts the run wants no more requests.
-            given_up.set()
+            # The pool waits for its threads, also on Ctrl-C, after which no request should be sent.
+            failed.set()
     if failure:
         raise failure
 
 
-class _Rubbish(str):
-    """Marks what is no chat completion; it is not kept, since a proxy's page is no answer of the model."""
+class _NoCompletion(str):
+    """Marks a response that is no chat completion, such as a proxy's error page; it is not cached."""
 
 
-RUBBISH = _Rubbish()
+NO_COMPLETION = _NoCompletion()
 
 
 def _answer(client: OpenAI, body: dict[str, Any]) -> str | None:
@@ -139,12 +149,12 @@ def _answer(client: OpenAI, body: dict[str, Any]) -> str | None:
     except (openai.BadRequestError, openai.UnprocessableEntityError):
         return None
     except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, json.JSONDecodeError):
-        return RUBBISH
-    return answer if isinstance(answer, str) else RUBBISH
+        return NO_COMPLETION
+    return answer if isinstance(answer, str) else NO_COMPLETION
 
 
 def _client(llm: Llm, endpoint: Endpoint) -> OpenAI:
-    """The official client, which backs off and honours Retry-After by itself."""
+    """The official client, which retries with backoff and honours Retry-After."""
     from openai import OpenAI
 
     key = "none"
@@ -152,14 +162,14 @@ def _client(llm: Llm, endpoint: Endpoint) -> OpenAI:
         key = os.environ.get(endpoint.key_variable, "")
         if not key:
             raise UserError(
-                f"the environment variable {endpoint.key_variable} is not set: endpoint.key_variable names where the key of "
-                f"{llm.base_url} is (null, if it needs none)"
+                f"the environment variable {endpoint.key_variable} is not set: endpoint.key_variable names the "
+                f"variable with the API key of {llm.base_url} (null if it needs none)"
             )
     return OpenAI(base_url=llm.base_url, api_key=key, max_retries=endpoint.retries, timeout=endpoint.timeout)
 
 
 def _as_error(llm: Llm, endpoint: Endpoint, error: BaseException) -> Exception:
-    """An error of the endpoint as a sentence; any other as it is."""
+    """An error of the endpoint as a `UserError`; any other unchanged."""
     import openai
 
     if not isinstance(error, openai.OpenAIError):
@@ -168,6 +178,6 @@ def _as_error(llm: Llm, endpoint: Endpoint, error: BaseException) -> Exception:
     advice = (
         f"check llm.base_url, llm.model = {llm.model!r} and the key in the environment variable {endpoint.key_variable}"
         if isinstance(error, final)
-        else "what it answered is kept: run the same command again"
+        else "its answers are cached: run the same command again"
     )
     return UserError(f"{llm.base_url} does not answer ({type(error).__name__}: {str(error)[:200]}): {advice}")

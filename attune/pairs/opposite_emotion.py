@@ -1,8 +1,10 @@
 """Preference pairs from the opposite emotion (EmPO section 3, appendix A.3 and Table 2).
 
-For every dialogue and every epoch the rejected reply is one uniform draw from the targets of the train dialogues whose
-label is the opposite of this dialogue's. A draw is keyed by (seed, epoch, dialogue id) and so independent of order,
-subset and number of workers: any part of an epoch's pairs can be made anywhere and comes out the same.
+The rule: in each epoch, the rejected reply of a dialogue is drawn uniformly from the targets of the train dialogues
+with the opposite label. Replies with the chosen text are not drawn.
+
+`draw` is the rule. `build_pairs` applies it to examples in memory (held-out pairs), `opposite_emotion_stream` to
+corpora that need not fit into memory (training).
 """
 
 from __future__ import annotations
@@ -10,74 +12,73 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from attune.data.dialogue import Example, normalise
-from attune.data.keyed import uniform
+from attune.data.keyed import uniforms
 from attune.data.pair import Pair
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_records
 
-if TYPE_CHECKING:
-    pass
+Positions = npt.NDArray[np.int64]
+Texts = npt.NDArray[Any]
+"""Normalised texts, or 64-bit keys of them (`text_keys`): `draw` only compares them."""
 
-# Draws that may hit the target before the others are listed.
+# Draws that may hit the chosen text before the other texts are listed.
 ATTEMPTS = 64
 
 
-def read_opposites(path: Path) -> dict[str, str]:
-    """Read a table with the columns emotion and opposite.
+def draw(ids: Sequence[str], chosen: Texts, group: Texts, seed: int, epoch: int) -> Positions:
+    """The rejected reply of each example: one uniform draw from the replies of `group` that differ from its target.
 
-    Raises:
-        DataError: the file or a column is missing, a label is empty or its own opposite, or stands there twice.
+    Rejection sampling: attempt a of an example is position `uniform(len(group), seed, epoch, id, a)` of the group; the
+    first attempt that hits another text than the chosen one counts. A draw depends on nothing but this key and the
+    group, so any subset of the examples, in any order and on any number of workers, has the same draws.
+
+    Args:
+        ids: (N,) of the examples.
+        chosen: (N,) texts of their targets.
+        group: (M,) texts of the candidates, in order of their examples' ids.
+        seed: of the run.
+        epoch: from 1 in training; 0 for held-out pairs.
+
+    Returns:
+        (N,) positions in `group`; -1 if it holds no other text.
     """
-    table = read_records(path, ("emotion", "opposite"), DataError, "pairs.table names the table of opposite labels")
-    opposites: dict[str, str] = {}
-    for line, row in table:
-        emotion, opposite = row["emotion"].strip(), row["opposite"].strip()
-        if not emotion or not opposite or emotion == opposite or emotion in opposites:
-            raise DataError(f"{path}:{line}: emotion {emotion!r}, opposite {opposite!r}: empty, equal or repeated")
-        opposites[emotion] = opposite
-    return opposites
-
-
-def group_by_label(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """The candidates of each label, in order of their ids, so that the order of the input does not matter."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for one in sorted(examples, key=lambda e: e.id):
-        groups[one.label].append(one)
-    return dict(groups)
-
-
-def check_coverage(labels: Iterable[str], opposites: Mapping[str, str], groups: Collection[str]) -> None:
-    """Every label has an opposite, and every opposite is among the labels that have replies to draw from.
-
-    Raises:
-        DataError: naming the labels that do not.
-    """
-    labels = set(labels)
-    if unknown := sorted(labels - set(opposites)):
-        raise DataError(f"no opposite in the table for the labels {', '.join(unknown)}: add a row for each")
-    if empty := sorted(label for label in labels if opposites[label] not in groups):
-        wanted = ", ".join(f"{label} -> {opposites[label]}" for label in empty)
-        raise DataError(f"no dialogue carries the opposite label, so nothing can be drawn: {wanted}")
-
-
-def draw(one: Example, group: Sequence[Example], seed: int, epoch: int) -> Example | None:
-    """The rejected reply of `one` in `epoch`: uniform over the replies of `group` that differ from the target.
-
-    A reply equal to the target (as normalised text) is drawn again, which leaves the rest uniform.
-    None where the group holds no other reply.
-    """
-    if not group:
-        return None
-    chosen = normalise(one.target)
+    drawn = np.full(len(ids), -1)
+    if not len(group):
+        return drawn
+    names, left = np.array(ids, dtype=object), np.arange(len(ids))
     for attempt in range(ATTEMPTS):
-        candidate = group[uniform(len(group), seed, epoch, one.id, attempt)]
-        if normalise(candidate.target) != chosen:
-            return candidate
-    others = [candidate for candidate in group if normalise(candidate.target) != chosen]
-    return others[uniform(len(others), seed, epoch, one.id, ATTEMPTS)] if others else None
+        candidate = uniforms(len(group), names[left], (seed, epoch), (attempt,)).astype(np.int64)
+        differs = group[candidate] != chosen[left]
+        drawn[left[differs]] = candidate[differs]
+        left = left[~differs]
+        if not len(left):
+            return drawn
+    # Nearly all of the group has the chosen text, so list the others; this loop has one step or few.
+    for text in np.unique(chosen[left]):
+        same, others = left[chosen[left] == text], np.flatnonzero(group != text)
+        if len(others):
+            drawn[same] = others[uniforms(len(others), names[same], (seed, epoch), (ATTEMPTS,)).astype(np.int64)]
+    return drawn
+
+
+def draw_examples(examples: Sequence[Example], group: Sequence[Example], seed: int, epoch: int) -> list[Example | None]:
+    """`draw` for examples in memory: for each one the example whose target it rejects.
+
+    Args:
+        examples: (N,) that get pairs.
+        group: the candidates, in order of their ids.
+        seed: as for `draw`.
+        epoch: as for `draw`.
+    """
+    chosen, texts = (np.array([normalise(e.target) for e in some], dtype=object) for some in (examples, group))
+    positions = draw([example.id for example in examples], chosen, texts, seed, epoch)
+    return [group[position] if position >= 0 else None for position in positions.tolist()]
 
 
 def build_pairs(
@@ -88,26 +89,69 @@ def build_pairs(
     seed: int,
     epoch: int,
 ) -> list[Pair]:
-    """The pairs of one epoch, in order of the dialogue ids.
+    """The pairs of one epoch, in order of the example ids.
 
     Args:
         examples: contexts and targets to make pairs of.
         groups: candidates by label (`group_by_label` of the train examples).
         opposites: label to opposite label.
-        seed: of the run.
-        epoch: from 1 in training; 0 is the held-out draw of stage `generate`.
+        seed: as for `draw`.
+        epoch: as for `draw`.
 
     Returns:
-        One pair an example; an example whose opposite group holds no other reply than its own target gives none.
+        One pair an example; none for an example whose opposite group holds no other text than its target.
 
     Raises:
         DataError: a label without an opposite, or an opposite without replies.
     """
-    ordered = sorted(examples, key=lambda e: e.id)
-    check_coverage((one.label for one in ordered), opposites, groups)
-    drawn = ((one, draw(one, groups[opposites[one.label]], seed, epoch)) for one in ordered)
-    return [
-        Pair(one.id, epoch, one.context, one.target, other.target, one.label, other.label, other.id)
-        for one, other in drawn
-        if other is not None
+    by_label = group_by_label(examples)
+    check_coverage(by_label, opposites, groups)
+    pairs = [
+        Pair(e.id, epoch, e.context, e.target, rejected.target, e.label, rejected.label, rejected.id)
+        for label, some in by_label.items()
+        for e, rejected in zip(some, draw_examples(some, groups[opposites[label]], seed, epoch), strict=True)
+        if rejected is not None
     ]
+    return sorted(pairs, key=lambda pair: pair.id)
+
+
+def group_by_label(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """The examples of each label, in order of their ids, so that the order of the input does not matter."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda e: e.id):
+        groups[example.label].append(example)
+    return dict(groups)
+
+
+def check_coverage(labels: Collection[str], opposites: Mapping[str, str], groups: Collection[str]) -> None:
+    """Check that every label has an opposite, and every opposite has replies to draw from.
+
+    Args:
+        labels: of the examples that get pairs.
+        opposites: label to opposite label.
+        groups: the labels that have replies.
+
+    Raises:
+        DataError: naming the labels without.
+    """
+    if unknown := sorted(set(labels) - set(opposites)):
+        raise DataError(f"no opposite in the table for the labels {', '.join(unknown)}: add a row for each")
+    if empty := sorted(label for label in labels if opposites[label] not in groups):
+        wanted = ", ".join(f"{label} -> {opposites[label]}" for label in empty)
+        raise DataError(f"no dialogue carries the opposite label, so nothing can be drawn: {wanted}")
+
+
+def read_opposites(path: Path) -> dict[str, str]:
+    """Read a table with the columns emotion and opposite.
+
+    Raises:
+        DataError: the file or a column is missing, or a label is empty, its own opposite, or repeated.
+    """
+    table = read_records(path, ("emotion", "opposite"), DataError, "pairs.table names the table of opposite labels")
+    opposites: dict[str, str] = {}
+    for line, row in table:
+        emotion, opposite = row["emotion"].strip(), row["opposite"].strip()
+        if not emotion or not opposite or emotion == opposite or emotion in opposites:
+            raise DataError(f"{path}:{line}: emotion {emotion!r}, opposite {opposite!r}: empty, equal or repeated")
+        opposites[emotion] = opposite
+    return opposites

@@ -1,9 +1,11 @@
-"""The pairs of an epoch by `opposite_emotion`, of corpora that need not fit into memory.
+"""The pairs of an epoch by `opposite_emotion.draw`, for corpora that need not fit into memory.
 
-Draws are those of `opposite_emotion.draw`, bit for bit. A draw is made among the replies of one label, so the examples
-are parted by label onto the disk, each label is drawn for by itself, in several processes where there are many
-examples, and what was drawn is put beside the examples again, in order of their ids. A process holds the replies of one
-label, with 12 bytes for each (its key and how many words it has) and for each example that it draws for.
+1. `partition_by_label` writes the examples, without contexts, to a file for each label.
+2. `draw_for_label` draws for the examples of a label, from the file of the opposite label; labels are shared out to
+   processes if there are many examples.
+3. `join` reads the dialogues again, with contexts, and puts each example's draw beside it, in order of the ids.
+
+A process holds the replies of one label, and for each of them 12 bytes (key and number of words) and its draws.
 """
 
 from __future__ import annotations
@@ -16,41 +18,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from attune.data.dialogue import Targets
+from attune.data.dialogue import Targets, normalise, text_keys
+from attune.data.examples import example_batches
+from attune.data.keyed import BottomK, subset_keys
 from attune.data.pair import Pair, schema_of
-from attune.pairs.example_stream import example_batches
-from attune.pairs.keyed_draws import BottomK, Keys, Places, draw_all, id_bytes, keys_and_words, uniforms
-from attune.pairs.opposite_emotion import check_coverage
+from attune.pairs.opposite_emotion import Positions, check_coverage, draw
 from attune.runtime.arrow_stream import ROWS, in_processes, prefetch, scratch, spill, spilled, table_writer
 from attune.runtime.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Dialogues from which on another process is worth its start.
+# Dialogues from which on a second process is worth its start.
 MANY = 200_000
+# Every `subset_keys` is at most this.
+ALL = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the draws of an epoch hang on.
+    """All that the draws of an epoch depend on.
 
     Args:
         train: the dialogues, as stage `prepare` wrote them.
-        targets: as `attune.data.dialogue.examples`.
-        max_context_turns: as there.
+        targets: as for `attune.data.examples.example_table`.
+        max_turns: as there.
         opposites: label to opposite label.
-        limit: as `pairs.limit`; the part is the same in every epoch.
+        limit: as `pairs.limit`: sample this many examples, the same in every epoch; None: all.
         seed: of the run.
         number: from 1.
-        future_epochs: whose rejected replies the pairs name, too.
+        future_epochs: whose rejected replies the pairs name as well.
     """
 
     train: Path
     targets: Targets
-    max_context_turns: int | None
+    max_turns: int | None
     opposites: Mapping[str, str]
     limit: int | None
     seed: int
@@ -59,232 +62,234 @@ class Epoch:
 
     def batches(self, rows: int, contexts: bool) -> Iterator[pa.Table]:
         """All examples, in order of their ids, with or without their contexts."""
-        return prefetch(example_batches(self.train, self.targets, self.max_context_turns, rows, contexts))
+        return prefetch(example_batches(self.train, self.targets, self.max_turns, rows, contexts))
 
 
 class LabelPartitions(NamedTuple):
-    """The examples by label: how many have it, the file of each label of the table, those asked for, the last place.
+    """The examples by label: their number, the file of each label of the table, and what is sampled.
 
-    The place of an example is a hash of (seed, id), as in `random_part`; None: all are asked for.
+    Examples whose `subset_keys` are at most `threshold` are sampled; `sampled` are their labels.
     """
 
     counts: Counter[str]
     files: dict[str, Path]
-    asked: set[str]
-    last: int | None
+    sampled: set[str]
+    threshold: int
 
 
 class Job(NamedTuple):
-    """Draws for the examples in a file, among those in another one."""
+    """Draw for the examples in file `examples`, from those in file `group`."""
 
-    own: Path
-    other: Path
+    examples: Path
+    group: Path
     seed: int
     epoch: int
     future_epochs: Sequence[int]
-    last: int | None
+    threshold: int
 
 
 def write_epoch(epoch: Epoch, target: Path, work: Path, rows: int = ROWS, workers: int | None = None) -> Counter[str]:
     """Write the pairs of an epoch to a parquet file with the columns of `Pair`, in order of the ids.
 
     Args:
-        epoch: what the draws hang on.
+        epoch: what the draws depend on.
         target: the file.
-        work: a folder for what is parted by label, which is made and removed.
-        rows: of dialogues in hand at a time. Neither they nor the workers move a byte of the file.
-        workers: processes; None: one, or of many examples one a core.
+        work: scratch directory for the partitions; it is removed.
+        rows: dialogues that are read at a time. Neither `rows` nor `workers` changes a byte of the file.
+        workers: processes; None: one, or one a core if there are many dialogues.
 
     Returns:
-        Of the examples asked for their number, `asked`; of their pairs the number, `pairs`, of labels, `labels`, of
-        words, `chosen_words` and `rejected_words`, of pairs whose rejected reply is the longer one, `longer_rejected`,
-        and of those whose rejected reply an earlier epoch drew for the same dialogue, `repeated_rejected`.
+        Counts: `examples`, the sampled ones; `pairs`, of these the ones with a pair; `labels`, `chosen_words` and
+        `rejected_words` of the pairs; `longer_rejected`, pairs whose rejected reply is the longer one;
+        `repeated_rejected`, pairs whose rejected text was drawn for the same example in an earlier epoch.
 
     Raises:
-        DataError: a label has no opposite, an opposite no replies, or no pair is left.
+        DataError: a label has no opposite, an opposite has no replies, or no example has a pair.
         UserError: as `example_batches`.
     """
     with scratch(work) as folder:
         with in_processes(workers or workers_for(epoch)) as run:
-            parted = part_by_label(epoch, folder, rows)
-            check_coverage(parted.asked, epoch.opposites, parted.counts)
-            counts = draw_each(parted, epoch, run)
+            partitions = partition_by_label(epoch, folder, rows)
+            check_coverage(partitions.sampled, epoch.opposites, partitions.counts)
+            counts = draw_all(partitions, epoch, run)
         if not counts["pairs"]:
             raise DataError(
                 f"no pair was made of {counts['asked']} dialogues: every opposite group holds only the chosen reply"
             )
-        drawn = {label: DrawnReplies(parted.files[label]) for label in parted.asked}
+        drawn = {label: DrawnReplies(partitions.files[label]) for label in partitions.sampled}
         with table_writer(target, schema_of(Pair)) as append:
             for batch in epoch.batches(rows, contexts=True):
-                append(paired(batch, drawn, epoch))
+                append(join(batch, drawn, epoch))
     return counts
 
 
-def part_by_label(epoch: Epoch, folder: Path, rows: int) -> LabelPartitions:
-    """Write id, target and place of the examples to a file a label, in order of the ids."""
+def partition_by_label(epoch: Epoch, folder: Path, rows: int) -> LabelPartitions:
+    """Write id, target and subset key of the examples to a file for each label, in order of the ids."""
     import pyarrow as pa
 
     known = {*epoch.opposites, *epoch.opposites.values()}
-    parted = LabelPartitions(Counter(), {}, set(), None)
-    least: dict[str, int] = {}
+    counts, files = Counter[str](), dict[str, Path]()
+    lowest_of: dict[str, int] = {}
     lowest = BottomK(epoch.limit) if epoch.limit else None
     with ExitStack() as stack:
         writers: dict[str, Any] = {}
         for batch in epoch.batches(rows, contexts=False):
-            place = np.zeros(len(batch), np.uint64)
+            keys = np.zeros(len(batch), np.uint64)
             if lowest:
-                place = uniforms(2**64, id_bytes(batch["id"]), (epoch.seed, "part"))
-                lowest.add(place)
+                keys = subset_keys(batch["id"].to_pylist(), epoch.seed)
+                lowest.add(keys)
             order, spans = by_label(batch["label"])
-            table = batch.select(["id", "target"]).append_column("place", pa.array(place)).take(order)
+            table = batch.select(["id", "target"]).append_column("subset_key", pa.array(keys)).take(order)
             for label, start, end in spans:
-                parted.counts[label] += end - start
-                least[label] = min(least.get(label, 2**64), int(place[order[start:end]].min()))
+                counts[label] += end - start
+                lowest_of[label] = min(lowest_of.get(label, ALL), int(keys[order[start:end]].min()))
                 if label in known and label not in writers:
-                    parted.files[label] = folder / str(len(writers))
-                    writers[label] = stack.enter_context(pa.ipc.new_stream(parted.files[label], table.schema))
+                    files[label] = folder / str(len(writers))
+                    writers[label] = stack.enter_context(pa.ipc.new_stream(files[label], table.schema))
                 if label in known:
                     writers[label].write_table(table.slice(start, end - start))
-    last = lowest.last() if lowest else None
-    return parted._replace(asked={label for label in least if last is None or least[label] <= last}, last=last)
+    threshold = lowest.threshold() if lowest else None
+    threshold = ALL if threshold is None else threshold
+    return LabelPartitions(counts, files, {label for label, key in lowest_of.items() if key <= threshold}, threshold)
 
 
-def workers_for(epoch: Epoch) -> int | None:
-    """The `workers` of a corpus: one, or where it is large one a core (None)."""
-    import pyarrow.parquet as pq
-
-    return None if pq.read_metadata(epoch.train).num_rows >= MANY else 1
-
-
-def draw_each(parted: LabelPartitions, epoch: Epoch, run: Callable[..., Iterator[Any]]) -> Counter[str]:
-    """Draw for every label that is asked for, and give the counts of `write_epoch`; `run` is of `in_processes`."""
-    # The largest first, so that no process is left alone with it.
-    labels = sorted(parted.asked, key=lambda label: (-parted.counts[label], label))
-    files = [(parted.files[one], parted.files[epoch.opposites[one]]) for one in labels]
-    jobs = [Job(own, other, epoch.seed, epoch.number, epoch.future_epochs, parted.last) for own, other in files]
-    list(run(compare, sorted({file for both in files for file in both})))
-    return sum(run(draw_for_label, jobs), Counter[str]())
-
-
-def by_label(labels: pa.ChunkedArray) -> tuple[Places, list[tuple[str, int, int]]]:
-    """The places in order of the labels, and where in that order each label begins and ends."""
+def by_label(labels: pa.ChunkedArray) -> tuple[Positions, list[tuple[str, int, int]]]:
+    """The positions in order of the labels, and where in that order each label starts and ends."""
     coded = labels.combine_chunks().dictionary_encode()
     codes = coded.indices.to_numpy()
     ends = np.cumsum(np.bincount(codes)).tolist()
     return np.argsort(codes, kind="stable"), list(zip(coded.dictionary.to_pylist(), [0, *ends], ends, strict=False))
 
 
-def compare(file: Path) -> None:
-    """Write the keys of the targets in a file of `part_by_label`, and how many words they have, beside it."""
-    keys, words = zip(*(keys_and_words(table["target"]) for table in spilled(file)), strict=True)
+def workers_for(epoch: Epoch) -> int | None:
+    """The `workers` of a corpus: one, or one a core (None) if it is large."""
+    import pyarrow.parquet as pq
+
+    return None if pq.read_metadata(epoch.train).num_rows >= MANY else 1
+
+
+def draw_all(partitions: LabelPartitions, epoch: Epoch, run: Callable[..., Iterator[Any]]) -> Counter[str]:
+    """Draw for every sampled label, and return the counts of `write_epoch`; `run` is the map of `in_processes`."""
+    # The largest first, so that it does not keep one process busy after the others have finished.
+    labels = sorted(partitions.sampled, key=lambda label: (-partitions.counts[label], label))
+    files = [(partitions.files[label], partitions.files[epoch.opposites[label]]) for label in labels]
+    list(run(write_keys, sorted({file for both in files for file in both})))
+    jobs = [Job(*both, epoch.seed, epoch.number, epoch.future_epochs, partitions.threshold) for both in files]
+    return sum(run(draw_for_label, jobs), Counter[str]())
+
+
+def write_keys(file: Path) -> None:
+    """Write the text keys of the targets in a partition, and their numbers of words, to files beside it."""
+    keys, words = [], []
+    for table in spilled(file):
+        texts = table["target"].to_pylist()
+        keys.append(text_keys([normalise(text) for text in texts]))
+        words.append(np.array([len(text.split()) for text in texts]))
     np.save(file.with_suffix(".keys.npy"), np.concatenate(keys))
     np.save(file.with_suffix(".words.npy"), np.concatenate(words))
 
 
-def draw_for_label(job: Job) -> Counter[str]:
-    """Write the rejected reply of each example of a label, its id and those `future_rejected`, in their order; give the counts.
+def read_keys(file: Path) -> tuple[Any, Positions]:
+    """What `write_keys` wrote, two arrays."""
+    return np.load(file.with_suffix(".keys.npy")), np.load(file.with_suffix(".words.npy"))
 
-    They are null for an example that is not asked for, or for which there is no other reply.
+
+def draw_for_label(job: Job) -> Counter[str]:
+    """Write the rejected reply of each example of a label, its id and the future rejected replies; return the counts.
+
+    Rows are in order of the examples, and null for one that is not sampled or for which there is no other text.
     """
     import pyarrow as pa
 
-    group = pa.concat_tables(spilled(job.other))
-    # More text than 32-bit offsets reach.
+    group = pa.concat_tables(spilled(job.group))
+    # 32-bit offsets do not reach over all the text of a large label.
     replies = pa.table({"rejected": group["target"].cast(pa.large_string()), "rejected_id": group["id"]})
     replies = replies.combine_chunks()
     del group
     counts: Counter[str] = Counter()
-    spill(job.own.with_suffix(".drawn"), (taken(replies, places) for places in drawn_places(job, counts)))
+    spill(job.examples.with_suffix(".drawn"), (take(replies, some) for some in draw_batches(job, counts)))
     return counts
 
 
-def taken(replies: pa.Table, places: Places) -> pa.Table:
-    """The rows of `replies` at the first of each example's places, and the texts at its others; null where it is -1."""
+def draw_batches(job: Job, counts: Counter[str]) -> Iterator[Positions]:
+    """The positions of each example's rejected reply and future ones, (N, 1 + F), -1 for none; adds to `counts`."""
+    all_chosen, all_chosen_words = read_keys(job.examples)
+    keys, words = read_keys(job.group)
+    start = 0
+    for table in spilled(job.examples):
+        sampled = np.flatnonzero(table["subset_key"].to_numpy() <= job.threshold)
+        ids, chosen = table["id"].take(sampled).to_pylist(), all_chosen[start + sampled]
+        chosen_words = all_chosen_words[start + sampled]
+        epochs = [job.epoch, *job.future_epochs, *range(1, job.epoch)]
+        positions = np.stack([draw(ids, chosen, keys, job.seed, epoch) for epoch in epochs], axis=1)
+        made = positions[:, 0] >= 0
+        rejected, earlier = positions[made, 0], positions[made, 1 + len(job.future_epochs) :]
+        counts["examples"] += len(sampled)
+        counts["pairs"] += len(rejected)
+        counts["labels"] |= int(made.any())
+        counts["chosen_words"] += int(chosen_words[made].sum())
+        counts["rejected_words"] += int(words[rejected].sum())
+        counts["longer_rejected"] += int((words[rejected] > chosen_words[made]).sum())
+        counts["repeated_rejected"] += int((keys[earlier] == keys[rejected][:, None]).any(axis=1).sum())
+        rows = np.full((len(table), 1 + len(job.future_epochs)), -1)
+        rows[sampled] = positions[:, : rows.shape[1]]
+        yield rows
+        start += len(table)
+
+
+def take(replies: pa.Table, positions: Positions) -> pa.Table:
+    """The replies at the first of each example's positions, and a list of the texts at its others; null for -1."""
     import pyarrow as pa
 
-    first, future_rejected = places[:, 0], places[:, 1:]
+    first, future = positions[:, 0], positions[:, 1:]
     made = first >= 0
-    offsets = np.concatenate([[0], np.cumsum(made * future_rejected.shape[1])]).astype(np.int32)
-    texts = replies["rejected"].take(pa.array(future_rejected[made].ravel())).combine_chunks().cast(pa.string())
+    offsets = np.concatenate([[0], np.cumsum(made * future.shape[1])]).astype(np.int32)
+    texts = replies["rejected"].take(pa.array(future[made].ravel())).combine_chunks().cast(pa.string())
     rows = replies.take(pa.array(first, mask=~made))
     return rows.append_column("future_rejected", pa.ListArray.from_arrays(offsets, texts))
 
 
-def drawn_places(job: Job, counts: Counter[str]) -> Iterator[Places]:
-    """The places of each example's rejected reply and of those future_rejected, (N, 1 + A), -1 without; `counts` grows."""
-    own_keys, own_words = compared(job.own)
-    keys, words = compared(job.other)
-    start = 0
-    for table in spilled(job.own):
-        asked = np.flatnonzero(table["place"].to_numpy() <= (2**64 - 1 if job.last is None else job.last))
-        ids, own = id_bytes(table["id"].take(asked)), start + asked
-        found, *earlier = (draw_all(ids, own_keys[own], keys, job.seed, e) for e in range(job.epoch, 0, -1))
-        future_rejected = [draw_all(ids, own_keys[own], keys, job.seed, e) for e in job.future_epochs]
-        made = found >= 0
-        rejected, chosen_words = found[made], own_words[own[made]]
-        before = np.zeros(len(rejected), bool)
-        for one in earlier:
-            before |= keys[one[made]] == keys[rejected]
-        counts["asked"] += len(asked)
-        counts["pairs"] += len(rejected)
-        counts["labels"] |= int(made.any())
-        counts["chosen_words"] += int(chosen_words.sum())
-        counts["rejected_words"] += int(words[rejected].sum())
-        counts["longer_rejected"] += int((words[rejected] > chosen_words).sum())
-        counts["repeated_rejected"] += int(before.sum())
-        places = np.full((len(table), 1 + len(future_rejected)), -1)
-        places[asked] = np.stack([found, *future_rejected], axis=1)
-        yield places
-        start += len(table)
-
-
-def compared(file: Path) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """What `compare` wrote beside a file."""
-    return np.load(file.with_suffix(".keys.npy")), np.load(file.with_suffix(".words.npy"))
-
-
 class DrawnReplies:
-    """What was drawn for a label, to be taken in the order of its examples."""
+    """The rows of `draw_for_label`, to be taken in order."""
 
     def __init__(self, file: Path) -> None:
         self._batches = spilled(file.with_suffix(".drawn"))
-        self._held = next(self._batches)
+        self._waiting = next(self._batches)
 
     def take(self, count: int) -> pa.Table:
-        """The next rows."""
+        """The next `count` rows."""
         import pyarrow as pa
 
-        while len(self._held) < count:
-            self._held = pa.concat_tables([self._held, next(self._batches)])
-        taken, self._held = self._held.slice(0, count), self._held.slice(count)
-        return taken
+        while len(self._waiting) < count:
+            self._waiting = pa.concat_tables([self._waiting, next(self._batches)])
+        rows, self._waiting = self._waiting.slice(0, count), self._waiting.slice(count)
+        return rows
 
 
-def paired(batch: pa.Table, drawn: Mapping[str, DrawnReplies], epoch: Epoch) -> pa.Table:
+def join(batch: pa.Table, drawn: Mapping[str, DrawnReplies], epoch: Epoch) -> pa.Table:
     """The pairs of a batch of examples."""
     import pyarrow as pa
 
     order, spans = by_label(batch["label"])
-    # For an example whose label nobody draws for nothing is asked.
-    wanted = [(order[start:end], drawn[label].take(end - start)) for label, start, end in spans if label in drawn]
-    if not wanted:
+    # Skip labels that no sampled example has.
+    taken = [(order[start:end], drawn[label].take(end - start)) for label, start, end in spans if label in drawn]
+    if not taken:
         return schema_of(Pair).empty_table()
-    places = np.concatenate([some for some, _ in wanted])
-    beside = pa.concat_tables([rows for _, rows in wanted])
-    there = np.flatnonzero(beside["rejected"].is_valid().to_numpy())
-    there = there[np.argsort(places[there], kind="stable")]
-    # Most often each example has a pair, and a copy of the contexts is saved.
-    examples = batch if len(there) == len(batch) else batch.take(places[there])
-    rejected = beside.take(there)
+    positions, replies = np.concatenate([some for some, _ in taken]), pa.concat_tables([rows for _, rows in taken])
+    made = np.flatnonzero(replies["rejected"].is_valid().to_numpy())
+    made = made[np.argsort(positions[made], kind="stable")]
+    # Usually every example has a pair, and a copy of the contexts is saved.
+    examples = batch if len(made) == len(batch) else batch.take(positions[made])
+    replies = replies.take(made)
     columns = {
         "id": examples["id"],
-        "epoch": pa.repeat(pa.scalar(epoch.number, pa.int32()), len(there)),
+        "epoch": pa.repeat(pa.scalar(epoch.number, pa.int32()), len(made)),
         "prompt": examples["context"],
         "chosen": examples["target"],
-        "rejected": rejected["rejected"].cast(pa.string()),
+        "rejected": replies["rejected"].cast(pa.string()),
         "label": examples["label"],
         "rejected_label": pa.array([epoch.opposites[label] for label in examples["label"].to_pylist()], pa.string()),
-        "rejected_id": rejected["rejected_id"],
-        "future_rejected": rejected["future_rejected"],
+        "rejected_id": replies["rejected_id"],
+        "future_rejected": replies["future_rejected"],
     }
     return pa.table(columns, schema=schema_of(Pair))

@@ -14,7 +14,7 @@ from attune.download.licences import NOT_STATED, Licence, terms
 from attune.download.licences import load as load_licences
 from attune.download.sources import Source
 from attune.download.sources import load as load_sources
-from attune.report.results import data_file, pairs_file, read_metrics, read_variant
+from attune.report.results import data_file, labels_file, pairs_file, read_metrics, read_variant
 from attune.report.tables import Metrics
 from attune.runtime.errors import UserError
 from attune.runtime.io import sha256_of
@@ -185,7 +185,7 @@ def gather(variant: str, params: Params) -> Facts:
         materials=materials(params, trained, stated_licences(), load_sources(SOURCES), load_licences()),
         metrics=metrics,
         intervals=intervals,
-        data=read_metrics(data_file()),
+        data=read_metrics(data_file()) | read_metrics(labels_file()),
         pairs={key: read_metrics(pairs_file(key)) for key in trained.rounds},
         files=hashes(Path(settings.model)),
         commit=json.loads(record.read_text(encoding="utf-8"))["commit"] if record.is_file() else None,

@@ -74,6 +74,11 @@ def data_file() -> Artifact:
     return Artifact(METRICS / "data.json", "prepare")
 
 
+def labels_file() -> Artifact:
+    """Train dialogues of each label: not a metric, since nothing is decided from them."""
+    return Artifact(METRICS / "labels.json", "prepare")
+
+
 def pairs_file(key: str) -> Artifact:
     """Statistics of the preference pairs of a round of DPO."""
     return Artifact(METRICS / "pairs" / f"{key}.json", f"pairs@{key}")

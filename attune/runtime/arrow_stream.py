@@ -1,4 +1,4 @@
-"""Tables that need not fit into memory: read a batch of rows at a time, and written whole or not at all."""
+"""Arrow tables in files: read in batches, written atomically, spilled to disk if they do not fit into memory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from attune.runtime.io import whole_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Rows of a group in a parquet file: a table of no more has the bytes that `files.write_table` gives it.
+# Rows of a row group of a parquet file.
 GROUP = 65_536
-# Rows that are in hand at a time.
+# Rows that are processed at a time.
 ROWS = 16_384
 
 
 def read_batches(path: Path, rows: int = ROWS, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a parquet file in their order, `rows` at a time, fewer at the end of a group; none: no table.
+    """The rows of a parquet file in order, `rows` at a time, fewer at the end of a row group; no table is empty.
 
     Args:
         path: of the file.
         rows: at a time.
-        columns: that are read, those of a list's structs as `turns.list.element.text`; None: all.
+        columns: to read, those of structs in a list as `turns.list.element.text`; None: all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # With pre_buffer a reader keeps the bytes of all groups that it has passed.
+    # With pre_buffer, a reader keeps the bytes of all row groups that it has passed.
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
@@ -47,19 +47,34 @@ def read_batches(path: Path, rows: int = ROWS, columns: Sequence[str] | None = N
 
 
 def prefetch(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, the next two of which are made in a thread while the caller works."""
-    with ThreadPoolExecutor(1) as making:
-        waiting = deque(making.submit(next, tables, None) for _ in range(2))
+    """The same tables; a thread prepares the next two while the caller works."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = deque(reader.submit(next, tables, None) for _ in range(2))
         while (table := waiting.popleft().result()) is not None:
-            waiting.append(making.submit(next, tables, None))
+            waiting.append(reader.submit(next, tables, None))
             yield table
 
 
-@contextmanager
-def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """A function that appends rows to a parquet file, which takes the name `path` at the end of the block.
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table to `path` as parquet, atomically.
 
-    How its rows were cut into tables does not move a byte of the file.
+    Raises:
+        StorageError: as `writing`.
+    """
+    with table_writer(path, table.schema, table.nbytes) as append:
+        append(table)
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema, need: int | None = None) -> Iterator[Callable[[pa.Table], None]]:
+    """A function that appends rows to a parquet file, which is renamed to `path` at the end of the block.
+
+    The bytes of the file do not depend on how its rows are split into tables.
+
+    Args:
+        path: of the file.
+        schema: of every table.
+        need: bytes of the file, if known; for the error on a full disk.
 
     Raises:
         StorageError: as `writing`.
@@ -68,18 +83,19 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
     import pyarrow.parquet as pq
 
     with (
-        whole_file(path) as temporary,
+        whole_file(path, need) as temporary,
         pq.ParquetWriter(temporary, schema) as writer,
-        ThreadPoolExecutor(1) as encoding,
+        ThreadPoolExecutor(1) as encoder,
     ):
         waiting = schema.empty_table()
-        groups: list[Future[None]] = []
+        # At most one row group is being encoded, while the caller prepares the next one.
+        encoding: list[Future[None]] = []
 
-        def write(table: pa.Table) -> None:
-            # Encoded while the caller makes the next one; a chunk ends a page: one chunk a group.
-            for one in groups:
-                one.result()
-            groups[:] = [encoding.submit(writer.write_table, table.combine_chunks())]
+        def write(group: pa.Table) -> None:
+            for future in encoding:
+                future.result()
+            # A parquet page ends where a chunk ends, so a row group must be one chunk.
+            encoding[:] = [encoder.submit(writer.write_table, group.combine_chunks())]
 
         def append(table: pa.Table) -> None:
             nonlocal waiting
@@ -89,15 +105,15 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
                 waiting = waiting.slice(GROUP)
 
         yield append
-        if len(waiting) or not groups:
+        if len(waiting) or not encoding:
             write(waiting)
-        for one in groups:
-            one.result()
+        for future in encoding:
+            future.result()
 
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A folder for what does not fit into memory, empty at first and gone at the end; a killed run's is cleared.
+    """A scratch directory, empty at the start and removed at the end, also if a killed run has left one behind.
 
     Raises:
         StorageError: as `writing`.
@@ -112,7 +128,7 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def spill(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables as Arrow batches, which are read one by one; none: no file."""
+    """Write tables to an Arrow stream, a batch each; no tables: no file."""
     import pyarrow as pa
 
     following = iter(tables)
@@ -124,7 +140,7 @@ def spill(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def spilled(path: Path) -> Iterator[pa.Table]:
-    """The batches of `spill`, in their order; read and not mapped, so that those passed leave memory."""
+    """The batches of `spill` in order. The file is read, not memory-mapped, so that batches leave memory again."""
     import pyarrow as pa
 
     if path.exists():
@@ -135,27 +151,27 @@ def spilled(path: Path) -> Iterator[pa.Table]:
 
 @contextmanager
 def in_processes(count: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` that works in `count` processes (None: one a core) and gives results in order; in this one where it is 1.
+    """A `map` over `count` processes (None: one a core) with results in order; the built-in `map` if it is 1.
 
-    Functions and their arguments must be picklable. A worker ends with this process, however that ends. It starts, and
-    loads Arrow and pandas, while this process goes on.
+    Functions and arguments must be picklable. Workers end with this process, even if it is killed. They start, and load
+    Arrow and pandas, while this process goes on.
     """
     workers = os.cpu_count() or 1 if count is None else count
     if workers == 1:
         yield map
         return
-    # Forked, a worker would have Arrow's locks without the threads that open them.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+    # Spawned: a forked worker would inherit Arrow's locks without the threads that release them.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
-        # Workers start with the first call.
+        # The first task starts the workers.
         pool.submit(int)
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """In a worker: end when the parent is killed, for which it would wait for ever, and load what takes long."""
+def _start_worker() -> None:
+    """Exit when the parent is killed, for which a worker would wait forever; import what is slow to import."""
     parent = parent_process()
     assert parent is not None
 

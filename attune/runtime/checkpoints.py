@@ -1,8 +1,8 @@
 """Where an unfinished stage keeps its checkpoints: `.checkpoints/<stage>-<hash of its dependencies and params>`.
 
-DVC removes the outs of a stage before it runs, so what must survive a kill lies elsewhere. The hash covers what dvc.yaml
-names for the stage and nothing else. So a killed stage finds its own checkpoints, a stage whose code, data or params
-changed never finds another's, and an edit elsewhere loses none.
+DVC removes the outs of a stage before it runs, so what must survive a kill lies elsewhere. The hash covers what
+dvc.yaml names for the stage and nothing else. So a killed stage finds its own checkpoints, a stage whose code, data or
+params changed never finds another's, and an edit elsewhere loses none.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 def checkpoints(stage: str, params: Any) -> Iterator[Path]:
     """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage wrote.
 
-    A stage that is killed after its end, while DVC hashes its outs, loses nothing. A stage that DVC has recorded and runs
-    again (`dvc repro --force`) starts from the beginning. With several ranks the main process holds the lock and makes the
-    folder.
+    A stage that is killed after its end, while DVC hashes its outs, loses nothing. A stage that DVC has recorded and
+    that runs again (`dvc repro --force`) starts from the beginning. With several ranks the main process holds the lock
+    and makes the folder.
 
     Args:
         stage: as DVC names it, `dpo@e1`.

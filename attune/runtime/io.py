@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from attune.runtime.errors import UserError, writing
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 # Bytes that `read_lines` reads at a time.
 BLOCK = 1 << 22
@@ -223,14 +223,6 @@ def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
             partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write an Arrow table to `path` as parquet, as `write_bytes`."""
-    import pyarrow.parquet as pq
-
-    with whole_file(path, table.nbytes) as temporary:
-        pq.write_table(table, temporary)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

@@ -108,7 +108,7 @@ def _results(params: Params) -> dict[str, Any]:
             metrics[key] |= results.read_metrics(results.metrics_file(scorer, key))
             intervals[key] |= results.read_metrics(results.intervals_file(scorer, key))
     return {
-        "data": results.read_metrics(results.data_file()),
+        "data": results.read_metrics(results.data_file()) | results.read_metrics(results.labels_file()),
         "pairs": {key: results.read_metrics(results.pairs_file(key)) for key in params.rounds},
         "metrics": metrics,
         "intervals": intervals,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from attune.config.schema import Name, section
+from attune.config.sections.fields import Name, section
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
 

@@ -10,8 +10,9 @@ import small
 import torch
 from safetensors.torch import save_file
 
+from attune.runtime.arrow_stream import write_table
 from attune.runtime.errors import StorageError, reported, writing
-from attune.runtime.io import whole_folder, write_bytes, write_json, write_table
+from attune.runtime.io import whole_folder, write_bytes, write_json
 from attune.runtime.sealed import newest_whole
 
 ROOM = 256 * 1024

@@ -47,9 +47,9 @@ def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.Data
         bert: of `bertscores`, (N,) each.
 
     Returns:
-        (N,) rows in the order of `replies`: `id`, `label`, and the metrics that an example has, each under the name of
-        its mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
-        that BLEU is made of.
+        (N,) rows in the order of `replies`: `id`, `label`, the metrics that an example has, each under the name of its
+        mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
+        of BLEU.
     """
     import pandas as pd
 

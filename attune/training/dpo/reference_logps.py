@@ -22,9 +22,10 @@ from attune.compute.batching import batches_by_tokens
 from attune.compute.process import autocast
 from attune.cpu.optimize import uses_varlen
 from attune.models.base_record import origin, quantization
+from attune.runtime.arrow_stream import write_table
 from attune.runtime.distributed import all_gather, broadcast_from_main, is_main_process, rank, world_size
 from attune.runtime.errors import DamagedReference, ModelError
-from attune.runtime.io import sha256_of, write_table
+from attune.runtime.io import sha256_of
 from attune.training.dpo.packed_forward import pair_output, unwrap_peft
 from attune.training.dpo.packing import Document, pack
 

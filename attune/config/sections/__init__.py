@@ -1,0 +1,1 @@
+"""The sections of `params.yaml`; import them from `attune.config.schema`."""

@@ -1,0 +1,228 @@
+"""Sections on data, models, SFT, preference pairs, DPO and generation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from attune.config.sections.fields import (
+    DIALOGUES,
+    Name,
+    NotNegative,
+    Passes,
+    Positive,
+    Rate,
+    Reader,
+    Rule,
+    Scheduler,
+    Share,
+    section,
+)
+
+
+@section
+class Columns:
+    """The names of a csv file's columns, for readers whose files differ in them."""
+
+    dialogue: Name
+    turn: Name
+    role: Name
+    text: Name
+    act: Name
+
+
+@section
+class Mixed:
+    """A corpus of a mixture: how it is read, and its share of the train split relative to the others'."""
+
+    reader: Reader
+    weight: Annotated[float, Field(gt=0)]
+    file: Name | None = None
+    columns: Columns | None = None
+
+
+@section
+class Corpus:
+    """The dialogue corpus, or a mixture of several: which files, and which reader."""
+
+    name: Name
+    reader: Reader | None
+    local_dir: str | None
+    file: Name | None
+    columns: Columns | None
+    mix: dict[Name, Mixed]
+    mask: bool
+    language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None
+
+    @property
+    def parts(self) -> dict[str, Mixed]:
+        """The corpora that are read, by their folders: those of the mixture, or the one."""
+        if self.reader is None:
+            return self.mix
+        one = {"reader": self.reader, "weight": 1.0, "file": self.file, "columns": self.columns}
+        return {self.name: Mixed(**one)}
+
+
+@section
+class Context:
+    """The targets of a dialogue, and how many turns before a target are its context."""
+
+    targets: Literal["last", "every"]
+    max_turns: Positive | None
+
+
+@section
+class Model:
+    """The base model: a hub model, or one that stage `base` makes: of an encoder (`as_decoder`), or from nothing."""
+
+    name: Name
+    package: Name | None
+    hub_id: str | None
+    revision: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    as_decoder: bool
+    specialised: bool
+    stands_in_for: Name | None
+    licence: Name | None
+    quantization: Literal["nf4"] | None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether stage `base` trains it; else the hub has it as it is."""
+        return self.hub_id is None or self.as_decoder
+
+
+@section
+class Tiny:
+    """Architecture and pretraining of the model that stage `base` makes; of an encoder, pretraining alone."""
+
+    vocab_size: Annotated[int, Field(ge=300, le=65536)]
+    hidden_size: Positive
+    intermediate_size: Positive
+    layers: Positive
+    heads: Positive
+    max_positions: Positive
+    corpus: Name
+    epochs: Passes
+    learning_rate: Rate
+    batch_size: Positive
+    max_length: Positive
+    architecture: Literal["llama", "mistral", "gemma", "bert"]
+
+
+@section
+class Lora:
+    """LoRA adapter on all linear layers (Hu et al. 2021)."""
+
+    r: Positive
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class Sft:
+    """Hyperparameters of supervised fine-tuning, the same for all adapters."""
+
+    epochs: Passes
+    learning_rate: Rate
+    batch_size: Positive
+    lr_scheduler: Scheduler
+    warmup_steps: NotNegative
+    max_length: Positive
+    loss_on: Literal["assistant", "user"]
+
+
+@section
+class Adapter:
+    """An adapter that SFT trains: on all train dialogues, or on those that the corpus rates high or low."""
+
+    quality: Literal["all", "high", "low"]
+
+
+@section
+class Pairs:
+    """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
+
+    rule: Rule
+    table: Name
+    limit: Positive | None
+    margin: Share
+    samples: Annotated[int, Field(ge=2)]
+    max_new_tokens: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+
+@section
+class Llm:
+    """What an OpenAI-compatible endpoint generates, in rounds whose candidates or scorer is one of its prompts."""
+
+    base_url: Annotated[str, Field(pattern="^https?://")]
+    model: Name
+    prompt: Name
+    judge_prompt: Name
+    temperature: Annotated[float, Field(ge=0)]
+    n: Positive
+    max_tokens: Positive
+
+
+@section
+class Endpoint:
+    """How the endpoint of `Llm` is reached, and its price in USD per million tokens; changes no result."""
+
+    key_variable: Name | None
+    concurrency: Positive
+    retries: NotNegative
+    timeout: Annotated[float, Field(gt=0)]
+    input_price: Annotated[float, Field(ge=0)]
+    output_price: Annotated[float, Field(ge=0)]
+
+
+@section
+class Round:
+    """One epoch of DPO: the model that it starts from, and where its pairs come from.
+
+    `candidates` and `scorer` are paths, since DVC takes them as dependencies of the pairs. The placeholder is
+    `data/dialogues`, on which the pairs depend anyway.
+    """
+
+    init: Name
+    candidates: Name
+    scorer: Name
+
+    def source(self, llm: Llm) -> Literal["corpus", "policy", "llm"]:
+        """Where candidates come from: human replies, samples of the model in `init` (on-policy), or the endpoint."""
+        if self.candidates == DIALOGUES:
+            return "corpus"
+        return "llm" if self.candidates == llm.prompt else "policy"
+
+    def judged_by_llm(self, llm: Llm) -> bool:
+        """Whether the endpoint scores the candidates, instead of a classifier."""
+        return self.scorer == llm.judge_prompt
+
+
+@section
+class Dpo:
+    """Hyperparameters of direct preference optimisation (Rafailov et al. 2023); `epochs` is the schedule's length."""
+
+    beta: Annotated[float, Field(gt=0)]
+    epochs: Positive
+    learning_rate: Rate
+    batch_size: Positive
+    lr_scheduler: Scheduler
+    warmup_steps: NotNegative
+    max_length: Positive
+
+
+@section
+class Generate:
+    """Decoding of the replies to the held-out contexts."""
+
+    limit: Positive | None
+    max_new_tokens: Positive
+    max_length: Positive
+    do_sample: bool
+    temperature: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    engine: Literal["builtin", "vllm"]

@@ -1,0 +1,53 @@
+"""Types of single keys of `params.yaml`, and the paths that keys name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+# Optimizer steps between two points of a training curve.
+LOGGING_STEPS = 5
+# Folders of the models, and the placeholder of a key that names a dependency: a DVC dependency cannot be null.
+ROUNDS = Path("models/dpo")
+BASE = "models/base"
+DBT = "models/dbt"
+DIALOGUES = "data/dialogues"
+RULES = ("opposite_emotion", "dbt", "counselling")
+# Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
+FILE_READERS = ("annomi", "mi", "ufjf")
+COLUMN_READERS = ("mi",)
+LIBRARY = Path(__file__).parents[2]
+
+Positive = Annotated[int, Field(gt=0)]
+Passes = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Scheduler = Literal["cosine", "linear", "constant"]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
+    """A name in `known`, or that of a module of `attune/<package>` whose `function` returns the `record`.
+
+    A file alone adds one. Its text is read here; it is not imported.
+    """
+
+    def check_name(name: str) -> str:
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((LIBRARY / package).glob("*.py"))}
+        modules = [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
+        if name not in (names := [*known, *modules]):
+            raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to attune/{package}")
+        return name
+
+    return AfterValidator(check_name)
+
+
+Reader = Annotated[str, _module("corpora/readers", "read", "Dialogue")]
+Rule = Annotated[str, _module("pairs", "build", "Pair", RULES)]
+
+section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))

@@ -1,0 +1,75 @@
+"""Sections on the machine, cut by what reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from attune.config.sections.fields import Name, Positive, section
+
+
+@section
+class Compute:
+    """Device, precision and threads: what every stage that runs torch depends on."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bf16", "fp32"]
+    threads: Positive
+
+
+@section
+class Ranks:
+    """The processes (ranks) that share a stage, and the file of Accelerate that says how they share a model."""
+
+    processes: Positive
+    nodes: Positive
+    accelerate: Name | None
+
+
+@section
+class Training:
+    """How a training step is computed; the effective batch does not depend on it."""
+
+    micro_batch_size: Positive
+    gradient_checkpointing: bool
+    compile: bool
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+
+
+@section
+class Decoding:
+    """Tokens in a batch of `generate`, and of samples of the policy."""
+
+    batch_tokens: Positive
+
+
+@section
+class Runtime:
+    """What changes no result: steps between checkpoints, and where several machines meet."""
+
+    save_every: Positive
+    rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The sections compute, ranks, training, decoding and runtime as one object, for code that needs several.
+
+    Nothing here changes what is computed, beyond rounding. Exceptions: per-rank dropout masks, and 8-bit moments.
+    """
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bf16", "fp32"]
+    threads: int
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    compile: bool
+    batch_tokens: int
+    save_every: int
+    processes: int
+    nodes: int
+    rendezvous: str | None
+    accelerate: str | None
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]

@@ -1,0 +1,126 @@
+"""Sections on classifiers and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive, Rate, Reader, section
+
+
+@section
+class Encoder:
+    """The bidirectional encoder of the classifiers and BERTScore: in an installed package, or from the hub."""
+
+    name: Name
+    package: Name | None
+    hub_id: str | None
+    revision: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+
+@section
+class Epitome:
+    """The EPITOME classifiers (Sharma et al. 2020): what they learn from, and how."""
+
+    data: Literal["data/sample/epitome", "data/raw/epitome"]
+    checkpoints: Name | None
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=8)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    frozen_layers: NotNegative
+    lambda_level: Annotated[float, Field(ge=0)]
+    lambda_rationale: Annotated[float, Field(ge=0)]
+
+
+@section
+class TurnTraining:
+    """How a classifier of assistant turns is trained."""
+
+    epochs: Positive
+    learning_rate: Rate
+    head_learning_rate: Rate
+    batch_size: Positive
+    max_length: Annotated[int, Field(ge=16)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class Dbt(TurnTraining):
+    """The classifier of the four stages of DBT: the labelled turns that it learns from, and how."""
+
+    table: Name
+    data: Name
+    reader: Reader
+    context_turns: Positive
+
+
+@section
+class Behaviour(TurnTraining):
+    """The classifiers of a counsellor's behaviours and of adherence to motivational interviewing (`miti`)."""
+
+    table: Name
+    sentences: Name
+    data: Name
+    reader: Reader
+    context_turns: Positive
+    miti: TurnTraining
+
+
+@section
+class Classifier:
+    """The files that a classifier in use learns from, as DVC dependencies; a repeated path stands for "none"."""
+
+    data: Name
+    sentences: Name
+    table: Name
+
+
+@section
+class Bertscore:
+    """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
+
+    hub_id: str | None
+    revision: str | None
+    layer: NotNegative
+    batch_size: Positive
+
+
+@section
+class Evaluate:
+    """What the variants are compared to, and how their intervals are made."""
+
+    reference: Name
+    resamples: Annotated[int, Field(ge=100)]
+
+
+@section
+class Mmlu:
+    """Five-shot MMLU (Hendrycks et al. 2020), the harness's task on local rows."""
+
+    corpus: Name
+    shots: NotNegative
+    # A standard error needs two questions.
+    limit: Annotated[int, Field(ge=2)] | None
+    batch_size: Positive
+
+
+@section
+class Variant:
+    """A model to evaluate: the base model, or the folder of an adapter on it, and the file of an instruction to it.
+
+    Without an instruction it is `data/dialogues`, on which the replies depend anyway: a DVC dependency cannot be null.
+    """
+
+    model: Name
+    instruction: Name
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, if there is one."""
+        return None if self.instruction == DIALOGUES else Path(self.instruction)

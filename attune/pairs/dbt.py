@@ -2,8 +2,8 @@
 
 In the paper, ChatGPT writes replies from the conversation and the four stages, and they are chosen or rejected by how
 well they follow the stages. Here a source gives candidates for a context and a judge scores them from 0 to 1; the best
-is chosen, the worst is rejected, and the pair is kept if their scores differ by more than a margin. Sources are keyed by
-(seed, epoch, example id), so a pair does not depend on order, subset or number of workers.
+is chosen, the worst is rejected, and the pair is kept if their scores differ by more than a margin. Sources are keyed
+by (seed, epoch, example id), so a pair does not depend on order, subset or number of workers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The client of an OpenAI-compatible endpoint, with a cache on disk: no request is sent twice, even after a kill.
 
-The cache is an SQLite file where DVC removes nothing. A row is committed with each answer, so a killed run loses at most
-`endpoint.concurrency` answers, and the next run sends only the requests without one.
+The cache is an SQLite file where DVC removes nothing. A row is committed with each answer, so a killed run loses at
+most `endpoint.concurrency` answers, and the next run sends only the requests without one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
         response is no chat completion.
 
     Raises:
-        UserError: the variable of the API key is not set, the endpoint rejects key or model, or it does not answer after
-            `endpoint.retries` retries. The answers until then are in the cache.
+        UserError: the variable of the API key is not set, the endpoint rejects key or model, or it does not answer
+            after `endpoint.retries` retries. The answers until then are in the cache.
     """
     bodies = [_body(llm, request) for request in requests]
     keys = [_key(llm, body) for body in bodies]
@@ -66,7 +66,7 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
 
 
 def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
-    """A sentence with the cost of the `bodies` to send, with tokens from the length of the text and the longest answers.
+    """A sentence with the cost of sending `bodies`, from the length of their texts and the longest answers.
 
     Args:
         llm: the model and its longest answer.

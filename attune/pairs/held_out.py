@@ -41,8 +41,8 @@ def held_out(
 def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params: Params) -> Sequence[Pair]:
     """The held-out pairs of the examples in `part`, by the rule in `pairs.rule`.
 
-    Rule dbt judges by a classifier; its held-out pairs need no judge: they reject a reply to the same label with another
-    act.
+    Rule dbt judges by a classifier; its held-out pairs need no judge: they reject a reply to the same label with
+    another act.
 
     Args:
         part: examples that get pairs.

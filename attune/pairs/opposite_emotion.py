@@ -3,8 +3,8 @@
 The rule: in each epoch, the rejected reply of a dialogue is drawn uniformly from the targets of the train dialogues
 with the opposite label. Replies with the chosen text are not drawn.
 
-`draw` is the rule. `build_pairs` applies it to examples in memory (held-out pairs), `opposite_emotion_stream` to corpora
-that need not fit into memory (training).
+`draw` is the rule. `build_pairs` applies it to examples in memory (held-out pairs), `opposite_emotion_stream` to
+corpora that need not fit into memory (training).
 """
 
 from __future__ import annotations

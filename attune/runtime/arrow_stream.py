@@ -1,4 +1,4 @@
-"""Arrow tables in files: read a batch at a time, written atomically, and spilled to disk if they do not fit into memory."""
+"""Arrow tables in files: read in batches, written atomically, and spilled to disk if they do not fit into memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 `python -m attune sample annomi` writes data/sample/annomi_sample/AnnoMI-simple.csv in the format of AnnoMI's simple
 file. Each phrase is written for one behaviour or talk type, so that these can be learnt from the text. Therapists of
-high quality mostly reflect and ask open questions, those of low quality mostly advise and confront. The same phrases and
+high quality mostly reflect and ask open questions, those of low quality mostly advise and confront.
+The same phrases and
 seed give the same bytes.
 """
 

@@ -1,9 +1,9 @@
-"""Stage `audit`: no test or valid dialogue among what any model of the pipeline learns from; `metrics/audit.json`.
+"""Stage `audit`: check that no training data of any model holds a valid or test dialogue; `metrics/audit.json`.
 
-It checks the train split (SFT), the pairs of every round, the base model's pretraining data, and the training data of
-the classifiers: EPITOME's annotations, the dialogues of `dbt.data` and `behaviour.data`. Stage `classifier@behaviour`
-leaves out held-out sentences of `behaviour.sentences`, and they are counted. A leak (`attune.corpora.leakage` defines
-it) ends the pipeline with an error that names the first ones.
+The training data are the train split (SFT), the pairs of every round, the pretraining data of the base model, and the
+data of the classifiers: EPITOME's annotations and the dialogues of `dbt.data` and `behaviour.data`. The classifier of
+adherence leaves out held-out sentences of `behaviour.sentences`; they are counted. A leak (`attune.corpora.leakage`) is
+an error that lists the first ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RAW = Path("data/raw")
 SAMPLE = Path("data/sample")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/audit.json")
-# Leaks that an error names one by one.
+# Leaks that an error lists.
 SHOWN = 10
 WHAT_TO_DO = {
     "train": "run `dvc repro prepare`, which drops copies",
@@ -45,7 +45,7 @@ WHAT_TO_DO = {
 
 
 class Text(NamedTuple):
-    """What a model learns from: where it stands (file, and line, row or id), its turns, and the dialogues' ids."""
+    """A training text: where it is (file, and line, row or id), its turns, and the ids of its dialogues if known."""
 
     where: str
     turns: tuple[Turn, ...]
@@ -53,7 +53,14 @@ class Text(NamedTuple):
 
 
 class Leak(NamedTuple):
-    """A text of a part of the training, and the held-out dialogue that it has text of."""
+    """A training text with text of a held-out dialogue.
+
+    Args:
+        part: of the training data.
+        where: as `Text.where`.
+        held_out: id of the dialogue.
+        split: of the dialogue.
+    """
 
     part: str
     where: str
@@ -61,50 +68,50 @@ class Leak(NamedTuple):
     split: str
 
 
-def look(part: str, texts: Iterable[Text], held_out: HeldOut, whole: bool = False) -> tuple[int, list[Leak]]:
-    """The number of texts, and those that leak.
+def check(part: str, texts: Iterable[Text], held_out: HeldOut, whole: bool = False) -> tuple[int, list[Leak]]:
+    """The number of texts, and the leaks.
 
     Args:
-        part: of the training.
-        texts: that it learns from.
+        part: of the training data.
+        texts: of the part.
         held_out: the texts of valid and test.
-        whole: whether copies of whole dialogues alone are leaks: within a corpus, people say the same things.
+        whole: True if only copies of whole dialogues are leaks; within a corpus, dialogues share passages.
     """
     find: Callable[[Sequence[Turn]], str | None] = held_out.copy_of if whole else held_out.find
-    checked, leaks = 0, []
+    count, leaks = 0, []
     for text in texts:
-        checked += 1
-        own = next((one for one in text.ids if one in held_out.splits), None)
-        if found := own or find(text.turns):
-            leaks.append(Leak(part, text.where, found, held_out.splits[found]))
-    return checked, leaks
+        count += 1
+        by_id = next((id for id in text.ids if id in held_out.splits), None)
+        if leaked := by_id or find(text.turns):
+            leaks.append(Leak(part, text.where, leaked, held_out.splits[leaked]))
+    return count, leaks
 
 
 def of_split(dialogues: Iterable[Dialogue], split: str) -> Iterator[Text]:
     """The dialogues of a split."""
     file = DIALOGUES / f"{split}.parquet"
-    return (Text(f"{file}: {one.id}", one.turns) for one in dialogues if one.split == split)
+    return (Text(f"{file}: {dialogue.id}", dialogue.turns) for dialogue in dialogues if dialogue.split == split)
 
 
 def of_pairs(params: Params) -> Iterator[Text]:
-    """Both sides of the pairs of every round, each after its context."""
+    """The chosen and rejected replies of all rounds, each with its context."""
     for key in params.rounds:
         path = PAIRS / f"{key}.parquet"
         rows = (row for table in read_batches(path) for row in table.to_pylist())
         for number, row in enumerate(rows, start=1):
             ids = {"chosen": row["id"], "rejected": row.get("rejected_id")}
-            for side, one in ids.items():
+            for side, example in ids.items():
                 turns = (*to_turns(row["prompt"]), Turn("assistant", row[side]))
-                own = (dialogue_of(one, params.context.targets),) if one else ()
-                yield Text(f"{path}, row {number} ({row['id']}), {side}", turns, own)
+                dialogues = (dialogue_of(example, params.context.targets),) if example else ()
+                yield Text(f"{path}, row {number} ({row['id']}), {side}", turns, dialogues)
 
 
 def of_base(params: Params) -> Iterator[Text]:
-    """What the base model is pretrained on, where a stage makes it."""
+    """The pretraining data of a base model that stage `base` makes."""
     if params.tiny.corpus == "sample":
         folder = SAMPLE / "empatheticdialogues"
-        found, _ = empathetic_dialogues.read(folder)
-        return (Text(f"{folder / 'train.csv'}: {one.id}", one.turns) for one in found if one.split == "train")
+        dialogues, _ = empathetic_dialogues.read(folder)
+        return (Text(f"{folder / 'train.csv'}: {d.id}", d.turns) for d in dialogues if d.split == "train")
     folder = RAW / params.tiny.corpus
     return (Text(f"{folder / pretraining.FILE}:{line}", turns) for line, turns in pretraining.read(folder))
 
@@ -122,75 +129,76 @@ def of_epitome(params: Params) -> Iterator[Text]:
 def of_scorer(settings: Dbt | Behaviour) -> Iterator[Text]:
     """The train split of a corpus that a classifier of turns learns from instead of the run's."""
     folder = Path(settings.data)
-    found = read_every_split(folder, settings.reader)
-    return (Text(f"{folder}: {one.id}", one.turns) for one in found if one.split == "train")
+    dialogues = read_every_split(folder, settings.reader)
+    return (Text(f"{folder}: {dialogue.id}", dialogue.turns) for dialogue in dialogues if dialogue.split == "train")
 
 
 def parts(params: Params) -> dict[str, Iterable[Text]]:
-    """What the models of a run learn from beside the train split, by the part of the training."""
-    found: dict[str, Iterable[Text]] = {"pairs": of_pairs(params)}
+    """The training data of a run other than the train split, by part."""
+    texts: dict[str, Iterable[Text]] = {"pairs": of_pairs(params)}
     if params.model.is_made:
-        found["base"] = of_base(params)
+        texts["base"] = of_base(params)
     if params.epitome.checkpoints is None:
-        found["epitome"] = of_epitome(params)
+        texts["epitome"] = of_epitome(params)
     for name, settings in (("dbt", params.dbt), ("behaviour", params.behaviour)):
         if name in params.classifiers and Path(settings.data) != DIALOGUES:
-            found[name] = of_scorer(settings)
-    return found
+            texts[name] = of_scorer(settings)
+    return texts
 
 
 def left_out(sentences: Path, prepared: Iterable[Dialogue]) -> dict[str, float]:
-    """Train sentences of the classifier of adherence, and those that stage `behaviour` leaves out as held out."""
-    train = [one.text for one in miti_sentences.read(sentences) if one.split == "train"]
+    """The number of train sentences of the classifier of adherence, and of those that it leaves out as held out."""
+    train = [sentence.text for sentence in miti_sentences.read(sentences) if sentence.split == "train"]
     return {"miti_left_out": len(sentences_of(prepared, train)), "miti_checked": len(train)}
 
 
 def masked(texts: Iterable[Text]) -> Iterator[Text]:
-    """The texts as stage `prepare` would have masked them, one by one."""
+    """The texts, masked as stage `prepare` masks dialogues."""
     names = read_names(NAMES)
     for text in texts:
-        [one], _ = mask([Dialogue("", "", "", "", text.turns)], names)
-        yield text._replace(turns=one.turns)
+        [dialogue], _ = mask([Dialogue("", "", "", "", text.turns)], names)
+        yield text._replace(turns=dialogue.turns)
 
 
 def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
-    """Count and find the leaks of all parts.
+    """The metrics and the leaks of all parts.
 
     Raises:
-        DataError, ModelError: what a part learns from cannot be read.
+        DataError, ModelError: training data cannot be read.
     """
     prepared = Prepared(DIALOGUES)
     held_out = HeldOut(prepared)
-    test = HeldOut([one for one in prepared if one.split == "test"])
-    looks = {
-        "valid": look("valid", of_split(prepared, "valid"), test, whole=True),
-        "train": look("train", of_split(prepared, "train"), held_out, whole=True),
+    test = HeldOut([dialogue for dialogue in prepared if dialogue.split == "test"])
+    checks = {
+        "valid": check("valid", of_split(prepared, "valid"), test, whole=True),
+        "train": check("train", of_split(prepared, "train"), held_out, whole=True),
     }
     for part, texts in parts(params).items():
-        known = masked(texts) if params.corpus.mask and part != "pairs" else texts
-        looks[part] = look(part, known, held_out)
+        # The pairs are made of masked dialogues.
+        comparable = masked(texts) if params.corpus.mask and part != "pairs" else texts
+        checks[part] = check(part, comparable, held_out)
     metrics: dict[str, float] = {}
-    for part, (checked, leaks) in looks.items():
+    for part, (count, leaks) in checks.items():
         for split in SPLITS[1:] if part != "valid" else ("test",):
             metrics[f"{part}_in_{split}"] = sum(leak.split == split for leak in leaks)
-        metrics[f"{part}_checked"] = checked
+        metrics[f"{part}_checked"] = count
     if "behaviour" in params.classifiers:
         metrics |= left_out(Path(params.behaviour.sentences), prepared)
-    return metrics, [leak for _, leaks in looks.values() for leak in leaks]
+    return metrics, [leak for _, leaks in checks.values() for leak in leaks]
 
 
 def refuse(leaks: Sequence[Leak]) -> None:
-    """Say which leaks there are.
+    """Check that there is no leak.
 
     Raises:
-        DataError: there is one; names the first `SHOWN` by file and place, and what to do of each part.
+        DataError: listing the first `SHOWN` leaks by file and place, and what to do about each part.
     """
     if not leaks:
         return
-    named = [f"{one.where}: text of the {one.split} dialogue {one.held_out}" for one in leaks[:SHOWN]]
+    shown = [f"{leak.where}: text of the {leak.split} dialogue {leak.held_out}" for leak in leaks[:SHOWN]]
     more = [f"… and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
     todo = [f"{part}: {WHAT_TO_DO[part]}" for part in dict.fromkeys(leak.part for leak in leaks)]
-    raise DataError("\n".join([f"{len(leaks)} texts that models learn from are held out:", *named, *more, *todo]))
+    raise DataError("\n".join([f"{len(leaks)} training texts are held out:", *shown, *more, *todo]))
 
 
 def main(params: Params) -> None:

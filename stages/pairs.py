@@ -1,4 +1,4 @@
-"""Stage `pairs@eK`: the preference pairs of one epoch, made anew by the rule of `pairs.rule`.
+"""Stage `pairs@eK`: the preference pairs of one epoch, by the rule in `pairs.rule`.
 
     python -m stages.pairs e2
 
@@ -31,7 +31,7 @@ METRICS = Path("metrics/pairs")
 def main(key: str, params: Params) -> None:
     """Write the pairs of round `key` and their metrics.
 
-    Where draws hang on data alone, the first round's pairs know what all epochs of `dpo.epochs` reject.
+    If draws depend on data only, the first round's pairs list the rejected replies of all epochs of `dpo.epochs`.
     """
     target, epoch = PAIRS / f"{key}.parquet", len(chain(params.rounds, key))
     if params.pairs.rule == "opposite_emotion":

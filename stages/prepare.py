@@ -2,10 +2,10 @@
 
 Writes `data/dialogues/`, `metrics/data.json` (counts), and `metrics/labels.json` (train dialogues of each label).
 
-Dropped and counted: what the reader drops, assistant turns before the first user turn (chat templates refuse an
-assistant who speaks first), dialogues without an assistant turn after a user's, train dialogues that copy one of valid
-or test, and valid dialogues that copy one of test (`attune.corpora.leakage`). Of a mixture, the train dialogues that
-its weights leave no room for.
+Dropped and counted are: what the reader drops; assistant turns before the first user turn, since chat templates
+require a user turn first; dialogues without an assistant turn after a user turn; train dialogues that copy one of valid
+or test, and valid dialogues that copy one of test (`attune.corpora.leakage`); and the train dialogues beyond the
+weights of a mixture.
 """
 
 from __future__ import annotations
@@ -29,38 +29,37 @@ from attune.runtime.io import whole_folder, write_json
 
 RAW = Path("data/raw")
 DIALOGUES = Path("data/dialogues")
-# What is in the way where a run was killed; Git ignores it.
+# Scratch directory; may survive a kill. Git-ignored.
 WORK = Path("data/.prepare")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
 LABELS = Path("metrics/labels.json")
-# Dialogues in hand at a time.
+# Dialogues that are processed at a time.
 CHUNK = 4096
 
 
 def read_parts(raw: Path, corpus: Corpus, dropped: Counter[str]) -> Iterator[Dialogue]:
-    """All dialogues of the corpus in force from `raw/<corpus>`; `dropped` grows by those that the readers drop.
+    """All dialogues of the corpus from `raw/<corpus>`; adds those that the readers drop to `dropped`.
 
-    Those of a mixture take the name of their part for their corpus and in front of their id.
+    In a mixture, the name of the part is the corpus of a dialogue and the prefix of its id.
     """
     for name, part in corpus.parts.items():
-        given = {key: value for key in ("file", "columns") if (value := getattr(part, key)) is not None}
-        for one in stream_corpus(raw / name, part.reader, dropped, **given):
-            yield replace(one, corpus=name, id=f"{name}/{one.id}") if corpus.mix else one
+        options = {key: value for key in ("file", "columns") if (value := getattr(part, key)) is not None}
+        for dialogue in stream_corpus(raw / name, part.reader, dropped, **options):
+            yield replace(dialogue, corpus=name, id=f"{name}/{dialogue.id}") if corpus.mix else dialogue
 
 
 def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogue]:
-    """The dialogues that can be trained on and answered; `dropped` grows by the others, and by turns before them."""
-    opened = [replace(d, turns=from_first_user(d.turns)) for d in dialogues]
-    dropped.update(f"{d.split}_opening_turn" for d, o in zip(dialogues, opened, strict=True) if d != o)
-    # After a user turn any second turn is the assistant's, and so a target.
-    answered = [len(d.turns) > 1 for d in opened]
-    dropped.update(f"{d.split}_no_assistant_turn" for d, good in zip(opened, answered, strict=True) if not good)
-    return [d for d, good in zip(opened, answered, strict=True) if good]
+    """The dialogues with a target, from their first user turn; adds the others, and cut openings, to `dropped`."""
+    trimmed = [replace(dialogue, turns=from_first_user(dialogue.turns)) for dialogue in dialogues]
+    dropped.update(f"{d.split}_opening_turn" for d, t in zip(dialogues, trimmed, strict=True) if d != t)
+    # Turns alternate, so the second one is an assistant turn.
+    dropped.update(f"{dialogue.split}_no_assistant_turn" for dialogue in trimmed if len(dialogue.turns) < 2)
+    return [dialogue for dialogue in trimmed if len(dialogue.turns) > 1]
 
 
 def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, float]:
-    """What a reviewer decides from: dialogues, turns and words a turn by split, dropped by reason.
+    """The metrics: dialogues, turns and words a turn by split, and what was dropped by reason.
 
     Args:
         counts: of `attune.corpora.splitting.count`.
@@ -105,7 +104,7 @@ def main(corpus: Corpus, seed: int) -> None:
 
 
 def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
-    """The dialogues, some at a time."""
+    """The dialogues in lists of `CHUNK`."""
     following = iter(dialogues)
     while some := list(islice(following, CHUNK)):
         yield some

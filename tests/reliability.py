@@ -14,6 +14,7 @@ from attune.report.tables import escape, markdown_table
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
 
+CODE = ("attune", "stages", "tests", "conf")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/reliability"
 PAGE = ROOT / "docs/reliability.md"
@@ -35,7 +36,7 @@ def commit():
     """The commit of HEAD, marked if code or tests have uncommitted changes."""
     output = [
         subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-        for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "stages", "tests", "conf"])
+        for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", *CODE])
     ]
     return output[0] + (" with changes" if output[1] else "")
 

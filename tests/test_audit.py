@@ -1,4 +1,4 @@
-"""Planted leaks of every kind are found and named; the embedded samples have none."""
+"""The audit finds and names planted leaks of every kind, and none in the embedded samples."""
 
 import csv
 import json
@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import factory
 import pytest
 from helpers import ROOT
 from test_recipes import COUNSEL, MICRO, with_samples
 
 from attune.classifiers.behaviour.learn import label_sentences
 from attune.config.params import compose, load
+from attune.config.schema import Classifier
 from attune.corpora.leakage import HeldOut, copied, sentences_of, texts_of, without_copies
 from attune.corpora.readers import annomi
 from attune.data.dialogue import Dialogue, Turn, normalise, write_dialogues
@@ -38,15 +38,20 @@ VALID = dialogue("valid", "v", OTHER, ANSWER)
 TRAIN = [dialogue("train", str(i), f"I lost key {i}.", "Oh no!", "Thank you.", "You are welcome.") for i in range(3)]
 
 
-def params(*more):
-    made = load(ROOT / "params.yaml")
-    rounds = {"e1": made.rounds["e1"]}
-    made = replace(made, rounds=rounds, tiny=replace(made.tiny, corpus="mine"))
-    made = replace(made, epitome=replace(made.epitome, data="data/raw/epitome"))
-    for name in more:
-        section = replace(getattr(made, name), data="data/raw/mine")
-        made = replace(made, classifiers=made.classifiers | {name: factory.classifier()}, **{name: section})
-    return made
+def params(behaviour=False):
+    base = load(ROOT / "params.yaml")
+    classifiers = dict(base.classifiers)
+    if behaviour:
+        data, sentences = "data/raw/mine", base.behaviour.sentences
+        classifiers["behaviour"] = Classifier(data, sentences, base.behaviour.table)
+    return replace(
+        base,
+        rounds={"e1": base.rounds["e1"]},
+        tiny=replace(base.tiny, corpus="mine"),
+        epitome=replace(base.epitome, data="data/raw/epitome"),
+        behaviour=replace(base.behaviour, data="data/raw/mine"),
+        classifiers=classifiers,
+    )
 
 
 def rows(file, *some):
@@ -59,8 +64,8 @@ def put_pairs(*some):
     write_pairs(list(some), Path("data/pairs/e1.parquet"))
 
 
-def pair(chosen="Oh no!", rejected="Great!", one="train/0", other="train/1", prompt="I lost key 0."):
-    return Pair(one, 1, (Turn("user", prompt),), chosen, rejected, "sad", "joyful", other)
+def pair(chosen="Oh no!", rejected="Great!", id="train/0", other="train/1", prompt="I lost key 0."):
+    return Pair(id, 1, (Turn("user", prompt),), chosen, rejected, "sad", "joyful", other)
 
 
 def put_base(*some):
@@ -78,34 +83,34 @@ def put_epitome(post="I failed again.", reply="Oh no!"):
 
 
 def put_acts(*texts):
-    """The dialogues of a classifier, in AnnoMI's format; of each the client speaks first."""
+    """The data of a classifier, in AnnoMI's format; the client speaks first."""
     header = annomi.COLUMNS
-    found = [
+    table = [
         (f"{n}", f"{i}", "high", "topic", f"video {n}", "therapist" if i % 2 else "client", text,
          "question" if i % 2 else "n/a", "n/a" if i % 2 else "neutral")
         for n in range(12) for i, text in enumerate(texts if n in audited() else ("Hi.", "Hello."))
     ]  # fmt: skip
-    rows(Path("data/raw/mine") / annomi.SIMPLE, header, *found)
+    rows(Path("data/raw/mine") / annomi.SIMPLE, header, *table)
 
 
 def audited():
-    """Numbers of transcripts that are in train."""
+    """The number of one transcript that is in train."""
     split = annomi._splits([{"video_url": f"video {n}", "mi_quality": "high"} for n in range(12)])
     return [n for n in range(12) if split[f"video {n}"] == "train"][:1]
 
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """A project without a leak, though everybody in it says thank you."""
+    """A project without a leak; all splits share a short phrase."""
     monkeypatch.chdir(tmp_path)
     for split, some in {"train": TRAIN, "valid": [VALID], "test": [TEST]}.items():
         write_dialogues(some, Path(f"data/dialogues/{split}.parquet"))
-    put_pairs(pair(), pair(one="train/1", other="train/2"))
+    put_pairs(pair(), pair(id="train/1", other="train/2"))
     put_base(["Thank you.", "You are welcome."], ["Hi.", "Hello."])
     put_epitome()
 
 
-def test_what_is_said_everywhere_is_no_leak(clean):
+def test_common_phrase_is_no_leak(clean):
     audit.main(params())
     assert json.loads(Path("metrics/audit.json").read_text(encoding="utf-8")) == {
         "valid_in_test": 0, "valid_checked": 1,
@@ -166,23 +171,22 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_planted_leak_is_counted_and_named(kind, clean):
+def test_planted_leak_is_counted_and_named(kind, clean):
     name, count, message = PLANTED[kind]
     plant(kind)
-    given = params("behaviour") if kind == "behaviour" else params()
+    run = params(behaviour=kind == "behaviour")
     if kind == "behaviour":
-        put_base()
         put_base(["Hi."])
         shutil.copytree(ROOT / "data/sample/miti_sentences", "data/sample/miti_sentences")
-    metrics, leaks = audit.audit(given)
+    metrics, leaks = audit.audit(run)
     assert {key: value for key, value in metrics.items() if "_in_" in key and value} == {name: count}
     assert len(leaks) == count
     with pytest.raises(DataError, match=message):
-        audit.main(given)
+        audit.main(run)
     assert not Path("metrics/audit.json").exists()
 
 
-def test_prepare_drops_what_the_audit_would_find():
+def test_prepare_drops_what_the_audit_finds():
     planted = [
         *TRAIN, VALID, TEST,
         dialogue("train", "same", SHOUTED, REPLY, "Thank you!"),
@@ -193,51 +197,50 @@ def test_prepare_drops_what_the_audit_would_find():
     ]  # fmt: skip
     assert normalise("CAFE\u0301 ﬁne, Straße") == normalise("café fine... STRASSE")
     kept, dropped = without_copies(planted)
-    assert [one.id for one in kept] == [*(one.id for one in TRAIN), VALID.id, TEST.id, "train/same question"]
+    assert [d.id for d in kept] == [*(d.id for d in TRAIN), VALID.id, TEST.id, "train/same question"]
     assert dropped == Counter(train_overlap_with_held_out=3, valid_overlap_with_test=1)
     assert without_copies(kept) == (kept, Counter(train_overlap_with_held_out=0, valid_overlap_with_test=0))
-    # Order does not matter.
-    assert {one.id for one in without_copies(planted[::-1])[0]} == {one.id for one in kept}
+    assert {d.id for d in without_copies(planted[::-1])[0]} == {d.id for d in kept}
     held_out = HeldOut(kept)
-    assert not [one for one in kept if one.split == "train" and held_out.copy_of(one.turns)]
+    assert not [d for d in kept if d.split == "train" and held_out.copy_of(d.turns)]
 
 
-def test_dialogues_without_words_are_no_copies_of_each_other():
+def test_dialogues_without_words_are_no_copies():
     silent = [dialogue("train", "a", "😀", "..."), dialogue("test", "b", "🙂", "!")]
     assert without_copies(silent)[0] == silent
     assert texts_of(()) == copied(()) == set()
 
 
-def test_a_held_out_sentence_is_left_out_of_the_classifier_of_adherence(tmp_path):
+def test_classifier_of_adherence_leaves_out_held_out_sentences(tmp_path):
     sentences = [
         f"Sentence number {i} is one that nobody in any of the dialogues says to anybody else at all."
         for i in range(20)
     ]
-    said = dialogue("test", "s", "Hm.", f"Well. {sentences[0].upper()} Do you see? {sentences[1]}")
+    test = dialogue("test", "s", "Hm.", f"Well. {sentences[0].upper()} Do you see? {sentences[1]}")
     rows(tmp_path / "boosting_mi_gold_test_output.csv", ("Text", "Ground truth"),
          *((text, "Affirm" if i % 2 else "Warn") for i, text in enumerate(sentences)))  # fmt: skip
     table = {"Affirm": "adherent", "Warn": "non-adherent"}
     everything, none = label_sentences(tmp_path, table, [])
-    labelled, left_out = label_sentences(tmp_path, table, [said])
-    lost = {one.reply for one in everything["train"]} - {one.reply for one in labelled["train"]}
-    in_train = {one.reply for one in everything["train"]} & set(sentences[:2])
+    labelled, left_out = label_sentences(tmp_path, table, [test])
+    lost = {turn.reply for turn in everything["train"]} - {turn.reply for turn in labelled["train"]}
+    in_train = {turn.reply for turn in everything["train"]} & set(sentences[:2])
     assert none == 0 and lost == in_train and left_out == len(in_train) > 0
-    # What train dialogues say, too, may be learnt.
-    again = replace(said, id="train/s", split="train")
-    assert sentences_of([said, again], sentences) == {}
+    # Sentences that train dialogues have as well are kept.
+    again = replace(test, id="train/s", split="train")
+    assert sentences_of([test, again], sentences) == {}
 
 
 @pytest.mark.parametrize(("name", "overrides"), [("empatheticdialogues", MICRO), ("annomi_sample", COUNSEL)])
-def test_the_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatch):
+def test_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatch):
     with_samples(tmp_path)
     monkeypatch.chdir(tmp_path)
     compose([*overrides, "model=tiny"])
-    made = load()
+    run = load()
     shutil.copytree(f"data/sample/{name}", f"data/raw/{name}")
-    prepare.main(made.corpus, made.seed)
-    for key in made.rounds:
-        pairs.main(key, made)
-    audit.main(made)
+    prepare.main(run.corpus, run.seed)
+    for key in run.rounds:
+        pairs.main(key, run)
+    audit.main(run)
     metrics = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))
     assert metrics["train_checked"] > 30 and metrics["pairs_checked"] > 30 and metrics["base_checked"] == 1280
     assert not any(value for key, value in metrics.items() if "_in_" in key)

@@ -1,4 +1,4 @@
-"""The benchmark of `prepare` and `pairs`: both sides write the same pairs; and neither stage grows with the corpus."""
+"""The benchmark of `prepare` and `pairs`: stream and peer write the same pairs, and memory does not grow."""
 
 import json
 import os
@@ -16,41 +16,42 @@ from benchmarks import data
 
 
 def params():
-    given = load(ROOT / "params.yaml")
-    return replace(given, pairs=replace(given.pairs, opposites=str(ROOT / "data/opposite_emotions.csv")))
+    committed = load(ROOT / "params.yaml")
+    return replace(committed, pairs=replace(committed.pairs, table=str(ROOT / "data/opposite_emotions.csv")))
 
 
-def test_both_sides_write_the_same_pairs(tmp_path, monkeypatch):
+def test_stream_and_peer_write_the_same_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     data.make(tmp_path / data.RAW, 3000)
     monkeypatch.chdir(tmp_path)
     assert data.run("prepare", params())["pairs"] == 0
     metrics = json.loads(Path("metrics/data.json").read_text(encoding="utf-8"))
-    assert metrics["dropped_train_overlap_with_held_out"] == 1  # of 0, 1000 and 2000 the first is in test
+    assert metrics["dropped_train_overlap_with_held_out"] == 1  # of the copies 0, 1000 and 2000, the first is in test
     assert metrics["train_dialogues"] == len(read_dialogues(Path("data/dialogues/train.parquet"))) == 2399
-    written = []
+    files = []
     for stage in ("pairs", "draws", "in_memory"):
-        found = data.run(stage, params())
-        assert found["pairs"] == 2399 and found["peak_memory_mib"] > 0
-        written.append(Path("pairs.parquet").read_bytes())
-    assert written[0] == written[2]
+        result = data.run(stage, params())
+        assert result["pairs"] == 2399 and result["peak_memory_mib"] > 0
+        files.append(Path("pairs.parquet").read_bytes())
+    assert files[0] == files[2]
     assert not Path("data/.pairs").exists() and not Path("data/.prepare").exists()
 
 
-# With buffers of a size that the smaller corpus fills, too. What Python and Arrow have asked for is counted.
+# With buffers that the smaller corpus fills as well. Counts the allocations of Python and Arrow.
 GROWTH = """
 import sys, tracemalloc
 from dataclasses import replace
 from pathlib import Path
 import pandas, pyarrow
 from benchmarks import data
-from stages import batches, files, prepare
-from stages.corpora import runs
+from stages import prepare
 from attune.config.params import load
+from attune.corpora import external_sort
+from attune.runtime import arrow_stream, io
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
 from attune.pairs.opposite_emotion import read_opposites
-batches.GROUP, files.BLOCK, prepare.CHUNK, runs.PIECE = 500, 1 << 15, 200, 1 << 12
-runs.Runs.__init__.__defaults__ = (1 << 17,)
+arrow_stream.GROUP, io.BLOCK, prepare.CHUNK, external_sort.PIECE = 500, 1 << 15, 200, 1 << 12
+external_sort.Runs.__init__.__defaults__ = (1 << 17,)
 root, pool = Path(sys.argv[1]), pyarrow.default_memory_pool()
 peaks = {}
 tracemalloc.start()
@@ -63,7 +64,7 @@ write_epoch(epoch, Path("pairs.parquet"), Path("work"), rows=200)
 peaks["pairs"] = tracemalloc.get_traced_memory()[1] + pool.max_memory()
 print(peaks["prepare"], peaks["pairs"])
 """
-# Bytes that a stage may hold more for each dialogue more.
+# Allowed growth in bytes a dialogue.
 ALLOWED = 60
 
 

@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from attune.config.params import check
-from attune.corpora.splitting import last_places, mixture_place
+from attune.corpora.splitting import mixture_key, mixture_thresholds
 from attune.data.dialogue import Dialogue, Turn, read_dialogues
 from attune.runtime.errors import DataError, ParamsError
 from stages.download import needed
@@ -47,9 +47,9 @@ def many(**sizes):
 
 def weigh(dialogues, weights, seed):
     """What of a mixture's dialogues is taken, in their order."""
-    places = {d: mixture_place(d.id, seed) for d in dialogues if d.split == "train"}
+    places = {d: mixture_key(d.id, seed) for d in dialogues if d.split == "train"}
     of = {name: np.array([places[d] for d in places if d.corpus == name], np.uint64) for name in weights}
-    last = last_places(of, weights)
+    last = mixture_thresholds(of, weights)
     return [d for d in dialogues if d.split != "train" or places[d] <= last[d.corpus]]
 
 

@@ -4,7 +4,6 @@ import ast
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for name in ("attune", "stages") for path in (ROOT / name).rglob("*.py")]
@@ -55,79 +54,3 @@ def unsafe_loads(source: str) -> list[int]:
 )
 def test_the_rule_on_loads_sees_what_is_unsafe(source, unsafe):
     assert bool(unsafe_loads(source)) is unsafe
-
-
-# Modules that decide no number, so that no stage hangs on them (dvc.yaml says so, too).
-DECIDE_NOTHING = {
-    f"{name}.py"
-    for name in (
-        "__init__",
-        "params",
-        "params_checks",
-        "sections",
-        "files",
-        "batches",
-        "errors",
-        "checkpoints",
-        "launch",
-        "machine",
-        "manifest",
-        "devices",
-        "ranks",
-    )
-}
-
-
-# What a stage imports and does not run: generate draws held-out pairs, which no classifier judges.
-NOT_RUN = {
-    "generate": {
-        "attune/classifiers/common/fit.py",
-        "attune/classifiers/dbt/classifier.py",
-        "attune/classifiers/common/turn_classifier.py",
-    }
-}
-
-
-def modules(path: Path) -> set[Path]:
-    """The files of `stages` that a file imports, wherever it does."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stages":
-            folder = ROOT.joinpath(*node.module.split("."))
-            named = (
-                [folder / f"{alias.name}.py" for alias in node.names]
-                if folder.is_dir()
-                else [folder.with_suffix(".py")]
-            )
-            found |= {one for one in named if one.is_file()}
-    return found
-
-
-def closure(path: Path) -> set[Path]:
-    """A file and all that it imports, directly or not."""
-    found, waiting = set(), [path]
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.add(one)
-            waiting += [other for other in modules(one) if other.name not in DECIDE_NOTHING]
-    return found
-
-
-def stage_deps() -> dict[str, tuple[Path, set[Path]]]:
-    """Name of a stage to the file that its command runs and the code among its deps."""
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    found = {}
-    for name, stage in stages.items():
-        own = stage.get("do", stage)
-        run = ROOT.joinpath(*own["cmd"].split()[2].split(".")).with_suffix(".py")
-        found[name] = (run, {ROOT / dep for dep in own["deps"] if dep.startswith("stages/")})
-    return found
-
-
-@pytest.mark.parametrize("name", stage_deps())
-def test_a_stage_hangs_on_all_code_that_it_runs(name):
-    """Else an edit of that code would leave what the stage made before as if nothing had changed."""
-    run, deps = stage_deps()[name]
-    missing = {one for one in closure(run) if not deps & {one, *one.parents}}
-    assert {one.relative_to(ROOT).as_posix() for one in missing} == NOT_RUN.get(name, set())

@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 def named(values: Mapping[Any, Value], name: str, key: str) -> Value:
-    """What the params give, under `key`, to the `name` that a command line asked for.
+    """The value of `name` in the mapping of the params called `key`.
 
     Raises:
         ParamsError: they give nothing; lists the names that have something.

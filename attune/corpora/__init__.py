@@ -1,1 +1,1 @@
-"""From the files of a corpus to dialogues: readers, splits, masking, leakage."""
+"""From the files of a corpus to dialogues: readers, splits, masking, and leakage between splits."""

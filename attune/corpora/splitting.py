@@ -1,6 +1,6 @@
-"""Dialogues on their way to the splits: on the disk until all have been seen, since what is kept hangs on all of them.
+"""Writing dialogues to splits, out of core: which ones are kept depends on all of them, so they wait on disk.
 
-In memory are a run of `Runs`, of a held-out dialogue the keys of `Copies`, and 8 bytes for each train dialogue of a
+In memory are a run of `Runs`, the keys of `Copies` for each held-out dialogue, and 8 bytes for each train dialogue of a
 mixture.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from attune.corpora.external_sort import Runs
 from attune.corpora.leakage import DROPPED, Copies
-from attune.corpora.splits import place
+from attune.corpora.splits import text_hash
 from attune.data.dialogue import SPLITS, Dialogue, dialogue_schema, dialogue_table
 from attune.runtime.arrow_stream import table_writer
 from attune.runtime.errors import DataError
@@ -26,16 +26,16 @@ from attune.runtime.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Places = npt.NDArray[np.uint64]
+SortKeys = npt.NDArray[np.uint64]
 
 
 class Store:
     """The usable dialogues of a corpus, or of a mixture.
 
     Args:
-        work: a folder for them.
-        weights: of a mixture's corpora; none: all dialogues are taken.
-        seed: of the choice of a mixture's dialogues.
+        work: scratch directory.
+        weights: of the corpora of a mixture; empty: all dialogues are kept.
+        seed: of the sample of a mixture.
     """
 
     def __init__(self, work: Path, weights: Mapping[str, float], seed: int) -> None:
@@ -43,35 +43,38 @@ class Store:
         self._runs = {split: Runs(work / split) for split in SPLITS}
 
     def add(self, dialogues: Sequence[Dialogue]) -> None:
-        """Put dialogues down."""
+        """Add dialogues."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        places = [mixture_place(one.id, self._seed) if self._weights else 0 for one in dialogues]
+        sort_keys = [mixture_key(d.id, self._seed) if self._weights else 0 for d in dialogues]
         table = dialogue_table(dialogues).append_column("keys", self._copies.add(dialogues))
-        table = table.append_column("place", pa.array(places, pa.uint64()))
+        table = table.append_column("sort_key", pa.array(sort_keys, pa.uint64()))
         for split, runs in self._runs.items():
             runs.add(table.filter(pc.equal(table["split"], split)))
 
     def write(self, folder: Path, dropped: Counter[str]) -> Counter[str]:
-        """Write what is kept, a parquet file a split, in order of the ids, and give the counts of `count`.
+        """Write the dialogues that are kept, a parquet file for each split, in order of the ids.
 
         Args:
             folder: of the files.
-            dropped: grows by copies across splits, and by what a mixture's weights leave out.
+            dropped: adds the copies across splits, and the dialogues beyond a mixture's weights.
+
+        Returns:
+            The counts of `count`.
 
         Raises:
-            DataError: as `last_places`.
+            DataError: as `mixture_thresholds`.
         """
         dropped.update(dict.fromkeys(DROPPED.values(), 0))
-        last = last_places(self._places(), self._weights) if self._weights else None
+        thresholds = mixture_thresholds(self._sort_keys(), self._weights) if self._weights else None
         counts: Counter[str] = Counter()
         for split, runs in self._runs.items():
             with table_writer(folder / f"{split}.parquet", dialogue_schema()) as append:
                 for table in runs.in_order():
                     kept = self._without_copies(table, split, dropped)
-                    if last is not None and split == "train":
-                        kept = _taken(kept, last, dropped)
+                    if thresholds is not None and split == "train":
+                        kept = _sampled(kept, thresholds, dropped)
                     counts.update(count(kept, split))
                     append(kept.select(dialogue_schema().names))
         return counts
@@ -85,59 +88,59 @@ class Store:
         dropped[DROPPED[split]] += int(copies.sum())
         return table.filter(pa.array(~copies))
 
-    def _places(self) -> dict[str, Places]:
-        """The places of the train dialogues that are no copies, by corpus."""
-        found: dict[str, list[Places]] = defaultdict(list)
+    def _sort_keys(self) -> dict[str, SortKeys]:
+        """The sort keys of the train dialogues that are no copies, by corpus."""
+        by_corpus: dict[str, list[SortKeys]] = defaultdict(list)
         for table in self._runs["train"].in_any_order():
             kept = self._without_copies(table, "train", Counter())
-            names, places = np.array(kept["corpus"].to_pylist(), object), kept["place"].to_numpy()
+            names, keys = np.array(kept["corpus"].to_pylist(), object), kept["sort_key"].to_numpy()
             for name in set(names):
-                found[name].append(places[names == name])
-        return {name: np.concatenate(some) for name, some in found.items()}
+                by_corpus[name].append(keys[names == name])
+        return {name: np.concatenate(some) for name, some in by_corpus.items()}
 
 
-def mixture_place(dialogue: str, seed: int) -> int:
-    """Where a dialogue stands among those of its corpus, of which a mixture takes the first ones."""
-    return place(f"{seed}:{dialogue}")
+def mixture_key(dialogue: str, seed: int) -> int:
+    """The sort key of a dialogue in its corpus, a hash of (seed, id); a mixture keeps the lowest ones."""
+    return text_hash(f"{seed}:{dialogue}")
 
 
-def last_places(places: Mapping[str, Places], weights: Mapping[str, float]) -> dict[str, int]:
-    """What of a mixture is taken, so that the train split has the corpora in the proportion of their weights.
+def mixture_thresholds(keys: Mapping[str, SortKeys], weights: Mapping[str, float]) -> dict[str, int]:
+    """The greatest sort key of each corpus in the largest train split with corpora in proportion to their weights.
 
-    It is the largest part without a dialogue twice: the corpus that is smallest for its weight is there whole; of
-    another one those with the lowest places, which are hashes of (seed, id), whatever their order.
+    The corpus that is smallest for its weight is kept whole, and of the others the dialogues with the lowest sort keys.
+    No dialogue is repeated.
 
     Args:
-        places: of the train dialogues of each corpus.
-        weights: of each corpus, > 0; only their proportion counts.
+        keys: `mixture_key` of the train dialogues of each corpus.
+        weights: of each corpus, > 0; only their ratios count.
 
     Returns:
-        Of each corpus the place of the last dialogue that is taken; -1: none is.
+        For each corpus the greatest key that is kept; -1 for none.
 
     Raises:
         DataError: a corpus has no train dialogue.
     """
-    # As decimals, since 0.3 is not three times 0.1 in floating point.
+    # Decimal fractions: in floating point 0.3 is not three times 0.1.
     shares = {name: Fraction(str(weight)) for name, weight in weights.items()}
-    if without := [name for name in shares if not len(places.get(name, ()))]:
+    if without := [name for name in shares if not len(keys.get(name, ()))]:
         raise DataError(f"corpus.mix: {', '.join(without)} has no train dialogue to mix")
-    unit = min(len(places[name]) / share for name, share in shares.items())
-    taken = {name: math.floor(share * unit) for name, share in shares.items()}
-    return {name: int(np.partition(places[name], n - 1)[n - 1]) if n else -1 for name, n in taken.items()}
+    unit = min(len(keys[name]) / share for name, share in shares.items())
+    counts = {name: math.floor(share * unit) for name, share in shares.items()}
+    return {name: int(np.partition(keys[name], n - 1)[n - 1]) if n else -1 for name, n in counts.items()}
 
 
-def _taken(table: pa.Table, last: Mapping[str, int], dropped: Counter[str]) -> pa.Table:
+def _sampled(table: pa.Table, thresholds: Mapping[str, int], dropped: Counter[str]) -> pa.Table:
     import pyarrow as pa
 
-    corpora, places = table["corpus"].to_pylist(), table["place"].to_pylist()
-    taken = [own <= last[name] for name, own in zip(corpora, places, strict=True)]
-    dropped["train_beyond_weight"] += len(taken) - sum(taken)
-    return table.filter(pa.array(taken, pa.bool_()))
+    corpora, keys = table["corpus"].to_pylist(), table["sort_key"].to_pylist()
+    kept = [key <= thresholds[name] for name, key in zip(corpora, keys, strict=True)]
+    dropped["train_beyond_weight"] += len(kept) - sum(kept)
+    return table.filter(pa.array(kept, pa.bool_()))
 
 
 def count(dialogues: pa.Table, split: str) -> Counter[str]:
-    """Of dialogues of a split: `<split>_dialogues`, `<split>_turns`, `<split>_words` of the turns,
-    `<corpus>_<split>_dialogues`, and of train dialogues `train_label_<label>`."""
+    """Counts of the dialogues of a split: `<split>_dialogues`, `<split>_turns`, `<split>_words`,
+    `<corpus>_<split>_dialogues`, and for train `train_label_<label>`."""
     texts = dialogues["turns"].combine_chunks().flatten().field("text").to_pylist()
     counts = Counter(f"{name}_{split}_dialogues" for name in dialogues["corpus"].to_pylist())
     if split == "train":

@@ -66,7 +66,7 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
 
 
 def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
-    """A sentence with the cost of the `bodies` to send; tokens are estimated from the length of the text.
+    """A sentence with the cost of sending `bodies`, from the length of their texts and the longest answers.
 
     Args:
         llm: the model and its longest answer.

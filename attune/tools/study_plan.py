@@ -91,7 +91,7 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     """
     if scale not in study.scales:
         raise UserError(f"{name} has no scale {scale}: {', '.join(study.scales)}")
-    defaults = _pairs(study.scales[scale])
+    defaults = _pairs(study.scales[scale], f"{STUDIES / name}.yaml: scales.{scale}: ")
     values = defaults | _pairs(overrides)
     axes = [key for key, text in defaults.items() if "," in text or key == SEED]
     fixed = {key: text for key, text in values.items() if key not in axes}
@@ -99,7 +99,7 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     return Grid(f"{name}-{digest.hexdigest()}", [f"{key}={text}" for key, text in values.items()], axes)
 
 
-def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+def _pairs(overrides: Sequence[str], where: str = "") -> dict[str, str]:
     if wrong := [override for override in overrides if "=" not in override]:
-        raise UserError(f"{wrong[0]!r} is no override: write key=value")
+        raise UserError(f"{where}{wrong[0]!r} is no override: write key=value")
     return dict(override.split("=", 1) for override in overrides)

@@ -278,7 +278,7 @@ READERS = [
         "s.yaml",
         lambda folder: read_study("s", folder),
         "yaml",
-        ("title", "targets", "scales", "seeds"),
+        ("title", "targets", "scales", "tiny"),
     ),
     single(
         "ratings of people",

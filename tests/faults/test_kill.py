@@ -14,7 +14,7 @@ from attune.runtime.sealed import newest_whole, step_of
 
 SEED = 20260101
 # With --record, and without.
-KILLS, FEW_KILLS = 52, 5
+KILLS, FEW_KILLS = 52, 3
 SAVE_EVERY = 5
 TRAINED = {"base": "base", "sft": "sft", "dpo@e1": "dpo-e1", "dpo@e2": "dpo-e2"}
 # A kill of these stages comes three times as often: they have more to lose.

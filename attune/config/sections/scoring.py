@@ -12,7 +12,7 @@ from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive
 
 @section
 class Encoder:
-    """The bidirectional encoder behind the scorers: inside an installed package, or of the hub."""
+    """The bidirectional encoder of the classifiers and BERTScore: in an installed package, or from the hub."""
 
     name: Name
     package: Name | None
@@ -114,7 +114,7 @@ class Mmlu:
 class Variant:
     """A model to evaluate: the base model, or the folder of an adapter on it, and the file of an instruction to it.
 
-    Without an instruction that is `data/dialogues`, which the replies hang on anyway: a dep of DVC cannot be null.
+    Without an instruction it is `data/dialogues`, on which the replies depend anyway: a DVC dependency cannot be null.
     """
 
     model: Name

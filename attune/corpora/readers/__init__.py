@@ -1,1 +1,1 @@
-"""One reader for each file format."""
+"""Readers of corpora, one for each file format."""

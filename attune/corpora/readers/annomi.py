@@ -1,16 +1,16 @@
 """AnnoMI (Wu et al. 2022, research use): demonstrations of motivational interviewing to `Dialogue` records.
 
-`AnnoMI-simple.csv` has a row an utterance, `AnnoMI-full.csv` a row an utterance and annotator (column `annotator_id`);
-seven transcripts have ten annotators, the others one. Which of the two is read is said by its name, and its layout by
-its columns. Of several annotations the most frequent one stands; of equally frequent ones the one that the annotator
-with the lowest id gave. On the published files this gives the same acts as the simple file, tie by tie.
+`AnnoMI-simple.csv` has a row for each utterance, `AnnoMI-full.csv` a row for each utterance and annotator (column
+`annotator_id`); seven transcripts have ten annotators, the others have one. The most frequent annotation counts, and in
+a tie that of the annotator with the lowest id. On the published files this gives the acts of the simple file, ties
+included.
 
 The client is the user, the therapist the assistant. The act of a therapist's turn is the main behaviour (question,
 reflection, therapist_input, other), of a client's turn the talk type (change, neutral, sustain). The label is the
-topic, a list with semicolons where there are several; the quality is the transcript's (high, low).
+topic, or several separated by semicolons; the quality is the transcript's (high, low).
 
-The corpus has no split. Here the videos are split, since some were cut into several transcripts, by `split_groups`
-within those that have a transcript of low quality and those that have none.
+The corpus has no split. `split_groups` splits the videos, since some have several transcripts, in two strata: those
+with and without a transcript of low quality.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def read(folder: Path, file: str = SIMPLE) -> tuple[list[Dialogue], Counter[str]
     """Read one of the two files.
 
     Returns:
-        The transcripts in file order, and under `<split>_tied_label` the number of utterances whose annotators tie,
-        each of which loses the label that was not taken.
+        The transcripts in file order, and the number of utterances with a tie, `<split>_tied_label`.
 
     Raises:
         DataError: the file is missing, is no UTF-8 or no csv, or rows do not fit; each is named by its line.
@@ -74,17 +73,18 @@ def read(folder: Path, file: str = SIMPLE) -> tuple[list[Dialogue], Counter[str]
 
 
 def majority(votes: Sequence[str]) -> tuple[str, bool]:
-    """The most frequent of the votes, which are in order of the annotators' ids, and whether there is a tie.
+    """The most frequent vote, the first of them in a tie, and whether there is a tie.
 
-    Of equally frequent ones the first stands.
+    Args:
+        votes: in order of the annotators' ids.
     """
     counts = Counter(votes).most_common()
     return counts[0][0], len(counts) > 1 and counts[0][1] == counts[1][1]
 
 
 def _splits(transcripts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    with_low = {one["video_url"] for one in transcripts if one["mi_quality"] == "low"}
-    return split_groups({one["video_url"]: str(one["video_url"] in with_low) for one in transcripts})
+    with_low = {fields["video_url"] for fields in transcripts if fields["mi_quality"] == "low"}
+    return split_groups({fields["video_url"]: str(fields["video_url"] in with_low) for fields in transcripts})
 
 
 def _turns(path: Path, rows: Sequence[Row]) -> tuple[tuple[Turn, ...], int]:
@@ -105,7 +105,7 @@ def _turns(path: Path, rows: Sequence[Row]) -> tuple[tuple[Turn, ...], int]:
 
 
 def _repeated(rows: Sequence[Row]) -> list[tuple[int, str]]:
-    """Rows of an utterance by an annotator who has one already; a file without annotators has one row each."""
+    """A problem for each repeated row of an utterance by one annotator; without the column, for each repeated row."""
     seen: dict[str | None, int] = {}
     problems = []
     for row in rows:
@@ -117,7 +117,7 @@ def _repeated(rows: Sequence[Row]) -> list[tuple[int, str]]:
 
 
 def _problem(fields: dict[str, str]) -> str | None:
-    """What is wrong with a row."""
+    """The problem of a row, or None."""
     return first_problem(
         empty(fields, ["transcript_id", "topic", "video_url", "utterance_text"]),
         number(fields, "utterance_id"),

@@ -1,4 +1,4 @@
-"""Rows of a csv file whose every field is checked, with all that is wrong in it said at once."""
+"""Rows of a csv file with a check of every field; one error lists all bad rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import NamedTuple
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_csv, read_header
 
-# Problems that an error names one by one.
+# Bad rows that an error lists.
 SHOWN = 20
-# And of each at most so many characters, since a field may hold a whole file.
+# Characters of a listed problem; a field can hold a whole file.
 WIDTH = 300
-# Of a position or an id that is a number.
+# Digits of a number, such as a position.
 DIGITS = 18
 
 
 class Row(NamedTuple):
-    """A row: the line that it begins on, and its fields by column, with runs of white space as one space."""
+    """A row: the line that it starts on, and its fields by column, with runs of white space as one space."""
 
     line: int
     fields: dict[str, str]
@@ -33,20 +33,20 @@ def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequen
 
     Args:
         path: UTF-8, with or without a byte order mark.
-        columns: that must be there, in any order.
-        check: what is wrong with the fields of a row, or None.
-        optional: columns that may be there besides, and no others; None: any.
+        columns: required columns, in any order.
+        check: the problem of a row's fields, or None.
+        optional: further columns that are allowed; None: any.
 
     Raises:
-        DataError: the file is missing, is no UTF-8, lacks a column, has one that may not be there or one twice, or
-            has rows that do not fit; it names each of the first `SHOWN` bad rows by file and line.
+        DataError: the file is missing or not UTF-8, a column is missing, not allowed or repeated, or rows are bad; it
+            lists the first `SHOWN` bad rows by line.
     """
-    found = read_csv(path, DataError, "run stage `download`")
-    header = read_header(path, found, columns, DataError)
+    table = read_csv(path, DataError, "run stage `download`")
+    header = read_header(path, table, columns, DataError)
     if optional is not None:
         _refuse_others(path, header, [*columns, *optional])
     rows, problems = [], []
-    for line, values in found[1:]:
+    for line, values in table[1:]:
         wrong = _wrong_length(values, header)
         fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
         if problem := wrong or check(fields):
@@ -57,17 +57,17 @@ def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequen
 
 
 def refuse(path: Path, problems: Sequence[tuple[int, str]]) -> None:
-    """Raise a `DataError` that lists the problems by line, where there are any."""
+    """Raise a `DataError` that lists the problems by line, if there are any."""
     if problems:
         more = [f"… and {len(problems) - SHOWN} more bad rows"] if len(problems) > SHOWN else []
         raise DataError("\n".join([*(f"{path}:{line}: {text[:WIDTH]}" for line, text in problems[:SHOWN]), *more]))
 
 
 def grouped(path: Path, rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
-    """The rows by their value in a column, in order of the file; the rows of a value must be together.
+    """The rows by their value in a column, in order of the file.
 
     Raises:
-        DataError: they are not.
+        DataError: the rows of a value are not consecutive.
     """
     groups: dict[str, list[Row]] = {}
     problems = []
@@ -81,7 +81,7 @@ def grouped(path: Path, rows: Sequence[Row], column: str) -> dict[str, list[Row]
 
 
 def differing(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[int, str]]:
-    """The rows that differ from the first one in a column that should be the same in all, as problems."""
+    """A problem for each row that differs from the first row in one of the columns."""
     first = rows[0]
     return [
         (row.line, f"{name} {row.fields.get(name)!r}, but {first.fields.get(name)!r} in line {first.line}")
@@ -92,42 +92,42 @@ def differing(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[int, st
 
 
 def one_of(fields: dict[str, str], column: str, allowed: Sequence[str]) -> str | None:
-    """What is wrong where a field is none of the allowed values."""
+    """The problem if a field is none of the allowed values."""
     value = fields[column]
     return None if value in allowed else f"{column} {value!r} is none of {', '.join(map(repr, allowed))}"
 
 
 def first_problem(*problems: str | None) -> str | None:
-    """The first that is not None."""
+    """The first problem that is not None."""
     return next((problem for problem in problems if problem), None)
 
 
 def empty(fields: dict[str, str], columns: Sequence[str]) -> str | None:
-    """Which of the fields that must be filled is empty."""
+    """The problem if one of the columns is empty."""
     return next((f"empty {name}" for name in columns if not fields[name]), None)
 
 
 def number(fields: dict[str, str], column: str) -> str | None:
-    """What is wrong where a field is no whole number from 0."""
+    """The problem if a field is no whole number from 0."""
     value = fields[column]
     return None if is_number(value) else f"{column} {value[:40]!r} is no whole number from 0"
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a whole number from 0, of digits that a position in a file can need."""
+    """True for a whole number from 0 with at most `DIGITS` digits."""
     return text.isascii() and text.isdecimal() and len(text) <= DIGITS
 
 
 def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> None:
-    """Only known columns, each once: what is read of a misspelt one would be nothing, without a word.
+    """Check that all columns are known and none is repeated; a misspelt optional column would be ignored silently.
 
     Raises:
-        DataError: names the others by the header's line.
+        DataError: naming the unknown columns.
     """
     if others := [name for name in header if name not in known]:
         raise DataError(f"{path}:1: unknown column {', '.join(map(repr, others))}: the columns are {', '.join(known)}")
     if len(set(header)) < len(header):
-        raise DataError(f"{path}:1: a column stands there twice: {', '.join(header)}")
+        raise DataError(f"{path}:1: a column is there twice: {', '.join(header)}")
 
 
 def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:

@@ -1,8 +1,8 @@
 """EmpatheticDialogues (Rashkin et al. 2019, CC BY-NC 4.0): the original csv files to `Dialogue` records.
 
 The files are unquoted: a comma inside text is written `_comma_`, so a line is split at every comma. The first columns
-are `conv_id,utterance_idx,context,prompt,speaker_idx,utterance`; valid and test of the original archive carry a further
-column of candidates. The speaker, who tells of the emotion, is the user; the listener the assistant.
+are `conv_id,utterance_idx,context,prompt,speaker_idx,utterance`; valid and test of the original archive have a further
+column of candidates. The speaker, who describes the emotion, is the user, the listener the assistant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attune.corpora.readers.csv_rows import is_number
-from attune.corpora.splits import place
+from attune.corpora.splits import text_hash
 from attune.data.dialogue import SPLITS, Dialogue, Role, Turn, join_turns
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_lines
@@ -30,7 +30,7 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
     """Read the three splits of `folder`.
 
     Returns:
-        The dialogues in file order, and how many were dropped by reason (`<split>_collection_artefact`).
+        The dialogues in file order, and the number that was dropped by reason (`<split>_collection_artefact`).
 
     Raises:
         DataError: a file is missing, is no UTF-8, or has a row that does not fit the format.
@@ -40,7 +40,7 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
 
 
 def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
-    """As `read`, one by one; `dropped` grows."""
+    """As `read`, one dialogue at a time; adds to `dropped`."""
     for split in SPLITS:
         for dialogue in _read_split(folder / f"{split}.csv", split):
             if any(ARTEFACT in turn.text for turn in dialogue.turns):
@@ -50,19 +50,19 @@ def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
 
 
 def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
-    # Eight bytes a dialogue, where a set of the ids would have a hundred.
+    # Eight bytes a dialogue; a set of the ids would need a hundred.
     seen = array("Q")
     for conv_id, group in groupby(_rows(path), key=_conv_id):
         rows = sorted(group, key=_index)
         line, first = rows[0]
-        seen.append(place(conv_id))
-        for (_, one), (other, another) in pairwise(rows):
-            if int(one[1]) == int(another[1]):
-                raise DataError(f"{path}:{other}: utterance_idx {another[1]} of dialogue {conv_id!r} is there twice")
-        for other, row in rows:
+        seen.append(text_hash(conv_id))
+        for (_, row), (number, following) in pairwise(rows):
+            if int(row[1]) == int(following[1]):
+                raise DataError(f"{path}:{number}: utterance_idx {following[1]} of dialogue {conv_id!r} is there twice")
+        for number, row in rows:
             if row[2] != first[2]:
-                raise DataError(f"{path}:{other}: context {row[2]!r}, but {first[2]!r} in line {line}")
-        # Worker ids in the original, 1 and 0 elsewhere: in both the first to speak is the one who tells.
+                raise DataError(f"{path}:{number}: context {row[2]!r}, but {first[2]!r} in line {line}")
+        # Worker ids in the original, 1 and 0 elsewhere. The speaker has the first turn.
         speaker = first[4]
         turns = join_turns(_turn(row, row[4] == speaker) for _, row in rows)
         yield Dialogue(f"{split}/{conv_id}", "empathetic_dialogues", split, first[2], turns)
@@ -70,16 +70,16 @@ def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
 
 
 def _require_together(path: Path, seen: npt.NDArray[np.uint64]) -> None:
-    """No dialogue's rows stand apart; `seen` has the places of the ids, and is sorted."""
+    """Check that the rows of each dialogue are consecutive; sorts `seen`, the hashes of the ids."""
     seen.sort()
     twice = set(seen[1:][seen[1:] == seen[:-1]].tolist())
-    met: set[str] = set()
+    names: set[str] = set()
     for conv_id, group in groupby(_rows(path), key=_conv_id) if twice else ():
-        if conv_id in met:
+        if conv_id in names:
             line, _ = min(group, key=_index)
             raise DataError(f"{path}:{line}: the rows of dialogue {conv_id!r} are not together")
-        if place(conv_id) in twice:
-            met.add(conv_id)
+        if text_hash(conv_id) in twice:
+            names.add(conv_id)
 
 
 def _conv_id(row: tuple[int, list[str]]) -> str:
@@ -96,7 +96,7 @@ def _turn(row: list[str], is_speaker: bool) -> Turn:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines of the file, numbered from 1 and split at commas, checked."""
+    """The numbered lines of the file, split at commas and checked."""
     lines = read_lines(path, DataError, "run stage `download`")
     header = next(lines)
     if header.split(",")[: len(COLUMNS)] != COLUMNS:

@@ -1,6 +1,6 @@
 """ESConv (Liu et al. 2021, CC BY-NC 4.0, academic research): emotional support conversations to `Dialogue` records.
 
-Two layouts are read. `train.txt`, `valid.txt` and `test.txt` hold a conversation a line, as JSON::
+There are two layouts. `train.txt`, `valid.txt` and `test.txt` have a conversation on each line, as JSON::
 
     {"problem_type": …, "dialog": [{"speaker": "usr" | "sys", "text": …, "strategy": …}, …], …}
 
@@ -8,9 +8,9 @@ The authors' `ESConv.json` is one JSON list without a split::
 
     [{"problem_type": …, "dialog": [{"speaker": "seeker", "annotation": {"strategy": …}, "content": …}, …], …}, …]
 
-Its split is drawn from a hash of the conversation's words, so that neither order nor other conversations move it: 70 %
-train, 15 % valid, 15 % test, as in the three files. `FailedESConv.json` has the same layout (with speaker and listener
-as its speakers); its conversations failed their survey, and it is read only where a user calls it `ESConv.json`.
+Its split depends on a hash of the conversation's words alone: 70 % train, 15 % valid, 15 % test, as in the three files.
+`FailedESConv.json` has the same layout (with speaker and listener as its speakers); its conversations failed their
+survey, and it is read only if a user renames it to `ESConv.json`.
 
 The seeker is the user, the supporter the assistant, the act is the strategy, the label the type of problem.
 """
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attune.corpora.splits import SHARES, place
+from attune.corpora.splits import SHARES, text_hash
 from attune.data.dialogue import SPLITS, Dialogue, Role, Turn, join_turns, normalise
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_lines, read_text
@@ -42,7 +42,7 @@ ROLES: dict[str, Role] = {
 
 
 class Layout(NamedTuple):
-    """Where a turn has its text, and where the record of its strategy is ("": in the turn itself)."""
+    """The key of a turn's text, and the key of the record with its strategy ("": the turn itself)."""
 
     text: str
     annotation: str
@@ -53,10 +53,10 @@ LIST = Layout("content", "annotation")
 
 
 def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
-    """Read the three files of `folder`, or its `ESConv.json` where none of the three is there.
+    """Read the three files of `folder`, or its `ESConv.json` if it has none of the three.
 
     Returns:
-        The dialogues in file order, and how many were dropped by reason: none by this reader.
+        The dialogues in file order, and an empty counter, since this reader drops nothing.
 
     Raises:
         DataError: a file is missing, is no UTF-8 or no JSON, or a conversation does not fit the format.
@@ -66,7 +66,7 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
 
 
 def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
-    """As `read`, the conversations of the three files one by one."""
+    """As `read`, one conversation at a time for the three files."""
     whole = folder / WHOLE
     if whole.exists() and not any((folder / f"{split}.txt").exists() for split in SPLITS):
         yield from _read_list(whole)
@@ -76,8 +76,8 @@ def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
 
 
 def split_of(turns: Sequence[Turn]) -> str:
-    """The split of a conversation that was published without one, from a hash of its words."""
-    percent = place(normalise(" ".join(turn.text for turn in turns))) % 100
+    """The split of a conversation of `ESConv.json`, from a hash of its words."""
+    percent = text_hash(normalise(" ".join(turn.text for turn in turns))) % 100
     return SPLITS[sum(percent >= end for end in SHARES)]
 
 
@@ -131,7 +131,7 @@ def _turn(turn: Any, layout: Layout, where: str) -> Turn:
 
 
 def _strategy(turn: Mapping[str, Any], layout: Layout, where: str) -> str | None:
-    """A supporter's turn may be without one; anything but a name in its place is an error."""
+    """The strategy of a supporter's turn, or None if it has none."""
     notes = turn.get(layout.annotation, {}) if layout.annotation else turn
     if not isinstance(notes, dict):
         raise DataError(f"{where}: {layout.annotation} should be an object, found {_shown(notes)}")

@@ -1,7 +1,7 @@
-"""Sentences with labels of the MITI code (Welivita and Pu 2022), as their classifier's test output carries them.
+"""Sentences with labels of the MITI code, from the test output of a classifier (Welivita and Pu 2022).
 
-One csv with the columns `Text` and `Ground truth`; what else is in it, a classifier's answers, is not read. The
-sentences stand without their conversations and without splits.
+A csv file with the columns `Text` and `Ground truth`; the classifier's answers are not read. The sentences have no
+context and no split.
 """
 
 from __future__ import annotations
@@ -28,28 +28,27 @@ class Sentence:
 
 
 def read(folder: Path) -> list[Sentence]:
-    """The sentences in the order of the file; one without words is left out.
+    """The sentences in file order, without those that have no words.
 
     Raises:
-        DataError: the file is missing, is no csv with the columns, has no sentences, or one without a label.
+        DataError: the file or a column is missing, there are no sentences, or one has no label.
     """
     path = folder / FILE
     table = read_records(path, COLUMNS, DataError, "behaviour.sentences names its folder")
     rows = [(line, row["Text"], row["Ground truth"].strip()) for line, row in table]
-    found = [(line, text.strip(), act) for line, text, act in rows if normalise(text)]
-    if not found:
+    sentences = [(line, text.strip(), act) for line, text, act in rows if normalise(text)]
+    if not sentences:
         raise DataError(f"{path} holds no sentences")
-    for line, text, act in found:
+    for line, text, act in sentences:
         if not act:
             raise DataError(f"{path}:{line}: {text!r} has no label")
-    return [Sentence(text, act, split_of(text)) for _, text, act in found]
+    return [Sentence(text, act, split_of(text)) for _, text, act in sentences]
 
 
 def split_of(text: str) -> str:
     """The split of a sentence: train (70 %), valid (10 %) or test (20 %).
 
-    By a keyed hash of its normalised text: the same in every run, whatever else is in the file, and equal sentences
-    stay together.
+    It depends on a keyed hash of the normalised text alone, so equal sentences are in one split.
     """
     digest = hashlib.blake2b(normalise(text).encode(), key=b"miti", digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64

@@ -1,4 +1,4 @@
-"""Dialogues that a small base model is pretrained on: a folder's `dialogues.jsonl`, a JSON object a line.
+"""Dialogues for pretraining a small base model: `dialogues.jsonl`, a JSON object on each line.
 
     {"source": …, "turns": [text, …]}
 
@@ -20,18 +20,18 @@ ROLES: tuple[Role, Role] = ("user", "assistant")
 
 
 def read(folder: Path) -> Iterator[tuple[int, tuple[Turn, ...]]]:
-    """The turns of each dialogue, with its line; blank lines are left out.
+    """The line and the turns of each dialogue; blank lines are skipped.
 
     Raises:
-        DataError: the file is missing, is no UTF-8, holds no dialogue, or a line is none; it is named.
+        DataError: the file is missing or not UTF-8, has no dialogue, or a line is not one.
     """
     path = folder / FILE
-    found = False
+    empty = True
     for number, line in enumerate(read_lines(path, DataError, "tiny.corpus names its folder"), start=1):
         if line.strip():
-            found = True
+            empty = False
             yield number, _turns(line, f"{path}:{number}")
-    if not found:
+    if empty:
         raise DataError(f"{path} holds no dialogues")
 
 

@@ -1,4 +1,4 @@
-"""Dialogues by the name of their reader, or as stage `prepare` has written them."""
+"""Readers by name, and the dialogues that stage `prepare` has written."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from typing import Any
 from attune.corpora.leakage import without_copies
 from attune.data.dialogue import SPLITS, Dialogue, stream_dialogues
 
+PACKAGE = "attune.corpora.readers"
+
 
 def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue], Counter[str]]:
-    """The dialogues of a corpus, and how many its reader dropped by `<split>_<reason>`.
+    """The dialogues of a corpus, and the number that its reader dropped, by `<split>_<reason>`.
 
     Args:
         folder: with the corpus's files.
         reader: a module of this package with a function `read(folder)`.
-        names: the file and its columns, for readers of files that may have any.
+        names: the file and its columns, for readers that take them.
 
     Raises:
         DataError: a file is missing or does not fit its format; the message names file and line.
     """
-    found: tuple[list[Dialogue], Counter[str]] = import_module(f"attune.corpora.readers.{reader}").read(folder, **names)
-    return found
+    result: tuple[list[Dialogue], Counter[str]] = import_module(f"{PACKAGE}.{reader}").read(folder, **names)
+    return result
 
 
 def stream_corpus(folder: Path, reader: str, dropped: Counter[str], **names: Any) -> Iterator[Dialogue]:
-    """The dialogues of a corpus, one by one where its reader has a function `stream(folder, dropped)`.
+    """`read_corpus`, one dialogue at a time if the reader has a function `stream(folder, dropped)`.
 
-    `dropped` grows by what the reader drops; arguments and errors otherwise as `read_corpus`.
+    Adds to `dropped`; other arguments and errors as for `read_corpus`.
     """
-    module = import_module(f"attune.corpora.readers.{reader}")
+    module = import_module(f"{PACKAGE}.{reader}")
     if hasattr(module, "stream"):
         yield from module.stream(folder, dropped)
         return
-    found, lost = read_corpus(folder, reader, **names)
-    dropped += lost
-    yield from found
+    dialogues, counts = read_corpus(folder, reader, **names)
+    dropped += counts
+    yield from dialogues
 
 
 class Prepared:
-    """The dialogues of all splits that stage `prepare` wrote to a folder, read anew each time they are gone through."""
+    """The dialogues of all splits that stage `prepare` wrote to a folder; they are read again in each iteration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,9 +55,11 @@ class Prepared:
 
 
 def read_every_split(folder: Path, reader: str | None) -> list[Dialogue]:
-    """The dialogues of all splits: of a corpus, or, without a reader, those that stage `prepare` wrote to `folder`.
+    """The dialogues of all splits, without copies across splits.
 
-    Those of a corpus that are copies across its splits are left out, as `prepare` does.
+    Args:
+        folder: of a corpus, or of stage `prepare` if `reader` is None.
+        reader: of the corpus.
 
     Raises:
         DataError: as `read_corpus`.

@@ -1,11 +1,11 @@
 """Sessions of addiction counselling at UFJF (private: 15 sessions, 13 patients) to `Dialogue` records.
 
-The owners of the recordings write them down in `sessions.csv`, a row a turn, UTF-8, with the columns
+The owners of the recordings transcribe them to `sessions.csv`, UTF-8, a row for each turn, with the columns
 
 ========= ==================================================================================================
 session   name of the session
 patient   pseudonym of the patient, the same in all of a patient's sessions
-turn      number of the turn in its session; the order counts, numbers may be left out
+turn      number of the turn in its session; numbers may be skipped
 role      psychologist or patient
 text      what was said
 focus     what the session is about, such as tobacco or alcohol; the same in the whole session
@@ -13,11 +13,11 @@ act       optional. psychologist: question, reflection, therapist_input, other; 
 quality   optional. high or low, as trained raters judge the session; the same in the whole session
 ========= ==================================================================================================
 
-An optional column may be left out, and its fields may be empty; another column is an error, since it may be one of
-these misspelt. The patient is the user, the psychologist the
-assistant, the label the focus; acts are AnnoMI's, so that its classifiers fit.
+Optional columns may be missing, and their fields empty; any other column is an error, since it may be a misspelt one.
+The patient is the user, the psychologist the assistant, the label the focus. The acts are AnnoMI's, so that its
+classifiers can be used.
 
-Patients are split, by `split_groups`: no session tells a model of a patient whom it is tested on.
+`split_groups` splits the patients, so that no patient is in two splits.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read(folder: Path, file: str = FILE) -> tuple[list[Dialogue], Counter[str]]:
     """Read the sessions.
 
     Returns:
-        The sessions in file order, and how many were dropped by reason: none by this reader.
+        The sessions in file order, and an empty counter, since this reader drops nothing.
 
     Raises:
         DataError: the file is missing, is no UTF-8 or no csv, has another column, or rows do not fit; each is named
@@ -78,7 +78,7 @@ def read(folder: Path, file: str = FILE) -> tuple[list[Dialogue], Counter[str]]:
 
 
 def _session_problems(rows: Sequence[Row]) -> list[tuple[int, str]]:
-    """What is wrong between the rows of a session."""
+    """The problems between the rows of a session."""
     lines: dict[int, int] = {}
     problems = differing(rows, SESSION)
     for row in rows:
@@ -90,7 +90,7 @@ def _session_problems(rows: Sequence[Row]) -> list[tuple[int, str]]:
 
 
 def _problem(fields: dict[str, str]) -> str | None:
-    """What is wrong with a row."""
+    """The problem of a row, or None."""
     return first_problem(
         empty(fields, ["session", "patient", "text", "focus"]),
         number(fields, "turn"),

@@ -1,1 +1,1 @@
-"""Generators of the committed sample data."""
+"""Generators of the embedded samples in data/sample."""

@@ -1,10 +1,10 @@
-"""Make the embedded sample of motivational interviewing from data/sample/annomi_phrases.yaml.
+"""Generate the embedded sample of motivational interviewing from data/sample/annomi_phrases.yaml.
 
-Run `python -m attune sample annomi` to write data/sample/annomi_sample/AnnoMI-simple.csv in the format of
-AnnoMI's simple file. Every line of a therapist is written for one behaviour, every line of a client for one talk type,
-so that they can be learnt from the text. Therapists of high quality reflect what they hear and ask open questions,
-those of low quality advise and confront; now and then each does what the other does. The same phrases and seed give the
-same bytes.
+`python -m attune sample annomi` writes data/sample/annomi_sample/AnnoMI-simple.csv in the format of AnnoMI's simple
+file. Each phrase is written for one behaviour or talk type, so that these can be learnt from the text. Therapists of
+high quality mostly reflect and ask open questions, those of low quality mostly advise and confront.
+The same phrases and
+seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attune.tools.sample_data.files import write_files
 
 SEED = 20
 TRANSCRIPTS = 60
-# Of three transcripts the last is of low quality; of twenty the last two are cut from one video.
+# Every third transcript is of low quality; every twentieth is from the video of the one before.
 LOW_EVERY, SHARED_EVERY = 3, 20
 HEADER = (
     "transcript_id",
@@ -38,7 +38,7 @@ HEADER = (
     "main_therapist_behaviour",
     "client_talk_type",
 )
-# What a therapist does, in the order of the session: one of these, the first far more often than the others.
+# The therapist's behaviours, in the order of the session; the first of each step is the usual one.
 STEPS = {
     "high": (
         ("question", "reflection"),
@@ -60,7 +60,7 @@ STEPS = {
     ),
 }
 USUAL = 0.8
-# How likely a client's turn is change, sustain and neutral at the beginning and at the end of a session.
+# The probabilities of change, sustain and neutral in the first and in the second half of a session.
 TALK = {"high": ((0.3, 0.5, 0.2), (0.7, 0.15, 0.15)), "low": ((0.35, 0.4, 0.25), (0.15, 0.6, 0.25))}
 TALK_TYPES = ("change", "sustain", "neutral")
 
@@ -68,7 +68,7 @@ Phrases = Mapping[str, Any]
 
 
 class Utterance(NamedTuple):
-    """Who says what, and the act: a therapist's behaviour or a client's talk type."""
+    """An utterance and its act: a therapist's behaviour or a client's talk type."""
 
     interlocutor: str
     text: str
@@ -81,21 +81,21 @@ def quality_of(number: int) -> str:
 
 
 def topic_of(phrases: Phrases, number: int) -> str:
-    """The topic of transcript `number`; topics take turns, so that each has both qualities."""
+    """The topic of transcript `number`; topics alternate, so that each has both qualities."""
     return list(phrases["topics"])[number % len(phrases["topics"])]
 
 
 def draw_transcript(phrases: Phrases, number: int) -> list[Utterance]:
-    """The utterances of transcript `number`, from a random stream of its own."""
+    """The utterances of transcript `number`, from a random stream for this transcript alone."""
     rng = random.Random(f"{SEED}:{number}")
     quality, topic = quality_of(number), phrases["topics"][topic_of(phrases, number)]
     fills = {slot: rng.choice(values) for slot, values in topic["slots"].items()}
     turned = {slot: as_listener(value) for slot, value in fills.items()}
-    said: set[str] = set()
+    used: set[str] = set()
 
     def new(lines: list[str], fills: Mapping[str, str] = turned) -> str:
-        text = rng.choice([line for line in lines if line not in said] or lines)
-        said.add(text)
+        text = rng.choice([line for line in lines if line not in used] or lines)
+        used.add(text)
         return sentence_case(Template(text).substitute(fills))
 
     def therapist(behaviour: str, heard: str) -> Utterance:

@@ -1,7 +1,7 @@
-"""Make the embedded sample corpus: dialogues in the EmpatheticDialogues file format from data/sample/phrases.yaml.
+"""Generate the embedded sample corpus, in the format of EmpatheticDialogues, from data/sample/phrases.yaml.
 
-Run `python -m attune sample dialogues` to write data/sample/empatheticdialogues/{train,valid,test}.csv. The same
-phrases and seed give the same bytes, so that the written files can be tracked and checked.
+`python -m attune sample dialogues` writes data/sample/empatheticdialogues/{train,valid,test}.csv. The same phrases and
+seed give the same bytes, so the files can be committed and checked.
 """
 
 import random
@@ -18,7 +18,7 @@ from attune.tools.sample_data.files import write_files
 SEED = 20
 SPLITS = {"train": 40, "valid": 5, "test": 5}  # dialogues per emotion
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
-SHAPES = (4, 4, 4, 5, 6)  # numbers of turns, drawn from evenly
+SHAPES = (4, 4, 4, 5, 6)  # numbers of turns, drawn uniformly
 ATTEMPTS = 200
 
 Phrases = Mapping[str, Any]
@@ -40,7 +40,7 @@ LISTENER_WORDS = {
 
 
 class Dialogue(NamedTuple):
-    """One conversation: the emotion label, the situation line and the turns, the speaker's first."""
+    """A dialogue: the emotion label, the situation line and the turns, starting with the speaker's."""
 
     emotion: str
     prompt: str
@@ -48,23 +48,23 @@ class Dialogue(NamedTuple):
 
 
 def load_phrases(path: Path) -> Phrases:
-    """Read the written material."""
+    """Read a file of phrases."""
     phrases: Phrases = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     return phrases
 
 
 def as_listener(text: str) -> str:
-    """Turn a speaker's phrase to the other person: `my sister` becomes `your sister`."""
+    """Rewrite a speaker's phrase in the second person: `my sister` becomes `your sister`."""
     return re.sub(r"[A-Za-z']+", lambda match: LISTENER_WORDS.get(match[0].lower(), match[0]), text)
 
 
 def sentence_case(text: str) -> str:
-    """Put a capital letter at the start of each sentence."""
+    """Capitalise the first letter of each sentence."""
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
 def with_opener(opener: str, text: str) -> str:
-    """Put an opener before a turn, whose first letter becomes small unless its first word is I."""
+    """Put an opener before a turn, whose first letter becomes lower case unless its first word is I."""
     if not opener:
         return text
     keeps_capital = re.match(r"I\b", text) is not None
@@ -72,7 +72,7 @@ def with_opener(opener: str, text: str) -> str:
 
 
 def fill_frame(frame: Phrases, rng: random.Random) -> dict[str, str]:
-    """Draw a fill for each slot of a frame, and fill the phrases that stand for the whole of it."""
+    """Draw a fill for each slot of a frame, and fill the phrases for the whole frame (`thing`, `event`)."""
     fills = {name: rng.choice(values) for name, values in frame["slots"].items()}
     whole = {role: Template(frame[role]).substitute(fills) for role in ("thing", "event")}
     return fills | whole
@@ -84,18 +84,18 @@ def speaker_line(text: str, fills: Fills) -> str:
 
 
 def listener_line(text: str, fills: Fills) -> str:
-    """Fill a turn of the listener; the fills are turned to the other person, the words of the line are not."""
+    """Fill a turn of the listener; the fills, and not the line, are rewritten in the second person."""
     return sentence_case(Template(text).substitute({name: as_listener(value) for name, value in fills.items()}))
 
 
 def draw_dialogue(phrases: Phrases, emotion: str, frame: Phrases, rng: random.Random) -> Dialogue:
-    """Draw one dialogue about a frame of an emotion."""
+    """Draw a dialogue about a frame of an emotion."""
     material = phrases["emotions"][emotion]
     fills = fill_frame(frame, rng)
     length = rng.choice(SHAPES)
     opener = rng.choice(phrases["openers"][material["mood"]])
     turns = [with_opener(opener, speaker_line(rng.choice(frame["open"]), fills))]
-    # In the written order, since a later question may take an earlier one for granted.
+    # In the order of the file, since a question can build on an earlier one.
     places = sorted(rng.sample(range(len(material["exchanges"])), 2 if length == 6 else 1))
     for exchange in (material["exchanges"][place] for place in places):
         turns.append(listener_line(exchange["listener"], fills))
@@ -107,12 +107,12 @@ def draw_dialogue(phrases: Phrases, emotion: str, frame: Phrases, rng: random.Ra
 
 
 def normalised(turns: tuple[str, ...]) -> str:
-    """The text of a dialogue without case, punctuation and spacing, by which two are held to be the same."""
+    """The text of a dialogue without case, punctuation and spacing; equal texts are the same dialogue."""
     return " ".join(re.findall(r"[a-z0-9']+", " ".join(turns).lower()))
 
 
 def draw_unseen(draw: Callable[[int], Dialogue], seen: set[str]) -> Dialogue:
-    """Draw until the text is new, and add it to those seen."""
+    """Draw until the text is not in `seen`, and add it."""
     for attempt in range(ATTEMPTS):
         dialogue = draw(attempt)
         key = normalised(dialogue.turns)
@@ -123,16 +123,16 @@ def draw_unseen(draw: Callable[[int], Dialogue], seen: set[str]) -> Dialogue:
 
 
 def make_dialogues(phrases: Phrases) -> list[Dialogue]:
-    """All dialogues in order: one of each emotion, then the next of each, so that a split is a range of them."""
+    """All dialogues in rounds of one for each emotion, so that a split is a range of them."""
     seen: set[str] = set()
     dialogues = []
     for number in range(sum(SPLITS.values())):
         for emotion, material in phrases["emotions"].items():
-            # By turns and not at random: so each frame is in each split.
+            # Frames alternate, so that each is in each split.
             frame = material["frames"][number % len(material["frames"])]
 
             def draw(attempt: int, emotion: str = emotion, frame: Phrases = frame, number: int = number) -> Dialogue:
-                # A string of its own for each draw: adding phrases to one emotion leaves the others as they are.
+                # A random stream for each draw, so that new phrases for one emotion do not change the others.
                 return draw_dialogue(phrases, emotion, frame, random.Random(f"{SEED}:{emotion}:{number}:{attempt}"))
 
             dialogues.append(draw_unseen(draw, seen))
@@ -161,6 +161,6 @@ def make_files(phrases: Phrases) -> dict[str, str]:
 
 
 def write_sample(phrases_path: Path, out: Path) -> None:
-    """Write the three files of the sample corpus under a folder."""
+    """Write the three files of the sample corpus to `out`."""
     files = make_files(load_phrases(phrases_path))
     write_files({f"{split}.csv": text for split, text in files.items()}, out / "empatheticdialogues")

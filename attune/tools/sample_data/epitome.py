@@ -1,8 +1,8 @@
-"""Make the embedded sample of EPITOME annotations from data/sample/epitome_phrases.yaml.
+"""Generate the embedded sample of EPITOME annotations from data/sample/epitome_phrases.yaml.
 
-Run `python -m attune sample epitome` to write data/sample/epitome/<mechanism>-reddit.csv, in the columns of the
-published annotations. A response is put together from sentences of which each has a mechanism and a level, or none: the
-levels and rationales follow from the text. The same phrases and seed give the same bytes.
+`python -m attune sample epitome` writes data/sample/epitome/<mechanism>-reddit.csv, in the columns of the published
+annotations. A response consists of sentences that each have a mechanism and a level, or none, so that levels and
+rationales follow from the text. The same phrases and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from attune.tools.sample_data.files import write_files
 
 SEED = 20
 POSTS = 200
-# Posts that get a second response, so that a split by post is put to the test.
+# Posts with a second response, so that a split by post matters.
 ANSWERED_TWICE = 40
-# How often a mechanism is absent, weak and strong in a response.
+# Weights of a mechanism being absent, weak and strong in a response.
 SHARES = (5, 2, 3)
 HEADER = ("sp_id", "rp_id", "seeker_post", "response_post", "level", "rationales")
 FILES = ("emotional-reactions-reddit.csv", "interpretations-reddit.csv", "explorations-reddit.csv")
@@ -33,7 +33,7 @@ Phrases = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """A post and a response; for each mechanism its level and the sentences that carry it."""
+    """A post and a response; for each mechanism its level and its sentences."""
 
     seeker: str
     response: str
@@ -42,7 +42,7 @@ class Pair:
 
 
 def draw_pair(phrases: Phrases, number: int, answer: int) -> Pair:
-    """One response to post `number`; every draw has a random stream of its own."""
+    """Response `answer` to post `number`, from random streams for the post and for the response."""
     rng = random.Random(f"{SEED}:{number}")
     topic = phrases["topics"][number % len(phrases["topics"])]
     fills = {name: rng.choice(values) for name, values in topic["slots"].items()}
@@ -56,10 +56,12 @@ def draw_pair(phrases: Phrases, number: int, answer: int) -> Pair:
     )
     rationales = []
     for level, pool in zip(levels, pools, strict=True):
-        # Now and then two sentences carry a mechanism.
+        # Sometimes two sentences have a mechanism.
         chosen = rng.sample(pool[level - 1], 2 if rng.random() < 0.15 else 1) if level else []
         rationales.append(tuple(_filled(sentence, fills) for sentence in chosen))
-    plain = [_filled(one, fills) for one in rng.sample(phrases["plain"] + topic["advice"], rng.choice((1, 1, 2)))]
+    plain = [
+        _filled(sentence, fills) for sentence in rng.sample(phrases["plain"] + topic["advice"], rng.choice((1, 1, 2)))
+    ]
     sentences = [*plain, *(sentence for chosen in rationales for sentence in chosen)]
     rng.shuffle(sentences)
     return Pair(post, " ".join(sentences), levels, tuple(rationales))

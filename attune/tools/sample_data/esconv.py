@@ -1,8 +1,8 @@
-"""Make the embedded sample of emotional support conversations from data/sample/esconv_phrases.yaml.
+"""Generate the embedded sample of emotional support conversations from data/sample/esconv_phrases.yaml.
 
-Run `python -m attune sample esconv` to write data/sample/esconv_sample/{train,valid,test}.txt in the format of
-ESConv's three files. Every line of a supporter is written for one strategy, so that the strategy can be learnt from the
-text. The same phrases and seed give the same bytes.
+`python -m attune sample esconv` writes data/sample/esconv_sample/{train,valid,test}.txt in the format of ESConv's three
+files. Each phrase of a supporter is written for one strategy, so that it can be learnt from the text. The same phrases
+and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attune.tools.sample_data.files import write_files
 
 SEED = 20
 SPLITS = {"train": 120, "valid": 24, "test": 24}
-# What a supporter does, in the order of the conversation; a step is one of its strategies.
+# The supporter's strategies for each step, in the order of the conversation.
 STEPS = (
     ("Question",),
     ("Restatement or Paraphrasing", "Reflection of feelings"),
@@ -34,7 +34,7 @@ Turns = list[dict[str, str]]
 
 
 def draw_conversation(phrases: Phrases, number: int, attempt: int) -> dict[str, Any]:
-    """Conversation `number`, as a record of the format; every draw has a random stream of its own."""
+    """Conversation `number`, as a record of the format, from a random stream for this draw alone."""
     rng = random.Random(f"{SEED}:{number}:{attempt}")
     name = list(phrases["problems"])[number % len(phrases["problems"])]
     problem = phrases["problems"][name]
@@ -54,12 +54,12 @@ def draw_conversation(phrases: Phrases, number: int, attempt: int) -> dict[str, 
 
 
 def _dialog(phrases: Phrases, problem: Phrases, fills: Mapping[str, str], rng: random.Random) -> Turns:
-    """Half of the supporters speak first; now and then one side speaks twice, as in the original."""
-    said: set[str] = set()
+    """The turns; half of the supporters speak first, and sometimes one side has two turns, as in the original."""
+    used: set[str] = set()
 
     def new(lines: list[str]) -> str:
-        text = rng.choice([line for line in lines if line not in said] or lines)
-        said.add(text)
+        text = rng.choice([line for line in lines if line not in used] or lines)
+        used.add(text)
         return Template(text).substitute(fills)
 
     def supporter(strategy: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ def _dialog(phrases: Phrases, problem: Phrases, fills: Mapping[str, str], rng: r
 
 
 def make_files(phrases: Phrases) -> dict[str, str]:
-    """The text of each split's file, by the name of the split; no two conversations have the same turns."""
+    """The text of each split's file, by the name of the split; all conversations differ."""
     seen: set[str] = set()
     records: list[dict[str, Any]] = []
     attempt = 0

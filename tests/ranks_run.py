@@ -1,4 +1,4 @@
-"""The stages that run on several ranks, one after another in the same processes: `python -m ranks_run sft dpo@e1`."""
+"""The stages that run on several ranks, one after another in the same processes: `python -m ranks_run sft@sft`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,20 +8,25 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.runtime.errors import reported
 from attune.runtime.launch import run
-from stages import dpo, evaluate, generate, mmlu, sft
+from stages import dpo, evaluate, generate, mmlu, scores, sft
 
 
 def sample(variant: str, params: Params) -> None:
     generate.main(variant, replace(params, generate=replace(params.generate, do_sample=True)))
 
 
-MAIN = {"dpo": dpo.main, "generate": generate.main, "sample": sample, "evaluate": evaluate.main, "mmlu": mmlu.main}
+def epitome(variant: str, params: Params) -> None:
+    scores.main(variant, "epitome", params)
+
+
+MAIN = {"sft": sft.main, "dpo": dpo.main, "generate": generate.main, "sample": sample, "evaluate": evaluate.main,
+        "scores": epitome, "mmlu": mmlu.main}  # fmt: skip
 
 
 def run_stages(names: Sequence[str], params: Params) -> None:
     for name in names:
         stage, _, key = name.partition("@")
-        MAIN[stage](key, params) if key else sft.main(params)
+        MAIN[stage](key, params)
 
 
 if __name__ == "__main__":

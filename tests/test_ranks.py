@@ -37,7 +37,8 @@ OVERRIDES = [
     "decoding.batch_tokens=256", "mmlu.shots=1", "mmlu.limit=4", "mmlu.batch_size=2",
 ]  # fmt: skip
 SFT_STEPS = 15
-STAGES = ["sft", "dpo@e1", "dpo@e2", "generate@sft-dpo", "sample@sft", "evaluate@sft-dpo", "mmlu@sft-dpo"]
+STAGES = ["sft@sft", "dpo@e1", "dpo@e2", "generate@sft-dpo", "sample@sft", "evaluate@sft-dpo", "scores@sft-dpo",
+          "mmlu@sft-dpo"]  # fmt: skip
 RELATIVE = 1e-5
 METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -55,10 +56,11 @@ def make(folder: Path) -> Path:
     random_classifiers(folder / "models/epitome")
     names = [
         example.id
-        for example in read_examples(folder / "data/dialogues/test.parquet", load(folder / "params.yaml").corpus)
+        for example in read_examples(folder / "data/dialogues/test.parquet", load(folder / "params.yaml").context)
     ]
     levels = {f"level_{key}": [number % 3 for number in range(len(names))] for key in MECHANISMS.values()}
-    pd.DataFrame({"id": names, **levels}).to_parquet(folder / "data/references.parquet")
+    (folder / "data/references").mkdir()
+    pd.DataFrame({"id": names, **levels}).to_parquet(folder / "data/references/epitome.parquet")
     return folder
 
 
@@ -98,12 +100,12 @@ def folders(tmp_path_factory) -> tuple[Path, Path, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(two)
         compose([*OVERRIDES, "ranks.processes=2"])
-        killed = launched(two, "killed", "sft")
+        killed = launched(two, "killed", "sft@sft")
+        assert killed.wait_until(lambda: steps_seen(killed.output) >= 7), killed.output
+        os.kill(rank_of(killed.process.pid, 1), signal.SIGKILL)
+        assert killed.process.wait() == 1, killed.output
         patch.chdir(one)
         run_stages(STAGES, load())
-    assert killed.wait_until(lambda: steps_seen(killed.output) >= 7), killed.output
-    os.kill(rank_of(killed.process.pid, 1), signal.SIGKILL)
-    assert killed.process.wait() == 1, killed.output
     assert not (two / "models/sft").exists()
     run = launched(two, "two", *STAGES)
     assert run.process.wait() == 0, run.output
@@ -126,7 +128,7 @@ def test_killed_rank_ends_the_stage_with_its_log(folders):
 def test_stage_resumes_from_its_checkpoint(folders):
     _, two, _ = folders
     output = (two / "two.txt").read_text()
-    assert re.search(r"going on from \S+/sft-\w+/checkpoint-(5|10)\n", output)
+    assert re.search(r"going on from \S+/sft-sft-\w+/checkpoint-(5|10)\n", output)
     assert "checkpoint-" in output and "rank" not in output
 
 
@@ -138,7 +140,7 @@ def test_same_adapter(folders, name):
         assert (weights - two[key]).norm() <= 10 * RELATIVE * weights.norm(), key
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo-e1", "dpo-e2"])
+@pytest.mark.parametrize("stage", ["sft-sft", "dpo-e1", "dpo-e2"])
 def test_same_training_metrics(folders, stage):
     one, two = (history(folder, stage) for folder in folders[:2])
     assert len(one) >= 2 and len(one) == len(two)
@@ -170,14 +172,15 @@ def test_same_replies(folders, variant):
         assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=10 * RELATIVE)
 
 
-def test_same_scores(folders):
-    one, two = (pd.read_parquet(folder / "data/scores/sft-dpo.parquet") for folder in folders[:2])
+@pytest.mark.parametrize("scorer", ["text", "epitome"])
+def test_same_scores(folders, scorer):
+    one, two = (pd.read_parquet(folder / f"data/scores/{scorer}/sft-dpo.parquet") for folder in folders[:2])
     assert one["id"].tolist() == two["id"].tolist()
     for name in one.columns.drop(["id", "label"]):
         assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=RELATIVE, nan_ok=True), name
 
 
-@pytest.mark.parametrize("name", ["sft-dpo", "mmlu/sft-dpo"])
+@pytest.mark.parametrize("name", ["text/sft-dpo", "epitome/sft-dpo", "mmlu/sft-dpo"])
 def test_same_metrics_and_signature(folders, name):
     one, two = (json.loads((folder / f"metrics/{name}.json").read_text()) for folder in folders[:2])
     assert one == pytest.approx(two, rel=RELATIVE, abs=1e-4) and len(one) > 3

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import factory
 import pytest
 import torch
 import transformers
+from helpers import ROOT
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 
@@ -337,6 +339,7 @@ def test_stage_base_with_a_packaged_encoder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(base_stage, "pretraining_dialogues", lambda corpus: [dialogue(i) for i in range(40)])
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
     other = factory.model(name="small", package="an_encoder", sha256="0" * 64, as_decoder=True, specialised=True)

@@ -11,11 +11,10 @@ import factory
 import pytest
 import torch
 
-from attune.config.params import load
 from attune.models.bert_decoder import decoder_class
 from attune.models.loading import load_variant
 from attune.models.tiny import make_model, train_tokenizer
-from attune.runtime.errors import DataError
+from attune.runtime.errors import DataError, ParamsError
 from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, has_kv_cache, shared_prefix_lm
 from stages import mmlu as stage
@@ -458,7 +457,7 @@ def project(tmp_path, monkeypatch, tokenizer):
     adapter.save_pretrained(tmp_path / "models/sft")
     shutil.copytree(SAMPLE, tmp_path / "data/sample/mmlu")
     monkeypatch.chdir(tmp_path)
-    params = replace(load(ROOT / "params.yaml"), mmlu=factory.mmlu(shots=5, limit=6), hardware=HARDWARE)
+    params = factory.params(mmlu=factory.mmlu(shots=5, limit=6))
     return tmp_path, params
 
 
@@ -505,7 +504,7 @@ def test_stage_with_an_adapter(project):
 
 def test_stage_with_an_unknown_variant(project):
     _, params = project
-    with pytest.raises(stage.UserError, match=r"^'dpo' is none of the variants in params\.yaml: base, sft, sft-dpo$"):
+    with pytest.raises(ParamsError, match=r"^'dpo' is none of the variants in params\.yaml: base, sft, sft-dpo$"):
         stage.main("dpo", params)
 
 

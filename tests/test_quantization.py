@@ -46,9 +46,8 @@ def params():
     tiny = replace(params.tiny, vocab_size=400, hidden_size=64, intermediate_size=128, layers=2, heads=2)
     schedule = {"epochs": 1, "batch_size": 2, "max_length": 48, "warmup_steps": 0, "learning_rate": 1e-5}
     return replace(
-        params,
+        params.with_hardware(hardware),
         tiny=tiny,
-        hardware=hardware,
         model=replace(params.model, quantization="nf4"),
         sft=replace(params.sft, **schedule),
         dpo=replace(params.dpo, **schedule),
@@ -106,9 +105,8 @@ def test_memory_estimate(params):
     made_whole = 4 * 64 * 128
     assert full.weights - short.weights == pytest.approx(linear * (4 - 0.515869) - made_whole, abs=20)
     assert (short.parameters, short.adapter) == (full.parameters, full.adapter)
-    paged = replace(
-        params, lora=factory.lora(r=64, alpha=64), hardware=replace(params.hardware, optimizer="paged_adamw_8bit")
-    )
+    hardware = replace(params.hardware, optimizer="paged_adamw_8bit")
+    paged = replace(params, lora=factory.lora(r=64, alpha=64)).with_hardware(hardware)
     assert size(config, paged).optimizer == pytest.approx(2 * size(config, paged).lora * (1 + 4 / 256), rel=0.001)
 
 

@@ -173,6 +173,7 @@ def stages_write(rouge):
     pairs = [results.pairs_file(key) for key in params.rounds]
     for artifact in (results.data_file(), results.quality_file("epitome"), *pairs):
         write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
+    write_json(results.labels_file().path, {})
     for i, key in enumerate(params.variants):
         write_json(results.mmlu_file(key).path, {})
         for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er")):

@@ -114,7 +114,7 @@ def write_epoch(epoch: Epoch, target: Path, work: Path, rows: int = ROWS, worker
             counts = draw_all(partitions, epoch, run)
         if not counts["pairs"]:
             raise DataError(
-                f"no pair was made of {counts['asked']} dialogues: every opposite group holds only the chosen reply"
+                f"no pair was made of {counts['examples']} dialogues: every opposite group holds only the chosen reply"
             )
         drawn = {label: DrawnReplies(partitions.files[label]) for label in partitions.sampled}
         with table_writer(target, schema_of(Pair)) as append:

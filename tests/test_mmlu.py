@@ -504,7 +504,7 @@ def test_stage_with_an_adapter(project):
 
 def test_stage_with_an_unknown_variant(project):
     _, params = project
-    with pytest.raises(ParamsError, match=r"^'dpo' is none of the variants in params\.yaml: base, sft, sft-dpo$"):
+    with pytest.raises(ParamsError, match=r"^'dpo' is none of variants: base, sft, sft-dpo$"):
         stage.main("dpo", params)
 
 

@@ -85,6 +85,7 @@ def test_packed_equals_plain_forward(name, varlen):
     assert_same_gradients(gradients(model), gradients(other))
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same():
     results = []
     for compiled in (False, True):
@@ -198,6 +199,7 @@ def trained(folder: Path, name: str, micro: int) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Of every family, in the same two processes."""
     with socket.socket() as probe:

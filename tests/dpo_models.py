@@ -3,8 +3,6 @@
 import factory
 import torch
 import transformers
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.tiny import train_tokenizer
@@ -66,6 +64,8 @@ def make_model(name: str):
 def make_policy(name: str):
     model = make_model(name)
     torch.manual_seed(4)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, config).eval()
 
@@ -76,6 +76,7 @@ def make_tokenizer():
 
 def trl_trainer(name: str, folder, packed: bool, beta: float = 0.5):
     """A policy in TRL's trainer, on packed batches or on TRL's own, with the reference from the columns of the data."""
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=beta, max_length=MAX_LENGTH,

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from datasets import Dataset
 from dpo_models import (
     DPO,
     HARDWARE,
@@ -26,7 +25,6 @@ from dpo_models import (
     trl_trainer,
     with_made_up_reference,
 )
-from peft import LoraConfig, get_peft_model
 
 from attune.models.loading import compile_layers
 from attune.runtime.distributed import is_main_process, process_group
@@ -85,6 +83,7 @@ def test_packed_equals_plain_forward(name, varlen):
     assert_same_gradients(gradients(model), gradients(other))
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same():
     results = []
     for compiled in (False, True):
@@ -133,6 +132,8 @@ def test_pairs_are_independent_of_their_batch(name, varlen):
 
 
 def test_unsupported_model_falls_back_with_one_warning(tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(3)
     bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2))
     policy = get_peft_model(bloom, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -164,6 +165,7 @@ def random_pairs(number: int, seed: int) -> list[dict]:
 
 def test_three_epochs_end_where_stock_trl_does(tokenizer, tmp_path):
     """Stock TRL with its live reference."""
+    from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     from attune.training.common.trainer import common_arguments
@@ -198,6 +200,7 @@ def trained(folder: Path, name: str, micro: int) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Of every family, in the same two processes."""
     with socket.socket() as probe:

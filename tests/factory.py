@@ -79,15 +79,18 @@ tiny = _factory(
     max_length=64,
     architecture="llama",
 )
+SCHEDULE = {
+    "epochs": 1,
+    "learning_rate": 5e-3,
+    "batch_size": 4,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 0,
+    "max_length": 64,
+}
 lora = _factory(schema.Lora, r=4, alpha=8, dropout=0.0)
 sft = _factory(
     schema.Sft,
-    epochs=1,
-    learning_rate=5e-3,
-    batch_size=4,
-    lr_scheduler="cosine",
-    warmup_steps=0,
-    max_length=64,
+    **SCHEDULE,
     loss_on="assistant",
 )
 adapter = _factory(schema.Adapter, quality="all")
@@ -125,12 +128,7 @@ dpo_round = _factory(schema.Round, init="models/sft", candidates=DIALOGUES, scor
 dpo = _factory(
     schema.Dpo,
     beta=0.1,
-    epochs=1,
-    learning_rate=5e-3,
-    batch_size=4,
-    lr_scheduler="cosine",
-    warmup_steps=0,
-    max_length=64,
+    **SCHEDULE,
 )
 generate = _factory(
     schema.Generate,

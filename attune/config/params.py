@@ -39,11 +39,6 @@ def named(values: Mapping[Any, Value], name: str, key: str) -> Value:
     return values[name]
 
 
-def folder_of(folders: Mapping[Any, str], name: str, key: str) -> Path:
-    """`named`, of folders."""
-    return Path(named(folders, name, key))
-
-
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
     """Read and check `path`; errors call it `source`, where that says more than its name.
 

@@ -27,8 +27,6 @@ def stage_arguments(doc: str | None, /, **arguments: str | Mapping[str, Any]) ->
             `ArgumentParser.add_argument` instead; with `action` it is the option `--name`::
 
                 stage_arguments(__doc__)  # a stage without arguments
-                stage_arguments(__doc__, scorer={"nargs": "?", "help": "a key of scorers"})
-                stage_arguments(__doc__, scorer={"choices": ("dbt", "behaviour")}, folder={"type": Path})
                 stage_arguments(__doc__, show={"action": "store_true", "help": "print the summary"})
 
     Raises:

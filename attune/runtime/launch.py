@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attune.runtime.cli import main_module
 from attune.runtime.distributed import LOST, process_group
 from attune.runtime.errors import UserError
 
@@ -54,7 +55,7 @@ def run(stage: Callable[[], None], hardware: Hardware) -> None:
 
 def command() -> list[str]:
     """The arguments of Python that started this process: `-m`, the stage's module, and its arguments."""
-    return ["-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]  # type: ignore[union-attr]
+    return ["-m", main_module(), *sys.argv[1:]]
 
 
 def settings(hardware: Hardware, logs: Path, environment: Mapping[str, str] = os.environ) -> LaunchConfig:

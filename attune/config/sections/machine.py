@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -53,23 +52,9 @@ class Runtime:
     rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """The sections compute, ranks, training, decoding and runtime as one object, for code that needs several.
+@section
+class Hardware(Compute, Ranks, Training, Decoding, Runtime):
+    """The five sections as one object, for code that needs keys of several.
 
     Nothing here changes what is computed, beyond rounding. Exceptions: per-rank dropout masks, and 8-bit moments.
     """
-
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["bf16", "fp32"]
-    threads: int
-    micro_batch_size: int
-    gradient_checkpointing: bool
-    compile: bool
-    batch_tokens: int
-    save_every: int
-    processes: int
-    nodes: int
-    rendezvous: str | None
-    accelerate: str | None
-    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]

@@ -5,17 +5,21 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from attune.config.schema import Hardware
 from attune.corpora.readers.registry import stream_corpus
 from attune.corpora.splitting import Store
 from attune.data.dialogue import SPLITS, Dialogue, read_dialogues
+from attune.data.examples import Example
 from stages.prepare import usable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +67,22 @@ def random_classifiers(folder: Path) -> Path:
             torch.nn.init.normal_(model["empathy_classifier"][head].weight)
     save(Classifiers(models, tokenizer, 64), {"classifiers": "random", "encoder": "none"}, folder)
     return folder
+
+
+def score_variants(
+    classifier: ModuleType,
+    folder: Path,
+    test: Sequence[Example],
+    variants: Mapping[str, Callable[[Example], str]],
+    hardware: Hardware,
+) -> dict[str, dict[str, list[float]]]:
+    """The columns of a trained classifier for each variant, given as the reply to an example."""
+    references = pd.DataFrame(classifier.label_references(folder, test, hardware))
+    columns = {}
+    for variant, reply in variants.items():
+        rows = [{"context": [vars(turn) for turn in e.context], "reply": reply(e)} for e in test]
+        columns[variant] = classifier.score(folder, pd.DataFrame(rows), references, hardware)
+    return columns
 
 
 def tiny_encoder(folder: Path) -> list[str]:

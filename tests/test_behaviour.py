@@ -9,6 +9,7 @@ import factory
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import score_variants
 
 from attune.classifiers import behaviour
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
@@ -63,11 +64,8 @@ def trained(tmp_path_factory):
             write_dialogues([dialogue(split, i) for i in range(count)], Path(f"data/dialogues/{split}.parquet"))
         quality = behaviour.train(params, folder / "checkpoints", folder / "models/behaviour")
     test = examples([dialogue("test", i) for i in range(6)], "every", 1)
-    references = pd.DataFrame(behaviour.label_references(folder / "models/behaviour", test, CPU))
-    columns = {}
-    for variant, reply in (("people", lambda example: example.target), ("questions", lambda _: "What about sleep?")):
-        rows = [{"context": [vars(turn) for turn in e.context], "reply": reply(e)} for e in test]
-        columns[variant] = behaviour.score(folder / "models/behaviour", pd.DataFrame(rows), references, CPU)
+    variants = {"people": lambda example: example.target, "questions": lambda _: "What about sleep?"}
+    columns = score_variants(behaviour, folder / "models/behaviour", test, variants, CPU)
     return folder / "models/behaviour", quality, columns
 
 

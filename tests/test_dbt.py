@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import prepare
+from helpers import prepare, score_variants
 
 from attune.classifiers import dbt
 from attune.classifiers.common.quality import calibration_error
@@ -129,11 +129,8 @@ def trained(tmp_path_factory):
             write_dialogues(some, Path(f"data/dialogues/{split}.parquet"))
         quality = dbt.train(params, folder / "checkpoints", folder / "models/dbt")
     test = examples([d for d in dialogues if d.split == "test"], "every", 3)
-    references = pd.DataFrame(dbt.label_references(folder / "models/dbt", test, CPU))
-    columns = {}
-    for variant, reply in (("people", lambda example: example.target), ("advice", lambda _: "Try to sleep.")):
-        rows = [{"context": [vars(turn) for turn in e.context], "reply": reply(e)} for e in test]
-        columns[variant] = dbt.score(folder / "models/dbt", pd.DataFrame(rows), references, CPU)
+    variants = {"people": lambda example: example.target, "advice": lambda _: "Try to sleep."}
+    columns = score_variants(dbt, folder / "models/dbt", test, variants, CPU)
     return folder / "models/dbt", quality, columns
 
 

@@ -1,1 +1,1 @@
-"""Files, errors, processes, checkpoints: decides no number, so it is a dependency of no stage."""
+"""Files, errors, processes, checkpoints. Nothing here affects a result, so no stage depends on it in DVC."""

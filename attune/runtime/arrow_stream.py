@@ -88,7 +88,7 @@ def table_writer(path: Path, schema: pa.Schema, need: int | None = None) -> Iter
         ThreadPoolExecutor(1) as encoder,
     ):
         waiting = schema.empty_table()
-        # At most one row group is being encoded, while the caller prepares the next one.
+        # At most one row group is being encoded, while the caller prepares the next.
         encoding: list[Future[None]] = []
 
         def write(group: pa.Table) -> None:
@@ -113,7 +113,7 @@ def table_writer(path: Path, schema: pa.Schema, need: int | None = None) -> Iter
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A scratch directory, empty at the start and removed at the end, also if a killed run has left one behind.
+    """A scratch directory, empty at the start and removed at the end, even if a killed run has left files in it.
 
     Raises:
         StorageError: as `writing`.
@@ -151,10 +151,10 @@ def spilled(path: Path) -> Iterator[pa.Table]:
 
 @contextmanager
 def in_processes(count: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` over `count` processes (None: one a core) with results in order; the built-in `map` if it is 1.
+    """A `map` over `count` processes (None: one per core) with results in order; the built-in `map` if it is 1.
 
     Functions and arguments must be picklable. Workers end with this process, even if it is killed. They start, and load
-    Arrow and pandas, while this process goes on.
+    Arrow and pandas, in the background.
     """
     workers = os.cpu_count() or 1 if count is None else count
     if workers == 1:
@@ -171,7 +171,7 @@ def in_processes(count: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _start_worker() -> None:
-    """Exit when the parent is killed, for which a worker would wait forever; import what is slow to import."""
+    """Exit when the parent is killed, since a worker would wait for it forever; preload slow imports."""
     parent = parent_process()
     assert parent is not None
 

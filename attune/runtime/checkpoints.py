@@ -1,8 +1,8 @@
-"""Where an unfinished stage keeps its checkpoints: `.checkpoints/<stage>-<hash of its dependencies and params>`.
+"""Checkpoint folders of unfinished stages: `.checkpoints/<stage>-<hash of its dependencies and params>`.
 
-DVC removes the outs of a stage before it runs, so what must survive a kill lies elsewhere. The hash covers what
-dvc.yaml names for the stage and nothing else. So a killed stage finds its own checkpoints, a stage whose code, data or
-params changed never finds another's, and an edit elsewhere loses none.
+DVC removes the outs of a stage before it runs, so checkpoints that must survive a kill are stored elsewhere. The hash
+covers the dependencies and params that dvc.yaml lists for the stage and nothing else: a killed stage resumes from its
+checkpoints, a stage with changed code, data or params never reads outdated ones, and other edits invalidate none.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 
 @contextmanager
 def checkpoints(stage: str, params: Any) -> Iterator[Path]:
-    """The checkpoint folder of a stage; it is kept until DVC has recorded what the stage wrote.
+    """The checkpoint folder of a stage; it is kept until DVC has recorded the outs of the stage.
 
     A stage that is killed after its end, while DVC hashes its outs, loses nothing. A stage that DVC has recorded and
     that runs again (`dvc repro --force`) starts from the beginning. With several ranks the main process holds the lock
-    and makes the folder.
+    and creates the folder.
 
     Args:
         stage: as DVC names it, `dpo@e1`.
         params: the run's `Params`, of which the sections that dvc.yaml names for the stage are hashed.
 
     Raises:
-        UserError: another process is at work in the same folder (two writers would spoil it), or dvc.yaml has no such
+        UserError: another process uses the same folder (two writers would corrupt it), or dvc.yaml has no such
             stage.
     """
     folder = ROOT / f"{stage.replace('@', '-')}-{broadcast_from_main(lambda: _digest(*_inputs(stage, params)))}"
@@ -49,7 +49,7 @@ def checkpoints(stage: str, params: Any) -> Iterator[Path]:
 
 
 def _inputs(stage: str, params: Any) -> tuple[list[Path], dict[str, Any]]:
-    """The dependencies of a stage, and the params that it names with their values, both from dvc.yaml."""
+    """The dependencies of a stage and the values of its params, as dvc.yaml lists them."""
     name, _, key = stage.partition("@")
     stages = read_yaml(PIPELINE, UserError, "run from the project's root")["stages"]
     if name not in stages:
@@ -69,7 +69,7 @@ def _inputs(stage: str, params: Any) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _value(path: str, params: Any, scope: dict[str, Any]) -> Any:
-    """What a dotted path names: `item.init` and `key` in `scope`, `adapters.sft` and `pairs.table` in the params."""
+    """The value at a dotted path: `item.init` and `key` in `scope`, `adapters.sft` and `pairs.table` in the params."""
     first, *rest = path.split(".")
     value = scope[first] if first in scope else getattr(params, first)
     for part in rest:
@@ -84,7 +84,7 @@ def _make(folder: Path) -> None:
 
 
 def tidy() -> None:
-    """Remove the folders of stages that DVC has recorded since their end: `dvc.lock` is the younger one."""
+    """Remove the folders of stages that DVC has recorded since they ended: `dvc.lock` is newer than their `.done`."""
     for done in ROOT.glob(f"*/{DONE}"):
         if LOCK.is_file() and LOCK.stat().st_mtime_ns > done.stat().st_mtime_ns:
             shutil.rmtree(done.parent)
@@ -92,7 +92,7 @@ def tidy() -> None:
 
 @contextmanager
 def _lock(path: Path, stage: str) -> Iterator[None]:
-    """Hold an advisory lock, which the kernel releases however the process ends."""
+    """Hold an advisory lock, which the kernel releases in whatever way the process ends."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _lock(path: Path, stage: str) -> Iterator[None]:
             raise UserError(
                 f"stage {stage} is running in {holder}, which holds {path}: wait for it, or end it"
             ) from None
-        # The file stays: were it removed, a process that waits on it and one that makes it anew could both go on.
+        # Never removed: a process that has the old file open and one that creates it again could both hold a lock.
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield

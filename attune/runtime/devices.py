@@ -1,7 +1,7 @@
-"""One GPU for each process: stages that run in parallel, such as the experiments of a study, do not share one.
+"""One GPU for each process: stages that run in parallel, such as the experiments of a study, do not share a GPU.
 
-Each takes the first free GPU and holds it by a file lock, which the kernel releases however the process ends. The
-others are hidden from it, since transformers' Trainer would use DataParallel on all visible GPUs.
+Each process locks the first free GPU by a file lock, which the kernel releases in whatever way the process ends. The
+other GPUs are hidden from it, since transformers' Trainer would use DataParallel on all visible GPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _held: list[IO[str]] = []
 
 
 def take_device(visible: Sequence[str], folder: Path) -> str:
-    """The first GPU that no other process of this user has locked; if all are locked, the first, which is shared then.
+    """The first GPU that no other process of this user has locked; if all are locked, the first is shared.
 
     Args:
         visible: GPUs as `CUDA_VISIBLE_DEVICES` names them.
@@ -38,7 +38,7 @@ def take_device(visible: Sequence[str], folder: Path) -> str:
 
 
 def keep_to_one_device() -> None:
-    """Hide all GPUs but one from this process, unless it is a rank, which takes the GPU of its local rank."""
+    """Hide all GPUs except one from this process, unless it is a rank, which uses the GPU of its local rank."""
     import torch
 
     if _held or "LOCAL_RANK" in os.environ:

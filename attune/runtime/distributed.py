@@ -38,9 +38,9 @@ def is_main_process() -> bool:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the process group within the block; on GPUs each rank takes its own.
+    """Join the process group within the block; on GPUs each rank uses that of its local rank.
 
-    A rank that waits for a dead one ends with exit status `LOST`.
+    A rank that waits for a dead rank exits with status `LOST`.
 
     Args:
         device: `compute.device`.
@@ -86,7 +86,7 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def gather_by_index(values: Mapping[int, Value]) -> dict[int, Value]:
-    """The union of the ranks' values by index; each rank has other indices. All ranks must call it."""
+    """The union of the ranks' values by index; their indices are disjoint. All ranks must call it."""
     if world_size() == 1:
         return dict(values)
     return {index: value for part in all_gather(list(values.items())) for index, value in part}
@@ -147,9 +147,9 @@ def all_reduce_sum(number: int) -> int:
 
 
 def _die_with_launcher() -> None:
-    """Have the kernel kill this rank when the launcher dies: ranks have their own sessions, so no group kill hits them.
+    """Have the kernel kill this rank when the launcher dies. Ranks lead their sessions: killing the group misses them.
 
-    By SIGKILL: SIGTERM would arrive once for each thread of the launcher, and a second one ends a rank at once.
+    By SIGKILL: SIGTERM would arrive once for each thread of the launcher, and the second ends a rank at once.
     """
     if sys.platform == "linux":
         import ctypes

@@ -1,4 +1,4 @@
-"""Errors for people: what was wrong, where, and what to do; no traceback."""
+"""Errors for users: what was wrong, where, and what to do; no traceback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ParamsError(UserError):
 
 
 class DataError(UserError):
-    """A file that a stage or tool reads is missing, or its content is not what its format promises."""
+    """A file that a stage or tool reads is missing, or its content violates its format."""
 
 
 class DownloadError(UserError):
@@ -40,7 +40,7 @@ class DownloadError(UserError):
 
 
 class ModelError(UserError):
-    """A model, encoder or classifier cannot be loaded or used as the params ask."""
+    """A model, encoder or classifier cannot be loaded or used with these params."""
 
 
 class TemplateError(ModelError):
@@ -52,7 +52,7 @@ class DamagedReference(ModelError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the process; `number` is that of the signal, and the message says what was saved."""
+    """A signal ends the process; `number` is that of the signal, and the message describes what was saved."""
 
     def __init__(self, number: int, kept: str = "") -> None:
         super().__init__(kept)
@@ -61,7 +61,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print a `UserError` as its message alone and exit with 1; another exception is a bug and keeps its traceback.
+    """Print a `UserError` as its message alone and exit with 1; any other exception is a bug: print its traceback.
 
     A full or read-only disk is reported in the same way; SIGTERM and Ctrl-C exit with 128 + their number.
     """
@@ -77,7 +77,7 @@ def reported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in STORAGE:
             raise
-        # Only an error of opening a file has its name.
+        # Only errors of opening a file hold its name.
         _exit(f"error: {storage_message(Path(error.filename or Path.cwd()), error.errno)}", 1)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -85,7 +85,7 @@ def reported() -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Within the block SIGTERM and Ctrl-C are appended to the yielded list, so that the block can end in order.
+    """Within the block SIGTERM and Ctrl-C are appended to the yielded list, so that the block can shut down cleanly.
 
     A second signal ends the process at once.
     """
@@ -130,7 +130,7 @@ def writing(path: Path, need: int | Callable[[], int] | None, undo: Callable[[],
 def visible(text: str) -> str:
     """Untrusted text as one line that cannot control a terminal or reorder letters.
 
-    Control characters (escape sequences begin with such) and invisible marks become U+FFFD, white space becomes blanks.
+    Control characters (escape sequences begin with them) and invisible marks become U+FFFD, white space becomes spaces.
     """
     return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
 
@@ -148,7 +148,7 @@ def storage_message(path: Path, number: int, need: int | None = None) -> str:
 
 
 def _number(error: BaseException) -> int | None:
-    """The errno of an exception, also of one that a library raised for it, if it is one of `STORAGE`."""
+    """The errno of an exception if it is in `STORAGE`, also if a library raised another exception for it; else None."""
     if isinstance(error, OSError):
         return error.errno if error.errno in STORAGE else None
     message = str(error)
@@ -166,6 +166,6 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    # A message may quote a hostile file.
+    # A message may quote an untrusted file.
     print("\n".join(map(visible, message.split("\n"))), file=sys.stderr)
     sys.exit(code)

@@ -2,7 +2,7 @@
 
 Text is UTF-8. A byte order mark is ignored and line ends are normalized; another encoding, a NUL and an unclosed quote
 are errors, since the text after them would be misread. Errors have the class that the caller names, a `UserError`, and
-name the file and, if there is one, the line.
+name the file and, if known, the line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK = 1 << 22
 
 
 def read_text(path: Path, error: type[UserError], missing: str) -> str:
-    """The text of a file, its line ends as they are.
+    """The text of a file, with its line ends unchanged.
 
     Args:
         path: of the file.
@@ -43,7 +43,7 @@ def read_text(path: Path, error: type[UserError], missing: str) -> str:
 
 
 def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str]:
-    """The lines of a file without their ends, one by one; arguments and errors as those of `read_text`.
+    """Iterate over the lines of a file without their line ends; arguments and errors as those of `read_text`.
 
     At most `BLOCK` bytes and a line are in memory. An error is raised before the lines of its block are yielded.
     """
@@ -94,7 +94,7 @@ def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int
     Raises:
         UserError: as `read_text`, and where the file is not valid csv.
     """
-    # With newline="": line ends inside of quotes stay as they are.
+    # With newline="": line ends inside quotes are kept.
     reader = csv.reader(io.StringIO(read_text(path, error, missing), newline=""), strict=True)
     rows, line = [], 1
     try:
@@ -175,14 +175,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically, making its folder if missing.
+    """Write `content` to `path` atomically, creating its folder if missing.
 
-    A reader sees the old file or the new one, never a part: a temporary file in the same folder is renamed to `path`. A
+    A reader sees the old or the new content, never a part: a temporary file in the same folder is renamed to `path`. A
     symbolic link at `path` is replaced, and its target (in a cache, say) is left alone.
 
     Raises:
         StorageError: the disk is full or read-only.
-        OSError: the folder cannot be made or written to for another reason.
+        OSError: the folder cannot be created or written to for another reason.
     """
     with whole_file(path, len(content)) as temporary:
         temporary.write_bytes(content)
@@ -193,7 +193,7 @@ def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
     """Yield a temporary file to write; it is renamed to `path` after the block, or removed if the block fails.
 
     Args:
-        path: of the file; its folder is made if missing.
+        path: of the file; its folder is created if missing.
         need: its size in bytes, if known.
 
     Raises:
@@ -212,7 +212,7 @@ def whole_file(path: Path, need: int | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
-    """As `whole_file`, for a folder, which the block makes."""
+    """As `whole_file`, for a folder; the block creates it."""
     partial = path.with_name(f".{path.name}.partial")
     with writing(path, need):
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, GPU, and the versions that numbers depend on."""
+    """Processor, cores, memory in GiB, GPU, and the versions of the libraries that affect results."""
     import torch
     import transformers
     import trl

@@ -2,7 +2,7 @@
 
     python -m attune params recipe=empo model=tiny
 
-Overrides are Hydra's, as `dvc exp run -S` takes them; without any the result is the default composition.
+Overrides are in Hydra's syntax, as for `dvc exp run -S`; without overrides the result is the default composition.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
     from networkx import ancestors, lexicographical_topological_sort
 
     with Repo() as repo:
-        # DVC's edges run from a stage to what it depends on.
+        # DVC's edges point from a stage to its dependencies.
         graph = repo.index.graph.reverse()
         position = {stage: i for i, stage in enumerate(repo.index.stages)}
         named = {stage.addressing: stage for stage in position}

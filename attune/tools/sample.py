@@ -1,4 +1,4 @@
-"""Write one of the embedded samples again from its phrases in `data/sample/`.
+"""Regenerate an embedded sample from its phrases in `data/sample/`.
 
     python -m attune sample dialogues
 

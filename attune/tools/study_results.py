@@ -31,7 +31,7 @@ MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 Look = tuple[str, str, str]
 LOOKS: tuple[Look, ...] = ((BLUE, "-", "o"), (RED, "--", "s"), (GREY, ":", "^"), ("#009e73", "-.", "D"))
-# The paper's own rows, where it prints numbers.
+# Rows of the paper, for those of its tables that print numbers.
 PAPERS = {"empo-table1": lambda: TABLE_1, "dbt-table1": dbt_table}
 
 
@@ -54,10 +54,10 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
         name: of the study.
         study: its file.
         grid: its experiments.
-        revisions: of its finished experiments, name to Git revision; of a point that ran several times one is read.
+        revisions: name of each finished experiment to its Git revision; of repeated runs of a grid point one is read.
 
     Raises:
-        UserError: none has finished, or an experiment lacks a metric that the study shows.
+        UserError: no experiment has finished, or an experiment lacks a metric that the study shows.
     """
     from dvc.api import DVCFileSystem
 
@@ -130,7 +130,7 @@ def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> 
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(the point as text, variant) to the values of each metric, one for each seed; in the order of the rows."""
+    """(the point as text, variant) to the values of each metric, a value per seed; in the order of the rows."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         point = ", ".join(f"{key}={value}" for key, value in row.point.items())
@@ -140,7 +140,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[floa
 
 
 def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
-    """Mean and standard deviation over the seeds, with the paper's own rows before them where it prints any."""
+    """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers."""
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
     notes = {}
     for (point, variant), values in over_seeds(rows).items():
@@ -190,7 +190,7 @@ def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def _line(axes: Axes, values: Sequence[tuple[float, float]], name: str, look: Look, spread: bool) -> None:
-    """Means over the seeds; around them the standard deviation, or the range with every seed's own value."""
+    """Means over the seeds; around them the standard deviation, or the range and the value of every seed."""
     colour, dash, mark = look
     places = sorted({x for x, _ in values})
     groups = [[y for x, y in values if x == place] for place in places]

@@ -1,4 +1,4 @@
-"""Types of single keys of `params.yaml`, and the paths that keys name."""
+"""Types of single keys of `params.yaml`, and paths that are values of keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = "models/base"
 DBT = "models/dbt"
 DIALOGUES = "data/dialogues"
 RULES = ("opposite_emotion", "dbt", "counselling")
-# Readers of a csv file that may have any name, and of those the ones whose columns may have any names.
+# Readers whose csv file may have any name; of these, the readers whose columns may have any names.
 FILE_READERS = ("annomi", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
 LIBRARY = Path(__file__).parents[2]
@@ -32,9 +32,9 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
-    """A name in `known`, or that of a module of `attune/<package>` whose `function` returns the `record`.
+    """A name in `known`, or the name of a module of `attune/<package>` whose `function` returns the `record`.
 
-    A file alone adds one. Its text is read here; it is not imported.
+    Adding a file is enough to register a module. The file is searched as text, not imported.
     """
 
     def check_name(name: str) -> str:

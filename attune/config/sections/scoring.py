@@ -23,7 +23,7 @@ class Encoder:
 
 @section
 class Epitome:
-    """The EPITOME classifiers (Sharma et al. 2020): what they learn from, and how."""
+    """The EPITOME classifiers (Sharma et al. 2020): training data and hyperparameters."""
 
     data: Literal["data/sample/epitome", "data/raw/epitome"]
     checkpoints: Name | None
@@ -40,7 +40,7 @@ class Epitome:
 
 @section
 class TurnTraining:
-    """How a classifier of assistant turns is trained."""
+    """Hyperparameters of a classifier of assistant turns."""
 
     epochs: Positive
     learning_rate: Rate
@@ -52,7 +52,7 @@ class TurnTraining:
 
 @section
 class Dbt(TurnTraining):
-    """The classifier of the four stages of DBT: the labelled turns that it learns from, and how."""
+    """The classifier of the four stages of DBT: labelled turns and hyperparameters."""
 
     table: Name
     data: Name
@@ -74,7 +74,7 @@ class Behaviour(TurnTraining):
 
 @section
 class Classifier:
-    """The files that a classifier in use learns from, as DVC dependencies; a repeated path stands for "none"."""
+    """Training files of a classifier, as DVC dependencies; a repeated path means "none"."""
 
     data: Name
     sentences: Name
@@ -83,7 +83,7 @@ class Classifier:
 
 @section
 class Bertscore:
-    """BERTScore (Zhang et al. 2020) over an encoder of its own, or (without `hub_id`) over the section `encoder`."""
+    """BERTScore (Zhang et al. 2020) with the encoder `hub_id`, or with that of the section `encoder` if it is null."""
 
     hub_id: str | None
     revision: str | None
@@ -93,7 +93,7 @@ class Bertscore:
 
 @section
 class Evaluate:
-    """What the variants are compared to, and how their intervals are made."""
+    """The reference variant of comparisons, and the number of bootstrap resamples of the intervals."""
 
     reference: Name
     resamples: Annotated[int, Field(ge=100)]
@@ -101,7 +101,7 @@ class Evaluate:
 
 @section
 class Mmlu:
-    """Five-shot MMLU (Hendrycks et al. 2020), the harness's task on local rows."""
+    """Five-shot MMLU (Hendrycks et al. 2020), by the task of lm-evaluation-harness on local rows."""
 
     corpus: Name
     shots: NotNegative
@@ -112,7 +112,7 @@ class Mmlu:
 
 @section
 class Variant:
-    """A model to evaluate: the base model, or the folder of an adapter on it, and the file of an instruction to it.
+    """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 
     Without an instruction it is `data/dialogues`, on which the replies depend anyway: a DVC dependency cannot be null.
     """
@@ -122,5 +122,5 @@ class Variant:
 
     @property
     def instruction_file(self) -> Path | None:
-        """The file of the instruction, if there is one."""
+        """The file of the instruction, or None."""
         return None if self.instruction == DIALOGUES else Path(self.instruction)

@@ -1,4 +1,4 @@
-"""The parameters of a base model with its adapter, and the bytes that they and the optimizer take, without weights."""
+"""The sizes of a base model, its adapter and the optimizer state, computed without loading weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Step = Literal["sft", "dpo"]
 
 @dataclass(frozen=True)
 class Size:
-    """A model with its adapter, without activations: numbers of parameters, and bytes of the rest."""
+    """Sizes of a model with its adapter, without activations.
+
+    `parameters` and `lora` are numbers of parameters; all other fields are bytes.
+    """
 
     parameters: int
     lora: int
@@ -36,7 +39,7 @@ class Size:
 
     @property
     def gradients(self) -> int:
-        """A gradient for each weight of the adapter, in its precision."""
+        """Bytes of the gradients: one per weight of the adapter, in the same precision."""
         return self.adapter
 
     @property
@@ -46,7 +49,7 @@ class Size:
 
 
 def size(config: PretrainedConfig, params: Params) -> Size:
-    """The sizes of the whole model as the stages hold it on `compute.device`."""
+    """The sizes of the whole model as the stages load it on `compute.device`."""
     model = policy(config, params, "sft")
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
@@ -60,7 +63,7 @@ def size(config: PretrainedConfig, params: Params) -> Size:
 
 
 def _quantized(policy: Any, frozen: Sequence[torch.nn.Parameter]) -> int:
-    """Bytes of weights with all adapted (linear) layers but the head in 4 bits, and the largest one dequantized."""
+    """Bytes of weights with all adapted linear layers (not the head) in 4 bits, and the largest one dequantized."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: list[Any] = [

@@ -2,9 +2,8 @@
 
 `python -m attune sample annomi` writes data/sample/annomi_sample/AnnoMI-simple.csv in the format of AnnoMI's simple
 file. Each phrase is written for one behaviour or talk type, so that these can be learnt from the text. Therapists of
-high quality mostly reflect and ask open questions, those of low quality mostly advise and confront.
-The same phrases and
-seed give the same bytes.
+high quality mostly reflect and ask open questions, those of low quality mostly advise and confront. The same phrases
+and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from attune.tools.sample_data.files import write_files
 
 SEED = 20
 TRANSCRIPTS = 60
-# Every third transcript is of low quality; every twentieth is from the video of the one before.
+# Every third transcript is of low quality; every twentieth is from the video of the transcript before it.
 LOW_EVERY, SHARED_EVERY = 3, 20
 HEADER = (
     "transcript_id",

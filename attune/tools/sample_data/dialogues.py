@@ -123,7 +123,7 @@ def draw_unseen(draw: Callable[[int], Dialogue], seen: set[str]) -> Dialogue:
 
 
 def make_dialogues(phrases: Phrases) -> list[Dialogue]:
-    """All dialogues in rounds of one for each emotion, so that a split is a range of them."""
+    """All dialogues in rounds with a dialogue per emotion, so that a split is a contiguous range."""
     seen: set[str] = set()
     dialogues = []
     for number in range(sum(SPLITS.values())):

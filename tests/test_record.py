@@ -82,11 +82,32 @@ def test_human_replies_and_classifiers():
 
 
 def test_readme_block():
-    text = front([measured("counselling-tiny"), measured("dbt-tiny"), measured(EMPO)])
+    text = front([measured("counselling"), measured("dbt"), measured(EMPO)])
     assert rows(text) == rows(headline(measured(EMPO)))
-    links = "[counselling-tiny](docs/results.md#counselling-tiny), [dbt-tiny](docs/results.md#dbt-tiny)"
+    links = "[counselling](docs/results.md#counselling), [dbt](docs/results.md#dbt)"
     assert text.endswith(f"\n\nMore records: {links}.\n")
     assert front([measured(EMPO)]) == headline(measured(EMPO))
+
+
+def test_without_a_record_only_the_readme_is_written(tmp_path, monkeypatch):
+    """It keeps its text and loses the tables of records that are gone."""
+    monkeypatch.chdir(tmp_path)
+    text = f"before\n{tool.BEGIN}\n| old | 1 |\n{tool.END}\nafter\n"
+    Path("README.md").write_text(text, encoding="utf-8")
+    tool.main([])
+    assert Path("README.md").read_text(encoding="utf-8") == text.replace("| old | 1 |\n", tool.NO_RECORD)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    write_json(tool.RECORDS / "empo.json", measured(EMPO))
+    tool.main([])
+    assert tool.PAGE.read_text(encoding="utf-8") == page([measured(EMPO)])
+    assert headline(measured(EMPO)) in Path("README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_current():
+    """Mend it with `python -m attune record`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / tool.RECORDS).glob("*.json"))]
+    assert tool.insert(text, front(records)) == text
 
 
 def test_old_record_without_mmlu_and_intervals():

@@ -1,12 +1,13 @@
 """Run a recipe to its end and record its results, with commit, machine and the wall time of each stage.
 
-    python -m attune record empo-tiny recipe=empo model=tiny
+    python -m attune record empo recipe=empo hardware=gpu
 
-composes `params.yaml`, reproduces stage by stage and writes `docs/results/empo-tiny.json`; from all records there it
-writes `docs/results.md` and the tables of the README (those of `empo-tiny`). Without a name only these pages are
-written. After an interruption the same command continues with the remaining stages.
+composes `params.yaml`, reproduces stage by stage and writes `docs/results/empo.json`; from all records there it writes
+`docs/results.md` and the tables of the README (those of `empo`). Without a name only these pages are written; without a
+record there is no page, and the README says so. After an interruption the same command continues with the remaining
+stages.
 
-    python -m attune record dbt-tiny recipe=dbt model=tiny,tiny-mistral,tiny-gemma
+    python -m attune record dbt recipe=dbt model=mistral-7b,gemma-7b hardware=gpu
 
 runs several models one after another into one record; the results of a model are read before the next is composed. The
 scores by example are kept in `.cache/records/` (which `make clean` removes), to compare generalist with specialised
@@ -54,7 +55,8 @@ PAGE = Path("docs/results.md")
 SCORES = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
-EMPO = "empo-tiny"
+EMPO = "empo"
+NO_RECORD = "Results of a real model follow with the next record.\n"
 CLASSIFIERS = "On held-out examples, in percent; guessing: always the most frequent label."
 BEGIN, END = "<!-- results: written by python -m attune record -->", "<!-- end of results -->"
 
@@ -164,7 +166,9 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def front(records: list[dict[str, Any]]) -> str:
-    """What the README shows: the record of EmPO, and links to the others."""
+    """What the README shows: the record of EmPO, and links to the others; `NO_RECORD` without any."""
+    if not records:
+        return NO_RECORD
     shown = [headline(record) for record in records if record["name"] == EMPO]
     links = [f"[{record['name']}]({PAGE}#{record['name']})" for record in records if record["name"] != EMPO]
     return "\n".join([*shown, *([f"More records: {', '.join(links)}.\n"] if links else [])])
@@ -258,5 +262,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.name:
         run(arguments.name, arguments.overrides, RECORDS)
     records = [_read(path) for path in sorted(RECORDS.glob("*.json"))]
-    write_text(PAGE, page(records))
+    if records:
+        write_text(PAGE, page(records))
     write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))

@@ -1,4 +1,4 @@
-"""Stage `audit`: check that no training data of any model holds a valid or test dialogue; `metrics/audit.json`.
+"""Stage `audit`: check that no model is trained on a valid or test dialogue; writes `metrics/audit.json`.
 
 The training data are the train split (SFT), the pairs of every round, the pretraining data of the base model, and the
 data of the classifiers: EPITOME's annotations and the dialogues of `dbt.data` and `behaviour.data`. The classifier of
@@ -35,7 +35,7 @@ METRICS = Path("metrics/audit.json")
 SHOWN = 10
 WHAT_TO_DO = {
     "train": "run `dvc repro prepare`, which drops copies",
-    "pairs": "pairs are made of train dialogues alone: run `dvc repro pairs`",
+    "pairs": "pairs must come from train dialogues only: run `dvc repro pairs`",
     "base": "take the lines out of the corpus that tiny.corpus names",
     "epitome": "take the pairs out of the annotations that epitome.data names",
     "dbt": "take the dialogues out of the corpus that dbt.data names",
@@ -45,7 +45,7 @@ WHAT_TO_DO = {
 
 
 class Text(NamedTuple):
-    """A training text: where it is (file, and line, row or id), its turns, and the ids of its dialogues if known."""
+    """A training text: its location (file, and line, row or id), its turns, and the ids of its dialogues if known."""
 
     where: str
     turns: tuple[Turn, ...]
@@ -107,7 +107,7 @@ def of_pairs(params: Params) -> Iterator[Text]:
 
 
 def of_base(params: Params) -> Iterator[Text]:
-    """The pretraining data of a base model that stage `base` makes."""
+    """The pretraining data of a base model that stage `base` trains."""
     if params.tiny.corpus == "sample":
         folder = SAMPLE / "empatheticdialogues"
         dialogues, _ = empathetic_dialogues.read(folder)
@@ -120,14 +120,14 @@ def of_epitome(params: Params) -> Iterator[Text]:
     """The annotated pairs that the classifiers of empathy are trained on."""
     folder = Path(params.epitome.data)
     for file in FILES.values():
-        for number, one in enumerate(read_annotations(folder / file), start=1):
-            if split_of(one.seeker_post) == "train":
-                turns = (Turn("user", one.seeker_post), Turn("assistant", one.response_post))
+        for number, pair in enumerate(read_annotations(folder / file), start=1):
+            if split_of(pair.seeker_post) == "train":
+                turns = (Turn("user", pair.seeker_post), Turn("assistant", pair.response_post))
                 yield Text(f"{folder / file}, pair {number}", turns)
 
 
 def of_scorer(settings: Dbt | Behaviour) -> Iterator[Text]:
-    """The train split of a corpus that a classifier of turns learns from instead of the run's."""
+    """The train split of a corpus that a classifier of turns is trained on instead of the run's corpus."""
     folder = Path(settings.data)
     dialogues = read_every_split(folder, settings.reader)
     return (Text(f"{folder}: {dialogue.id}", dialogue.turns) for dialogue in dialogues if dialogue.split == "train")
@@ -147,7 +147,7 @@ def parts(params: Params) -> dict[str, Iterable[Text]]:
 
 
 def left_out(sentences: Path, prepared: Iterable[Dialogue]) -> dict[str, float]:
-    """The number of train sentences of the classifier of adherence, and of those that it leaves out as held out."""
+    """The numbers of train sentences of the adherence classifier, and of those left out because they are held out."""
     train = [sentence.text for sentence in miti_sentences.read(sentences) if sentence.split == "train"]
     return {"miti_left_out": len(sentences_of(prepared, train)), "miti_checked": len(train)}
 
@@ -174,7 +174,7 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
         "train": check("train", of_split(prepared, "train"), held_out, whole=True),
     }
     for part, texts in parts(params).items():
-        # The pairs are made of masked dialogues.
+        # The pairs are built from masked dialogues.
         comparable = masked(texts) if params.corpus.mask and part != "pairs" else texts
         checks[part] = check(part, comparable, held_out)
     metrics: dict[str, float] = {}
@@ -188,7 +188,7 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
 
 
 def refuse(leaks: Sequence[Leak]) -> None:
-    """Check that there is no leak.
+    """Raise an error if there is a leak.
 
     Raises:
         DataError: listing the first `SHOWN` leaks by file and place, and what to do about each part.
@@ -198,14 +198,14 @@ def refuse(leaks: Sequence[Leak]) -> None:
     shown = [f"{leak.where}: text of the {leak.split} dialogue {leak.held_out}" for leak in leaks[:SHOWN]]
     more = [f"… and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
     todo = [f"{part}: {WHAT_TO_DO[part]}" for part in dict.fromkeys(leak.part for leak in leaks)]
-    raise DataError("\n".join([f"{len(leaks)} training texts are held out:", *shown, *more, *todo]))
+    raise DataError("\n".join([f"{len(leaks)} training texts contain held-out dialogues:", *shown, *more, *todo]))
 
 
 def main(params: Params) -> None:
-    """Write the counts, all of them 0.
+    """Write the metrics; all leak counts are 0.
 
     Raises:
-        DataError: one is not; nothing is written.
+        DataError: a leak count is not 0; nothing is written.
     """
     metrics, leaks = audit(params)
     refuse(leaks)

@@ -2,10 +2,10 @@
 
     python -m stages.card sft-dpo
 
-A card (Mitchell et al. 2019, arXiv:1810.03993) says what a model was made from, under which licences, how it was
-trained, how good it is, and what it is not for. It is in Git, where reviewers read it, and not in the folder of the
-adapter, which is the out of another stage; `attune push` adds it to the weights as README.md. It holds no date and no
-commit, so that equal runs give equal bytes; the hashes in it tell `attune push` whether it describes the files there.
+A card (Mitchell et al. 2019, arXiv:1810.03993) lists a model's sources and licences, its training, its metrics, and
+uses out of scope. It is in Git, where reviewers read it, and not in the folder of the adapter, which is the out of
+another stage; `attune push` uploads it with the weights as README.md. It has no date and no commit, so that equal runs
+give equal bytes; `attune push` compares the hashes in it with the files to publish.
 """
 
 from __future__ import annotations

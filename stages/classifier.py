@@ -1,9 +1,9 @@
-"""Stage `classifier@<name>`: train the classifier behind a score, and measure it on data that it has not seen.
+"""Stage `classifier@<name>`: train a classifier for scoring, and evaluate it on held-out data.
 
     python -m stages.classifier epitome
 
 writes `models/epitome/` and `metrics/classifiers/epitome.json`. The others are `dbt` (the four stages of dialectical
-behaviour therapy) and `behaviour` (what a counsellor does, and adherence to motivational interviewing).
+behaviour therapy) and `behaviour` (a counsellor's behaviours, and adherence to motivational interviewing).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m stages.dpo e2
 
-continues from the checkpoint or adapter in `rounds.e2.init` and writes its own checkpoint to `models/dpo/e2`: adapter,
+continues from the checkpoint or adapter in `rounds.e2.init` and writes a checkpoint to `models/dpo/e2`: adapter,
 optimizer, schedule, random state, and the reference with its log-probabilities.
 """
 

@@ -1,10 +1,10 @@
-"""Stage `evaluate@<variant>`: score a variant's replies by their texts. It does not load the policy.
+"""Stage `evaluate@<variant>`: score a variant's replies by text metrics, without loading the policy.
 
     python -m stages.evaluate sft-dpo
 
 reads `data/replies/sft-dpo.parquet` and writes `data/scores/text/sft-dpo.parquet` (scores by example),
 `metrics/text/sft-dpo.json` (flat: overlap, diversity, BERTScore, preference accuracy, custom metrics) and
-`metrics/text/sft-dpo.signature.json` (what explains the numbers).
+`metrics/text/sft-dpo.signature.json` (versions and settings that the metrics depend on).
 """
 
 from __future__ import annotations

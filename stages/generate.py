@@ -2,8 +2,8 @@
 
     python -m stages.generate sft-dpo
 
-writes `data/replies/sft-dpo.parquet`. The stages that score replies never load the model: the file has all that they
-need from it.
+writes `data/replies/sft-dpo.parquet`. It holds everything that the scoring stages need, so that they do not load the
+model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if __name__ == "__main__":
         arguments = stage_arguments(__doc__, variant="a key of variants")
         params = load()
         if params.generate.engine == "vllm":
-            # vLLM starts its own processes.
+            # vLLM starts its worker processes itself.
             main(arguments.variant, params)
         else:
             in_ranks(lambda: main(arguments.variant, params), params.hardware)

@@ -3,8 +3,8 @@
     python -m stages.intervals sft-dpo epitome
 
 reads the scores by example of the variant and of `evaluate.reference`, and writes
-`metrics/intervals/epitome/sft-dpo.json`: for every metric with scores by example, and for the corpus metrics that sums
-over examples give (BLEU, `dbt_gap`, `behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; for a
+`metrics/intervals/epitome/sft-dpo.json`: for every metric with scores by example, and for the corpus metrics computed
+from sums over examples (BLEU, `dbt_gap`, `behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; for a
 variant other than the reference also `<metric>.diff` (variant minus reference), `<metric>.diff_low` and
 `<metric>.diff_high`.
 """
@@ -48,9 +48,9 @@ def read(path: Path) -> pd.DataFrame:
 def compare(
     scores: pd.DataFrame, reference: pd.DataFrame | None, targets: Targets, resamples: int, seed: int
 ) -> dict[str, float]:
-    """The intervals of a variant's metrics, and of their differences to the reference variant where it is given.
+    """The intervals of a variant's metrics, and of their differences from the reference variant if it is given.
 
-    The examples of one dialogue (several where `targets` is every) are resampled together.
+    Examples of the same dialogue (several if `targets` is every) are resampled together.
 
     Raises:
         DataError: the two were scored on different examples.

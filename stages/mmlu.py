@@ -1,4 +1,4 @@
-"""Stage `mmlu@<variant>`: the general knowledge that is left after alignment, by five-shot MMLU.
+"""Stage `mmlu@<variant>`: general knowledge after alignment, measured by five-shot MMLU.
 
     python -m stages.mmlu <variant>
 
@@ -31,7 +31,7 @@ def main(variant: str, params: Params) -> None:
     """Write the metrics and the signature of a variant.
 
     Raises:
-        UserError: there is no such variant, or the rows are not what the task needs.
+        UserError: there is no such variant, or the rows do not fit the task.
     """
     from attune.models.loading import load_tokenizer, load_variant, variant_signature
 

@@ -23,7 +23,7 @@ from attune.runtime.errors import reported
 from attune.runtime.io import write_json
 
 PAIRS = Path("data/pairs")
-# What is in the way where a run was killed; Git ignores it.
+# Scratch directory; may survive a kill. Git-ignored.
 WORK = Path("data/.pairs")
 METRICS = Path("metrics/pairs")
 

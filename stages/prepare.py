@@ -1,11 +1,11 @@
-"""Stage `prepare`: the files of a corpus, or of a mixture of several, to dialogues in one schema.
+"""Stage `prepare`: convert the files of a corpus, or of a mixture of corpora, to dialogues in a common schema.
 
 Writes `data/dialogues/`, `metrics/data.json` (counts), and `metrics/labels.json` (train dialogues of each label).
 
 Dropped and counted are: what the reader drops; assistant turns before the first user turn, since chat templates
-require a user turn first; dialogues without an assistant turn after a user turn; train dialogues that copy one of valid
-or test, and valid dialogues that copy one of test (`attune.corpora.leakage`); and the train dialogues beyond the
-weights of a mixture.
+require a user turn first; dialogues without an assistant turn after a user turn; train dialogues that copy a valid
+or test dialogue, and valid dialogues that copy a test dialogue (`attune.corpora.leakage`); and the train dialogues in
+excess of the weights of a mixture.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORK = Path("data/.prepare")
 NAMES = Path("data/given_names.csv")
 METRICS = Path("metrics/data.json")
 LABELS = Path("metrics/labels.json")
-# Dialogues that are processed at a time.
+# Dialogues processed at a time.
 CHUNK = 4096
 
 
@@ -53,13 +53,13 @@ def usable(dialogues: Sequence[Dialogue], dropped: Counter[str]) -> list[Dialogu
     """The dialogues with a target, from their first user turn; adds the others, and cut openings, to `dropped`."""
     trimmed = [replace(dialogue, turns=from_first_user(dialogue.turns)) for dialogue in dialogues]
     dropped.update(f"{d.split}_opening_turn" for d, t in zip(dialogues, trimmed, strict=True) if d != t)
-    # Turns alternate, so the second one is an assistant turn.
+    # Turns alternate, so the second is an assistant turn.
     dropped.update(f"{dialogue.split}_no_assistant_turn" for dialogue in trimmed if len(dialogue.turns) < 2)
     return [dialogue for dialogue in trimmed if len(dialogue.turns) > 1]
 
 
 def describe(counts: Mapping[str, int], dropped: Counter[str]) -> dict[str, float]:
-    """The metrics: dialogues, turns and words a turn by split, and what was dropped by reason.
+    """The metrics: dialogues, turns and words per turn by split, and what was dropped by reason.
 
     Args:
         counts: of `attune.corpora.splitting.count`.
@@ -88,12 +88,12 @@ def main(corpus: Corpus, seed: int) -> None:
     with scratch(WORK) as work, whole_folder(DIALOGUES) as folder:
         folder.mkdir()
         store = Store(work, weights, seed)
-        for some in chunks(read_parts(RAW, corpus, dropped)):
+        for chunk in chunks(read_parts(RAW, corpus, dropped)):
             if names:
-                # Before texts are compared: train must not hold what is equal to a test dialogue once both are masked.
-                some, found = mask(some, names)
-                masked += found
-            store.add(usable(some, dropped))
+                # Before leakage is checked: a train dialogue may equal a test dialogue only once both are masked.
+                chunk, counted = mask(chunk, names)
+                masked += counted
+            store.add(usable(chunk, dropped))
         counts = store.write(folder, dropped)
     metrics = describe(counts, dropped)
     if names:
@@ -106,8 +106,8 @@ def main(corpus: Corpus, seed: int) -> None:
 def chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
     """The dialogues in lists of `CHUNK`."""
     following = iter(dialogues)
-    while some := list(islice(following, CHUNK)):
-        yield some
+    while chunk := list(islice(following, CHUNK)):
+        yield chunk
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Stage `references@<classifier>`: what a classifier sees in the human replies of the test split, once for all.
+"""Stage `references@<classifier>`: classifier labels of the human replies in the test split, shared by all variants.
 
     python -m stages.references epitome
 
-writes `data/references/epitome.parquet`: a row for each test example with `id` and a column for each label.
+writes `data/references/epitome.parquet`: a row per test example, with `id` and a column per label.
 """
 
 from __future__ import annotations

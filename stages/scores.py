@@ -1,10 +1,10 @@
-"""Stage `scores@<variant>-<classifier>`: what a classifier sees in a variant's replies, beside the human replies.
+"""Stage `scores@<variant>-<classifier>`: classifier scores of a variant's replies, compared with the human replies.
 
     python -m stages.scores sft-dpo epitome
 
 reads `data/replies/sft-dpo.parquet`, `data/references/epitome.parquet` and `models/epitome`, and writes
 `data/scores/epitome/sft-dpo.parquet` (scores by example), `metrics/epitome/sft-dpo.json` (flat) and
-`metrics/epitome/sft-dpo.signature.json` (what explains the numbers). It does not load the policy.
+`metrics/epitome/sft-dpo.signature.json` (versions and settings that the metrics depend on). The policy is not loaded.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m stages.sft sft
 
-writes `models/sft`. `adapters` in the params names the adapters and the dialogues that each one learns from: all, or
-those that the corpus rates high or low.
+writes `models/sft`. `adapters` in the params lists the adapters and their training dialogues: all, or those that the
+corpus rates high or low.
 """
 
 from __future__ import annotations

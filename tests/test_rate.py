@@ -227,7 +227,7 @@ def test_export(tmp_path, capsys):
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["choice"] for row in csv.DictReader(file)] == ["b"] * 9
     text = capsys.readouterr().out
-    assert "sft-dpo is the better one against sft in 100.0 % (65.7 to 100.0) of 9 answers" in text
+    assert "sft-dpo is better than sft in 100.0 % (65.7 to 100.0) of 9 answers" in text
     assert as_csv(answers).count("\n") == 10
 
 

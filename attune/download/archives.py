@@ -25,7 +25,7 @@ _UNPACKING = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFEr
 
 
 def unpack(path: Path, archive: Archive, target: Path) -> list[str]:
-    """Unpack the members of `archive`, which lies at `path`, below `target`, and return their names there.
+    """Unpack the members of `archive`, stored at `path`, into `target`, and return their names there.
 
     Raises:
         DownloadError: the archive is damaged, a member is missing or not a plain file, their number differs from

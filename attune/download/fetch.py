@@ -32,7 +32,7 @@ def from_local(folder: Path, source: Source | None, target: Path) -> dict[str, s
     """Copy the files that `source` lists; without a source, every file that is not hidden.
 
     Raises:
-        DownloadError: a file is missing, or has another hash than the pinned one.
+        DownloadError: a file is missing, or its hash differs from the pinned hash.
     """
     pins = _pins(folder, source) if source else dict.fromkeys(_visible(folder))
     for file, pinned in pins.items():
@@ -46,7 +46,7 @@ def from_local(folder: Path, source: Source | None, target: Path) -> dict[str, s
 
 
 def _pins(folder: Path, source: Source) -> dict[str, str | None]:
-    """The listed files and their pinned hashes; an archive pins none of its members."""
+    """The listed files and their pinned hashes; members of an archive have no pinned hash."""
     pins = {single.file: single.sha256 for single in source.files}
     for archive in source.archives:
         pins |= dict.fromkeys(_local_members(archive, folder, source))
@@ -103,17 +103,17 @@ class Web:
         self.recorded = read_first_use(first_use)
 
     def fetch(self, url: str, pinned: str | None, place: str) -> Path:
-        """The cached copy of `url`, downloaded unless there is one with the pinned or recorded hash.
+        """The cached copy of `url`; downloaded unless a copy with the pinned or recorded hash exists.
 
         Raises:
-            DownloadError: it cannot be downloaded or stored, or has another hash; the cache keeps nothing of it.
+            DownloadError: it cannot be downloaded or stored, or its hash differs; nothing of it stays in the cache.
         """
         import pooch
         import requests
 
         name, known = _cache_name(url), pinned or self.recorded.get(url)
         registry = {name: None if known is None else f"sha256:{known}"}
-        # It compares the hash before the file takes its name.
+        # Pooch compares the hash before it renames the file to its final name.
         store = pooch.Pooch(self.cache, "", registry, {name: url}, retry_if_failed=RETRIES)
         downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT_SECONDS)
         try:
@@ -163,10 +163,10 @@ def read_first_use(path: Path) -> dict[str, str]:
 
 
 def require_public(corpora: Sequence[str], sources: Mapping[str, Source]) -> None:
-    """Refuse corpora without a public source before hours go into downloading the rest.
+    """Refuse corpora without a public source, before the others are downloaded for hours.
 
     Raises:
-        DownloadError: a corpus has no entry in `sources`, or one of its files no address.
+        DownloadError: a corpus has no entry in `sources`, or a file of it has no URL.
     """
     for corpus in corpora:
         if corpus not in sources:
@@ -203,7 +203,7 @@ def _fetch_members(archive: Archive, corpus: str, target: Path, web: Web) -> lis
     try:
         return unpack(path, archive, target)
     except DownloadError:
-        # The next run must not take a first use that is no archive (an error page, say) from the cache.
+        # Without a pinned hash the download may be no archive (an error page, say): the next run must not reuse it.
         if archive.sha256 is None:
             path.unlink(missing_ok=True)
         raise

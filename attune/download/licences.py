@@ -17,7 +17,7 @@ from attune.runtime.io import read_yaml
 
 LICENCES = Path("data/licences.yaml")
 NOT_STATED = "not stated"
-"""The licence in `data/manifest.json` of files without a stated one."""
+"""The licence in `data/manifest.json` of files whose licence is unknown."""
 
 Text = Annotated[str, Field(min_length=1)]
 

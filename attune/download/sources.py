@@ -41,7 +41,7 @@ record = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 
 @record
 class SingleFile:
-    """A file with its own address; without `url` it has no public source."""
+    """A single file; without `url` it has no public source."""
 
     file: Inside
     url: Url | None

@@ -2,7 +2,7 @@
 
     python -m attune rate sft sft-dpo                   # serves http://127.0.0.1:8765/ until Ctrl-C
     python -m attune rate sft sft-dpo --export ratings/sft-dpo.csv
-    python -m attune rate sft sft-dpo --share           # puts the answers where `report` finds them
+    python -m attune rate sft sft-dpo --share           # adds the answers to the file that `report` reads
 
 Each rater gives a name, sees the two replies to a context in random order without the variants' names, chooses the
 better one or a tie with an optional reason, and may continue later. Answers are stored in `ratings/answers.sqlite`;
@@ -60,7 +60,7 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
     by_example = {item.example: item for item in pairs}
 
     class Guard:
-        """Refuses other hosts and requests of other sites' pages."""
+        """Refuse requests to other host names and from pages of other sites."""
 
         def __init__(self, app: Any) -> None:
             self.app = app
@@ -70,7 +70,7 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
                 headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
                 host, origin = headers.get("host", ""), headers.get("origin")
                 if (hosts and host not in hosts) or (origin is not None and origin != f"http://{host}"):
-                    await PlainTextResponse("this page is served to its own machine only", 403)(scope, receive, send)
+                    await PlainTextResponse("this page is served to its host machine only", 403)(scope, receive, send)
                     return
             await self.app(scope, receive, send)
 
@@ -106,7 +106,7 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
 
 
 def shown(item: Item, rater: str, seed: int) -> dict[str, Any]:
-    """What the page shows of an item, without the names of the variants."""
+    """The JSON of an item for the page, without the names of the variants."""
     replies = [item.reply_a, item.reply_b]
     ordered = replies if first(item, rater, seed) == "a" else replies[::-1]
     return {"example": item.example, "context": item.context, "replies": ordered, "hash": item.replies}
@@ -143,7 +143,7 @@ def read(names: tuple[str, str], params: Params) -> list[Item]:
         named(params.variants, name, "variants")
     a, b = map(read_replies, names)
     if not (pairs := items(a, b)):
-        raise UserError(f"{names[0]} and {names[1]} answer every context alike: there is nothing to compare")
+        raise UserError(f"{names[0]} and {names[1]} give equal replies to every context: there is nothing to compare")
     return pairs
 
 
@@ -155,14 +155,14 @@ def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
         f"Krippendorff's alpha {result['agreement']:.2f}" if "agreement" in result else "no agreement can be computed"
     )
     print(
-        f"{answers[0].variant_b} is the better one against {answers[0].variant_a} in {result['win_rate']:.1f} % "
+        f"{answers[0].variant_b} is better than {answers[0].variant_a} in {result['win_rate']:.1f} % "
         f"({result['win_rate.low']:.1f} to {result['win_rate.high']:.1f}) of {result['answers']:.0f} answers, ties "
         f"counted half, to {result['dialogues']:.0f} dialogues by {result['raters']:.0f} raters; {agreed}"
     )
 
 
 def share(answers: Sequence[Answer]) -> None:
-    """Add the answers, without names and reasons, to those that `report` shows.
+    """Add the answers, without names and reasons, to the file that `report` reads.
 
     Raises:
         DataError: there are no answers, or the file cannot be read.
@@ -171,7 +171,7 @@ def share(answers: Sequence[Answer]) -> None:
         raise DataError(f"no answers yet to these replies: nothing is added to {RATINGS}")
     kept = shared(answers, read_csv(RATINGS))
     write_text(RATINGS, as_csv(kept))
-    print(f"{RATINGS} has {len(kept)} answers: `dvc repro report` shows what they say")
+    print(f"{RATINGS} has {len(kept)} answers: `dvc repro report` summarizes them")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""What pretraining, SFT and DPO share: arguments, batches, checkpoints, resuming, curves."""
+"""Code shared by pretraining, SFT and DPO: arguments, batches, checkpoints, resuming, curves."""

@@ -31,8 +31,8 @@ def by_length(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         batches: micro-batches of `pad_supervised`, of the same size except the last.
 
     Returns:
-        Micro-batches, the longest rows first, each padded to its own longest row. None has more positions, padding
-        included, than a micro-batch of the longest rows would have at the old size.
+        Micro-batches, the longest rows first, each padded to its longest row. None has more positions, with
+        padding, than a micro-batch of the longest rows would have at the old size.
     """
     import torch
 

@@ -32,8 +32,8 @@ def progress_callback() -> Any:
 def curves_callback(folder: Path) -> Any:
     """DVCLive curves in `folder`, with the optimizer step as x.
 
-    transformers' DVCLiveCallback has the number of log calls as x, and after a resume it loses the earlier rows. This
-    one first replays the log history of the checkpoint, so that the files are those of an uninterrupted run.
+    transformers' DVCLiveCallback uses the number of log calls as x, and after a resume it loses the earlier rows. This
+    callback first replays the log history of the checkpoint, so that the files are those of an uninterrupted run.
     """
     from transformers import TrainerCallback
 
@@ -65,8 +65,8 @@ def replay(history: list[dict[str, float]], folder: Path) -> Any:
 
 
 def _add_row(live: Any, step: int, logs: dict[str, float]) -> None:
-    # The last log call of a run has no loss, but the means of TRL since the log entry before. No checkpoint has it, so
-    # that its row would depend on when a run was killed.
+    # The last log call of a run has no loss, only TRL's means since the previous log entry. No checkpoint stores it, so
+    # its row would depend on when a run was killed.
     if "loss" not in logs:
         return
     live.step = step

@@ -21,7 +21,7 @@ def shared_loader(trainer: Any, dummy: Any) -> DataLoader[Any]:
     """The data loader of a rank's share of the trainer's examples.
 
     Args:
-        trainer: transformers' `Trainer`, in one of several ranks.
+        trainer: transformers' `Trainer` of this rank; there are several ranks.
         dummy: an example without gradient, in the format of the others.
     """
     import torch
@@ -30,7 +30,7 @@ def shared_loader(trainer: Any, dummy: Any) -> DataLoader[Any]:
     examples, batch_size = trainer.train_dataset, trainer._train_batch_size * trainer.args.world_size
 
     class WithDummy(torch.utils.data.Dataset[Any]):
-        """The examples; every index after the last one is the dummy."""
+        """The examples; every index after the last example gives the dummy."""
 
         def __len__(self) -> int:
             return len(examples)
@@ -85,7 +85,7 @@ class EffectiveBatch:
         self._micro_batches = len(real) * world_size()
 
     def record_metrics(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
-        """Count a finished micro-batch; after the last one, average the metrics of the effective batch by example.
+        """Count a finished micro-batch; after the last, average the metrics of the effective batch by example.
 
         TRL logs the mean of the values in `metrics`. Each value of the effective batch is replaced by their mean
         weighted by examples, so that TRL's mean is that over the examples.

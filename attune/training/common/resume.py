@@ -1,7 +1,7 @@
 """Interrupt and resume training: sealed checkpoints, signals, and running means that transformers does not save.
 
-The classifiers have a training loop of their own (`classifiers.common.classifier.fit`), and with it their own state in
-a checkpoint. Both loops share what makes a checkpoint safe: `runtime.sealed`, `noted_signals` and `writing`.
+The classifiers have a separate training loop (`classifiers.common.classifier.fit`) with another checkpoint state. Both
+loops share the code for safe checkpoints: `runtime.sealed`, `noted_signals` and `writing`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def train(trainer: Trainer, start: Path | None) -> None:
     """Train from the newest complete checkpoint in the trainer's folder, else from `start`, else from the beginning.
 
     Every checkpoint is sealed, and holds the running means that transformers and TRL do not save, so that the curves of
-    a resumed run are those of an uninterrupted one.
+    a resumed run equal those of an uninterrupted run.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C; there is a checkpoint of the current step.
@@ -69,7 +69,7 @@ def _seal_callback(trainer: Any) -> Any:
     from transformers import TrainerCallback
 
     class Seal(TrainerCallback):
-        """Seal checkpoints; save and restore the sums behind the next log entry.
+        """Seal checkpoints; save and restore the running sums of the next log entry.
 
         Uses private attributes of transformers 5.23 (`_tr_loss`, `_globalstep_last_logged`) and of TRL 1.16
         (`_metrics`, `_total_train_tokens`).
@@ -129,7 +129,7 @@ def require_finite(logs: dict[str, Any], step: int) -> None:
     """Check that loss and gradient norm are finite.
 
     Raises:
-        UserError: one is not; names the step.
+        UserError: a value is not finite; names the step.
     """
     for name in ("loss", "grad_norm"):
         value = float(logs.get(name, 0.0))

@@ -1,4 +1,4 @@
-"""What every training run shares: the trainer's arguments, the run, callbacks, and the export of its result."""
+"""Code shared by all training runs: trainer arguments, the run itself, callbacks, and the export of its result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         name = type(section).__name__.lower()
         raise UserError(
             f"{name}.batch_size = {section.batch_size} cannot be shared by {processes} processes in micro-batches of "
-            f"{hardware.micro_batch_size} (training.micro_batch_size): change one of the three"
+            f"{hardware.micro_batch_size} (training.micro_batch_size): change one of these three values"
         )
     return {
         "num_train_epochs": section.epochs,
@@ -110,7 +110,7 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
 
 
 def redraw(checkpoint: Path, curves: Path) -> None:
-    """Write the curves of a finished run again, from the log history of its last checkpoint.
+    """Rewrite the curves of a finished run from the log history of its last checkpoint.
 
     Args:
         checkpoint: the last checkpoint of the run.

@@ -61,6 +61,7 @@ def packed_mask_mod(
     """
 
     def mask_mod(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """True where `query` may attend to `key`; all arguments are indices."""
         mask = (query >= key) & (documents[row, query] == documents[row, key])
         mask = mask & ((segments[row, key] == CONTEXT) | (segments[row, query] == segments[row, key]))
         if window is not None:

@@ -139,6 +139,7 @@ def document_attention() -> Any:
         def forward(
             ctx: Any, query: Any, key: Any, value: Any, masks: Sequence[Any], scaling: float, softcap: float | None
         ) -> Any:
+            """The attention of every document by itself, joined to (L, heads, D)."""
             lengths, groups = [len(mask) for mask in masks], query.shape[1] // key.shape[1]
             inputs = (states.to(masks[0].dtype).split(lengths) for states in (query, key, value))
             outputs, saved = [], []
@@ -155,6 +156,7 @@ def document_attention() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, d_output: Any) -> Any:
+            """The gradients in query, key and value, from `d_output`, (L, heads, D)."""
             saved = iter(ctx.saved_tensors)
             per_document = []
             for part in d_output.split(ctx.lengths):

@@ -35,6 +35,7 @@ def quick_dropout() -> type[nn.Module]:
     class Dropped(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
+            """`x` with elements dropped at rate `p` and the others scaled."""
             draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
             # 16 bits are uniform on -32,768 ... 32,767: the lowest round(65,536 p) of these values drop the element.
             kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
@@ -44,6 +45,7 @@ def quick_dropout() -> type[nn.Module]:
 
         @staticmethod
         def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+            """The gradient by the mask and scale of the forward pass."""
             (kept,) = ctx.saved_tensors
             return _masked(gradient, kept).mul_(ctx.scale), None
 

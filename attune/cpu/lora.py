@@ -63,6 +63,7 @@ def lora_product() -> Any:
     class LoraProduct(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any, dropped: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> Any:
+            """y, (..., O)."""
             flat = dropped.flatten(0, -2)  # x' as (N, I)
             low = flat @ a.T  # x' A^T, (N, r)
             y = torch.nn.functional.linear(x, weight, bias)
@@ -74,6 +75,7 @@ def lora_product() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, d_y: Any) -> Any:
+            """The gradients in x, x', A and B, from `d_y`, the gradient of the loss in y."""
             # By rows, with dX for the gradient of the loss in X and u = x' A^T:
             #     du = s dy B      dA = du^T x'      dB = s dy^T u      dx' = du A      dx = dy W
             flat, low, weight, a, b = ctx.saved_tensors

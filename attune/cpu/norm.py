@@ -46,6 +46,7 @@ def rms_norm() -> Any:
     class RmsNorm(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, states: Any, weight: Any, epsilon: float) -> Any:
+            """y, (..., H)."""
             # mean(x^2) from the vector norm, which reads the states once and writes no tensor of their size.
             norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
             scale = norm.square_().div_(states.shape[-1]).add_(epsilon).rsqrt_()
@@ -55,6 +56,7 @@ def rms_norm() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, d_y: Any) -> Any:
+            """The gradient of the loss in the states, from `d_y`, its gradient in y; both (..., H)."""
             states, weight, scale = ctx.saved_tensors
             weighted = d_y * weight  # g * dy
             through_scale = (weighted * states).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(states.shape[-1])

@@ -62,6 +62,7 @@ def token_log_probs() -> Any:
     class TokenLogProbs(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, states: Any, weight: Any, bias: Any, targets: Any, softcap: float | None) -> Any:
+            """The four values, (M,) each; saves the gradients of the log-probabilities."""
             with torch.autocast(states.device.type, enabled=False):
                 values, gradients = _in_chunks(
                     states.to(weight.dtype), weight, bias, targets, softcap, ctx.needs_input_grad[0]
@@ -74,6 +75,7 @@ def token_log_probs() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, d_log_probs: Any, *others: Any) -> Any:
+            """The saved gradients (M, H), each row times the gradient of the loss in its log-probability."""
             (gradients,) = ctx.saved_tensors
             return (gradients * d_log_probs[:, None]).to(ctx.dtype), None, None, None, None
 

@@ -39,6 +39,25 @@ PORT = 8765
 NAME, REASON = 80, 2000
 
 
+class Guard:
+    """Middleware that refuses requests to other host names and from pages of other sites."""
+
+    def __init__(self, app: Any, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer with status 403, or pass the request on."""
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] == "http":
+            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+            host, origin = headers.get("host", ""), headers.get("origin")
+            if (self.hosts and host not in self.hosts) or (origin is not None and origin != f"http://{host}"):
+                await PlainTextResponse("this page is served to its host machine only", 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
 def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, hosts: Sequence[str]) -> Starlette:
     """The web application: the page, the next item, and the endpoint for answers.
 
@@ -54,30 +73,17 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
     by_example = {item.example: item for item in pairs}
 
-    class Guard:
-        """Refuse requests to other host names and from pages of other sites."""
-
-        def __init__(self, app: Any) -> None:
-            self.app = app
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] == "http":
-                headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-                host, origin = headers.get("host", ""), headers.get("origin")
-                if (hosts and host not in hosts) or (origin is not None and origin != f"http://{host}"):
-                    await PlainTextResponse("this page is served to its host machine only", 403)(scope, receive, send)
-                    return
-            await self.app(scope, receive, send)
-
     def page(request: Request) -> Response:
+        """The page itself."""
         return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "DENY"})
 
     def upcoming(request: Request) -> Response:
+        """The rater's next item, and how many are done."""
         rater = _rater(request.query_params.get("rater"))
         done = {rated.example for rated in current(store.answers(rater), pairs, names)}
         left = [item for item in order(pairs, rater, seed) if item.example not in done]
@@ -85,6 +91,7 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
         return JSONResponse(state | ({"item": shown(left[0], rater, seed)} if left else {}))
 
     async def answer(request: Request) -> Response:
+        """Store an answer; confirmed once it is on disk."""
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             raise DataError("an answer is JSON")
         try:
@@ -96,11 +103,12 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
         return JSONResponse({"kept": answered.example})
 
     def refused(request: Request, error: Exception) -> Response:
+        """Status 400 with the message of a `DataError`."""
         return JSONResponse({"error": str(error)}, 400)
 
     return Starlette(
         routes=[Route("/", page), Route("/next", upcoming), Route("/answer", answer, methods=["POST"])],
-        middleware=[Middleware(Guard)],
+        middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={DataError: refused},
     )
 

@@ -55,25 +55,19 @@ def fit(
         StorageError: the checkpoint cannot be written.
         UserError: there are no examples, or the loss is not finite.
     """
-    import torch
-    from torch.optim import AdamW
     from tqdm import tqdm
 
     if not lengths:
         raise UserError(f"{seed.rpartition(':')[2]}: there is no example to learn from: take another corpus")
-    optimizer = AdamW([{"params": list(group), "peak": rate} for group, rate in groups], fused=True)
-    grouped = {id(parameter) for group, _ in groups for parameter in group}
-    trained = [parameter for parameter in model.parameters() if id(parameter) in grouped]
+    optimizer, trained = _optimizer(model, groups)
     step, random_state = _resume(model, optimizer, checkpoint)
     steps_per_epoch = -(-len(lengths) // batch_size)
     total = steps_per_epoch * epochs
     model.train()
     with noted_signals() as signals:
         for epoch in range(step // steps_per_epoch, epochs):
-            rng = random.Random(f"{seed}:{epoch}")
-            torch.manual_seed(rng.getrandbits(63))
             done = step % steps_per_epoch
-            batches = mixed_batches(lengths, batch_size, rng)[done:]
+            batches = _seeded_batches(lengths, batch_size, f"{seed}:{epoch}")[done:]
             if done:  # the seed is that of the epoch's first step
                 _set_random_state(random_state, hardware)
             name = f"{seed.rpartition(':')[2]}, epoch {epoch + 1}"
@@ -87,10 +81,28 @@ def fit(
                 if signals or step % hardware.save_every == 0 or step % steps_per_epoch == 0:
                     _save(model, optimizer, step, checkpoint, hardware)
                 if signals:
-                    raise Stopped(
-                        signals[0], f"step {step} of {total} of {name} is kept; the same command goes on there"
-                    )
+                    raise Stopped(signals[0], f"step {step} of {total} of {name} is saved; the same command resumes")
     model.eval()
+
+
+def _optimizer(
+    model: nn.Module, groups: Sequence[tuple[Sequence[nn.Parameter], float]]
+) -> tuple[AdamW, list[nn.Parameter]]:
+    """AdamW of the groups, and their parameters in the model's order, in which gradients are clipped."""
+    from torch.optim import AdamW
+
+    optimizer = AdamW([{"params": list(group), "peak": rate} for group, rate in groups], fused=True)
+    grouped = {id(parameter) for group, _ in groups for parameter in group}
+    return optimizer, [parameter for parameter in model.parameters() if id(parameter) in grouped]
+
+
+def _seeded_batches(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
+    """The batches of an epoch as indices of examples, after seeding torch for its dropout."""
+    import torch
+
+    rng = random.Random(seed)
+    torch.manual_seed(rng.getrandbits(63))
+    return mixed_batches(lengths, batch_size, rng)
 
 
 def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:

@@ -40,6 +40,7 @@ def reply_rows(probabilities: Probabilities, folder: Path, replies: pd.DataFrame
     """The (N, L) values of the labels of replies, shared between ranks."""
 
     def score_rows(indices: list[int]) -> dict[str, Rows]:
+        """The probabilities of the labels for the replies with these row numbers."""
         part = replies.iloc[indices]
         contexts = [to_turns(context) for context in part["context"]]
         return {"rows": probabilities(folder, contexts, part["reply"].tolist(), hardware)}

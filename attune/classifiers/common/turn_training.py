@@ -87,6 +87,7 @@ def train(
     head = [*model["dense"].parameters(), *model["out_proj"].parameters()]
 
     def loss(batch: list[int]) -> torch.Tensor:
+        """Mean cross-entropy of a batch, given as indices of examples."""
         import torch
         from torch.nn.functional import cross_entropy
 

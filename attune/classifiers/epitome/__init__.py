@@ -39,6 +39,7 @@ def score(folder: Path, replies: pd.DataFrame, references: pd.DataFrame, hardwar
     from attune.runtime.distributed import shared_by_ranks
 
     def score_rows(indices: list[int]) -> dict[str, list[int]]:
+        """The levels of the replies with these row numbers."""
         rows = replies.iloc[indices]
         posts = [levels.seeker_post(to_turns(context)) for context in rows["context"]]
         return levels.score(folder, posts, rows["reply"].tolist(), hardware)

@@ -71,6 +71,7 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
             layers[i] = shared[i]
 
     def linear(*names: str, to: int = width) -> dict[str, nn.Linear]:
+        """A linear layer from `width` to `to` units for each name."""
         return {name: nn.Linear(width, to) for name in names}
 
     model = nn.ModuleDict(

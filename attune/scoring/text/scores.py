@@ -30,6 +30,7 @@ def bertscores(replies: pd.DataFrame, params: Params) -> dict[str, list[float]]:
     settings = params.bertscore
 
     def score_rows(indices: list[int]) -> dict[str, list[float]]:
+        """BERTScore of the replies with these row numbers."""
         rows = replies.iloc[indices]
         texts, references = rows["reply"].tolist(), rows["reference"].tolist()
         return bertscore(texts, references, model, tokenizer, settings.layer, settings.batch_size)

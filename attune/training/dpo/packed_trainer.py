@@ -90,6 +90,7 @@ def accept_packed_batches(model: Any) -> None:
 
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """`pair_output` of a packed batch, the model's own output of any other."""
         if "packed_ids" not in kwargs:
             return plain(*args, **kwargs)
         return pair_output(self, {name: kwargs[name] for name in (*PACKED_KEYS, *REPLY_KEYS)})

@@ -36,10 +36,10 @@ SHOWN = 10
 WHAT_TO_DO = {
     "train": "run `dvc repro prepare`, which drops copies",
     "pairs": "pairs must come from train dialogues only: run `dvc repro pairs`",
-    "base": "take the lines out of the corpus that tiny.corpus names",
-    "epitome": "take the pairs out of the annotations that epitome.data names",
-    "dbt": "take the dialogues out of the corpus that dbt.data names",
-    "behaviour": "take the dialogues out of the corpus that behaviour.data names",
+    "base": "remove the lines from the corpus that tiny.corpus names",
+    "epitome": "remove the pairs from the annotations that epitome.data names",
+    "dbt": "remove the dialogues from the corpus that dbt.data names",
+    "behaviour": "remove the dialogues from the corpus that behaviour.data names",
     "valid": "run `dvc repro prepare`, which drops copies",
 }
 

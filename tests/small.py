@@ -29,7 +29,7 @@ def dialogue(number: int) -> Dialogue:
 
 
 def recorded_by_dvc(folder: Path) -> None:
-    """As if DVC had recorded the stages that have ended in `folder`: they begin anew."""
+    """As if DVC had recorded the stages that have ended in `folder`: they start from the beginning."""
     (folder / "dvc.lock").touch()
     for done in folder.glob(".checkpoints/*/.done"):
         os.utime(done, (1, 1))

@@ -1,6 +1,6 @@
 """What this project calls of vLLM, by the names and arguments of its API, answering with transformers one by one.
 
-The arguments are those of vLLM 0.11 and later: one that is not among them is a TypeError, as there. It stands in for an
+The arguments are those of vLLM 0.11 and later: one that is not among them is a TypeError, as there. It replaces an
 engine that wants a GPU, so that the calls are checked; of vLLM itself it shows nothing.
 """
 

@@ -92,8 +92,8 @@ BROKEN = {
     "talk type": (row(0, "Hi.", "change", client_talk_type="chat"), "2: client_talk_type 'chat' is none of"),
     "text": (row(0, "  ", "other"), "2: empty utterance_text"),
     "topic": (row(0, "Hi.", "other", topic=""), "2: empty topic"),
-    "number": (row("-1", "Hi.", "other"), "2: utterance_id '-1' is no whole number from 0"),
-    "annotator": (row(0, "Hi.", "other", annotator="x"), "2: annotator_id 'x' is no whole number from 0"),
+    "number": (row("-1", "Hi.", "other"), "2: utterance_id '-1' is not a whole number of at least 0"),
+    "annotator": (row(0, "Hi.", "other", annotator="x"), "2: annotator_id 'x' is not a whole number of at least 0"),
 }
 
 

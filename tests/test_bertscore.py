@@ -92,7 +92,7 @@ def test_truncation_without_a_tokenizer_limit(roberta_folder):
     model, tokenizer = load(roberta_folder)
     expected = bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1)
     tokenizer.model_max_length = sys.maxsize
-    # 34 positions, of which RoBERTa starts to count behind the one of padding, 1.
+    # 34 positions, which RoBERTa counts from the one after padding's, 1.
     assert limit(model, tokenizer) == 32
     assert bertscore(["sorry " * 60], ["I am sorry"], model, tokenizer, 2, batch_size=1) == expected
 

@@ -545,7 +545,7 @@ def test_published_checkpoint_of_another_layout(published, encoder, change, mess
 
 def test_published_checkpoint_that_is_no_state_dict(published, encoder, tmp_path):
     torch.save([Path("x"), replace(SETTINGS)], published / "finetuned_ER.pth")
-    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no file of tensors alone"):
+    with pytest.raises(ModelError, match=r"finetuned_ER\.pth does not contain tensors only"):
         load_published(published, encoder)
     torch.save([torch.ones(1)], published / "finetuned_ER.pth")
     with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no state dict"):

@@ -47,7 +47,7 @@ def test_shellcheck_finds_nothing():
 
 
 def test_the_directives_of_slurm_stand_before_the_first_command():
-    """sbatch reads none behind it."""
+    """sbatch reads none after it."""
     lines = scripts()["slurm.sh"].splitlines()
     assert lines[0] == "#!/bin/bash"
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))

@@ -162,7 +162,7 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
 
 @pytest.mark.slow
 def test_further_round_runs_only_itself(clone):
-    """The schedule spans three epochs and two rounds have run: the third hangs on the second and on nothing new."""
+    """The schedule spans three epochs and two rounds have run: the third depends on the second and on nothing new."""
     three = [one for one in MICRO if one != "~rounds.e3"]
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in three))
     assert sorted(stages_run(output)) == sorted(["pairs@e3", "audit", "dpo@e3", *PAGES])
@@ -267,7 +267,7 @@ def test_standard_approaches_add_their_stages_and_change_no_other(tmp_path):
     assert high["outs"] == ["models/sft-high", "reports/curves/sft-high"]
     assert high["deps"] == without["sft@sft"]["deps"]
     assert "models/sft-high" in made["generate@sft-high"]["deps"]
-    # What a reply hangs on, and so its key in DVC's cache: of the prompted variant the instruction, too.
+    # What a reply depends on, and so its key in DVC's cache: for the prompted variant also the instruction.
     base, prompted = (set(added[f"generate@{key}"]["deps"]) for key in ("base", "prompted"))
     assert prompted - base == {"data/prompts/counsellor.txt"} and base <= prompted
     assert "data/prompts/counsellor.txt" not in made["mmlu@prompted"]["deps"]

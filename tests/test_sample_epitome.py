@@ -38,7 +38,7 @@ def test_files_hold_the_same_pairs_in_the_published_columns():
 
 @pytest.mark.parametrize("file", FILES)
 def test_levels_follow_from_the_text(file):
-    """Every rationale stands in its response; there is one where the level is not 0; no level is rare."""
+    """Every rationale occurs in its response; there is one where the level is not 0; no level is rare."""
     for row in rows(file):
         parts = row["rationales"].split("|")
         assert parts.pop() == ""

@@ -99,9 +99,9 @@ def test_lines_do_not_hang_on_the_blocks_they_are_read_in(tmp_path_factory, piec
 
 @settings(deadline=None)
 @given(pieces, pieces, st.sampled_from([b"\xff", b"\0", b"\xe9"]), st.integers(1, 9))
-def test_bad_bytes_are_named_alike_in_every_block(tmp_path_factory, before, behind, bad, block):
+def test_bad_bytes_are_named_alike_in_every_block(tmp_path_factory, before, after, bad, block):
     path = tmp_path_factory.mktemp("lines") / "x"
-    path.write_bytes("".join(before).encode() + bad + b"\n" + "".join(behind).encode())
+    path.write_bytes("".join(before).encode() + bad + b"\n" + "".join(after).encode())
     with pytest.raises(DataError) as whole:
         read_text(path, DataError, "")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=f"^{re.escape(str(whole.value))}$"):

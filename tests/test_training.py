@@ -207,7 +207,7 @@ def test_sft_killed_in_the_middle_of_an_epoch_resumes_to_the_bit(dtype, base, tm
     written = kept.stat().st_mtime_ns
     fine_tune(base, tmp_path, tmp_path / "resumed", hardware=hardware)
     assert digest(tmp_path / "resumed") == digest(tmp_path / "whole")
-    # A run from the beginning would have the same weights, but would have written this checkpoint anew.
+    # A run from the beginning would have the same weights, but would have written this checkpoint again.
     assert kept.parent.name == "checkpoint-5" and kept.stat().st_mtime_ns == written
     curves = sorted((tmp_path / "whole-curves").rglob("*.tsv"))
     assert curves

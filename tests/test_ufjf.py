@@ -56,7 +56,7 @@ def test_optional_columns_may_be_missing(tmp_path):
     [
         ([*HEADER[:6], "acts", "quality"], "unknown column 'acts': the columns are session, .*, act, quality$"),
         ([*HEADER, ""], "unknown column ''"),
-        ([*HEADER[:7], "act"], "a column is there twice: session, "),
+        ([*HEADER[:7], "act"], "repeated column: session, "),
     ],
 )
 def test_another_column_is_refused(tmp_path, header, said):

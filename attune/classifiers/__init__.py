@@ -25,7 +25,7 @@ class Classifier(Protocol):
 
         Args:
             params: of the run.
-            checkpoints: folder for checkpoints; training resumes from what it holds.
+            checkpoints: folder for checkpoints; training resumes from the newest.
             target: the folder that the functions below read.
 
         Raises:
@@ -36,7 +36,7 @@ class Classifier(Protocol):
         """Labels of the human replies to the examples: columns of (N,) values, `id` first.
 
         Raises:
-            ModelError: `folder` is not what `train` writes.
+            ModelError: `folder` was not written by `train`.
         """
 
     def score(
@@ -51,7 +51,7 @@ class Classifier(Protocol):
             hardware: device and precision.
 
         Raises:
-            ModelError: `folder` is not what `train` writes.
+            ModelError: `folder` was not written by `train`.
         """
 
     def metrics(self, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -134,7 +134,7 @@ def sentences_of(dialogues: Iterable[Dialogue], sentences: Iterable[str]) -> dic
 
     Args:
         dialogues: of all splits.
-        sentences: that a model learns from.
+        sentences: that a model is trained on.
 
     Returns:
         Normalised sentence to id of a held-out dialogue.

@@ -1,4 +1,5 @@
-"""Writing dialogues to splits, out of core: which ones are kept depends on all of them, so they wait on disk.
+"""Writing dialogues to splits, out of core: all are stored on disk first, since every decision on what to keep
+depends on all of them.
 
 In memory are a run of `Runs`, the keys of `Copies` for each held-out dialogue, and 8 bytes for each train dialogue of a
 mixture.

@@ -203,7 +203,7 @@ def _fetch_members(archive: Archive, corpus: str, target: Path, web: Web) -> lis
     try:
         return unpack(path, archive, target)
     except DownloadError:
-        # Without a pinned hash the download may be no archive (an error page, say): the next run must not reuse it.
+        # Without a pinned hash the download may be something else (an error page, say): the next run must not reuse it.
         if archive.sha256 is None:
             path.unlink(missing_ok=True)
         raise

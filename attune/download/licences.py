@@ -55,7 +55,7 @@ def terms(licences: Mapping[str, Licence], name: str, whose: str) -> Licence:
     """
     if name not in licences:
         raise DataError(
-            f"{whose}: licence {name!r} has no row in {LICENCES}: read what it asks of those who use a model trained "
-            "under it, and add one"
+            f"{whose}: licence {name!r} has no row in {LICENCES}: read what it requires of models trained "
+            "on the data, and add a row"
         )
     return licences[name]

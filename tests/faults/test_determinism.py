@@ -14,7 +14,7 @@ from test_pipeline import MICRO, Clone
 
 from attune.tools.verify import hashes
 
-# Of one and two threads: relative, of losses; in points of a hundred, of metrics of replies (a reply that hangs on a
+# Of one and two threads: relative, of losses; in points of a hundred, of metrics of replies (a reply that depends on a
 # last digit has other words).
 LOSS, POINTS = 1e-3, 2.0
 

@@ -413,7 +413,7 @@ QUICK = settings(
 @example(text="She said: \"no, 'no'\", 👩🏽‍🦱 \u2028 _comma_ é ﬁ")
 @example(text="=1+1;|\\t{}[]#<b>&amp;</b>")
 def test_what_is_said_comes_out_as_it_was_written(text, tmp_path):
-    # Lines are rows in EmpatheticDialogues, and `hit:` marks what its collection left behind.
+    # Lines are rows in EmpatheticDialogues, and `hit:` marks what its collection left in the texts.
     text = " ".join(text.splitlines()).replace("\n", " ").replace("\r", " ").replace("hit:", "")
     if text.strip() and "\ufeff" not in text:
         for reader, (found, written) in said_in(tmp_path, text).items():

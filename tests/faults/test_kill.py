@@ -1,4 +1,4 @@
-"""The pipeline killed at random points, again and again, ends with the bits of one that nobody disturbed."""
+"""The pipeline killed at random points, again and again, ends with the bytes of an undisturbed run."""
 
 import json
 import random
@@ -28,7 +28,7 @@ MOMENTS = ("any", "step", "writing", "ending")
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run that nobody killed made; the seconds at which its stages began, and the last ended; their steps."""
+    """The outs of an undisturbed run; the seconds at which its stages began and the last ended; their steps."""
 
     results: dict[str, bytes]
     order: list[str]
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory) -> Undisturbed:
 
 
 def wait_for(run: Run, stage: str, moment: str, undisturbed: Undisturbed, rng: random.Random) -> None:
-    """Wait until `stage`, or one behind it, is at the moment of the kill."""
+    """Wait until `stage`, or a later one, is at the moment of the kill."""
     reached = undisturbed.order[undisturbed.order.index(stage) :]
     if not run.wait_until(lambda: run.stage() in reached):
         return

@@ -67,7 +67,7 @@ def test_micro_batches_are_halved_to_divisors_of_the_batch():
 
 
 def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
-    """48 dialogues in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are read."""
+    """48 dialogues in batches of 8; memory runs out after the checkpoint of step 5, where more than 2 are read."""
     monkeypatch.chdir(small.make(tmp_path, 48))
     params = factory.params(sft=SFT, lora=factory.lora(), seed=5)
     sft_stage.main("sft", params)
@@ -90,7 +90,7 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
 
 
 def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
-    """48 pairs in batches of 8; memory runs out behind the checkpoint of step 5, where more than 2 are laid out."""
+    """48 pairs in batches of 8; memory runs out after the checkpoint of step 5, where more than 2 are laid out."""
     monkeypatch.chdir(small.make(tmp_path, 48))
     dialogues = [small.dialogue(number) for number in range(48)]
     write_pairs(

@@ -22,7 +22,7 @@ def fine_tune(folder, sft=SFT, dialogues=40, model=None):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_training_and_reaches_no_checkpoint(value, tmp_path, monkeypatch):
-    """It comes at step 7: the checkpoint of step 5 is kept, and none behind it is written."""
+    """It comes at step 7: the checkpoint of step 5 is kept, and no later one is written."""
     from attune.training.sft import trainer
 
     make(tmp_path, 40)
@@ -46,7 +46,7 @@ def test_the_loss_of_a_classifier_that_is_no_number_is_named(tmp_path):
     groups = [(list(weight.parameters()), 0.1)]
     with pytest.raises(UserError, match="er, epoch 1: the loss is nan at step 1: lower the learning rates"):
         fit(weight, groups, [1] * 4, lambda _: weight(torch.full((1, 1), float("nan"))).mean(), **settings)
-    with pytest.raises(UserError, match="er: there is no example to learn from"):
+    with pytest.raises(UserError, match="er: there are no examples to train on"):
         fit(weight, groups, [], lambda _: weight(torch.ones(1, 1)).mean(), **settings)
 
 

@@ -137,7 +137,7 @@ def test_fifty_at_once_and_a_killed_server_lose_no_answer(contexts, kills, tmp_p
     confirmed, retries, server = rated(tmp_path, contexts, kills)
     assert Counter(rater for rater, *_ in confirmed) == {f"r{i}": contexts for i in range(CLIENTS)}
     lost, doubled = lost_and_doubled(confirmed, server)
-    # Else the kills hit nobody.
+    # Otherwise no rater notices the kills.
     assert retries >= kills
     subprocess.run(
         server.command("--export", "out.csv"), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True

@@ -76,7 +76,7 @@ def test_the_canary_is_made_where_pickles_are_loaded(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A base model, an adapter of it, and checkpoints of a run that was killed behind step 2."""
+    """A base model, an adapter of it, and checkpoints of a run that was killed after step 2."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = train_tokenizer(WORDS * 3, 300, 128)
     model = make_model(tokenizer, factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1), 1)
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_a_scorer_runs_no_pickle(tmp_path, canary, recorded):
     torch.save({"a": Hostile(canary)}, tmp_path / "x.pt")
     with suppress(UserError, UnpicklingError):
         _resume(None, None, tmp_path / "x.pt")
-    with pytest.raises(ModelError, match=r"x\.pt is no file of tensors alone, and nothing else is loaded"):
+    with pytest.raises(ModelError, match=r"x\.pt does not contain tensors only, and nothing else is loaded"):
         _read_published(tmp_path / "x.pt")
     recorded("security", [{"what": "hostile checkpoint of a scorer", "cases": 2, "failures": int(canary.exists())}])
 
@@ -148,7 +148,7 @@ def test_an_adapter_without_safetensors_or_of_another_kind_is_refused(copied, ca
     folder = copied / "adapter"
     model = load_base(copied / "base", HARDWARE)
     torch.save({"a": Hostile(canary)}, folder / "adapter_model.bin")
-    load_adapter(model, folder, trainable=False)  # beside safetensors it is never opened
+    load_adapter(model, folder, trainable=False)  # it is never opened if there are safetensors
     config = json.loads((folder / "adapter_config.json").read_text())
     other = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1, "prompt_tuning_init": "TEXT",
              "prompt_tuning_init_text": "x", "tokenizer_name_or_path": str(copied / "base"),
@@ -467,7 +467,7 @@ def test_replies_become_no_markup(make, recorded):
     recorded("security", [{"what": f"texts in {make.__name__.replace('_', ' ')} that became markup",
                            "cases": len(PAYLOADS), "failures": len(taken)}])  # fmt: skip
     assert taken == []
-    # Invisible marks that turn letters around stay behind in Markdown, and in their own element in HTML.
+    # Invisible marks that turn letters around stay in Markdown, and in their own element in HTML.
     assert make is html_page or not re.search("[\u202a-\u202e\u2066-\u2069]", "".join(map(make, PAYLOADS)))
 
 

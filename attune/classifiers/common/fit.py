@@ -58,7 +58,7 @@ def fit(
     from tqdm import tqdm
 
     if not lengths:
-        raise UserError(f"{seed.rpartition(':')[2]}: there is no example to learn from: take another corpus")
+        raise UserError(f"{seed.rpartition(':')[2]}: there are no examples to train on: choose another corpus")
     optimizer, trained = _optimizer(model, groups)
     step, random_state = _resume(model, optimizer, checkpoint)
     steps_per_epoch = -(-len(lengths) // batch_size)
@@ -108,7 +108,7 @@ def _seeded_batches(lengths: Sequence[int], batch_size: int, seed: str) -> list[
 def _require_finite(loss: torch.Tensor, name: str, step: int) -> None:
     if not loss.isfinite():
         raise UserError(
-            f"{name}: the loss is {loss.item()} at step {step}: lower the learning rates of this stage, or take "
+            f"{name}: the loss is {loss.item()} at step {step}: lower the learning rates of this stage, or set "
             "compute.dtype=fp32"
         )
 

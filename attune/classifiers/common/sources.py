@@ -1,4 +1,4 @@
-"""The dialogues that a classifier learns from, and the name that its folder gives them."""
+"""The dialogues that a classifier is trained on, and the name of their source."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def probabilities(
 
 
 def read_stages(path: Path) -> dict[str, str]:
-    """The table of stages: strategy to one of `LABELS`; an empty stage stands for `NONE`.
+    """The table of stages: strategy to one of `LABELS`; an empty stage means `NONE`.
 
     Raises:
         DataError: as `read_table`.

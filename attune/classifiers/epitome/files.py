@@ -146,9 +146,9 @@ def _read_published(path: Path) -> State:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: epitome.checkpoints names the folder that holds it") from None
     except (UnpicklingError, RuntimeError) as error:
-        raise ModelError(f"{path} is no file of tensors alone, and nothing else is loaded: {error}") from None
+        raise ModelError(f"{path} does not contain tensors only, and nothing else is loaded: {error}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path} is no state dict: it must map names to tensors")
+        raise ModelError(f"{path} is not a state dict: it must map names to tensors")
     # A buffer, 0 to the maximum length, that old versions of transformers stored with the weights.
     return {name: value for name, value in state.items() if not name.endswith(".embeddings.position_ids")}
 

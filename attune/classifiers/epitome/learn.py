@@ -40,7 +40,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
 
     settings, folder = params.epitome, Path(params.epitome.data)
     annotations = {mechanism: read_annotations(folder / file) for mechanism, file in FILES.items()}
-    # Published files of an encoder may lack the pooler, whose weights are then random; nothing here reads it.
+    # Published files of an encoder may lack the pooler, whose weights are then random; it is not used here.
     torch.manual_seed(params.seed)
     encoder, tokenizer = load_encoder(params.encoder, params.hardware)
     classifiers = Classifiers(make_models(encoder, settings, params.seed), tokenizer, settings.max_length)

@@ -54,7 +54,7 @@ def means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def signature(folder: Path) -> dict[str, str]:
-    """The definition of `diff_*`, and what `epitome.json` in `folder` says of the classifiers."""
+    """The definition of `diff_*`, and the origin of the classifiers from `epitome.json` in `folder`."""
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     origin = {f"epitome_{name}": str(settings[name]) for name in EXPLAINS if name in settings}
     return {"diff": "mean squared difference of the EPITOME levels, 0 to 2, of reply and reference", **origin}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def post_states(
     classifiers: Classifiers, seeker: Any, posts: Sequence[str], hardware: Hardware
 ) -> dict[str, torch.Tensor]:
-    """States (S, D) of each distinct post. The seeker encoder is frozen, so that they serve all epochs."""
+    """States (S, D) of each distinct post. The seeker encoder is frozen, so they are computed once for all epochs."""
     import torch
 
     distinct = list(dict.fromkeys(posts))

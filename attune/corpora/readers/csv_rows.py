@@ -108,13 +108,13 @@ def empty(fields: dict[str, str], columns: Sequence[str]) -> str | None:
 
 
 def number(fields: dict[str, str], column: str) -> str | None:
-    """The problem if a field is no whole number from 0."""
+    """The problem if a field is not a whole number of at least 0."""
     value = fields[column]
-    return None if is_number(value) else f"{column} {value[:40]!r} is no whole number from 0"
+    return None if is_number(value) else f"{column} {value[:40]!r} is not a whole number of at least 0"
 
 
 def is_number(text: str) -> bool:
-    """True for a whole number from 0 with at most `DIGITS` digits."""
+    """True for a whole number of at least 0 with at most `DIGITS` digits."""
     return text.isascii() and text.isdecimal() and len(text) <= DIGITS
 
 
@@ -127,7 +127,7 @@ def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> N
     if others := [name for name in header if name not in known]:
         raise DataError(f"{path}:1: unknown column {', '.join(map(repr, others))}: the columns are {', '.join(known)}")
     if len(set(header)) < len(header):
-        raise DataError(f"{path}:1: a column is there twice: {', '.join(header)}")
+        raise DataError(f"{path}:1: repeated column: {', '.join(header)}")
 
 
 def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:

@@ -58,7 +58,7 @@ def _read_split(path: Path, split: str) -> Iterator[Dialogue]:
         seen.append(text_hash(conv_id))
         for (_, row), (number, following) in pairwise(rows):
             if int(row[1]) == int(following[1]):
-                raise DataError(f"{path}:{number}: utterance_idx {following[1]} of dialogue {conv_id!r} is there twice")
+                raise DataError(f"{path}:{number}: utterance_idx {following[1]} of dialogue {conv_id!r} is repeated")
         for number, row in rows:
             if row[2] != first[2]:
                 raise DataError(f"{path}:{number}: context {row[2]!r}, but {first[2]!r} in line {line}")

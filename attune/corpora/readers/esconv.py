@@ -143,7 +143,7 @@ def _string(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} should be a text, found {_shown(value)}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {key} holds half of a surrogate pair, which no text file can")
+        raise DataError(f"{where}: {key} has half of a surrogate pair, which no text file can hold")
     return value.strip()
 
 

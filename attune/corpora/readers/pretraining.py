@@ -48,5 +48,5 @@ def _turns(line: str, where: str) -> tuple[Turn, ...]:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{expected}: turn {i} is no text: {str(text)[:40]!r}")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where}: turn {i} holds half of a surrogate pair, which no text file can")
+            raise DataError(f"{where}: turn {i} has half of a surrogate pair, which no text file can hold")
     return tuple(Turn(ROLES[i % 2], text) for i, text in enumerate(texts))

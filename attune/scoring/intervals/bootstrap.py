@@ -3,8 +3,8 @@
 The examples of one dialogue are resampled together, as a cluster (Davison and Hinkley 1997, section 3.8): they share a
 client and a therapist and carry less information than as many examples of different dialogues. Every metric here is a
 function of sums over examples. So a resample is a vector of weights (how often each example was drawn), and a thousand
-resamples are one matrix product. Both variants get the same resamples (Koehn 2004), so that the interval of their
-difference leaves out what makes an example easy or hard for both.
+resamples are one matrix product. Both variants get the same resamples (Koehn 2004), so that examples that
+are easy or hard for both do not widen the interval of their difference.
 
 The intervals cover the choice of test dialogues. They do not cover the choice of a training seed.
 """

@@ -252,5 +252,5 @@ def _check_some(examples: Sequence[object]) -> None:
 
 def _check_pairs(first: Sequence[object], second: Sequence[object]) -> None:
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} examples on one side, {len(second)} on the other")
+        raise ValueError(f"different numbers of examples: {len(first)} and {len(second)}")
     _check_some(first)

@@ -57,7 +57,7 @@ def train(trainer: Trainer, start: Path | None) -> None:
     # All ranks wait here for the main process, which may still be sealing.
     if number := all_reduce_max(noted[0] if noted else 0):
         state = trainer.state
-        raise Stopped(number, f"step {state.global_step} of {state.max_steps} is kept; the same command resumes there")
+        raise Stopped(number, f"step {state.global_step} of {state.max_steps} is saved; the same command resumes there")
 
 
 def is_sealed(folder: Path, step: int) -> bool:
@@ -135,7 +135,7 @@ def require_finite(logs: dict[str, Any], step: int) -> None:
         value = float(logs.get(name, 0.0))
         if not math.isfinite(value):
             raise UserError(
-                f"{name} is {value} at or shortly before step {step}: lower the learning rate of this stage, or take "
+                f"{name} is {value} at or shortly before step {step}: lower the learning rate of this stage, or set "
                 "compute.dtype=fp32; the last checkpoint before it is kept"
             )
 

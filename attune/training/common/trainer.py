@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # PEFT 0.21 and TRL 1.16 still read the old name of transformers' `is_activation_checkpointing`.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
-# Files of a checkpoint that its export leaves out: logs, seals, and a pickle, which nothing here ever loads.
+# Files of a checkpoint that its export leaves out: logs, seals, and a pickle, which is never loaded.
 LEFTOVERS = ("training_args.bin", "README.md", MANIFEST, RUNNING)
 
 

@@ -10,9 +10,9 @@ For a context x with a chosen reply y_w and a rejected reply y_l, the policy pi 
 Loss and gradient of a batch are the means over its pairs.
 
 The gradient raises the chosen and lowers the rejected reply, each pair with the weight sigmoid(-m): the probability
-that the implicit rewards give to the wrong order. A pair that is ordered by a wide margin weighs almost nothing.
+that the implicit rewards give to the wrong order. A pair with a large positive margin has almost no weight.
 
-Training runs TRL's implementation of this loss. This file is its definition here, and the tests hold both equal.
+Training uses TRL's implementation of this loss. This file defines it, and tests check that both are equal.
 """
 
 from __future__ import annotations

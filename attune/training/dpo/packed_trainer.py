@@ -125,10 +125,10 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer]]:
     from trl.trainer.dpo_trainer import DPOTrainer
 
     class EncodedPairsTrainer(DPOTrainer):
-        """TRL's trainer on pairs that are token ids already, so that every stage tokenises in one way."""
+        """TRL's trainer on tokenised pairs, so that every stage tokenises in the same way."""
 
         # TRL 1.16 has no switch for this in DPOConfig (SFTConfig has dataset_kwargs["skip_prepare_dataset"]); the
-        # override can go once it has.
+        # override can be removed once it has.
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 

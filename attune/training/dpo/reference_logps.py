@@ -104,7 +104,7 @@ def _digest(logps: Mapping[str, float]) -> str:
 
 
 def write(path: Path, reference: str, logps: Mapping[str, float]) -> None:
-    """Write `logps` to `path`, whole or not at all.
+    """Write `logps` to `path` atomically.
 
     Args:
         path: parquet file with the columns `key` and `logp`.
@@ -167,7 +167,7 @@ def complete(
 def _log_probs(
     model: Any, documents: Sequence[Document], logps: Mapping[str, float], hardware: Hardware, pad_id: int
 ) -> dict[str, float]:
-    """The log-probabilities of the replies of one pass; nothing if `logps` has all of them."""
+    """The log-probabilities of the replies of one pass; empty if `logps` has all of them."""
     if logps.keys() >= set(_keys(documents)):
         return {}
     policy = unwrap_peft(model)
@@ -182,11 +182,11 @@ def _keys(documents: Sequence[Document]) -> list[str]:
 
 
 def _resumed(path: Path, reference: str) -> dict[str, float]:
-    """What a killed run has computed; nothing, with a message, if its file is damaged."""
+    """The results of a killed run; empty, with a message, if its file is damaged."""
     try:
         return read(path, reference) if path.is_file() else {}
     except DamagedReference as error:
-        print(f"{error}: computing it again", file=sys.stderr)
+        print(f"{error}: recomputing it", file=sys.stderr)
         return {}
 
 

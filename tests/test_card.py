@@ -257,7 +257,7 @@ def spoil(what: str) -> None:
     [
         ("no card", r"sft\.md is missing, .*run `dvc repro card@sft`"),
         ("another variant's", "the card of 'sft-dpo', not of 'sft'"),
-        ("other weights", r"does not belong to what is in models/sft; these differ: adapter_model\.safetensors"),
+        ("other weights", r"does not describe the files in models/sft; these differ: adapter_model\.safetensors"),
     ],
 )
 def test_card_of_other_files_is_refused(what, error, run):
@@ -379,8 +379,8 @@ def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
     ("arguments", "token", "private", "error"),
     [
         (["sft", "me/one"], None, True, "error: nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN"),
-        (["sft", "me/one"], TOKEN, False, "error: me/one is there and public: take another name, or say --public"),
-        (["sft", "no such//name"], TOKEN, True, "error: no such//name: the hub took nothing: "),
+        (["sft", "me/one"], TOKEN, False, "error: me/one exists and is public: choose another name, or add --public"),
+        (["sft", "no such//name"], TOKEN, True, "error: no such//name: the hub refused the upload: "),
         (["other", "me/one"], TOKEN, True, "error: 'other' is none of variants: base, sft, sft-dpo"),
     ],
 )

@@ -383,7 +383,7 @@ def test_resumed_training_equals_uninterrupted_training(step, either, tmp_path, 
     for path in kept[step:]:
         shutil.rmtree(path)
     assert same(whole, trained(either, tmp_path, epochs=3, name="whole", hardware=HARDWARE))
-    assert f"going on from {kept[step - 1]}" in capsys.readouterr().err
+    assert f"resuming from {kept[step - 1]}" in capsys.readouterr().err
 
 
 def test_metrics_by_hand():

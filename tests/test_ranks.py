@@ -128,7 +128,7 @@ def test_killed_rank_ends_the_stage_with_its_log(folders):
 def test_stage_resumes_from_its_checkpoint(folders):
     _, two, _ = folders
     output = (two / "two.txt").read_text()
-    assert re.search(r"going on from \S+/sft-sft-\w+/checkpoint-(5|10)\n", output)
+    assert re.search(r"resuming from \S+/sft-sft-\w+/checkpoint-(5|10)\n", output)
     assert "checkpoint-" in output and "rank" not in output
 
 

@@ -29,7 +29,7 @@ def test_dialogues_of_a_quality():
 )
 def test_no_dialogues_of_a_quality(qualities, has):
     message = (
-        f"{PATH}: an adapter learns from dialogues of quality high, but the train split {has}: choose another "
+        f"{PATH}: an adapter needs dialogues of quality high, but the train split {has}: choose another "
         "corpus, or drop the adapter (-S ~adapters.sft-high)"
     )
     with pytest.raises(UserError, match=re.escape(message)):

@@ -177,7 +177,7 @@ def test_sft_on_the_high_quality_learns_from_it_alone(base, tmp_path, monkeypatc
         (
             [None, None],
             "high",
-            r"train\.parquet: an adapter learns from dialogues of quality high, .* train split has no quality labels: ",
+            r"train\.parquet: an adapter needs dialogues of quality high, .* train split has no quality labels: ",
         ),
         (["low", None], "high", "the train split has only dialogues of quality low: choose another corpus"),
         (["high"], "fair", "'sft-fair' is none of adapters: sft-high, sft-low"),

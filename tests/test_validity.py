@@ -133,7 +133,7 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
         (["context", "reply", "rating"], [["c", "r"]], r"^ratings\.csv:2: 2 cells, but the header has 3$"),
         # The line where the row begins, before a text of two lines.
         (["context", "reply", "rating"], [["a\nb", "r", "x"]], r"^ratings\.csv:2: rating = 'x'"),
-        (["context", "reply", "rating"], GOOD[:2], r"^ratings\.csv: 2 rows: a correlation needs three at least$"),
+        (["context", "reply", "rating"], GOOD[:2], r"^ratings\.csv: 2 rows: a correlation needs at least three$"),
     ],
 )
 def test_invalid_file(header, rows, message):

@@ -72,7 +72,7 @@ def test_the_committed_pipeline_runs_again_in_a_clone(tmp_path, monkeypatch, cap
     git("commit", "-qm", "x")
     (tmp_path / "a.py").write_text("not committed")
     with pytest.raises(
-        UserError, match=r"1 metrics lie outside their tolerance: a value; the rerun is in \.cache/verify"
+        UserError, match=r"1 metrics are outside their tolerance: a value; the rerun is in \.cache/verify"
     ):
         verify.main([])
     output = capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Command lines: the parser of a stage (`python -m stages.dpo e1`) and of a command (`python -m attune chat`).
 
-A stage declares its arguments where it starts, before it reads or imports anything::
+A stage declares its arguments at its entry point, before it reads files or imports heavy libraries::
 
     if __name__ == "__main__":
         with reported():
@@ -45,7 +45,7 @@ def command_parser(command: str, doc: str | None) -> ArgumentParser:
 
 
 def make_parser(program: str, doc: str | None) -> ArgumentParser:
-    """A parser that prints `doc` as it is written and accepts no abbreviated options."""
+    """A parser that prints `doc` verbatim and accepts no abbreviated options."""
     return ArgumentParser(
         prog=program, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )

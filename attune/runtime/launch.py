@@ -1,10 +1,10 @@
-"""Start a stage as several processes (ranks) if `ranks.processes` or `ranks.nodes` is more than one.
+"""Start a stage as several processes (ranks) if `ranks.processes` or `ranks.nodes` is greater than 1.
 
 The command of a stage stays the same, `python -m stages.dpo e1`. That process then runs torchrun's elastic agent, which
 starts the ranks with the same command, monitors them, and stops all of them when one dies. A process that was started
-by hand with torchrun or `accelerate launch` is already a rank, and starts none.
+directly with torchrun or `accelerate launch` is already a rank, and starts no other.
 
-The agent is called as a library: the command `torchrun` prints a traceback of its own for every failed rank, mixes the
+The agent is called as a library: the command `torchrun` prints its own traceback for every failed rank, mixes the
 output of all ranks, and exits with 1 on SIGTERM; `accelerate launch --cpu --num_processes 2` starts one process.
 """
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware
 
-# Output of all ranks but the first of a machine, which has the terminal; kept if a rank died.
+# Output of all ranks except the first of a machine, which prints to the terminal; kept if a rank died.
 LOGS = Path(".checkpoints/ranks")
-# Environment variable: number of this machine, 0 is the one of runtime.rendezvous; SLURM_NODEID of Slurm.
+# Environment variable: index of this machine; 0 is the machine of runtime.rendezvous. Under Slurm, SLURM_NODEID.
 NODE_RANK = "NODE_RANK"
 LAST_LINES = 12
 # Seconds that a machine waits for the others, which may still run the previous stage.
@@ -41,7 +41,7 @@ SHUTDOWN = 60
 
 
 def run(stage: Callable[[], None], hardware: Hardware) -> None:
-    """Run a stage in this process, or in ranks that it starts with its own command line and waits for.
+    """Run a stage in this process, or start ranks with the same command line and wait for them.
 
     Raises:
         UserError: a rank died and the others were stopped, or `hardware` does not fit this machine.
@@ -64,10 +64,10 @@ def settings(hardware: Hardware, logs: Path, environment: Mapping[str, str] = os
     Args:
         hardware: processes, nodes and rendezvous.
         logs: folder for the output of ranks.
-        environment: holds the number of this machine.
+        environment: may set `NODE_RANK`.
 
     Raises:
-        UserError: `NODE_RANK` is not the number of a machine.
+        UserError: `NODE_RANK` is not the index of a machine.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
@@ -81,7 +81,7 @@ def settings(hardware: Hardware, logs: Path, environment: Mapping[str, str] = os
         max_nodes=hardware.nodes,
         nproc_per_node=hardware.processes,
         run_id="attune",
-        # static: the machine that DVC runs on can then be the one with rank 0.
+        # static: so that rank 0 can be on the machine that runs DVC.
         rdzv_backend="c10d" if single else "static",
         rdzv_endpoint="localhost:0" if single else str(hardware.rendezvous),
         rdzv_configs={} if single else {"rank": int(node), "timeout": PATIENCE},
@@ -130,11 +130,11 @@ def _start(hardware: Hardware) -> None:
         os.environ |= accelerate_environment(Path(hardware.accelerate), hardware.processes * hardware.nodes)
         if "ACCELERATE_USE_DEEPSPEED" in os.environ and find_spec("deepspeed") is None:
             raise UserError(f"{hardware.accelerate} needs DeepSpeed, which is not installed: pip install deepspeed")
-    # `message` reports a failed rank in fewer words. Each module of the agent sets its own log level.
+    # `message` replaces the reports of the agent. Each module of the agent sets its own log level.
     for name in [key for key in logging.root.manager.loggerDict if key.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     arguments = command()
-    # With the number of the machine, since several may share a disk.
+    # With the index of the machine, since several may share a file system.
     logs = LOGS / f"{'-'.join(arguments[1:])}.{os.environ.get(NODE_RANK, '0')}"
     shutil.rmtree(logs, ignore_errors=True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -156,7 +156,7 @@ def _require_gpus(hardware: Hardware) -> None:
 
     if hardware.device == "cuda" and (visible := torch.cuda.device_count()) < hardware.processes:
         raise UserError(
-            f"ranks.processes = {hardware.processes}, but {visible} GPUs are visible on this machine: a rank needs one"
+            f"ranks.processes = {hardware.processes}, but {visible} GPUs are visible here: each rank needs one"
         )
 
 
@@ -180,7 +180,7 @@ def message(failures: Mapping[int, Any], ranks: int, logs: Path) -> str:
 
 
 def _follows(code: int) -> int:
-    """Rank of how likely this failure follows another: the rank waited for a dead one, or the agent stopped it."""
+    """Sort key: 0 for a first cause, more for a consequence (it waited for a dead rank, or the agent stopped it)."""
     return {LOST: 1, -signal.SIGTERM: 2}.get(code, 0)
 
 

@@ -30,7 +30,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None if it is complete; files missing in the manifest are ignored."""
+    """The defect of a sealed folder, or None if it is complete; files that the manifest does not list are ignored."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
@@ -41,30 +41,33 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         name = Path(error.filename).name
-        return "it was not written to its end" if name == MANIFEST else f"{name} is missing"
+        return "it is incomplete" if name == MANIFEST else f"{name} is missing"
     except OSError as error:
         return f"it cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    return None if manifest else f"{MANIFEST} names no file"
+    return None if manifest else f"{MANIFEST} lists no file"
 
 
 def newest_whole(folder: Path, name: str) -> Path | None:
-    """The newest complete one of the sealed folders `<name>-<step>` in `folder`."""
+    """The newest complete folder of the sealed folders `<name>-<step>` in `folder`; None if there is none."""
     return next((path for path in _newest_first(folder, name) if damage(path) is None), None)
 
 
 def settle(folder: Path, name: str) -> Path | None:
-    """As `newest_whole`; also removes damaged folders and prints to stderr what is wrong with them."""
+    """As `newest_whole`; also removes damaged folders and prints their defects to stderr."""
     paths = _newest_first(folder, name)
     damaged = {path: reason for path in paths if (reason := damage(path)) is not None}
     whole = next((path for path in paths if path not in damaged), None)
     for path, reason in damaged.items():
-        print(f"{path} is left out: {reason}", file=sys.stderr)
+        print(f"{path} is discarded: {reason}", file=sys.stderr)
         shutil.rmtree(path, ignore_errors=True)
     if damaged or whole:
         print(
-            f"going on from {whole}" if whole else f"no checkpoint in {folder} is whole: starting anew", file=sys.stderr
+            f"resuming from {whole}"
+            if whole
+            else f"no checkpoint in {folder} is complete: starting from the beginning",
+            file=sys.stderr,
         )
     return whole
 

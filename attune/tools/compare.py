@@ -39,7 +39,7 @@ class Change:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the old value lies inside the new one's interval."""
+        """Whether the old value lies inside the interval of the new value."""
         if self.interval is None or self.old is None or self.new is None:
             return False
         low, high = self.interval
@@ -121,7 +121,9 @@ def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
 def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
     parser = command_parser("compare", __doc__)
-    parser.add_argument("revision", nargs="?", default="HEAD", metavar="REV", help="what to compare with; default HEAD")
+    parser.add_argument(
+        "revision", nargs="?", default="HEAD", metavar="REV", help="revision to compare with; default HEAD"
+    )
     parser.add_argument("--md", action="store_true", help="as a Markdown table")
     parser.add_argument("--all", action="store_true", help="also show changes within noise")
     arguments = parser.parse_args(argv)

@@ -41,13 +41,13 @@ def checked_card(variant: str, model: Path, public: bool) -> Path:
         different = sorted(
             name for name in facts["files"].keys() | present if facts["files"].get(name) != present.get(name)
         )
-        raise UserError(f"{path} does not belong to what is in {model}; these differ: {', '.join(different)}. {remedy}")
-    if not present:
-        raise UserError(f"{variant} is the base model as the hub has it: there is nothing to publish")
-    if public and facts.get("public") is not True:
         raise UserError(
-            f"{path} lists a licence under which the model must not be shown to everybody: push it without --public"
+            f"{path} does not describe the files in {model}; these differ: {', '.join(different)}. {remedy}"
         )
+    if not present:
+        raise UserError(f"{variant} is the unchanged base model of the hub: there is nothing to publish")
+    if public and facts.get("public") is not True:
+        raise UserError(f"{path} lists a licence under which the model must not be public: push it without --public")
     return path
 
 
@@ -72,11 +72,11 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
     try:
         api.create_repo(repo_id, private=not public, exist_ok=True)
         if not public and not api.model_info(repo_id).private:
-            raise UserError(f"{repo_id} is there and public: take another name, or say --public")
+            raise UserError(f"{repo_id} exists and is public: choose another name, or add --public")
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
         done = api.create_commit(repo_id, added, commit_message=f"Attune, variant {variant}")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{repo_id}: the hub took nothing: {error}") from None
+        raise UserError(f"{repo_id}: the hub refused the upload: {error}") from None
     return done.commit_url
 
 
@@ -85,6 +85,6 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("push", __doc__)
     parser.add_argument("variant", help="a key of variants")
     parser.add_argument("repo_id", help="owner/name on the hub; created if it does not exist")
-    parser.add_argument("--public", action="store_true", help="show it to everybody; default: private")
+    parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
     arguments = parser.parse_args(argv)
     print(push(arguments.variant, load(), arguments.repo_id, arguments.public))

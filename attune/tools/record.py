@@ -1,4 +1,4 @@
-"""Run a recipe to its end and record its results, with commit, machine and the wall time of each stage.
+"""Run a recipe completely and record its results, with commit, machine and the wall time of each stage.
 
     python -m attune record empo recipe=empo hardware=gpu
 
@@ -65,7 +65,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
     """Reproduce every stage in order; write the record after each, so that a kill loses the time of one stage only.
 
     Raises:
-        UserError: the working tree differs from its commit, so that the commit would not say what ran; a stage failed.
+        UserError: the working tree differs from its commit, which would not identify the code; or a stage failed.
     """
     path = folder / f"{name}.json"
     record = _begin(path, name, overrides)
@@ -84,7 +84,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
 
 
 def compositions(overrides: list[str]) -> dict[str, list[str]]:
-    """The overrides of each run, by its model: `model=a,b` gives two runs, anything else one."""
+    """The overrides of each run, by model: `model=a,b` gives two runs, anything else a single run."""
     models = next((text.removeprefix("model=") for text in overrides if text.startswith("model=")), "")
     if "," not in models:
         return {models: overrides}
@@ -96,13 +96,13 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
     for stage in stages_in_order():
         started = time.monotonic()
         if subprocess.run(["dvc", "repro", "--single-item", stage], check=False).returncode:
-            raise UserError(f"stage {stage} failed: fix the cause and run the same command again")
+            raise UserError(f"stage {stage} failed: fix the cause and rerun the same command")
         part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
         write_json(path, record)
 
 
 def _results(params: Params) -> dict[str, Any]:
-    """What the stages of the current composition have measured."""
+    """All metrics, intervals and signatures of the current composition."""
     metrics: dict[str, Metrics] = {key: {} for key in params.variants}
     intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
@@ -121,7 +121,7 @@ def _results(params: Params) -> dict[str, Any]:
 
 
 def _comparisons(params: Params, scores: Path) -> dict[str, Any]:
-    """Whether the model is specialised or stands in for such a model, and its DPO less the standard approaches."""
+    """Whether the model is specialised or a substitute, and the differences of DPO from the standard approaches."""
     return {
         "specialised": params.model.specialised,
         comparison.STANDS_IN: params.model.stands_in_for,
@@ -166,7 +166,7 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def front(records: list[dict[str, Any]]) -> str:
-    """What the README shows: the record of EmPO, and links to the others; `NO_RECORD` without any."""
+    """The block of the README: the record of EmPO, and links to the others; `NO_RECORD` without any."""
     if not records:
         return NO_RECORD
     shown = [headline(record) for record in records if record["name"] == EMPO]
@@ -175,7 +175,7 @@ def front(records: list[dict[str, Any]]) -> str:
 
 
 def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The runs of a record by their models; a record of one run is itself that run, under the name ""."""
+    """The runs of a record by their models; a record without models is a single run, named ""."""
     return dict(record["models"]) if "models" in record else {"": record}
 
 
@@ -217,7 +217,7 @@ def _section(record: dict[str, Any]) -> str:
 
 
 def _tables(model: str, part: dict[str, Any]) -> list[str]:
-    """The pairs and the wall times of one run."""
+    """The tables of pairs and wall times of a run."""
     seconds = part["wall_seconds"]
     times = {stage: {"seconds": value} for stage, value in (seconds | {"all": sum(seconds.values())}).items()}
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
@@ -226,7 +226,7 @@ def _tables(model: str, part: dict[str, Any]) -> list[str]:
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
-    """A new record, or the interrupted one if commit and command are the same and it lacks results."""
+    """The interrupted record if it has the same commit and command and lacks results; else a new record."""
     if _output("git", "status", "--porcelain", "--", "attune", "stages", "conf", "dvc.yaml", "data/sources.yaml"):
         raise UserError(
             "attune, stages, conf or dvc.yaml differ from the commit: commit first, so that the record names what ran"

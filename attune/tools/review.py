@@ -80,9 +80,9 @@ def _samples(before: Replies | None, after: Replies, seed: int) -> Sequence[str]
 def main(argv: Sequence[str]) -> None:
     """Print the comment."""
     parser = command_parser("review", __doc__)
-    parser.add_argument("revision", metavar="REV", help="what to compare with")
-    parser.add_argument("--name", help="what to call REV; default: as given")
-    parser.add_argument("--variant", help="whose replies are shown; default: the last one of params.yaml")
+    parser.add_argument("revision", metavar="REV", help="revision to compare with")
+    parser.add_argument("--name", help="name of REV in the comment; default: REV")
+    parser.add_argument("--variant", help="variant whose replies are shown; default: the last of params.yaml")
     arguments = parser.parse_args(argv)
     params = load()
     name, variant = arguments.name or arguments.revision, arguments.variant or list(params.variants)[-1]

@@ -1,13 +1,13 @@
 """A paper's table or figure as a grid of experiments: queue it, wait for it, and collect the results.
 
-    python -m attune study show empo-figure3          # the command that queues the grid, and what has finished
+    python -m attune study show empo-figure3          # the command that queues the grid, and the finished runs
     python -m attune study run empo-figure3           # queue the grid in DVC, start its workers, wait, collect
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
 Studies are the files of `studies/`. Each has two scales: `tiny`, which a machine with two cores runs, and `paper`
-(`--scale paper`). Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC's queue makes
-the product of the values and keeps it where this command is stopped: `dvc queue start` continues, `dvc queue status`
-shows its progress. Stages that have run before, in any experiment, come from DVC's run cache.
+(`--scale paper`). Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues
+the product of the values. The queue survives when this command is stopped: `dvc queue start` continues it, and
+`dvc queue status` shows its progress. Stages that have run before, in any experiment, come from DVC's run cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attune.runtime.errors import UserError
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import collect
 
-# Seconds between two looks at the queue; a worker needs less to start.
+# Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
 THREADS = "compute.threads"
 
@@ -86,13 +86,13 @@ def in_queue(run: str) -> tuple[int, int]:
 
 
 def threads_of(settings: Grid, jobs: int, cores: int) -> list[str]:
-    """The override that divides the cores among `jobs` experiments; none for one, or where the study has its own."""
+    """The override that divides the cores among `jobs` experiments; none for a single job, or if the study sets it."""
     given = any(override.startswith(f"{THREADS}=") for override in settings.overrides)
     return [] if given or jobs == 1 else [f"{THREADS}={max(1, cores // jobs)}"]
 
 
 def _dvc(*arguments: str) -> None:
-    # Into a file: a worker that is started keeps a pipe open for as long as it works.
+    # Output to a file: a worker that DVC starts would keep a pipe open while it works.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         command = [sys.executable, "-m", "dvc", *arguments]
         if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode:
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
     parser.add_argument("--scale", default="tiny", choices=["tiny", "paper"])
-    parser.add_argument("-j", "--jobs", type=int, default=1, help="of run: experiments side by side; 1")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
     arguments = parser.parse_args(argv)
     study = read(arguments.name)
     settings = grid(arguments.name, study, arguments.scale, arguments.overrides)

@@ -1,4 +1,4 @@
-"""A study: a file of `studies/` with the overrides of its experiments, and what is read off them."""
+"""A study: a file of `studies/` with the overrides of its experiments, and the metrics and figure to report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEED = "seed"
 
 @section
 class Shown:
-    """What is read off the experiments: `metrics` of `variants`; a figure over the param `x`, or a table alone."""
+    """The results to report: `metrics` of `variants`, as a figure over the param `x` or only as a table."""
 
     kind: Literal["table", "lines", "spread"]
     variants: Annotated[list[Name], Field(min_length=1)]
@@ -45,7 +45,7 @@ class Grid:
     """The experiments of a study at one scale; DVC queues their product.
 
     Attributes:
-        name: what the names of its experiments begin with; it follows from the targets and the overrides but the axes.
+        name: prefix of the names of its experiments; a hash of the targets and of the overrides other than the axes.
         overrides: as `dvc exp run -S` takes them.
         axes: the keys with several values in the study's file, and the seed.
     """

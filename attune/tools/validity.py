@@ -33,7 +33,7 @@ Scores = dict[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Rated:
-    """A reply with its context, its mean rating, and a human reply if the file has one."""
+    """A reply with its context, its mean rating, and the human reply if the file has that column."""
 
     context: str
     reply: str
@@ -49,7 +49,7 @@ def read(path: Path) -> list[Rated]:
     """
     rows = list(_rows(read_csv(path, DataError, "the first argument names the file of ratings"), path))
     if len(rows) < 3:
-        raise DataError(f"{path}: {len(rows)} rows: a correlation needs three at least")
+        raise DataError(f"{path}: {len(rows)} rows: a correlation needs at least three")
     return rows
 
 
@@ -99,7 +99,9 @@ def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
     if (EPITOME / "epitome.json").is_file():
         values |= _levels(rows, references, params)
     else:
-        left_out.append(f"{EPITOME} is missing (`dvc repro epitome` makes it): the levels of empathy are left out.")
+        left_out.append(
+            f"{EPITOME} is missing (`dvc repro classifier@epitome` trains it): the levels of empathy are left out."
+        )
     return values, left_out
 
 
@@ -130,7 +132,7 @@ def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) ->
 
 
 def page(rows: Sequence[Rated], values: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
-    """The table of correlations, a row a metric, and what was left out."""
+    """The table of correlations, a row per metric, and notes on the metrics left out."""
     import numpy as np
 
     from attune.scoring.validity import spearman

@@ -1,12 +1,12 @@
-"""Run the committed pipeline again on this machine, and compare the results with what is committed.
+"""Run the committed pipeline again on this machine, and compare the results with the committed results.
 
     python -m attune verify
 
 clones HEAD into `.cache/verify`, runs every stage there without any cache, and compares hashes of outs (of `dvc.lock`)
-and metrics. The machine that wrote them, or one of its kind, gives equal bytes. Another type of CPU adds in another
-order: weights differ in their last digits and some replies in words, and metrics agree within tolerances: the 95 %
-interval of a metric, 1.96 standard errors of MMLU, `RELATIVE` of the value for others, counts exactly. Exits with 1
-where a metric lies outside.
+and metrics. The machine that wrote them, or a machine of the same type, gives equal bytes. Another type of CPU sums in
+another order: weights differ in their last digits, some replies in a few words, and metrics agree within tolerances:
+the 95 % interval of a metric, 1.96 standard errors of MMLU, `RELATIVE` of the value for others, counts exactly. Exits
+with 1 if a metric is outside its tolerance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLONE = Path(".cache/verify")
 LOCK = Path("dvc.lock")
 # By this Python, so that the clone, which has no .venv, runs with the same libraries.
 DVC = [sys.executable, "-m", "dvc"]
-# Of a metric without an interval: a share of its value, at least half a percentage point.
+# Tolerance of a metric without an interval: a share of its value, at least half a percentage point.
 RELATIVE, LEAST = 0.05, 0.5
 
 
@@ -44,7 +44,7 @@ def rerun(clone: Path) -> dict[str, str]:
     shutil.rmtree(clone, ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
     committed = hashes(clone / LOCK)
-    # The clone has an empty cache, so that nothing is taken from earlier runs.
+    # The clone has an empty cache, so no result comes from earlier runs.
     if subprocess.run([*DVC, "repro", "--force", "--no-run-cache"], cwd=clone, check=False).returncode:
         raise UserError(f"the pipeline fails in {clone}: run `dvc repro` there to see where")
     return committed
@@ -57,7 +57,7 @@ def hashes(lock: Path) -> dict[str, str]:
 
 
 def outside(change: Change, values: Metrics) -> bool:
-    """Whether a metric changed by more than another machine explains.
+    """Whether a metric changed by more than a different machine can explain.
 
     Args:
         change: of the metric.
@@ -65,7 +65,7 @@ def outside(change: Change, values: Metrics) -> bool:
     """
     if change.old is None or change.new is None:
         return True
-    # Where all examples are alike (no empty reply) the interval is a point, and says nothing.
+    # If all examples have the same value (no empty reply), the interval is a point and gives no tolerance.
     if change.interval is not None and change.interval[0] != change.interval[1]:
         return not change.within_noise
     if f"{change.metric}_stderr" in values:
@@ -76,7 +76,7 @@ def outside(change: Change, values: Metrics) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the pipeline, and print and judge what differs."""
+    """Run the pipeline, print the differences, and check them against the tolerances."""
     command_parser("verify", __doc__).parse_args(argv)
     committed = rerun(CLONE)
     here = hashes(CLONE / LOCK)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     far = [change for change in changed if outside(change, _values(CLONE / METRICS / f"{change.file}.json"))]
     if far:
         names = ", ".join(f"{change.file} {change.metric}" for change in far)
-        raise UserError(f"{len(far)} metrics lie outside their tolerance: {names}; the rerun is in {CLONE}")
+        raise UserError(f"{len(far)} metrics are outside their tolerance: {names}; the rerun is in {CLONE}")
 
 
 def _values(path: Path) -> Metrics:

@@ -98,8 +98,10 @@ def test_training_goes_on_from_the_one_before_and_says_so(harmed, step, trained,
     assert all(torch.equal(weight, whole[name]) for name, weight in found.items()) and found.keys() == whole.keys()
     said = capsys.readouterr().err
     for number in harmed:
-        assert f"checkpoint-{number} is left out: optimizer.pt has changed since it was written" in said
-    assert (f"going on from {tmp_path}/checkpoints/checkpoint-{step}" if step else "starting anew") in said
+        assert f"checkpoint-{number} is discarded: optimizer.pt has changed since it was written" in said
+    assert (
+        f"resuming from {tmp_path}/checkpoints/checkpoint-{step}" if step else "starting from the beginning"
+    ) in said
 
 
 def test_a_folder_without_manifest_is_removed_and_others_are_left(tmp_path, capsys):
@@ -110,7 +112,7 @@ def test_a_folder_without_manifest_is_removed_and_others_are_left(tmp_path, caps
     seal(tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5/later").write_text("not of the manifest")
     assert settle(tmp_path, "checkpoint") == tmp_path / "checkpoint-5"
-    assert "checkpoint-10 is left out: it was not written to its end" in capsys.readouterr().err
+    assert "checkpoint-10 is discarded: it is incomplete" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-best"]
 
 

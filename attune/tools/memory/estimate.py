@@ -4,8 +4,8 @@
     python -m attune memory recipe=empo hardware=gpu --config path/to/zephyr
 
 Overrides are those of `python -m attune params`; `params.yaml` is not changed. The shape of a hub model comes
-from its config.json, which is downloaded unless `--config` names it; the shape of a model that stage `base` makes is in
-section `tiny`. docs/scale.md says what is counted and what is not.
+from its config.json, which is downloaded unless `--config` is given; the shape of a model that stage `base` trains is
+in section `tiny`. docs/scale.md lists what the estimate includes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS: tuple[Step, ...] = ("sft", "dpo")
 
 
 def composed(overrides: Sequence[str]) -> Params:
-    """The params of `overrides`, without writing params.yaml.
+    """Compose `overrides` to params, without writing params.yaml.
 
     Raises:
         ParamsError: they do not compose.
@@ -47,7 +47,7 @@ def composed(overrides: Sequence[str]) -> Params:
 
 
 def shape(params: Params, folder: Path | None) -> PretrainedConfig:
-    """The configuration of the base model: that in `folder`, the hub's, an encoder's package's, or of section `tiny`.
+    """The configuration of the base model: from `folder`, the hub, the package of an encoder, or section `tiny`.
 
     Raises:
         ModelError: there is no such configuration.
@@ -65,7 +65,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
         return configuration(params.tiny, params.tiny.vocab_size)
     source, revision = (str(folder), None) if folder else (str(model.hub_id), model.revision)
     if folder is not None and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json: --config names the folder that it is in")
+        raise ModelError(f"{folder} holds no config.json: set --config to the folder that holds it")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -101,7 +101,7 @@ def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
 
 
 def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
-    """Sizes, with a column for each stage with and without checkpointing, and the micro-batch that fits."""
+    """The table of sizes, a column for each stage with and without checkpointing, and the largest micro-batch."""
     whole = size(config, params)
     steps = STEPS if config.model_type in SUPPORTED_ARCHITECTURES else STEPS[:1]
     batches = {step: int(getattr(params, step).batch_size) for step in steps}
@@ -160,8 +160,8 @@ def main(argv: Sequence[str]) -> None:
     """Print the estimate."""
     parser = command_parser("memory", __doc__)
     parser.add_argument("overrides", nargs="*", help="as of `python -m attune params`: model=mistral-7b hardware=gpu")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="of the GPU; else that of the one that is here")
-    parser.add_argument("--config", type=Path, metavar="FOLDER", help="where the base model's config.json is")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the GPU; default: that of this machine")
+    parser.add_argument("--config", type=Path, metavar="FOLDER", help="folder with the base model's config.json")
     arguments = parser.parse_args(argv)
     params = composed(arguments.overrides)
     memory = device_memory(params) if arguments.memory is None else int(arguments.memory * GIB)

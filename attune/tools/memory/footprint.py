@@ -1,8 +1,9 @@
-"""What a step of SFT or DPO keeps in memory, counted on a model without weights.
+"""Memory of a training step of SFT or DPO, measured on a model without weights.
 
-The model is made of its configuration on torch's meta device, its tensors become fake ones (shapes and types alone),
-and the forward pass of the stage runs on them: what autograd keeps for the backward pass is counted, not derived. All
-layers of a decoder keep as much, so that two and three of them tell what any number does.
+The model is created from its configuration on torch's meta device, its tensors are replaced by fake tensors (shape and
+dtype only), and the forward pass of the stage runs on them. So the tensors that autograd saves for the backward pass
+are counted, not derived by hand. All layers of a decoder save equally much, so models with two and with three layers
+give the memory of any number of layers by linear extrapolation.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware, Params
 
-# Layers of the two models that tell what a layer keeps; with one the first would be the last, which is another.
+# Layers of the two measured models; their difference is a layer. Not 1 and 2: a single layer is first and last at once.
 FEW, MORE = 2, 3
-# Of TRL's log-probabilities on a GPU: tokens and words of a tile (trl/kernels/chunked_logprob.py, `pair_output`).
+# Tile of TRL's log-probabilities on a GPU, tokens x vocabulary entries (trl/kernels/chunked_logprob.py, `pair_output`).
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 
 
@@ -36,8 +37,9 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768
 class Kept:
     """Bytes of a micro-batch.
 
-    `activations` and `logits` are kept for the backward pass. `again` is what checkpointing makes anew of one layer at
-    a time, and the adapter in bf16. `passing` is the gradient of logits, or the chunk of them that there is at once.
+    `activations` and `logits` are saved for the backward pass. `again` is the memory that gradient checkpointing needs
+    to recompute one layer at a time, plus the adapter in bf16. `passing` is the gradient of the logits, or the largest
+    chunk of logits that exists at once.
     """
 
     activations: int
@@ -47,34 +49,34 @@ class Kept:
 
     @property
     def saved(self) -> int:
-        """Kept by autograd between the forward and the backward pass."""
+        """Bytes that autograd saves between the forward and the backward pass."""
         return self.activations + self.logits
 
     @property
     def total(self) -> int:
-        """All of it, as if it were there at once."""
+        """The sum of all fields: an upper bound, since their peaks may not coincide."""
         return self.saved + self.again + self.passing
 
 
 def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bool, micro_batch: int) -> Kept:
-    """What a step of a micro-batch keeps, every row of it as long as the params allow.
+    """The memory of a step on a micro-batch whose rows all have the maximum length that the params allow.
 
-    Half of a dialogue is the assistant's and carries the loss. The context of a pair is half of `dpo.max_length`, and
-    so is each of its replies.
+    Assumes that half of the tokens of a dialogue are the assistant's and carry the loss, and that the context of a pair
+    and each of its replies take half of `dpo.max_length`.
 
     Args:
-        config: of the base model.
-        params: the run's.
+        config: configuration of the base model.
+        params: params of the run.
         step: sft or dpo.
         checkpointing: as `training.gradient_checkpointing`.
-        micro_batch: dialogues or pairs.
+        micro_batch: its size, in dialogues (SFT) or pairs (DPO).
     """
     layers = int(config.get_text_config().num_hidden_layers)
     few, more = _pair(config, _checkpointed(params, checkpointing), step, micro_batch)
     again = few.again + (layers - FEW) * (more.again - few.again)
     if checkpointing:
-        some, others = _pair(config, _checkpointed(params, False), step, micro_batch)
-        again += others.activations - some.activations
+        few_plain, more_plain = _pair(config, _checkpointed(params, False), step, micro_batch)
+        again += more_plain.activations - few_plain.activations
     return Kept(
         activations=few.activations + (layers - FEW) * (more.activations - few.activations),
         logits=few.logits,
@@ -89,7 +91,7 @@ def _checkpointed(params: Params, checkpointing: bool) -> Params:
 
 
 def _pair(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> tuple[Kept, Kept]:
-    """Of the model with few layers, and of that with one more."""
+    """The memory of the models with `FEW` and with `MORE` layers."""
     few, more = (_saved(_with_layers(config, layers), params, step, micro_batch) for layers in (FEW, MORE))
     return few, more
 
@@ -104,7 +106,7 @@ def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> Kept:
-    """Bytes that the forward pass of a whole model of `config` keeps."""
+    """Bytes that the forward pass of a model with configuration `config` saves."""
     import torch
     from torch._subclasses import FakeTensorMode
 
@@ -113,7 +115,7 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
     forward = (_supervised if step == "sft" else _pairs)(policy, params, micro_batch)
     with sizes.quiet(), mode:
         _fake(policy)
-        # A CPU's tensors, since those of the meta device are passed over by autocast, and those of a GPU need one.
+        # Fake tensors of the CPU: autocast ignores the meta device, and CUDA tensors need a GPU.
         with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as storages:
             forward(mode)
     logits = sum(size for size, shape in storages.values() if shape[-1:] == (vocabulary,))
@@ -121,14 +123,14 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
 
 
 def _casts(policy: Any, hardware: Hardware) -> int:
-    """Bytes of the adapter in bf16, which autocast keeps to the forward pass's end where no layer's graph does."""
+    """Bytes of the bf16 copy of the adapter, which autocast caches in the forward pass if no graph saves it."""
     if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.dtype == "bf16"):
         return 0
     return sum(2 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
 
 
 def _fake(policy: Any) -> None:
-    """Put new tensors, in the mode that is on, in the place of the policy's; tied weights stay tied."""
+    """Replace the policy's tensors by new ones of the active fake mode; tied weights stay tied."""
     import torch
 
     made: dict[int, Any] = {}
@@ -145,26 +147,26 @@ def _fake(policy: Any) -> None:
 
 
 def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
-    """The forward pass of SFT: `supervised_trainer`'s, of dialogues whose second half carries the loss."""
+    """The forward pass of SFT, as in `supervised_trainer`, on dialogues whose second half carries the loss."""
     import torch
 
     length = params.sft.max_length
 
     def forward(mode: Any) -> torch.Tensor:
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
-        # By index: how many places a mask has is in its values, and there are none.
-        places = torch.zeros(micro_batch * (length // 2), dtype=torch.long)
+        # By index: a boolean mask selects by its values, and fake tensors have none.
+        indices = torch.zeros(micro_batch * (length // 2), dtype=torch.long)
         head = policy.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[places],))
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[indices],))
         logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         hook.remove()
-        return torch.nn.functional.cross_entropy(logits.float(), places, reduction="sum")
+        return torch.nn.functional.cross_entropy(logits.float(), indices, reduction="sum")
 
     return forward
 
 
 def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
-    """The forward pass of DPO: `pair_output`'s; DPO runs without dropout."""
+    """The forward pass of DPO, as in `pair_output`; DPO runs without dropout."""
     import torch
 
     model, context = unwrap_peft(policy), params.dpo.max_length // 2
@@ -172,14 +174,14 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     documents = [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
-    laid = pack(documents, 0, uses_varlen(model))
-    laid["indices"] = laid["predictors"][laid["targets"] != IGNORED]
-    laid["distinct"] = laid["indices"].unique()
+    packed = pack(documents, 0, uses_varlen(model))
+    packed["indices"] = packed["predictors"][packed["targets"] != IGNORED]
+    packed["distinct"] = packed["indices"].unique()
 
     def forward(mode: Any) -> torch.Tensor:
-        batch = {name: mode.from_tensor(tensor) for name, tensor in laid.items()}
+        batch = {name: mode.from_tensor(tensor) for name, tensor in packed.items()}
         if uses_varlen(model):
-            # The lengths given: fake tensors have no values to count them from.
+            # The lengths are passed explicitly: fake tensors have no values to derive them from.
             lengths = [len(document) for document in documents]
             masks = document_masks(batch["packed_segments"], batch["packed_positions"], lengths)
             attention: dict[str, Any] = {"documents": masks}
@@ -193,7 +195,7 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
 
 @contextmanager
 def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
-    """Within, what autograd keeps for the backward pass beside the weights: storage to (bytes, shape of a tensor)."""
+    """Record what autograd saves within the block, except weights: storage to (bytes, shape of a tensor)."""
     import torch
 
     weights = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}
@@ -204,7 +206,7 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             storages[storage._cdata] = (storage.nbytes(), tuple(tensor.shape))
-            alive.append(storage)  # else another could take its place
+            alive.append(storage)  # else a later storage could get the same address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -212,7 +214,7 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
 
 
 def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:
-    """Bytes of logits that are not kept: their gradient in SFT, a chunk of them in DPO."""
+    """Bytes of logits that are not saved for the backward pass: their gradient in SFT, a chunk of them in DPO."""
     words, width = config.get_text_config().vocab_size, config.get_text_config().hidden_size
     half = 2 if params.hardware.dtype == "bf16" else 4
     if step == "sft":

@@ -108,7 +108,7 @@ def dialogues_of_quality(dialogues: Sequence[Dialogue], quality: str, path: Path
         labels = sorted({dialogue.quality for dialogue in dialogues if dialogue.quality})
         has = f"has only dialogues of quality {' or '.join(labels)}" if labels else "has no quality labels"
         raise UserError(
-            f"{path}: an adapter needs dialogues of quality {quality}, but the train split {has}: choose another corpus, "
-            f"or drop the adapter (-S ~adapters.sft-{quality}) and its variants"
+            f"{path}: an adapter needs dialogues of quality {quality}, but the train split {has}: choose another "
+            f"corpus, or drop the adapter (-S ~adapters.sft-{quality}) and its variants"
         )
     return selected

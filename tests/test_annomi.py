@@ -25,7 +25,7 @@ WHOLE = {"mi_quality": "high", "video_title": "A", "video_url": "https://x.org/1
 
 
 def row(number, text, act, transcript="7", annotator=None, **more):
-    """A row as a dictionary; the act says who speaks."""
+    """A row as a dictionary; the act gives the speaker."""
     speaker = "therapist" if act in BEHAVIOURS else "client"
     acts = {"main_therapist_behaviour": "n/a", "client_talk_type": "n/a"}
     acts["main_therapist_behaviour" if speaker == "therapist" else "client_talk_type"] = act
@@ -64,7 +64,7 @@ def test_a_transcript(tmp_path, bom):
     assert one == Dialogue("train/7", "annomi", "train", "smoking cessation", turns, "high") and not dropped
 
 
-def test_the_majority_of_the_annotators_stands(tmp_path):
+def test_the_majority_of_the_annotators_counts(tmp_path):
     votes = ["reflection", "question", "question"]
     rows = [row(1, "So?", act, annotator=i) for i, act in enumerate(votes)] + [row(0, "Hm.", "sustain", annotator=4)]
     (one,), dropped = read(corpus(tmp_path, rows, "AnnoMI-full.csv"), "AnnoMI-full.csv")

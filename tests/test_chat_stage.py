@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what is answered, what is left out, and how it ends."""
+"""A conversation in the terminal: the answers, the context that is dropped, and the end."""
 
 import subprocess
 import sys

@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 def frame(rouge, diff=None, ids=None):
-    """Scores of examples whose ids are a, b, …; `diff_er` alike for all unless given."""
+    """Scores of examples whose ids are a, b, …; `diff_er` is equal for all unless given."""
     names = ids or [chr(ord("a") + i) for i in range(len(rouge))]
     return pd.DataFrame({"id": names, "label": "sad", "rouge_l": rouge, "diff_er": diff or [1.0] * len(rouge),
                          "reference_level_er": 1})  # fmt: skip

@@ -101,7 +101,7 @@ def imports(path: Path) -> set[str]:
     return {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
-def test_kernels_stand_behind_one_interface():
+def test_kernels_have_one_interface():
     """Other packages import `attune.cpu.optimize` alone, and the kernels do not import training code."""
     root = Path(__file__).parents[1]
     callers = 0

@@ -1,4 +1,4 @@
-"""Which stages an edit re-runs: a byte is changed in every folder of the library, and DVC is asked what changed."""
+"""Which stages an edit re-runs: a byte is changed in every folder of the library, and `dvc status` lists the stages."""
 
 import ast
 import shutil
@@ -54,7 +54,7 @@ def room(folder: str) -> str:
 
 
 def test_every_folder_is_in_the_table():
-    # A package with only an __init__ has no code of its own. The default recipe has no classifier of behaviours, and
+    # A package with only an __init__ has no code. The default recipe has no classifier of behaviours, and
     # only a command runs scoring/validity.py.
     holds_code = {name for name in folders() if len(list((ROOT / "attune" / name).glob("*.py"))) > 1}
     assert {name for name in holds_code if not room(name)} == {"classifiers/behaviour", "scoring"}
@@ -128,7 +128,7 @@ def scripts() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", scripts())
 def test_a_stage_depends_on_all_code_that_it_runs(name):
-    """Else an edit of that code would leave what the stage wrote before as if nothing had changed."""
+    """Otherwise the outs of a stage would stay after an edit of that code."""
     deps = [ROOT / dep.split("/$")[0] for dep in scripts()[name] if dep.startswith("attune/")]
     deps += [ROOT / "attune" / folder for folder in NOT_RUN.get(name, ())]
     missing = [

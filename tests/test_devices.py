@@ -1,4 +1,4 @@
-"""A GPU for each process: who takes which, told by locks alone, so that it needs no GPU."""
+"""A GPU for each process: which process gets which, checked by the locks alone, so no GPU is needed."""
 
 import os
 import subprocess

@@ -31,7 +31,7 @@ def sha256(data: bytes) -> str:
 
 
 class Server:
-    """Serves a folder on a free port and notes what it was asked for."""
+    """Serves a folder on a free port and records the requests."""
 
     def __init__(self, folder: Path):
         self.folder, self.asked = folder, []

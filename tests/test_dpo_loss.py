@@ -1,4 +1,4 @@
-"""The loss of DPO as it is written out, against TRL's and against its gradient in the paper."""
+"""The loss of DPO against TRL's implementation and the paper's gradient."""
 
 import math
 

@@ -548,7 +548,7 @@ def test_published_checkpoint_that_is_no_state_dict(published, encoder, tmp_path
     with pytest.raises(ModelError, match=r"finetuned_ER\.pth does not contain tensors only"):
         load_published(published, encoder)
     torch.save([torch.ones(1)], published / "finetuned_ER.pth")
-    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is no state dict"):
+    with pytest.raises(ModelError, match=r"finetuned_ER\.pth is not a state dict"):
         load_published(published, encoder)
     (published / "finetuned_ER.pth").unlink()
     with pytest.raises(ModelError, match=r"finetuned_ER\.pth is missing: epitome\.checkpoints"):

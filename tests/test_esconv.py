@@ -102,7 +102,7 @@ def odd(random, depth=4):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_stands_in_a_line_is_read_or_refused_with_its_place(tmp_path, seed):
+def test_any_line_is_read_or_refused_with_its_place(tmp_path, seed):
     random = Random(seed)
     one = json.loads(json.dumps(TALK))
     (one if random.random() < 0.3 else random.choice(one["dialog"]))[random.choice(KEYS)] = odd(random)

@@ -1,4 +1,4 @@
-"""The cluster examples: they parse, ask for what exists, and hold nothing of anybody's machine."""
+"""The cluster examples: they parse, name existing stages and keys, and have no path of a machine."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The page `docs/extend.md`: what it shows is put into a copy of the project, and runs there."""
+"""The page `docs/extend.md`: its code blocks are added to a copy of the project, and run there."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from helpers import ROOT, project
 PAGE = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^(At the end of )?`([\w/.]+)`:\n\n```\w+\n(.*?)```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 TOPICS = {"work": "My boss shouts at me.", "home": "My flat is cold.", "health": "I do not sleep."}
-# What stages a user would run with DVC run, in one process, which spares the imports of five.
+# The stages that a user would run with DVC, in one process, which saves the imports of five.
 STAGES = """
 import runpy, sys
 from attune.config.params import compose

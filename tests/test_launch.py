@@ -1,4 +1,4 @@
-"""What the launcher starts, and what it says of a rank that died; test_ranks.py runs it."""
+"""The environment of the ranks, and the message about a dead rank; test_ranks.py runs the launcher."""
 
 import re
 import sys
@@ -152,6 +152,6 @@ def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_
     for taken_along in (-15, LOST):
         said = launch.message({0: failure(0, taken_along), 1: failure(1, 1)}, 2, tmp_path)
         assert re.findall(r"rank \d+", said) == ["rank 1"]
-    # An error that all of them have is said once.
+    # An error that all ranks have is printed once.
     said = launch.message({number: failure(number, 1) for number in range(8)}, 8, tmp_path)
     assert said.startswith("rank 0 of 8 ended with exit status 1; its output is above\n")

@@ -69,7 +69,7 @@ def test_a_line(text):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_what_is_masked_stays_as_it_is(line):
+def test_masking_twice_changes_nothing(line):
     once, counts = masked(wanted(line)[0])
     assert masked(once) == (once, Counter())
     assert sum(counts.values()) == sum(once.count(f"[{kind.upper()}]") for kind in KINDS)

@@ -140,7 +140,7 @@ def test_the_estimate_is_what_a_training_step_keeps(step, case, tiny_tokenizer, 
     assert estimated.passing > 0 and (estimated.again > 0) is checkpointing
 
 
-def test_checkpointing_keeps_a_layers_input_and_makes_one_layer_anew():
+def test_checkpointing_keeps_layer_inputs_and_recomputes_one_layer():
     params, config = params_of("tiny"), MISTRAL
     plain, less = (kept(config, params, "sft", checkpointing, MICRO) for checkpointing in (False, True))
     assert less.activations < plain.activations / 10
@@ -216,7 +216,7 @@ def test_dpo_in_padded_batches_has_no_estimate():
 def test_errors_are_for_people(root, capsys):
     with pytest.raises(ModelError, match=r"the configuration of mistralai/Mistral.* cannot be loaded.*--config FOLDER"):
         run(capsys, "model=mistral-7b", "hardware=gpu")
-    with pytest.raises(ModelError, match=r"holds no config\.json: --config names"):
+    with pytest.raises(ModelError, match=r"holds no config\.json: set --config to"):
         run(capsys, "model=mistral-7b", "--config", str(root))
     (root / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
     with pytest.raises(ModelError, match=r"the configuration of .* cannot be loaded"):

@@ -1,4 +1,4 @@
-"""Several corpora in one: how params say it, what is taken of each, and what the stage writes."""
+"""A mixture of corpora: its params, the dialogues taken from each part, and the files of the stage."""
 
 import copy
 import csv

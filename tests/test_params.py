@@ -1,4 +1,4 @@
-"""The cookbook in conf/ and the schema of params.yaml: what composes, what it holds, and what is refused."""
+"""The cookbook in conf/ and the schema of params.yaml: which options compose, their values, and which are refused."""
 
 import copy
 import re
@@ -202,7 +202,7 @@ CONF_FILES = sorted(set(CONF.rglob("*.yaml")) - set(ACCELERATE.iterdir()))
 
 
 def test_every_key_is_documented():
-    """Once at least: where its default stands, or in an option of its group."""
+    """At least once: at its default, or in an option of its group."""
     documented = set().union(*map(commented, CONF_FILES))
     assert sorted(set(leaves(composed())) - documented) == []
 
@@ -225,7 +225,7 @@ def test_a_recipe_says_why(recipe):
     values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     del values["defaults"]
     own = commented(path)
-    # One comment may stand above several keys of a section.
+    # One comment may be above several keys of a section.
     sections = {key.rpartition(".")[0] for key in own}
     assert {key for key in leaves(values) if key.split(".")[0] not in own | sections} == set()
 

@@ -1,4 +1,4 @@
-"""The page of figures holds what the benchmarks wrote, and nothing else."""
+"""docs/performance.md has the tables of the benchmarks' results."""
 
 import pytest
 

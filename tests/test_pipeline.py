@@ -29,7 +29,7 @@ MICRO = [
 
 
 class Clone:
-    """A clone of the working tree in a folder of its own, with git and DVC as a user has them."""
+    """A clone of the working tree, with Git and DVC set up as a user's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Clone:
         return done.stdout + done.stderr
 
     def on_another_machine(self, folder: Path) -> "Clone":
-        """What `git clone` makes of what is committed."""
+        """The files of a `git clone` of the commit."""
         self.run("git", "clone", "-q", ".", str(folder))
         there = Clone.__new__(Clone)
         there.folder = folder
@@ -220,7 +220,7 @@ def resolved(folder: Path) -> dict[str, dict[str, list[str]]]:
     return DataResolver(repo, str(folder), text).resolve()["stages"]
 
 
-def test_pairs_of_the_policy_hang_on_the_round_before_and_empos_on_no_model(tmp_path):
+def test_policy_pairs_depend_on_the_previous_round_and_empo_pairs_on_no_model(tmp_path):
     for name in ("empo", "dbt", "counsel"):
         (tmp_path / name).mkdir()
     empo = composed_pipeline(tmp_path / "empo", "recipe=empo", "model=tiny")

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: what is computed, what is kept, and what is refused."""
+"""The reference's log-probabilities: which are computed, which are stored, and which files are refused."""
 
 import math
 

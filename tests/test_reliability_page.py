@@ -1,4 +1,4 @@
-"""The page of campaigns says what their files say."""
+"""docs/reliability.md has the tables of the campaigns' files."""
 
 import pytest
 from reliability import PAGE, SECTIONS, page, results

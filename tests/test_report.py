@@ -54,7 +54,7 @@ def params(*overrides):
 
 
 def report(*arguments):
-    """The stage in a process of its own, with other hashes of strings."""
+    """The stage in another process, with other hashes of strings."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-m", "stages.report", *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env=env)

@@ -1,4 +1,4 @@
-"""The lock: every package by its hashes, from no place of its own, and an audit that needs no network to end well."""
+"""The lock: every package is pinned by its hashes, none has its own index, and the audit succeeds without a network."""
 
 import os
 import re
@@ -33,14 +33,14 @@ def test_the_lock_names_no_place_that_packages_come_from():
         assert not re.search(r"https?://|file:|git\+|--(extra-)?index-url|--find-links|--trusted-host| @ ", text), name
 
 
-def test_what_is_asked_for_is_locked():
+def test_every_requirement_is_locked():
     names = {re.split(r"[=<>\[ ]", line)[0] for line in (ROOT / "requirements.in").read_text().splitlines()
              if line and not line.startswith("#")}  # fmt: skip
     locked = {re.split(r"[=\[]", entry)[0] for entry in requirements(LOCK)}
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in names} <= locked
 
 
-def test_an_audit_without_a_network_says_so_and_ends_well():
+def test_an_audit_without_a_network_prints_that_and_succeeds():
     env = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = subprocess.run([ROOT / ".ci/audit"], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("audit skipped: pip-audit cannot be")

@@ -30,7 +30,7 @@ LABELS = ("sad", "joyful", "proud")
 
 
 def state(rouge_l, texts):
-    """Metrics and replies as stages would leave them."""
+    """Metrics and replies as the stages write them."""
     write_json(Path("metrics/sft-dpo.json"), {"rouge_l": rouge_l, "diff_er": 1.0})
     write_json(Path("metrics/intervals/sft-dpo.json"), {"rouge_l.low": rouge_l - 1, "rouge_l.high": rouge_l + 1})
     rows = [
@@ -64,7 +64,7 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_ten_changed_replies_stand_below_the_metrics(changed, capsys):
+def test_ten_changed_replies_follow_the_metrics(changed, capsys):
     text = printed(capsys, "HEAD", "--name", "main")
     assert re.search(r"sft-dpo +\| rouge\\_l +\| 20 +\| 20\.5 +\| \+0\.5 +\| 19\.5 to 21\.5 +\| within noise", text)
     assert "20 of 30 replies to the same context differ. Written by a machine, unchecked" in text
@@ -102,7 +102,7 @@ def test_the_workflow_runs_what_runs_here_and_may_write_no_more_than_a_comment()
         assert job["timeout-minutes"] and job.get("permissions", {}).keys() <= {"contents", "pull-requests"}
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step)
-            # What somebody else wrote (a title, a branch) is never pasted into a shell.
+            # Text of a contributor (a title, a branch) is never pasted into a shell.
             assert "${{" not in step.get("run", "")
             program, *arguments = step.get("run", "gh").split()
             assert program in ("cat", "gh") or (ROOT / program).is_file() or {program, *arguments} <= {"make"} | targets

@@ -1,4 +1,4 @@
-"""The embedded sample of EPITOME annotations is what its generator writes, and says what its text says."""
+"""The embedded sample of EPITOME annotations equals its generator's output, and its README is correct."""
 
 import csv
 import re

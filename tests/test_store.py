@@ -88,7 +88,7 @@ pieces = st.lists(st.text("aé😀\u2028 ,", max_size=5) | ENDS, max_size=12)
 
 @settings(deadline=None)
 @given(pieces, st.integers(1, 9), st.booleans())
-def test_lines_do_not_hang_on_the_blocks_they_are_read_in(tmp_path_factory, pieces, block, mark):
+def test_lines_are_independent_of_the_block_size(tmp_path_factory, pieces, block, mark):
     path = tmp_path_factory.mktemp("lines") / "x"
     path.write_bytes(b"\xef\xbb\xbf" * mark + "".join(pieces).encode())
     whole = read_text(path, DataError, "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -99,7 +99,7 @@ def test_lines_do_not_hang_on_the_blocks_they_are_read_in(tmp_path_factory, piec
 
 @settings(deadline=None)
 @given(pieces, pieces, st.sampled_from([b"\xff", b"\0", b"\xe9"]), st.integers(1, 9))
-def test_bad_bytes_are_named_alike_in_every_block(tmp_path_factory, before, after, bad, block):
+def test_errors_of_bad_bytes_are_independent_of_the_block_size(tmp_path_factory, before, after, bad, block):
     path = tmp_path_factory.mktemp("lines") / "x"
     path.write_bytes("".join(before).encode() + bad + b"\n" + "".join(after).encode())
     with pytest.raises(DataError) as whole:

@@ -151,7 +151,7 @@ def test_a_study_runs_in_dvcs_queue_and_its_pages_hold_the_results(small):
     study.run_grid(settings(), [], 1)
     points = [["0.1", "13", "2"], ["0.1", "14", "2"], ["0.2", "13", "2"], ["0.2", "14", "2"]]
     assert sorted(line.split() for line in small.read_text().splitlines()) == points
-    # With a point that has run, which comes from the run cache.
+    # With a point that has already run and comes from the run cache.
     study.run_grid(settings("dpo.beta=0.1", "seed=14,15"), [], 1)
     assert len(small.read_text().splitlines()) == 5
     collect("small", read("small"), settings(), study.done(settings().name))
@@ -184,7 +184,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_its_ticks_are_the_grid():
     study = read("empo-figure3", ROOT / "studies")
     drawn = figure(study, _rows())
     assert drawn == figure(study, _rows())
-    # The glyphs are paths; what each group of them says is a comment.
+    # The glyphs are paths; the text of each group is a comment.
     ticks = re.findall(r'id="xtick_.*?<!-- (.*?) -->', drawn["svg"].decode(), flags=re.DOTALL)
     assert ticks == ["0.1", "0.2"]
 
@@ -213,7 +213,7 @@ def _rows():
     ]  # fmt: skip
 
 
-# In a process of its own: Celery keeps one broker a process, here that of another test's project.
+# In another process: Celery keeps one broker a process, here that of another test's project.
 SIDE_BY_SIDE = """
 import sys
 from attune.tools import study

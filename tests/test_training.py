@@ -1,4 +1,4 @@
-"""Training on a model of a few thousand weights: what is trained, what is not, and that a rerun gives the same bits."""
+"""Training on a model of a few thousand weights: which are trained or frozen, and that a rerun gives equal bytes."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A rerun compared with what is committed: equal, within a tolerance, or outside of it."""
+"""A rerun compared with the committed results: equal, within a tolerance, or outside it."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ STDERR = {"acc": 25.0, "acc_stderr": 4.0}
         # The committed value lies in the interval of the new one.
         (16.0, 16.9, (15.9, 17.9), False),
         (16.0, 17.1, (16.1, 18.1), True),
-        # An interval that is a point says nothing: 5 % of the value, at least half a point.
+        # An interval that is a point gives no tolerance: 5 % of the value, at least half a point.
         (0.0, 0.4, (0.4, 0.4), False),
         (8.0, 8.4, None, False),
         (8.0, 8.6, None, True),

@@ -46,7 +46,7 @@ def retry_on_oom(attempt: Callable[[Hardware], Result], hardware: Hardware, sect
             )
         smaller = next(divisor for divisor in range(size // 2, 0, -1) if section.batch_size % divisor == 0)
         print(
-            f"out of memory with micro-batches of {size}: going on with {smaller} (training.micro_batch_size)",
+            f"out of memory with micro-batches of {size}: continuing with {smaller} (training.micro_batch_size)",
             file=sys.stderr,
         )
         hardware = type(hardware)(**vars(hardware) | {"micro_batch_size": smaller})
@@ -85,7 +85,7 @@ def retry_batches_on_oom(lengths: Sequence[int], max_tokens: int, run_batch: Cal
                 "pairs.max_new_tokens and dpo.max_length, where the model is sampled for pairs"
             )
         max_tokens = longest * (len(batch) // 2)
-        print(f"out of memory: going on with batches of {max_tokens} tokens (decoding.batch_tokens)", file=sys.stderr)
+        print(f"out of memory: continuing with batches of {max_tokens} tokens (decoding.batch_tokens)", file=sys.stderr)
         batches = batches_by_tokens({row: lengths[row] for row in left}, max_tokens)
 
 

@@ -1,4 +1,4 @@
-"""The embedded pipeline, very small, as `dvc repro` in a process group of its own that can be killed."""
+"""The embedded pipeline, very small, as `dvc repro` in a separate process group that can be killed."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def command(folder: Path, *words: str) -> str:
 
 @dataclass
 class Run:
-    """A command in a process group of its own, whose output goes to a file."""
+    """A command in a separate process group, whose output goes to a file."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -94,7 +94,7 @@ class Run:
         return self.process.wait()
 
     def kill(self) -> bool:
-        """SIGKILL to the whole group; whether it was still at work."""
+        """SIGKILL to the whole group; whether it was still running."""
         return self.send(signal.SIGKILL) == -signal.SIGKILL
 
     def stage(self) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is left out, whichever file it is and whatever befell it."""
+"""A damaged checkpoint is discarded, whichever file is damaged and however."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def files(checkpoint: Path) -> list[str]:
 
 
 def test_every_harm_to_every_file_is_noticed_and_the_one_before_is_taken(trained, tmp_path, recorded):
-    """40 places a file for a flipped byte and a cut; where both are harmed, none is taken."""
+    """40 places in each file for a flipped byte and a cut; if both checkpoints are damaged, neither is used."""
     rng, rows = random.Random(3), []
     kept = tmp_path / "kept"
     shutil.copytree(trained / "checkpoints", kept)
@@ -89,7 +89,7 @@ def test_every_harm_to_every_file_is_noticed_and_the_one_before_is_taken(trained
 
 
 @pytest.mark.parametrize(("harmed", "step"), [((10,), 5), ((10, 5), 0)])
-def test_training_goes_on_from_the_one_before_and_says_so(harmed, step, trained, tmp_path, capsys):
+def test_training_resumes_from_the_previous_checkpoint_with_a_message(harmed, step, trained, tmp_path, capsys):
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
     for number in harmed:
         flipped(tmp_path / f"checkpoints/checkpoint-{number}/optimizer.pt", random.Random(1))

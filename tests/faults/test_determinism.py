@@ -64,7 +64,7 @@ print(json.dumps({"threads": torch.get_num_threads(), "loss": sum(losses) / len(
 
 
 def trained(folder: Path, threads: int, hash_seed: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Base model, SFT and replies in a process of its own: the metrics, and the hash of every out."""
+    """Base model, SFT and replies in a separate process: the metrics, and the hash of every out."""
     folder.mkdir()
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONHASHSEED": str(hash_seed)}
     # Threads that wait for each other actively would take the cores of the other processes.
@@ -86,7 +86,7 @@ def test_equal_runs_are_equal_to_the_byte_and_two_threads_within_tolerance(tmp_p
     (one, outs), (again, same), (two, others) = (each.result() for each in started)
     assert {"base/model.safetensors", "sft/adapter_model.safetensors", "replies.json"} <= outs.keys()
     unequal = [name for name in outs.keys() | same.keys() if outs.get(name) != same.get(name)]
-    # So small a model may well give equal bytes with two threads, too: nothing is asked but that there were two.
+    # So small a model may well give equal bytes with two threads, too: only the number of threads is checked.
     assert [each.pop("threads") for each in (one, again, two)] == [1, 1, 2] and others.keys() == outs.keys()
     apart = {name: abs(two[name] - one[name]) for name in one}
     outside = [name for name, gap in apart.items() if gap > (LOSS * one[name] if name == "loss" else POINTS)]
@@ -102,7 +102,7 @@ def test_equal_runs_are_equal_to_the_byte_and_two_threads_within_tolerance(tmp_p
 
 @pytest.mark.campaign
 def test_two_clones_give_equal_bytes_for_every_out(tmp_path, recorded):
-    """The pipeline with a very small model, run in two clones with caches of their own."""
+    """The pipeline with a very small model, run in two clones with separate caches."""
     outs = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

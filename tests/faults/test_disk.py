@@ -1,4 +1,4 @@
-"""A disk that is full or may not be written to: words for people, and what was there before stays whole."""
+"""A full or read-only disk: the error is a sentence for a person, and old files stay complete."""
 
 import errno
 import os
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_finds_no_room_is_removed_and_the_one_before_is_kept(m
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_an_error_of_the_disk_that_nobody_wrapped_is_reported(number, tmp_path, capsys):
+def test_an_unwrapped_disk_error_is_reported(number, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended, reported():
         raise OSError(number, os.strerror(number), str(tmp_path / "a"))
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Broken input files: each is read, or refused by an error for people that names the file; nothing else happens."""
+"""Broken input files: each is read, or refused by an error that names the file; no traceback."""
 
 import json
 from collections import Counter
@@ -356,7 +356,7 @@ def test_a_broken_file_is_read_or_refused_by_name(reader, tmp_path):
 
 
 def first_turn(folder, module):
-    """The first thing that anybody says."""
+    """The text of the first turn."""
     return module.read(folder)[0][0].turns[0].text
 
 
@@ -365,7 +365,7 @@ def squeezed(text):
 
 
 def said_in(folder: Path, text: str) -> dict[str, tuple[str, str]]:
-    """By the reader: what it reads of a file in which someone says `text`, and what it should read."""
+    """For each reader: the text it reads from a file with a turn `text`, and the expected text."""
     rows = {
         "EmpatheticDialogues": table(
             ED_HEADER, ("c1", "1", "sad", "", "7", text.replace(",", "_comma_")), form="commas"

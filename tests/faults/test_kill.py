@@ -42,7 +42,7 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: the stage that was to be hit and the one that was, and the moment in it."""
+    """One kill: the intended stage, the stage that was killed, and the moment in it."""
 
     aimed: str
     hit: str
@@ -93,7 +93,7 @@ def wait_for(run: Run, stage: str, moment: str, undisturbed: Undisturbed, rng: r
 
 
 def lost_steps(project: Path, stage: str, output: str) -> int:
-    """Steps of a killed stage that its newest whole checkpoint does not hold."""
+    """Steps of a killed stage after its newest complete checkpoint."""
     folders = list((project / ".checkpoints").glob(f"{TRAINED[stage]}-*/"))
     kept = [step_of(whole) for folder in folders if (whole := newest_whole(folder, "checkpoint"))]
     return steps_seen(output) - max(kept, default=first_step(project, stage))

@@ -40,7 +40,7 @@ def test_rows_that_do_not_fit_together_are_done_in_halves_each_once(error, capsy
     # Once a size has failed, none as large is tried again.
     failed = [size for size in tried if size > 20]
     assert tried[: len(failed)] == failed == sorted(failed, reverse=True)
-    assert capsys.readouterr().err.count("out of memory: going on with batches of") == len(failed)
+    assert capsys.readouterr().err.count("out of memory: continuing with batches of") == len(failed)
 
 
 def test_a_row_that_does_not_fit_by_itself_is_named():
@@ -66,7 +66,7 @@ def test_micro_batches_are_halved_to_divisors_of_the_batch():
     assert sizes == [12, 6, 3, 1]
 
 
-def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
+def test_sft_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypatch, capsys):
     """48 dialogues in batches of 8; memory runs out after the checkpoint of step 5, where more than 2 are read."""
     monkeypatch.chdir(small.make(tmp_path, 48))
     params = factory.params(sft=SFT, lora=factory.lora(), seed=5)
@@ -84,12 +84,12 @@ def test_sft_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     monkeypatch.setattr(trainer, "token_loss", limited)
     sft_stage.main("sft", params)
     said = capsys.readouterr().err
-    assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
+    assert "out of memory with micro-batches of 4: continuing with 2" in said and "checkpoint-5" in said
     for name, weight in load_file("models/sft/adapter_model.safetensors").items():
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
 
 
-def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monkeypatch, capsys):
+def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypatch, capsys):
     """48 pairs in batches of 8; memory runs out after the checkpoint of step 5, where more than 2 are laid out."""
     monkeypatch.chdir(small.make(tmp_path, 48))
     dialogues = [small.dialogue(number) for number in range(48)]
@@ -113,6 +113,6 @@ def test_dpo_that_runs_out_of_memory_goes_on_to_the_same_adapter(tmp_path, monke
     monkeypatch.setattr(packed_trainer, "pair_output", limited)
     dpo_stage.main("e1", params)
     said = capsys.readouterr().err
-    assert "out of memory with micro-batches of 4: going on with 2" in said and "checkpoint-5" in said
+    assert "out of memory with micro-batches of 4: continuing with 2" in said and "checkpoint-5" in said
     for name, weight in load_file("models/dpo/e1/adapter_model.safetensors").items():
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)

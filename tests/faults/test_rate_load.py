@@ -1,5 +1,5 @@
 """Many people rate at once, and the server is killed while they do: no answer that was confirmed is lost or counted
-twice. The server is the real one, a process of its own; the clients ask again, as the page's users do.
+twice. The server is the real one, in a separate process; the clients retry, as the page does.
 """
 
 import csv
@@ -61,7 +61,7 @@ class Server:
 
 
 class Client:
-    """A rater who answers every context, and asks again whenever the connection breaks."""
+    """A rater who answers every context, and retries whenever the connection breaks."""
 
     def __init__(self, rater, port, confirmed, told):
         self.rater, self.port, self.confirmed, self.told = rater, port, confirmed, told

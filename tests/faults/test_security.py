@@ -1,4 +1,4 @@
-"""What comes from outside is hostile: models, checkpoints, archives, requests, replies. Nothing of it runs, leaves its
+"""Hostile models, checkpoints, archives, requests and replies: nothing of them runs, leaves its
 folder or becomes markup, and no secret of the environment is written. SECURITY.md says what is trusted.
 """
 
@@ -50,7 +50,7 @@ WORDS = ["i lost my dog today", "i am sorry to hear that", "what happened then",
 
 @pytest.fixture
 def canary(tmp_path):
-    """A folder that hostile code would make; it must not be there at the end of any test."""
+    """A folder that hostile code would create; it must not exist at the end of any test."""
     yield tmp_path / "canary"
     assert not (tmp_path / "canary").exists()
 
@@ -200,7 +200,7 @@ FORBIDDEN = {
 
 
 def dangerous(source):
-    """Calls that could run what a file holds, or a shell, or that ask whether to run a model's own code."""
+    """Calls that could run code from a file, a shell, or a model's own code after a prompt."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     keywords = {call: {f"{one.arg}={ast.unparse(one.value)}" for one in call.keywords} for call in calls}
     found = {ast.unparse(call.func) for call in calls} & FORBIDDEN
@@ -339,7 +339,7 @@ def test_a_secret_of_the_environment_is_written_nowhere(tmp_path, monkeypatch, r
     said = clone.run("dvc", "exp", "run", "base", *settings)
     assert "Running stage 'base'" in said and (clone.folder / "reports/curves/base/plots/metrics/loss.tsv").is_file()
     written = {path: path.read_bytes() for path in clone.folder.rglob("*") if path.is_file()}
-    # Git packs what it keeps: experiments are commits.
+    # Git packs its objects: experiments are commits.
     kept = subprocess.run(
         ["git", "cat-file", "--batch-all-objects", "--batch"], cwd=clone.folder, check=True, capture_output=True
     ).stdout

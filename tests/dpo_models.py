@@ -75,20 +75,21 @@ def make_tokenizer():
 
 
 def trl_trainer(name: str, folder, packed: bool, beta: float = 0.5):
+    """`trainer_of` on a policy and pairs of this module."""
+    return trainer_of(make_policy(name), make_tokenizer(), with_made_up_reference(), folder, packed, beta, MAX_LENGTH)
+
+
+def trainer_of(policy, tokenizer, rows, folder, packed: bool, beta: float, max_length: int):
     """A policy in TRL's trainer, on packed batches or on TRL's own, with the reference from the columns of the data."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
-    config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=beta, max_length=MAX_LENGTH,
+    config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=beta, max_length=max_length,
                        activation_checkpointing=False, remove_unused_columns=False)  # fmt: skip
-    policy = make_policy(name)
     if packed:
-        prepare(policy, HARDWARE, MAX_LENGTH)
+        prepare(policy, HARDWARE, max_length)
     trainer = trainer_classes()[packed](
-        model=policy,
-        args=config,
-        train_dataset=Dataset.from_list(with_made_up_reference()),
-        processing_class=make_tokenizer(),
+        model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     trainer.precompute_ref_logps = True
     return trainer

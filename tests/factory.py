@@ -51,13 +51,12 @@ corpus = _factory(
 )
 context = _factory(schema.Context, targets="last", max_turns=None)
 columns = _factory(schema.Columns, dialogue="id", turn="n", role="who", text="sentence", act="miti")
+NOWHERE = {"hub_id": None, "revision": None, "folder": "none", "package": None, "file": None, "sha256": None}
 model = _factory(
     schema.Model,
     name="t",
-    package=None,
-    hub_id=None,
-    revision=None,
-    sha256=None,
+    source="made",
+    **NOWHERE,
     as_decoder=False,
     specialised=False,
     stands_in_for=None,
@@ -140,7 +139,7 @@ generate = _factory(
     top_p=1.0,
     engine="builtin",
 )
-encoder = _factory(schema.Encoder, name="e", package=None, hub_id=None, revision=None, sha256=None)
+encoder = _factory(schema.Encoder, name="e", source="made", **NOWHERE)
 epitome = _factory(
     schema.Epitome,
     data="data/sample/epitome",

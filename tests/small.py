@@ -46,7 +46,7 @@ def make(folder: Path, dialogues: int, overrides: list[str] = OVERRIDES) -> Path
     tokenizer = train_tokenizer((turn.text for one in some[:32] for turn in one.turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder / "models/base")
     tokenizer.save_pretrained(folder / "models/base")
-    record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
+    record = {"name": "micro", "source": "made"}
     (folder / "models/base/base.json").write_text(json.dumps(record))
     write_dialogues(some, folder / "data/dialogues/train.parquet")
     return folder

@@ -15,9 +15,10 @@ import pytest
 from helpers import ROOT
 
 from attune.data.dialogue import Turn
-from attune.models.base_record import hub_record, origin
+from attune.models.base_record import origin
 from attune.models.loading import load_base, load_tokenizer
 from attune.models.tiny import train_tokenizer
+from attune.models.weights import commit
 from attune.runtime.errors import DataError, ModelError
 from attune.runtime.io import write_json
 from attune.training.pretraining.pretrain import packed_sequences, pretrain
@@ -35,7 +36,7 @@ def make(folder: Path, seed: int) -> Path:
     model, tokenizer = pretrain(DIALOGUES, MADE, TINY, HARDWARE, seed, folder / "checkpoints", folder / "curves")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    write_json(folder / "base/base.json", {"name": "t", "hub_id": None, "revision": None, "commit": None})
+    write_json(folder / "base/base.json", {"name": "t", "source": "made"})
     return folder / "base"
 
 
@@ -132,8 +133,14 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.server.paths.append(path)
         file = self.server.folder / path.rpartition("/")[2]
-        if path == "/api/models/some/model/revision/main":
-            self.answer(200, json.dumps({"id": "some/model", "sha": COMMIT}).encode(), Content_Type="application/json")
+        if path.startswith("/api/models/some/model"):
+            files = [
+                {"type": "file", "path": one.name, "rfilename": one.name, "size": one.stat().st_size, "oid": "0" * 40}
+                for one in self.server.folder.iterdir()
+            ]
+            info = {"id": "some/model", "sha": COMMIT, "siblings": files}
+            answer = files if "/tree/" in path else info
+            self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
         elif path.startswith(f"/some/model/resolve/{COMMIT}/") and file.is_file():
             body = file.read_bytes()
             self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT)
@@ -155,10 +162,9 @@ from stages.base import main
 from attune.models.base_record import origin
 from attune.models.loading import load_base, load_tokenizer
 from attune.config.params import load
-from attune.config.schema import Hardware, Model
 
 params = load(Path(sys.argv[1]))
-main(replace(params, model=Model("some", None, "some/model", "main", None, False, False, None, None, None)))
+main(replace(params, model=replace(params.model, name="some", source="hub", hub_id="some/model")))
 base = Path("models/base")
 model = load_base(base, replace(params.hardware, device="cpu", dtype="fp32", threads=1))
 print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base))]))
@@ -187,7 +193,7 @@ def test_hub_model_is_pinned_to_its_commit(tmp_path, monkeypatch):
         hub.server_close()
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "models/base/base.json").read_text())
-    assert record == {"name": "some", "hub_id": "some/model", "revision": "main", "commit": COMMIT}
+    assert record == {"name": "some", "source": "hub", "hub_id": "some/model", "revision": "main", "commit": COMMIT}
     assert [path.name for path in (tmp_path / "models/base").iterdir()] == ["base.json"]
     assert json.loads(done.stdout.splitlines()[-1]) == [["some/model", COMMIT], size, size]
     files = [path for path in hub.paths if "/resolve/" in path]
@@ -199,8 +205,8 @@ def test_hub_model_is_pinned_to_its_commit(tmp_path, monkeypatch):
 
 def test_unreachable_hub():
     """Tests run offline (conftest): the hub refuses at once, as it would without a network."""
-    with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be resolved.*model=tiny"):
-        hub_record(factory.model(name="b", hub_id="a/b", revision="main"))
+    with pytest.raises(ModelError, match=r"model\.hub_id = 'a/b' at revision 'main' cannot be had: .*HF_HUB_OFFLINE"):
+        commit(factory.model(name="b", source="hub", hub_id="a/b", revision="main"), "model")
 
 
 def test_missing_gpu(tmp_path, monkeypatch):

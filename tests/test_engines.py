@@ -41,7 +41,7 @@ def folders(tmp_path_factory, tiny_tokenizer):
             torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(root / "base")
     tiny_tokenizer.save_pretrained(root / "base")
-    (root / "base/base.json").write_text(json.dumps({"hub_id": None, "commit": None}))
+    (root / "base/base.json").write_text(json.dumps({"source": "made"}))
     policy = add_adapter(model, factory.lora(), 1)
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
@@ -115,10 +115,10 @@ def test_vllm_arguments(reply, folders, monkeypatch):
     given = engine_arguments(base, adapter, SETTINGS, HARDWARE)
     assert (given["enable_lora"], given["max_lora_rank"], given["max_model_len"]) == (True, 8, 96)
     assert "enable_lora" not in engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
-    (record := base / "base.json").write_text(json.dumps({"hub_id": "a/b", "commit": "c", "quantization": "nf4"}))
+    (record := base / "base.json").write_text(json.dumps({"source": "folder", "folder": "a/b", "quantization": "nf4"}))
     given = engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
-    record.write_text(json.dumps({"hub_id": None, "commit": None}))
-    assert (given["model"], given["revision"], given["dtype"]) == ("a/b", "c", "bfloat16")
+    record.write_text(json.dumps({"source": "made"}))
+    assert (given["model"], given["dtype"]) == ("a/b", "bfloat16")
     assert given["quantization"] == given["load_format"] == "bitsandbytes"
 
 
@@ -137,9 +137,9 @@ def test_vllm_errors(folders, tmp_path, monkeypatch):
     values["generate"]["engine"], values["tiny"]["architecture"] = "vllm", "bert"
     with pytest.raises(ParamsError, match=r"generate\.engine = 'vllm' does not know BERT as a decoder"):
         check(values, "conf")
-    values["model"] |= {"as_decoder": True, "package": "an_encoder", "quantization": "nf4"}
+    values["model"] |= {"as_decoder": True, "source": "package", "package": "an_encoder", "quantization": "nf4"}
     values["generate"]["engine"] = "builtin"
-    with pytest.raises(ParamsError, match=r"model\.quantization = 'nf4' is for models of the hub"):
+    with pytest.raises(ParamsError, match=r"model\.quantization = 'nf4' is for pretrained models"):
         check(values, "conf")
 
 

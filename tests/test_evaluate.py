@@ -170,7 +170,7 @@ def test_bertscore_encoder():
     assert bertscore_encoder(PARAMS) == PARAMS.encoder
     settings = replace(PARAMS.bertscore, hub_id="some/model", revision="abc")
     encoder = bertscore_encoder(replace(PARAMS, bertscore=settings))
-    assert (encoder.package, encoder.hub_id, encoder.revision, encoder.sha256) == (None, "some/model", "abc", None)
+    assert (encoder.source, encoder.origin, encoder.revision, encoder.sha256) == ("hub", "some/model", "abc", None)
 
 
 def test_diff_by_hand():

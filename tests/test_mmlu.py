@@ -450,7 +450,7 @@ def project(tmp_path, monkeypatch, tokenizer):
     base = micro(tokenizer, 400)
     base.save_pretrained(tmp_path / "models/base")
     tokenizer.save_pretrained(tmp_path / "models/base")
-    record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
+    record = {"name": "micro", "source": "made"}
     (tmp_path / "models/base/base.json").write_text(json.dumps(record), encoding="utf-8")
     torch.manual_seed(1)
     adapter = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))

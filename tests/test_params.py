@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
 from attune.config.params import check, compose, load
-from attune.config.schema import Round, chain
+from attune.config.schema import NO_FOLDER, Round, chain
 from attune.runtime.errors import ParamsError
 from stages.download import needed
 
@@ -149,15 +149,17 @@ def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
 def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
-    not_there = {"package": None, "hub_id": None, "revision": None, "sha256": None}
+    nowhere = {"hub_id": None, "revision": "main", "folder": NO_FOLDER["model"]}
+    nowhere |= {"package": None, "file": None, "sha256": None}
     assert tiny["model"] == {
         "name": "tiny",
+        "source": "made",
         "as_decoder": False,
         "specialised": False,
         "stands_in_for": None,
         "licence": None,
         "quantization": None,
-        **not_there,
+        **nowhere,
     }
     assert tiny["lora"]["r"] == 32
     assert tiny["sft"].pop("learning_rate") > paper["sft"].pop("learning_rate")
@@ -283,11 +285,15 @@ REFUSED = {
     "generate.max_new_tokens": [
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
     ],
-    "model.hub_id": [("some/model", "model.revision is missing for model.hub_id = 'some/model'")],
-    "model.package": [("x", "model.package = 'x' is for encoders: set model.as_decoder = true")],
+    "model.source": [
+        ("hub", "model.hub_id is missing for model.source = 'hub': name it"),
+        ("folder", "model.folder is missing for model.source = 'folder': name it"),
+        ("web", "model.source = 'web': input should be 'hub', 'folder', 'package' or 'made'"),
+    ],
     "model.stands_in_for": [("biobert", "model.stands_in_for = 'biobert' is for what is compared as a specialised")],
-    "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.package or model.hub_id")],
-    "encoder.package": [(None, "one of encoder.package = None and encoder.hub_id = None must be null, and only one")],
+    "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.source = hub, folder or package")],
+    "encoder.package": [(None, "encoder.package is missing for encoder.source = 'package': name it")],
+    "encoder.file": [("a.bin", "encoder.file = 'a.bin': a single file of a package is GGUF")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'data/sample/epitome' or")],
     "bertscore.hub_id": [("some/model", "bertscore.revision is missing for bertscore.hub_id = 'some/model'")],

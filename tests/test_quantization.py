@@ -65,7 +65,7 @@ def base(tmp_path, params, tiny_tokenizer):
 
 
 def record(folder: Path, model):
-    (folder / "base.json").write_text(json.dumps(base_record(model, hub_id=None, revision=None, commit=None)))
+    (folder / "base.json").write_text(json.dumps(base_record(model)))
 
 
 def whole(model):
@@ -73,8 +73,8 @@ def whole(model):
 
 
 def test_record_names_a_quantization(params):
-    assert base_record(whole(params.model), commit=None) == {"name": "tiny", "commit": None}
-    assert base_record(params.model) == {"name": "tiny", "quantization": "nf4"}
+    assert base_record(whole(params.model), commit="c") == {"name": "tiny", "source": "made", "commit": "c"}
+    assert base_record(params.model) == {"name": "tiny", "source": "made", "quantization": "nf4"}
 
 
 def test_identity_depends_on_quantization(base, params, tmp_path):

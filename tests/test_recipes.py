@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
-from helpers import ROOT, project, tiny_encoder
+from helpers import ROOT, project
 
 from attune.classifiers.dbt.classifier import LABELS
 from attune.config.params import compose
@@ -72,7 +72,7 @@ def run(stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def composed(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     """The params of a run whose classifiers are trained on a very small encoder."""
     monkeypatch.syspath_prepend(str(folder))
-    compose([*overrides, *tiny_encoder(folder)])
+    compose([*overrides, "encoder=tiny"])
 
 
 def with_samples(folder: Path) -> None:

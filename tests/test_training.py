@@ -85,7 +85,7 @@ def base(tmp_path_factory) -> Path:
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "base.json").write_text(json.dumps({"name": "micro", "hub_id": None, "revision": None, "commit": None}))
+    (folder / "base.json").write_text(json.dumps({"name": "micro", "source": "made"}))
     return folder
 
 

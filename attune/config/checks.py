@@ -10,11 +10,12 @@ from attune.config.schema import (
     DIALOGUES,
     FILE_READERS,
     LOGGING_STEPS,
+    NO_FOLDER,
     Corpus,
-    Encoder,
     Hardware,
     Model,
     Params,
+    Weights,
     chain,
 )
 from attune.runtime.errors import ParamsError
@@ -67,11 +68,10 @@ def check_across_keys(params: Params, source: str) -> None:
         )
     _check_scorers(params, source)
     _check_adapters(params, source)
-    for name in ("model", "bertscore"):
-        one = getattr(params, name)
-        if one.hub_id is not None and not one.revision:
-            raise ParamsError(f"{source}: {name}.revision is missing for {name}.hub_id = {one.hub_id!r}")
-    _check_encoder(params.encoder, source)
+    if params.bertscore.hub_id is not None and not params.bertscore.revision:
+        raise ParamsError(f"{source}: bertscore.revision is missing for bertscore.hub_id = {params.bertscore.hub_id!r}")
+    _check_weights(params.encoder, "encoder", source)
+    _check_weights(params.model, "model", source)
     _check_model(params.model, source)
 
 
@@ -86,7 +86,7 @@ def _check_processes(hardware: Hardware, source: str) -> None:
 
 
 def _is_bert(params: Params) -> bool:
-    return params.model.as_decoder or (params.model.hub_id is None and params.tiny.architecture == "bert")
+    return params.model.as_decoder or (params.model.source == "made" and params.tiny.architecture == "bert")
 
 
 def _check_corpus(corpus: Corpus, source: str) -> None:
@@ -156,25 +156,24 @@ def _check_adapters(params: Params, source: str) -> None:
         raise ParamsError(f"{source}: adapters.{wrong[0]}: an adapter of SFT is named sft or sft-<name>")
 
 
-def _check_encoder(encoder: Encoder, source: str) -> None:
-    if (encoder.package is None) == (encoder.hub_id is None):
+def _check_weights(weights: Weights, name: str, source: str) -> None:
+    """The keys that the source of a model or encoder needs."""
+    needed = {"hub": ("hub_id", "revision"), "folder": ("folder",), "package": ("package",), "made": ()}
+    for key in needed[weights.source]:
+        if getattr(weights, key) in (None, NO_FOLDER[name]):
+            raise ParamsError(f"{source}: {name}.{key} is missing for {name}.source = {weights.source!r}: name it")
+    if weights.file is not None and weights.source == "package" and not weights.file.endswith(".gguf"):
         raise ParamsError(
-            f"{source}: one of encoder.package = {encoder.package!r} and encoder.hub_id = {encoder.hub_id!r} must be "
-            "null, and only one"
+            f"{source}: {name}.file = {weights.file!r}: a single file of a package is GGUF; null for a package that "
+            "holds config.json, model.safetensors and tokenizer.json"
         )
-    if encoder.hub_id is not None and not encoder.revision:
-        raise ParamsError(f"{source}: encoder.revision is missing for encoder.hub_id = {encoder.hub_id!r}")
 
 
 def _check_model(model: Model, source: str) -> None:
-    if model.package is not None and model.hub_id is not None:
-        raise ParamsError(
-            f"{source}: one of model.package = {model.package!r} and model.hub_id = {model.hub_id!r} must be null"
-        )
-    if model.as_decoder and model.package is None and model.hub_id is None:
-        raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.package or model.hub_id")
-    if model.package is not None and not model.as_decoder:
-        raise ParamsError(f"{source}: model.package = {model.package!r} is for encoders: set model.as_decoder = true")
+    if model.as_decoder and model.source == "made":
+        raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.source = hub, folder or package")
+    if model.as_decoder and model.file is not None:
+        raise ParamsError(f"{source}: model.file = {model.file!r}: model.as_decoder = true takes no GGUF file")
     if model.stands_in_for is not None and not model.specialised:
         raise ParamsError(
             f"{source}: model.stands_in_for = {model.stands_in_for!r} is for what is compared as a specialised model: "
@@ -182,6 +181,6 @@ def _check_model(model: Model, source: str) -> None:
         )
     if model.quantization is not None and model.as_decoder:
         raise ParamsError(
-            f"{source}: model.quantization = {model.quantization!r} is for models of the hub, and "
+            f"{source}: model.quantization = {model.quantization!r} is for pretrained models, and "
             "model.as_decoder = true makes one here: set model.quantization = null"
         )

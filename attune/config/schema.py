@@ -51,6 +51,7 @@ from attune.config.sections.scoring import (
     TurnTraining,
     Variant,
 )
+from attune.config.sections.weights import NO_FOLDER, Weights
 from attune.runtime.errors import ParamsError
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "DIALOGUES",
     "FILE_READERS",
     "LOGGING_STEPS",
+    "NO_FOLDER",
     "ROUNDS",
     "Adapter",
     "Behaviour",
@@ -93,6 +95,7 @@ __all__ = [
     "Training",
     "TurnTraining",
     "Variant",
+    "Weights",
     "bertscore_encoder",
     "chain",
 ]
@@ -173,5 +176,5 @@ def bertscore_encoder(params: Params) -> Encoder:
     own = params.bertscore
     if own.hub_id is None:
         return params.encoder
-    named = {"name": own.hub_id, "package": None, "hub_id": own.hub_id, "revision": own.revision, "sha256": None}
-    return Encoder(**named)
+    named = {"name": own.hub_id, "source": "hub", "hub_id": own.hub_id, "revision": own.revision, "sha256": None}
+    return Encoder(**{**vars(params.encoder), **named})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.compute.memory import free_memory
 from attune.generation.sampling import Draws
-from attune.models.base_record import origin, quantization
+from attune.models.base_record import quantization, weights_folder
 from attune.models.chat_template import stop_tokens
 from attune.models.loading import ADAPTER_CONFIG, is_adapter
 from attune.runtime.errors import ModelError
@@ -86,13 +86,11 @@ def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Har
     Raises:
         ModelError: vLLM does not support the adapter's rank.
     """
-    source, commit = origin(base)
     adapter = {"enable_lora": True, "max_lora_rank": served_rank(folder)} if is_adapter(folder) else {}
     # The bitsandbytes loader prefers safetensors, too; `load_base` has refused a model without them in training.
     loader = {"quantization": "bitsandbytes", "load_format": "bitsandbytes"} if quantization(base) else {}
     return {
-        "model": source,
-        "revision": commit,
+        "model": str(weights_folder(base)),
         "trust_remote_code": False,
         "load_format": "safetensors",
         # Prompts are token ids, and replies are decoded here in the same way as those of the built-in engine.

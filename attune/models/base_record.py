@@ -1,7 +1,7 @@
-"""The record of the base model, `models/base/base.json`: name, source, commit and quantization.
+"""The record of the base model, `models/base/base.json`: name, source and quantization.
 
-A hub model is recorded, not copied: the record names the id and the resolved commit, and every later stage loads that
-commit.
+A model of the hub or of a folder is recorded, not copied: every later stage loads the recorded commit from the hub's
+cache, or the folder. A model of a package, or one that is made, is in `models/base` itself.
 """
 
 from __future__ import annotations
@@ -10,43 +10,40 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.runtime.errors import ModelError
-
 if TYPE_CHECKING:
     from attune.config.schema import Model
 
 RECORD = "base.json"
 
 
-def base_record(model: Model, **source: Any) -> dict[str, Any]:
-    """The record of a base model: its name, its `source`, and the quantization of its weights, if they have one."""
-    return {"name": model.name, **source, **({"quantization": model.quantization} if model.quantization else {})}
-
-
-def hub_record(model: Model) -> dict[str, Any]:
-    """The record of a hub model: id, revision as configured, and the commit that the revision resolves to now.
-
-    Raises:
-        ModelError: the hub cannot be reached, or has no such model or revision.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    assert model.hub_id is not None
-    try:
-        info = HfApi().model_info(model.hub_id, revision=model.revision)
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"model.hub_id = {model.hub_id!r} at revision {model.revision!r} cannot be resolved: {error}. "
-            "Check the id, the network and HF_TOKEN, or compose with model=tiny"
-        ) from None
-    return base_record(model, hub_id=model.hub_id, revision=model.revision, commit=info.sha)
+def base_record(model: Model, **details: Any) -> dict[str, Any]:
+    """The record of a base model: its name and source, `details`, and the quantization of its weights, if any."""
+    quantized = {"quantization": model.quantization} if model.quantization else {}
+    return {"name": model.name, "source": model.source, **details, **quantized}
 
 
 def origin(base: Path) -> tuple[str, str | None]:
-    """Where the weights of the base model are: (folder or hub id, commit)."""
+    """The name of the base model's weights: (hub id, commit), or (folder, None)."""
     record = _read(base)
-    return (record["hub_id"], record["commit"]) if record["hub_id"] else (str(base), None)
+    match record["source"]:
+        case "hub":
+            return record["hub_id"], record["commit"]
+        case "folder":
+            return record["folder"], None
+        case _:
+            return str(base), None
+
+
+def weights_folder(base: Path) -> Path:
+    """The folder with the base model's files, in Hugging Face layout.
+
+    Raises:
+        ModelError: the recorded commit is not in the hub's cache and cannot be downloaded.
+    """
+    from attune.models.weights import snapshot
+
+    name, commit = origin(base)
+    return Path(name).expanduser() if commit is None else snapshot(name, commit)
 
 
 def quantization(base: Path) -> str | None:

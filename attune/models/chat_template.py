@@ -8,6 +8,7 @@ same tokens. (Under Mistral's template the tokenizer alone would merge "]" with 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -147,18 +148,56 @@ def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) 
         TemplateError: a single character does not fit.
     """
     turns = tuple(context)
-    while (excess := len(_encode(tokenizer, turns, prompt=True).ids) - max_length) > 0:
-        words = turns[0].text.split()
-        if len(turns) > 2:
-            turns = turns[2:]
-        elif len(words) > 1:
-            # A word has one or more tokens. Cutting `excess` words at once could cut too much, so a quarter at a time.
-            turns = (Turn(turns[0].role, " ".join(words[min(max(1, excess // 4), len(words) - 1) :])), *turns[1:])
-        elif len(turns[0].text) > 1:
-            turns = (Turn(turns[0].role, turns[0].text[len(turns[0].text) // 2 :]), *turns[1:])
-        else:
-            raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template")
-    return turns
+    while len(turns) > 2 and not _prompt_fits(tokenizer, turns, max_length):
+        turns = turns[2:]
+    if _prompt_fits(tokenizer, turns, max_length):
+        return turns
+    for parts, joint in ((turns[0].text.split(), " "), (list(turns[0].text), "")):
+        shorter = [replace(turns[0], text=joint.join(parts[start:])) for start in range(1, len(parts))]
+        # The fewest that go: whether the rest fits is monotonic in their number.
+        first = bisect_left(shorter, True, key=lambda turn: _prompt_fits(tokenizer, (turn, *turns[1:]), max_length))
+        if first < len(shorter):
+            return (shorter[first], *turns[1:])
+        turns = (shorter[-1] if shorter else turns[0], *turns[1:])
+    raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template")
+
+
+def _prompt_fits(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -> bool:
+    return len(_encode(tokenizer, turns, prompt=True).ids) <= max_length
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Check that the chat template shows where a reply begins and ends, and is the same for every reply.
+
+    Raises:
+        TemplateError: it does not; says what to change.
+    """
+    asked, replied = Turn("user", "a"), Turn("assistant", MARK)
+    prompt = render(tokenizer, [asked], prompt=True)
+    before, _, after = render(tokenizer, [asked, replied]).partition(MARK)
+    if before.rstrip() != prompt.rstrip():
+        raise TemplateError(
+            f"the chat template's generation prompt ends in {_ending(prompt, before)!r}, but a reply begins after "
+            f"{_ending(before, prompt)!r}: let chat_template write the same text before every reply and, "
+            "with add_generation_prompt, at the end of a prompt"
+        )
+    if not after.strip():
+        raise TemplateError(
+            "the chat template writes nothing after a reply, so its end cannot be learned: add eos_token after the "
+            "content of the assistant in chat_template"
+        )
+    both = render(tokenizer, [asked, replied, asked, Turn("assistant", "b")])
+    if not both.startswith(before + MARK):
+        raise TemplateError(
+            f"the chat template writes {_ending(before, both)!r} before the last reply alone, so that a reply changes "
+            "once another follows: remove it from chat_template, or write it before every reply"
+        )
+
+
+def _ending(text: str, other: str) -> str:
+    """The end of `text` that `other` does not share."""
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+    return text[shared:].strip()[:40]
 
 
 def stop_tokens(tokenizer: Tokenizer) -> list[int]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
-from attune.models.base_record import origin, quantization
+from attune.models.base_record import origin, quantization, weights_folder
+from attune.models.chat_template import check_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
 from attune.runtime.errors import ModelError
 
@@ -26,18 +27,34 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 def load_tokenizer(base: Path) -> Tokenizer:
     """The base model's tokenizer; where it has no pad token, EOS is the pad token.
 
+    Args:
+        base: folder of the base model's record.
+
+    Raises:
+        ModelError: as `tokenizer_in`.
+    """
+    return tokenizer_in(weights_folder(base))
+
+
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer of the model in `folder`.
+
     Raises:
         ModelError: its files cannot be read, or it has no chat template or no EOS token.
+        TemplateError: the chat template hides where a reply begins or ends.
     """
     from transformers import AutoTokenizer
 
-    source, commit = origin(base)
-    with _loading(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
-        raise ModelError(f"{source} has no chat template or no EOS token: take an instruction-tuned model")
+        raise ModelError(
+            f"the tokenizer in {folder} has no chat template or no EOS token: take an instruction-tuned model, or "
+            "add them (tokenizer.chat_template, tokenizer.eos_token) and save it again"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_template(tokenizer)
     return tokenizer
 
 
@@ -53,13 +70,12 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     import torch
 
     set_up_process(hardware)
-    source, commit = origin(base)
+    folder = weights_folder(base)
     bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
     quantized = nf4_arguments(hardware) if quantization(base) else {}
-    with _loading(source):
-        model = _model_class(source, commit).from_pretrained(
-            source,
-            revision=commit,
+    with _loading(folder):
+        model = model_class(folder).from_pretrained(
+            folder,
             dtype=torch.bfloat16 if bf16_weights else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -72,36 +88,43 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
 
 
 @contextmanager
-def _loading(source: str) -> Iterator[None]:
-    """Within the block, an error of transformers about the files of `source` becomes a ModelError."""
+def _loading(folder: Path) -> Iterator[None]:
+    """Within the block, an error of transformers about the files in `folder` becomes a ModelError."""
     try:
         yield
     except (OSError, ValueError) as error:
         # The other lines of the message say how to run remote code.
         first = str(error).strip().splitlines()[0].rstrip(" .")
         raise ModelError(
-            f"{source} cannot be loaded: {first}. Take a model with safetensors that transformers knows: no pickled "
-            "weights are loaded, and no code that comes with a model is run"
+            f"the model in {folder} cannot be loaded: {first}. Take one with safetensors that transformers knows; no "
+            "pickled weights are loaded, and no code that comes with a model is run"
         ) from None
 
 
-def _model_class(source: str, commit: str | None) -> Any:
-    """The class that loads the weights of `source`: `AutoModelForCausalLM`, or `decoder_class` for BERT.
+def model_class(folder: Path) -> Any:
+    """The class that loads the weights in `folder`: `AutoModelForCausalLM`, or `decoder_class` for BERT.
 
     Raises:
-        ModelError: the model is an encoder. Its attention is bidirectional: it would see the tokens it predicts.
+        ModelError: the model is an encoder, whose attention is bidirectional: it would see the tokens it predicts. Or
+            transformers does not know its architecture.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     from attune.models.bert_decoder import decoder_class
 
-    config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=False)
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = config.model_type
     # `is_decoder` alone does not tell: decoders such as GPT-NeoX have it, as False, but they have no head for masked
     # language modelling.
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
-        raise ModelError(f"{source} is an encoder ({config.model_type}): set model.as_decoder = true for BERT")
-    return decoder_class() if config.model_type == "bert" else AutoModelForCausalLM
+    if (kind in MASKED and not getattr(config, "is_decoder", True)) or kind not in CAUSAL:
+        raise ModelError(
+            f"the model in {folder} is no language model but an encoder ({kind}): take a decoder, or set "
+            "model.as_decoder = true for BERT"
+        )
+    return decoder_class() if kind == "bert" else AutoModelForCausalLM
 
 
 def positions(model: Any) -> float:
@@ -183,7 +206,7 @@ def variant_signature(base: Path, folder: Path) -> dict[str, str]:
     source, commit = origin(base)
     adapter = f"{folder}, not merged" if is_adapter(folder) else "none"
     quantized = {"quantization": name} if (name := quantization(base)) else {}
-    return {"model": source, "commit": commit or "none: made by stage base", "adapter": adapter} | quantized
+    return {"model": source, "commit": commit or "none", "adapter": adapter} | quantized
 
 
 def compile_layers(model: Any, hardware: Hardware) -> None:

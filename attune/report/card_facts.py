@@ -118,9 +118,11 @@ def materials(
         DataError: a licence is not in the table.
     """
     used = []
-    if origin := params.model.hub_id or params.model.package:
+    if params.model.source != "made":
         licence = params.model.licence or NOT_STATED
-        used.append(Material(origin, "weights", licence, terms(table, licence, f"model {params.model.name}")))
+        used.append(
+            Material(params.model.origin, "weights", licence, terms(table, licence, f"model {params.model.name}"))
+        )
     corpora = [(EMBEDDED if params.tiny.corpus == "sample" else params.tiny.corpus, "pretraining")]
     corpora = corpora if params.model.is_made else []
     if trained.is_adapter:
@@ -188,7 +190,7 @@ def gather(variant: str, params: Params) -> Facts:
         data=read_metrics(data_file()) | read_metrics(labels_file()),
         pairs={key: read_metrics(pairs_file(key)) for key in trained.rounds},
         files=hashes(Path(settings.model)),
-        commit=json.loads(record.read_text(encoding="utf-8"))["commit"] if record.is_file() else None,
+        commit=json.loads(record.read_text(encoding="utf-8")).get("commit") if record.is_file() else None,
         instruction=instruction.read_text(encoding="utf-8").strip() if instruction else None,
         use=sections_of(USE),
     )

@@ -55,7 +55,7 @@ def metadata(facts: Facts, params: Params) -> Any:
         model_name=f"{params.model.name} {facts.variant}",
         library_name="peft" if methods["lora"] else "transformers",
         pipeline_tag="text-generation",
-        base_model=params.model.hub_id,
+        base_model=params.model.hub_id if params.model.source == "hub" else None,
         language=params.corpus.language,
         datasets=sorted({name for material in facts.materials for name in _datasets(material)}) or None,
         tags=["attune", "empathy", "dialogue", *(name for name, used in methods.items() if used)],

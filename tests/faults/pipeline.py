@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import ROOT, project, tiny_encoder
+from helpers import ROOT, project
 
 # One variant that is its own reference, two rounds: the fewest stages in which every kind of stage has a part, and
 # 20 to 60 steps in each that trains.
@@ -47,7 +47,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    command(folder, sys.executable, "-m", "attune", "params", *overrides, *tiny_encoder(folder))
+    command(folder, sys.executable, "-m", "attune", "params", *overrides, "encoder=tiny")
     return folder
 
 

@@ -82,7 +82,7 @@ def trained(tmp_path_factory):
     model = make_model(tokenizer, factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, layers=1), 1)
     for one in (model, tokenizer):
         one.save_pretrained(folder / "base")
-    record = {"name": "micro", "hub_id": None, "revision": None, "commit": None}
+    record = {"name": "micro", "source": "made"}
     (folder / "base/base.json").write_text(json.dumps(record))
     add_adapter(model, factory.lora(r=2, alpha=4), 1).save_pretrained(folder / "adapter")
     train(folder / "base", folder / "run")

@@ -19,6 +19,7 @@ from attune.config.sections.fields import (
     Share,
     section,
 )
+from attune.config.sections.weights import Weights
 
 
 @section
@@ -73,14 +74,9 @@ class Context:
 
 
 @section
-class Model:
-    """The base model: a hub model, or one that stage `base` makes: of an encoder (`as_decoder`), or from nothing."""
+class Model(Weights):
+    """The base model: pretrained, or made by stage `base`: of an encoder (`as_decoder`), or of section `tiny`."""
 
-    name: Name
-    package: Name | None
-    hub_id: str | None
-    revision: str | None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
     as_decoder: bool
     specialised: bool
     stands_in_for: Name | None
@@ -89,8 +85,8 @@ class Model:
 
     @property
     def is_made(self) -> bool:
-        """Whether stage `base` trains it; else the hub has it as it is."""
-        return self.hub_id is None or self.as_decoder
+        """Whether stage `base` pretrains it; else it is taken as it is."""
+        return self.source == "made" or self.as_decoder
 
 
 @section

@@ -8,17 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive, Rate, Reader, section
+from attune.config.sections.weights import Weights
 
 
 @section
-class Encoder:
-    """The bidirectional encoder of the classifiers and BERTScore: in an installed package, or from the hub."""
-
-    name: Name
-    package: Name | None
-    hub_id: str | None
-    revision: str | None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+class Encoder(Weights):
+    """The bidirectional encoder of the classifiers and BERTScore; `made` gives a small random one, for tests."""
 
 
 @section

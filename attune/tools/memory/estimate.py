@@ -55,19 +55,22 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     from transformers import AutoConfig
 
     from attune.models.bert_decoder import AS_DECODER
-    from attune.models.encoder import checked_weights
     from attune.models.tiny import configuration
+    from attune.models.weights import checked_gguf, layout
 
-    model = params.model
-    if folder is None and model.package is not None:
-        folder = checked_weights(model).parent
-    if folder is None and model.hub_id is None:
+    model, file = params.model, {}
+    if folder is None and model.source == "made":
         return configuration(params.tiny, params.tiny.vocab_size)
-    source, revision = (str(folder), None) if folder else (str(model.hub_id), model.revision)
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is None and model.source == "package" and model.file is not None:
+        folder = (path := checked_gguf(model, "model")).parent
+        file = {"gguf_file": path.name}
+    elif folder is None and model.source != "hub":
+        folder = layout(model, "model")
+    if folder is not None and not file and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: set --config to the folder that holds it")
+    source, revision = (str(folder), None) if folder else (str(model.hub_id), model.revision)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

@@ -82,11 +82,11 @@ def initial_model(dialogues: Conversations, model: Model, tiny: Tiny, seed: int)
         ModelError: the encoder is not available, or its architecture is not BERT.
     """
     from attune.models.bert_decoder import make_decoder, train_wordpiece
-    from attune.models.encoder import checked_weights
     from attune.models.tiny import make_model, train_tokenizer
+    from attune.models.weights import layout
 
     if model.as_decoder:
-        return make_decoder(checked_weights(model).parent, seed)
+        return make_decoder(layout(model, "model"), seed)
     texts = (t.text for turns in dialogues for t in turns)
     train = train_wordpiece if tiny.architecture == "bert" else train_tokenizer
     tokenizer = train(texts, tiny.vocab_size, tiny.max_positions)

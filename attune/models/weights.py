@@ -1,0 +1,208 @@
+"""Find a model's files at their source: in the hub's cache, a folder, or an installed package.
+
+Files are in Hugging Face layout: config.json, tokenizer.json, and weights as safetensors; pickled weights are refused.
+A package may hold a GGUF file instead (`attune.models.gguf`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attune.runtime.errors import ModelError
+from attune.runtime.io import sha256_of
+
+if TYPE_CHECKING:
+    from attune.config.schema import Weights
+
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+CONFIG, TOKENIZER = "config.json", ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+LAYOUT = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+# The same weights once more, in the original format of Mistral and Llama.
+DUPLICATES = ["consolidated*", "original/*"]
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+# Cached, since a stage needs the hash several times and the file does not change while it runs.
+file_hash = cache(sha256_of)
+
+
+def layout(weights: Weights, section: str) -> Path:
+    """The folder with a model in Hugging Face layout; downloads a hub model that is not in the cache.
+
+    Args:
+        weights: of source hub, folder or package.
+        section: of params.yaml, for the errors.
+
+    Raises:
+        ModelError: there is no such model, the hub cannot be reached, weights are pickled or missing, or their hash is
+            not `sha256`.
+    """
+    match weights.source:
+        case "hub":
+            folder = snapshot(str(weights.hub_id), commit(weights, section))
+        case "folder":
+            folder = Path(weights.folder).expanduser()
+            if not folder.is_dir():
+                raise ModelError(
+                    f"{section}.folder = {weights.folder!r} is no folder: name one with {CONFIG} and {WEIGHTS}"
+                )
+        case _:
+            folder = package_file(weights, section, WEIGHTS).parent
+    files = weight_files(folder)
+    if weights.sha256 is not None:
+        check_hash(files[0], weights.sha256, section)
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model in `folder`, all shards.
+
+    Raises:
+        ModelError: config.json or the tokenizer is missing, the weights are pickled, or a file is missing.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no {CONFIG}: name the folder of a model in Hugging Face layout")
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        raise ModelError(f"{folder} holds no tokenizer ({TOKENIZER[0]}): save it there with tokenizer.save_pretrained")
+    names = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
+        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+        why = f" but {pickled[0]}, pickled weights, which are not loaded since they can run code" if pickled else ""
+        raise ModelError(
+            f"{folder} holds no {missing[0]}{why}: save the model with model.save_pretrained, which writes "
+            "safetensors, or name a revision that has them (the hub keeps conversions as pull requests)"
+        )
+    return [folder / name for name in names]
+
+
+def folder_hash(folder: Path) -> str:
+    """A hash of names and contents of a model's files."""
+    digest = hashlib.sha256()
+    for path in _layout_files(folder):
+        digest.update(f"{path.name}\n{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _layout_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in LAYOUT for path in folder.glob(pattern) if path.is_file()})
+
+
+def copy_layout(folder: Path, target: Path) -> Path:
+    """Copy a model's files to the new folder `target`; the first file of its weights in `folder`."""
+    target.mkdir(parents=True)
+    for path in _layout_files(folder):
+        shutil.copyfile(path, target / path.name)
+    return weight_files(folder)[0]
+
+
+def checked_gguf(weights: Weights, section: str) -> Path:
+    """The GGUF file `file` of an installed package, its hash compared with `sha256`.
+
+    Raises:
+        ModelError: the package or the file is missing, or it has another hash.
+    """
+    path = package_file(weights, section, str(weights.file))
+    if weights.sha256 is not None:
+        check_hash(path, weights.sha256, section)
+    return path
+
+
+def package_file(weights: Weights, section: str, name: str) -> Path:
+    """The file `name` in an installed package, found without importing the package.
+
+    Raises:
+        ModelError: the package is not installed, or holds no such file.
+    """
+    assert weights.package is not None  # config.checks
+    spec = find_spec(weights.package)
+    if spec is None:
+        raise ModelError(f"{section}.package = {weights.package!r} is not installed: run `make setup`")
+    paths = [path for root in spec.submodule_search_locations or [] for path in sorted(Path(root).rglob(name))]
+    if not paths:
+        raise ModelError(f"{section}.package = {weights.package!r} holds no {name}")
+    return paths[0]
+
+
+def check_hash(path: Path, pinned: str, section: str) -> None:
+    """Compare the hash of a file with the pinned one.
+
+    Raises:
+        ModelError: they differ.
+    """
+    if pinned != (actual := file_hash(path)):
+        raise ModelError(f"{path}: sha256 is {actual}, but {section}.sha256 pins {pinned}: install it again")
+
+
+def package_version(package: str) -> str:
+    """The version of an installed package, for signatures."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown version"
+
+
+def commit(weights: Weights, section: str) -> str:
+    """The commit that `hub_id` at `revision` is now; with HF_HUB_OFFLINE=1 that of the hub's cache.
+
+    Raises:
+        ModelError: the hub cannot be reached or has no such model or revision, or the cache does not have it.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    hub_id, revision = str(weights.hub_id), weights.revision
+    with _hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}"):
+        if constants.HF_HUB_OFFLINE:
+            # The folder of a cached snapshot is named after its commit.
+            cached = snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG], local_files_only=True)
+            return Path(cached).name
+        return str(HfApi().model_info(hub_id, revision=revision).sha)
+
+
+def snapshot(hub_id: str, commit: str) -> Path:
+    """The folder of a commit in the hub's cache; a complete one is used without asking the hub, else downloaded.
+
+    Raises:
+        ModelError: a file is not in the cache and cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: dict[str, Any] = {"revision": commit, "allow_patterns": LAYOUT, "ignore_patterns": DUPLICATES}
+    try:
+        folder = Path(snapshot_download(hub_id, **asked, local_files_only=True))
+        weight_files(folder)
+    except (LocalEntryNotFoundError, ModelError):
+        with _hub_errors(f"{hub_id} at commit {commit}"):
+            folder = Path(snapshot_download(hub_id, **asked))
+    return folder
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Within the block, errors of the hub become a `ModelError` of one sentence.
+
+    huggingface_hub 2.4 raises its own, httpx2's where there is no network (no OSError), and ValueError for an id
+    that is none.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except (HfHubHTTPError, httpx2.TransportError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(" .:")
+        raise ModelError(
+            f"{what} cannot be had: {reason}. Check the id, the network and HF_TOKEN; HF_HUB_OFFLINE=1 takes what the "
+            "hub's cache has, and source = folder a local folder"
+        ) from None

@@ -27,6 +27,7 @@ TABLE = {
     "labels": SAMPLE | {"classifier"},
     "models": TRAIN | SAMPLE | {"mmlu"},
     "models/encoder.py": TRAIN | SAMPLE | {"audit", "classifier", "evaluate", "mmlu"},
+    "models/weights.py": TRAIN | SAMPLE | {"classifier", "evaluate", "mmlu"},
     "pairs": SAMPLE,
     "report": {"card", "report"},
     "scoring/common": {"evaluate", "scores"},
@@ -88,11 +89,13 @@ def test_an_edit_re_runs_the_stages_of_the_table(tmp_path):
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     for folder in folders():
         (tmp_path / "attune" / folder / "__init__.py").write_text("# another byte\n", encoding="utf-8")
-    (tmp_path / "attune/models/encoder.py").write_text("# another byte\n", encoding="utf-8")
+    for file in ("encoder", "weights"):
+        (tmp_path / f"attune/models/{file}.py").write_text("# another byte\n", encoding="utf-8")
     changed = changed_stages(tmp_path)
     rerun = {path.removeprefix("attune/"): stages for path, stages in changed.items() if path.startswith("attune/")}
     # What depends on the folder depends on the file in it.
-    rerun["models/encoder.py"] |= rerun["models"]
+    for file in ("models/encoder.py", "models/weights.py"):
+        rerun[file] |= rerun["models"]
     assert rerun == TABLE
 
 

@@ -254,7 +254,7 @@ def test_truncation_to_the_positions(model, tokenizer):
     completion = encode_completion(tokenizer, [Turn("user", "I won!")], " ".join(REPLIES * 8))
     assert len(completion.prompt + completion.reply) > 96
     cut = Completion(completion.prompt, completion.reply[: 96 - len(completion.prompt)])
-    scores = mean_logps(model, tokenizer, [completion, cut], HARDWARE, "test")
+    scores = mean_logps(model, tokenizer, [completion, cut], HARDWARE)
     assert scores[0] == pytest.approx(scores[1]) and math.isfinite(scores[0])
 
 
@@ -266,7 +266,7 @@ def test_batching_does_not_change_replies(model, tokenizer):
     assert batched == [generate_replies(model, tokenizer, [p], GREEDY.max_new_tokens, HARDWARE)[0] for p in prompts]
     assert len(set(batched)) > 1
     completions = [encode_completion(tokenizer, turns(*SENTENCES[:n]), REPLIES[n % 4]) for n in (1, 3)]
-    for score, completion in zip(mean_logps(model, tokenizer, completions, HARDWARE, "test"), completions, strict=True):
+    for score, completion in zip(mean_logps(model, tokenizer, completions, HARDWARE), completions, strict=True):
         logps = by_hand(model, torch.tensor([completion.prompt + completion.reply]))[0].log_softmax(-1)[
             len(completion.prompt) - 1 : -1
         ]

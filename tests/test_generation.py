@@ -112,10 +112,14 @@ def test_no_special_tokens_and_max_new_tokens(model, tokenizer, prompts):
         assert len(tokenizer(reply, add_special_tokens=False)["input_ids"]) <= GREEDY.max_new_tokens
 
 
-def test_mean_logps_equal_a_plain_forward_pass(model, tokenizer):
-    """Left-padded batches of unequal prompts and replies against an unpadded forward pass for each."""
-    ours = mean_logps(model, tokenizer, completions(tokenizer), HARDWARE, "test")
-    for score, completion in zip(ours, completions(tokenizer), strict=True):
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+def test_mean_logps_equal_a_plain_forward_pass(name, tokenizer):
+    """Batches of unequal prompts, some of them shared by two replies, against a forward pass for each reply."""
+    model = of_architecture(name, tokenizer)
+    others = [Completion(one.prompt, one.reply[-1 - i :]) for i, one in enumerate(completions(tokenizer))]
+    both = [one for pair in zip(completions(tokenizer), others, strict=True) for one in pair]
+    ours = mean_logps(model, tokenizer, both, HARDWARE)
+    for score, completion in zip(ours, both, strict=True):
         ids = torch.tensor([completion.prompt + completion.reply])
         with torch.no_grad():
             logps = model(input_ids=ids).logits[0].log_softmax(-1)

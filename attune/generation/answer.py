@@ -125,14 +125,17 @@ def answer(
         replies = generate_replies(model, tokenizer, inputs.prompts, settings.max_new_tokens, hardware, inputs.draws)
     pairs = [pair for _, pair in rows if pair]
     contexts = [context for context, (_, pair) in zip(inputs.contexts, rows, strict=True) if pair]
-    scores = {}
-    for name, texts in (
-        ("reference_logp", [p.chosen for p in pairs]),
-        ("rejected_logp", [p.rejected for p in pairs]),
-    ):
-        completions = [encode_completion(tokenizer, c, text) for c, text in zip(contexts, texts, strict=True)]
-        logps = mean_logps(model, tokenizer, completions, hardware, progress=name)
-        scores[name] = dict(zip((p.id for p in pairs), logps, strict=True))
+    # Both replies to a context stand next to each other: their common prompt is computed once.
+    completions = [
+        encode_completion(tokenizer, context, text)
+        for context, pair in zip(contexts, pairs, strict=True)
+        for text in (pair.chosen, pair.rejected)
+    ]
+    logps = mean_logps(model, tokenizer, completions, hardware)
+    scores = {
+        "reference_logp": dict(zip((p.id for p in pairs), logps[::2], strict=True)),
+        "rejected_logp": dict(zip((p.id for p in pairs), logps[1::2], strict=True)),
+    }
     return [
         {
             "id": example.id,
@@ -141,7 +144,7 @@ def answer(
             "reference": example.target,
             "reply": reply,
             "rejected": pair.rejected if pair else None,
-            **{name: logps.get(example.id) for name, logps in scores.items()},
+            **{name: values.get(example.id) for name, values in scores.items()},
         }
         for (example, pair), reply in zip(rows, replies, strict=True)
     ]

@@ -69,6 +69,41 @@ def decode(
     return replies
 
 
+def reply_logps(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], pad_id: int
+) -> list[torch.Tensor]:
+    """The log-probability (nats) of each token of a reply to each prompt, (R,) of a reply of R tokens.
+
+    Args:
+        model: in eval mode; the caller sets precision (autocast) and `no_grad`.
+        prompts: N lists of token ids; equal prompts are prefilled once.
+        replies: N lists of token ids, of at least one token.
+        pad_id: padding of shorter prompts (left) and replies (right).
+    """
+    import torch
+
+    longest = max(map(len, replies))
+    past, first = _prefill(model, prompts, longest - 1, pad_id)
+    ids = torch.tensor([[*reply, *[pad_id] * (longest - len(reply))] for reply in replies], device=model.device)
+    later = first[:, None, :0]
+    if longest > 1:
+        read = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in replies], device=model.device)[:, :-1]
+        mask = torch.cat([left_pad(prompts, pad_id, model.device)[1], read], 1)
+        later = model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask,
+            position_ids=position_ids(mask)[:, 1 - longest :],
+            past_key_values=past,
+            use_cache=True,
+        ).logits
+    logps = []
+    for row, reply in enumerate(replies):
+        # The logits at a token predict the next one: `first` predicts the first token of a reply.
+        logits = torch.cat([first[row : row + 1], later[row, : len(reply) - 1].float()])
+        logps.append(logits.log_softmax(-1).gather(1, ids[row, : len(reply), None])[:, 0])
+    return logps
+
+
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, (N, longest prompt) each; all prompts end at the last position."""
     import torch

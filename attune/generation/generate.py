@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 from attune.compute.memory import retry_batches_on_oom
 from attune.compute.process import autocast
 from attune.cpu.optimize import plain_attention
-from attune.generation.decoding import decode, left_pad, position_ids
+from attune.generation.decoding import decode, reply_logps
 from attune.generation.sampling import Draws, greedy, sampler
 from attune.models.chat_template import Completion, stop_tokens
 from attune.models.loading import positions
 from attune.runtime.distributed import gather_by_index, world_size
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from attune.config.schema import Hardware
+
+# Bound of the tokens of a batch of log-probabilities: the logits of its replies are in memory at once.
+LOGPS_TOKENS = 4096
 
 
 def generate_replies(
@@ -65,53 +67,36 @@ def generate_replies(
 
 
 def mean_logps(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    completions: Sequence[Completion],
-    hardware: Hardware,
-    progress: str,
+    model: PreTrainedModel, tokenizer: Tokenizer, completions: Sequence[Completion], hardware: Hardware
 ) -> list[float]:
     """Length-normalised log-probability of each reply given its prompt: the mean over its tokens in nats, EOS included.
 
-    A reply that exceeds the model's positions is truncated at its end, as in training. Several ranks share the batches,
-    as in `generate_replies`.
+    A prompt that several replies share is computed once for those that stand next to each other. A reply that exceeds
+    the model's positions is truncated at its end, as in training. Several ranks share the batches, as in
+    `generate_replies`.
     """
     import torch
     from tqdm import tqdm
 
     completions = [_truncate(completion, positions(model)) for completion in completions]
     scores: dict[int, float] = {}
-    lengths = [len(c.prompt) + len(c.reply) for c in completions]
-    bar = tqdm(total=len(completions) // world_size(), desc=progress, unit="reply")
+    longest: dict[tuple[int, ...], int] = {}
+    for one in completions:
+        longest[tuple(one.prompt)] = max(longest.get(tuple(one.prompt), 0), len(one.reply))
+    # Replies to the same prompt have the same length here, so that they stay next to each other in a batch.
+    lengths = [len(one.prompt) + longest[tuple(one.prompt)] for one in completions]
+    bar = tqdm(total=len(completions) // world_size(), desc="log-probabilities", unit="reply")
 
     def score(batch: list[int]) -> None:
-        means = _batch_logps(model, [completions[i] for i in batch], _pad_id(tokenizer), hardware.device)
-        for i, value in zip(batch, means.tolist(), strict=True):
-            scores[i] = value
+        prompts, replies = [completions[i].prompt for i in batch], [completions[i].reply for i in batch]
+        for i, logps in zip(batch, reply_logps(model, prompts, replies, _pad_id(tokenizer)), strict=True):
+            scores[i] = float(logps.mean())
         bar.update(len(batch))
 
-    with bar, torch.no_grad(), autocast(hardware):
-        retry_batches_on_oom(lengths, hardware.batch_tokens, score)
+    with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+        retry_batches_on_oom(lengths, min(hardware.batch_tokens, LOGPS_TOKENS), score)
     gathered = gather_by_index(scores)
     return [gathered[i] for i in range(len(completions))]
-
-
-def _batch_logps(model: PreTrainedModel, completions: Sequence[Completion], pad_id: int, device: str) -> torch.Tensor:
-    """Mean log-probability of each reply, shape (B,).
-
-    With left padding all replies end at the last position T, so that the logits of the last R + 1 positions suffice,
-    R being the longest reply. The logits at position t predict token t + 1.
-    """
-    import torch
-
-    ids, mask = left_pad([c.prompt + c.reply for c in completions], pad_id, device)
-    longest = max(len(c.reply) for c in completions)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=longest + 1)
-    logps = output.logits[:, :-1].float().log_softmax(-1)  # (B, R, V)
-    token_logps = logps.gather(-1, ids[:, -longest:, None])[..., 0]  # (B, R)
-    lengths = torch.tensor([len(c.reply) for c in completions], device=device)
-    is_reply = torch.arange(longest, device=device) >= longest - lengths[:, None]
-    return (token_logps * is_reply).sum(-1) / lengths
 
 
 def _truncate(completion: Completion, positions: float) -> Completion:

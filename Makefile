@@ -21,7 +21,7 @@ $(INSTALLED): requirements.lock Makefile
 	@touch $@
 
 repro: setup ## Run the stages that have changed, then show the metrics of each variant
-	dvc repro
+	@python -m attune repro
 	@python -m stages.report --show
 
 diff: setup ## Show which metrics changed since REV (make diff REV=main; default HEAD), except within noise

@@ -152,7 +152,7 @@ def test_the_screen_shows_the_notice_the_prompt_and_the_replies_alone(tmp_path):
     assert chat.communicate()[1].decode() == "loading base …\n"
     os.close(terminal)
     assert chat.returncode == 0
-    assert begin == f"{NOTICE}\r\n\r\nyou> "
+    assert begin == f"{NOTICE}\nyou> ".replace("\n", "\r\n")
     echoed, answered, prompt = reply.split("\r\n")
     assert echoed == "i feel so 😀 sad" and answered.startswith("base> ") and prompt == "you> "
 

@@ -26,10 +26,11 @@ from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped, UserError, visible
 
 BASE = Path("models/base")
-NOTICE = (
-    "A language model answers, not a person, and it is no help in a crisis: if somebody is in danger, call the "
-    "emergency services. /new starts a new conversation, /quit ends; nothing is stored."
-)
+NOTICE = """\
+A language model answers, not a person, and it is no help in a crisis: if
+somebody is in danger, call the emergency services. /new starts a new
+conversation, /quit ends; nothing is stored.
+"""
 QUIT, NEW = "/quit", "/new"
 
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     variant = parser.parse_args(argv).variant
     params = load()
     settings = require(variant, params)
-    print(f"{NOTICE}\n", flush=True)
+    print(NOTICE, flush=True)
     print(f"loading {variant} …", file=sys.stderr, flush=True)
     quiet()
     conversation = begin(settings, params)

@@ -8,8 +8,9 @@
 
 What else is printed comes from DVC and the stages, and the exit status is DVC's. The time left is that of all stages
 that may still run: those that differ from dvc.lock, and those that depend on a stage that ran. A stage is expected to
-take as long as in its last run by this command (`.cache/stage_seconds.json`); before that, in the default run, as long
-as it took elsewhere. SIGTERM ends the running stage, which keeps its checkpoint, and then DVC.
+take as long as in its last run by this command (`.cache/stage_seconds.json`). Before that, with the embedded corpus and
+the tiny model, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
+SIGTERM end the running stage, which keeps its checkpoint, and then DVC.
 """
 
 from __future__ import annotations

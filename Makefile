@@ -20,9 +20,9 @@ $(INSTALLED): requirements.lock Makefile
 	.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
-repro: setup ## Run the stages that have changed, then show the metrics of each variant
-	dvc repro
-	@python -m stages.report --show
+repro: setup ## Run the stages that have changed, then show the result on one screen
+	@python -m attune repro
+	@echo && python -m attune show
 
 diff: setup ## Show which metrics changed since REV (make diff REV=main; default HEAD), except within noise
 	@python -m attune compare $(REV)

@@ -15,6 +15,8 @@ from attune.runtime.errors import reported
 # Command: the module whose `main` runs it, and its line on the help page.
 COMMANDS = {
     "params": ("attune.tools.params", "compose params.yaml from conf/"),
+    "repro": ("attune.tools.repro", "run the stages that have changed, with the time left"),
+    "show": ("attune.tools.show", "show the result of the last run on one screen"),
     "chat": ("attune.tools.chat", "talk to a trained variant in the terminal"),
     "compare": ("attune.tools.compare", "show which metrics changed since a revision"),
     "review": ("attune.tools.review", "show metrics and replies before and after a change"),

@@ -4,7 +4,7 @@
 
 writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
 need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (metrics with their
-intervals, rewards of DPO). `python -m stages.report --show` prints the current summary.
+intervals, rewards of DPO).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.report import figures, samples_page
 from attune.report.read import Results, read
-from attune.report.results import Artifact, read_text
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
 from attune.report.tables import COLUMNS, EMPATHY_COLUMNS
@@ -52,13 +51,7 @@ def main(params: Params) -> None:
         write_text(path, text)
 
 
-def show() -> None:
-    """Print the summary."""
-    print(read_text(Artifact(SUMMARY, "report")), end="")
-
-
 if __name__ == "__main__":
     with reported():
-        show_option = {"action": "store_true", "help": "print the summary instead of writing the pages"}
-        arguments = stage_arguments(__doc__, show=show_option)
-        show() if arguments.show else main(load())
+        stage_arguments(__doc__)
+        main(load())

@@ -1,6 +1,7 @@
 """Replies and log-probabilities do not depend on the other rows of the batch."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import transformers
 
 from attune.data.dialogue import Example, Turn
 from attune.generation.answer import answer, prepare_inputs
-from attune.generation.generate import generate_replies, mean_logps
+from attune.generation.generate import generate_replies, mean_logps, stream_reply
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt
 from attune.models.tiny import make_model, train_tokenizer
@@ -104,6 +105,22 @@ def test_sampling_is_seeded(model, tokenizer, prompts):
         replies(model, tokenizer, prompts, draws=Draws(1.0, 1.0, range(s, s + len(prompts)))) for s in (1, 1, 100)
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+def test_a_streamed_reply_is_the_whole_one_in_whole_words(name, tokenizer, prompts, sampled):
+    """Random replies, some of which end early and some within a character."""
+    made = ending(of_architecture(name, tokenizer), tokenizer.eos_token_id)
+    draws = [Draws(1.5, 0.95, [seed]) if sampled else None for seed in range(len(prompts))]
+    pieces = []
+    for prompt, drawn in zip(prompts, draws, strict=True):
+        streamed = list(stream_reply(made, tokenizer, prompt, 24, HARDWARE, drawn))
+        assert ["".join(streamed)] == replies(made, tokenizer, [prompt], draws=drawn, max_new_tokens=24)
+        # What is yet to come begins with white space: the word before it was whole.
+        assert all(later[0].isspace() and not piece[-1].isspace() for piece, later in itertools.pairwise(streamed))
+        pieces += streamed
+    assert len(pieces) > len(prompts)
 
 
 def test_no_special_tokens_and_max_new_tokens(model, tokenizer, prompts):

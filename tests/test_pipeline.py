@@ -88,7 +88,7 @@ def clone(tmp_path_factory) -> Clone:
     """A clone in which the pipeline has run once, committed."""
     made = Clone(tmp_path_factory.mktemp("clone"))
     made.run(sys.executable, "-m", "attune", "params", *MICRO)
-    made.run("dvc", "repro")
+    made.run(sys.executable, "-m", "attune", "repro")
     made.commit("run")
     return made
 
@@ -109,6 +109,9 @@ def test_repro_makes_every_metric_and_page(clone):
         assert metrics["bertscore_f1"] > 0 and bounds["bleu_1.low"] < bounds["bleu_1.high"]
         assert variant in clone.read("reports/summary.md")
     assert json.loads(clone.read("metrics/pairs/e2.json"))["pairs"] == 64
+    assert clone.run(sys.executable, "-m", "attune", "show").startswith(
+        "sft-dpo prefers the human reply to its opposite"
+    )
 
 
 @pytest.mark.slow

@@ -21,9 +21,11 @@ from hydra import compose, initialize_config_dir
 from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 
+from attune.__main__ import main as command
 from attune.config.params import check
 from attune.generation.answer import write_replies
 from attune.report import results
+from attune.report.first_screen import first_screen
 from attune.report.ratings import Answer, as_csv, items
 from attune.report.read import DPO_CURVES, read, read_curve, read_dpo
 from attune.report.samples import choose, quote
@@ -53,11 +55,10 @@ def params(*overrides):
     return check(OmegaConf.to_container(composed(*overrides), resolve=True), "conf")
 
 
-def report(*arguments):
-    """The stage in another process, with other hashes of strings."""
+def report():
+    """The stage in a process of its own, with other hashes of strings."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-m", "stages.report", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env)
+    return subprocess.run([sys.executable, "-m", "stages.report"], capture_output=True, encoding="utf-8", env=env)
 
 
 def metrics(**values):
@@ -278,15 +279,83 @@ def test_equal_bytes_whatever_matplotlib_is_set_to(monkeypatch):
     assert [path.read_bytes() for path in PAGES] == first
 
 
-def test_show():
-    missing = report("--show")
-    assert (missing.returncode, missing.stderr) == (
-        1,
-        "error: reports/summary.md is missing: run `dvc repro report`\n",
-    )
-    write_text(SUMMARY, "# Summary \u2013\n")
-    assert report("--show").stdout == "# Summary \u2013\n"
-    assert not SAMPLES.exists()
+def preference(diff, low, high):
+    """The intervals of sft-dpo with this difference to base in preference accuracy."""
+    ends = {
+        "preference_accuracy.diff": diff,
+        "preference_accuracy.diff_low": low,
+        "preference_accuracy.diff_high": high,
+    }
+    write_intervals("sft-dpo", **ends)
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((8.75, 0.1, 17.4), "71.2 %: better (+8.8 [0.1, 17.4])"),
+        ((8.75, 0.0, 17.5), "71.2 %: no difference shown (+8.8 [0.0, 17.5])"),
+        ((-8.75, -17.4, -0.1), "71.2 %: worse (-8.8 [-17.4, -0.1])"),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(interval, words):
+    write_metrics("base", preference_accuracy=71.25)
+    write_metrics("sft-dpo", preference_accuracy=80.0, repeated_share=3.125)
+    preference(*interval)
+    text = " ".join(first_screen(params()).split("\n\n")[0].split())
+    begin = "sft-dpo prefers the human reply to its opposite in 80.0 % of test dialogues, base in "
+    assert text == f"{begin}{words}. Chance is 50 %. 3.1 % of its replies repeat another one (of base: 12.5 %)."
+
+
+def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured():
+    write_metrics("sft", preference_accuracy=71.25, level_er=1.25)
+    screen = first_screen(params())
+    table = [line.split() for line in screen.split("\n\n")[1].splitlines()]
+    assert " ".join(table[0]) == "variant prefers human % repeated % words F-BERT ER IP EX MMLU"
+    assert table[2] == ["sft", "71.2", "12.5", "9.0", "61.2", "1.25", "0.50", "0.50", "25.5"]
+    assert table[4] == ["people", *["\u2013"] * 4, "0.50", "0.50", "0.50", "\u2013"]
+    # The reference has no pairs, so that nothing is compared.
+    assert screen.startswith("sft-dpo prefers the human reply to its opposite in 80.0 % of test dialogues.\nChance is")
+    for name in VARIANTS:
+        write_by_scorer(results.metrics_file, name, {"reply_words": 9.0})
+    assert first_screen(params()).split("\n\n")[0].split()[:2] == ["variant", "words"]
+    six = {f"sft-dpo-{i}": params().variants["sft"] for i in range(6)}
+    for name in six:
+        write_metrics(name, preference_accuracy=80.0)
+        write_intervals(name, **{f"preference_accuracy.{end}": -12.5 for end in ("diff", "diff_low", "diff_high")})
+        write_json(results.mmlu_file(name).path, {"acc": 25.5})
+        write_replies(replies("Reply \x1b[31m of many words " * 20), results.replies_file(name).path)
+    chosen = replace(params(), variants=six, evaluate=replace(params().evaluate, reference="sft-dpo-0"))
+    lines = first_screen(chosen).splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines) and sum(line.endswith(" …") for line in lines) == 4
+
+
+def test_the_first_screen_has_two_replies_before_and_after_and_the_next_command():
+    shown = first_screen(params("dpo.beta=0.025")).split("\n\n")
+    _, *contexts = shown[2].split("somebody: ")
+    assert len(contexts) == 2
+    for context in contexts:
+        number = re.match(r"She was (\d+)\.\n", context)[1]
+        assert context.splitlines()[1:] == [f"  {name}: Reply of {name} {number}" for name in ("base", "sft-dpo")]
+    assert re.findall(r"^  (.*?)  ", shown[3], re.MULTILINE) == [
+        "python -m attune chat sft-dpo",
+        "dvc exp run -S dpo.beta=0.1",
+    ]
+    # Where the last variant is the reference, the first one is before it.
+    last = replace(params(), evaluate=replace(params().evaluate, reference="sft-dpo"))
+    assert "  base: Reply of base" in first_screen(last)
+    alone = replace(last, variants={"sft-dpo": last.variants["sft-dpo"]})
+    assert first_screen(alone).count("Reply of") == 2
+
+
+def test_show_names_the_stage_of_a_missing_file(capsys):
+    write_text(Path("params.yaml"), OmegaConf.to_yaml(composed(), resolve=True))
+    command(["show"])
+    assert capsys.readouterr().out == first_screen(params())
+    results.mmlu_file("sft").path.unlink()
+    with pytest.raises(SystemExit):
+        command(["show"])
+    assert capsys.readouterr().err == "error: metrics/mmlu/sft.json is missing: run `dvc repro mmlu@sft`\n"
 
 
 @pytest.mark.parametrize(

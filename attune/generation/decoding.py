@@ -9,7 +9,7 @@ are dropped from the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,28 @@ def decode(
     choose: Choose,
     pad_id: int,
 ) -> list[list[int]]:
-    """The tokens of a reply to each prompt, without the stop token.
+    """The tokens of a reply to each prompt, without the stop token; arguments as those of `decode_steps`."""
+    replies: list[list[int]] = [[] for _ in prompts]
+    for row, token in decode_steps(model, prompts, max_new_tokens, stops, choose, pad_id):
+        replies[row].append(token)
+    return replies
+
+
+def decode_steps(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Sequence[int],
+    choose: Choose,
+    pad_id: int,
+) -> Iterator[tuple[int, int]]:
+    """The tokens of a reply to each prompt as they are decoded: the index of the prompt, and a token of its reply.
 
     Args:
         model: in eval mode; the caller sets precision (autocast) and `no_grad`.
         prompts: N lists of token ids; equal prompts are prefilled once.
         max_new_tokens: longest reply.
-        stops: ids that end a reply.
+        stops: ids that end a reply; they are not yielded.
         choose: chooses the next tokens from the logits.
         pad_id: left padding of shorter prompts.
     """
@@ -51,13 +66,12 @@ def decode(
     past, logits = _prefill(model, prompts, max_new_tokens - 1, pad_id)
     # rows[i] is the prompt that row i of the batch answers; ended[i] is true once its reply has ended.
     rows, ended = list(range(len(prompts))), [False] * len(prompts)
-    replies: list[list[int]] = [[] for _ in prompts]
     for step in range(1, max_new_tokens + 1):
         tokens = choose(logits, rows)
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             ended[i] = ended[i] or token in stops
             if not ended[i]:
-                replies[row].append(token)
+                yield row, token
         if all(ended) or step == max_new_tokens:
             break
         if sum(ended) >= ENDED_SHARE * len(rows):
@@ -66,7 +80,6 @@ def decode(
             tokens, mask, rows, ended = tokens[going], mask[going], [rows[i] for i in going], [False] * len(going)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         logits = _next_logits(model, tokens[:, None], mask, past)
-    return replies
 
 
 def reply_logps(

@@ -1,18 +1,22 @@
-"""Generate replies of a model, and compute its log-probabilities of given replies."""
+"""Generate replies of a model, whole or as they are decoded, and compute its log-probabilities of given replies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from attune.compute.memory import retry_batches_on_oom
 from attune.compute.process import autocast
 from attune.cpu.optimize import plain_attention
-from attune.generation.decoding import decode, reply_logps
+from attune.generation.decoding import decode, decode_steps, reply_logps
 from attune.generation.sampling import Draws, greedy, sampler
 from attune.models.chat_template import Completion, stop_tokens
 from attune.models.loading import positions
 from attune.runtime.distributed import gather_by_index, world_size
+
+# Up to the last word that white space follows: nothing that is decoded later changes it.
+WHOLE_WORDS = re.compile(r".*\S(?=\s)", re.DOTALL)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +68,43 @@ def generate_replies(
         retry_batches_on_oom(lengths, hardware.batch_tokens, reply)
     gathered = gather_by_index(replies)
     return [gathered[i] for i in range(len(prompts))]
+
+
+def stream_reply(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    max_new_tokens: int,
+    hardware: Hardware,
+    draws: Draws | None = None,
+) -> Iterator[str]:
+    """The reply of `generate_replies` to one prompt, in pieces as it is decoded, without a progress bar.
+
+    A piece is one or more whole words with the white space before them, so that none ends within a character.
+
+    Args:
+        model: in eval mode, on `compute.device`.
+        tokenizer: the model's.
+        prompt: token ids, ending where the reply begins.
+        max_new_tokens: longest reply.
+        hardware: device and precision.
+        draws: sampling settings with one seed; None: greedy decoding.
+    """
+    import torch
+
+    choose = sampler(draws, [0], hardware.device) if draws else greedy
+    tokens: list[int] = []
+    text, shown = "", 0
+    with torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+        steps = decode_steps(model, [prompt], max_new_tokens, stop_tokens(tokenizer), choose, _pad_id(tokenizer))
+        for _, token in steps:
+            tokens.append(token)
+            text = tokenizer.batch_decode([tokens], skip_special_tokens=True)[0].lstrip()
+            if (words := WHOLE_WORDS.match(text)) and words.end() > shown:
+                yield text[shown : words.end()]
+                shown = words.end()
+    if rest := text.rstrip()[shown:]:
+        yield rest
 
 
 def mean_logps(

@@ -33,14 +33,15 @@ def samples(results: Results, seed: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def choose(labels: Mapping[str, str], seed: int) -> list[str]:
-    """Up to ten ids, spread over the labels: the first of every label comes before the second of any.
+def choose(labels: Mapping[str, str], seed: int, shown: int = SHOWN) -> list[str]:
+    """Up to `shown` ids, spread over the labels: the first of every label comes before the second of any.
 
     Within a label the order is by a hash of seed and id, so that the choice depends on the ids alone.
 
     Args:
         labels: id to label.
         seed: of the run.
+        shown: number of ids.
 
     Returns:
         Ids in the order of their labels.
@@ -49,7 +50,7 @@ def choose(labels: Mapping[str, str], seed: int) -> list[str]:
     ranks: dict[str, int] = {}
     for key in _shuffled(labels, seed):
         ranks[key] = counts[labels[key]] = counts.get(labels[key], 0) + 1
-    chosen = sorted(_shuffled(labels, seed), key=lambda key: ranks[key])[:SHOWN]
+    chosen = sorted(_shuffled(labels, seed), key=lambda key: ranks[key])[:shown]
     return sorted(chosen, key=lambda key: (labels[key], key))
 
 

@@ -34,7 +34,7 @@ Notes = Mapping[str, Mapping[str, str]]
 def summary(results: Results, params: Params) -> str:
     """The numbers of the run as Markdown that also reads well as plain text."""
     references = [row["reference"] for row in next(iter(results.replies.values()))]
-    beta = 0.1 if params.dpo.beta == 0.025 else 0.025
+    beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
     return f"""# Attune: results of this run
 
@@ -86,6 +86,11 @@ make diff                      # metrics against the last commit, without change
 dvc plots diff                 # training curves against the last commit
 ```
 """
+
+
+def other_beta(params: Params) -> float:
+    """A beta of DPO to try next."""
+    return 0.1 if params.dpo.beta == 0.025 else 0.025
 
 
 def lead(results: Results, params: Params) -> str:

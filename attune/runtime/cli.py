@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping
-from typing import Any
 
 
-def stage_arguments(doc: str | None, /, **arguments: str | Mapping[str, Any]) -> Namespace:
+def stage_arguments(doc: str | None, /, **arguments: str) -> Namespace:
     """Parse the command line of the stage that this process runs.
 
     Args:
         doc: the docstring of the stage's module, which `--help` prints.
-        arguments: each positional argument with its help text, in order. A mapping holds keywords of
-            `ArgumentParser.add_argument` instead; with `action` it is the option `--name`::
-
-                stage_arguments(__doc__)  # a stage without arguments
-                stage_arguments(__doc__, show={"action": "store_true", "help": "print the summary"})
+        arguments: each positional argument with its help text, in order.
 
     Raises:
         SystemExit: status 0 for `--help`, 2 for an argument that is unknown, missing or refused.
     """
     parser = make_parser(f"python -m {main_module()}", doc)
-    for name, given in arguments.items():
-        keywords = {"help": given} if isinstance(given, str) else dict(given)
-        parser.add_argument(f"--{name}" if "action" in keywords else name, **keywords)
+    for name, text in arguments.items():
+        parser.add_argument(name, help=text)
     return parser.parse_args()
 
 

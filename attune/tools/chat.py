@@ -1,32 +1,36 @@
 """Talk to a trained variant in the terminal.
 
-    python -m attune chat --variant sft-dpo
+    python -m attune chat sft-dpo
 
-Each line is a turn; empty lines are ignored, `/new` starts a new conversation, `/quit` or the end of the input ends.
-Turns that do not fit into `generate.max_length` are truncated, the oldest exchanges first, with a notice. Nothing of
-the conversation is stored.
+Each line is a turn; empty lines are ignored, `/new` starts a new conversation, `/quit`, Ctrl-C or the end of the input
+(Ctrl-D) ends. A reply appears word by word; Ctrl-C ends it where it is. Turns that do not fit into
+`generate.max_length` are truncated, the oldest exchanges first, with a notice. Nothing of the conversation is stored.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
-from attune.config.schema import Params
+from attune.config.schema import Params, Variant
 from attune.data.dialogue import Turn
 from attune.data.keyed import uniform
 from attune.runtime.cli import command_parser
-from attune.runtime.errors import UserError, visible
+from attune.runtime.errors import Stopped, UserError, visible
 
 BASE = Path("models/base")
-NOTICE = (
-    "A language model answers, not a person, and it is no help in a crisis: if somebody is in danger, call the "
-    "emergency services. /new starts a new conversation, /quit ends; nothing is stored."
-)
+NOTICE = """\
+A language model answers, not a person, and it is no help in a crisis: if
+somebody is in danger, call the emergency services. /new starts a new
+conversation, /quit ends; nothing is stored.
+"""
 QUIT, NEW = "/quit", "/new"
 
 
@@ -40,14 +44,12 @@ class Conversation:
     instruction: str | None
     turns: list[Turn] = field(default_factory=list)
 
-    def say(self, text: str) -> tuple[str, int]:
-        """Add a user turn and the model's reply.
+    def say(self, text: str) -> tuple[Generator[str], int]:
+        """Add a user turn and the model's reply, as far as it is read.
 
         Returns:
-            The reply, and the number of turns that were truncated because they did not fit.
+            The reply in pieces as it is decoded, and the number of turns that were truncated because they did not fit.
         """
-        from attune.generation.generate import generate_replies
-        from attune.generation.sampling import Draws
         from attune.models.chat_template import encode_prompt
         from attune.models.system_prompt import fit_instructed
 
@@ -55,37 +57,49 @@ class Conversation:
         budget = settings.max_length - settings.max_new_tokens
         kept = fit_instructed(self.tokenizer, turns, self.instruction, budget)
         prompt = encode_prompt(self.tokenizer, kept, budget)
-        seed = uniform(2**63, self.params.seed, len(turns), text)
+        return self._reply(prompt, turns), len(turns) - sum(turn.role != "system" for turn in kept)
+
+    def _reply(self, prompt: list[int], turns: list[Turn]) -> Generator[str]:
+        from attune.generation.generate import stream_reply
+        from attune.generation.sampling import Draws
+
+        settings, hardware = self.params.generate, self.params.hardware
+        seed = uniform(2**63, self.params.seed, len(turns), turns[-1].text)
         draws = Draws(settings.temperature, settings.top_p, [seed]) if settings.do_sample else None
-        [reply] = generate_replies(
-            self.model, self.tokenizer, [prompt], settings.max_new_tokens, self.params.hardware, draws
-        )
-        # Chat templates refuse an empty turn.
-        self.turns = [*turns, Turn("assistant", reply)] if reply else self.turns
-        return reply, len(turns) - sum(turn.role != "system" for turn in kept)
+        reply = ""
+        for piece in stream_reply(self.model, self.tokenizer, prompt, settings.max_new_tokens, hardware, draws):
+            reply += piece
+            # Only here: chat templates refuse an empty turn.
+            self.turns = [*turns, Turn("assistant", reply)]
+            yield piece
 
 
-def begin(variant: str, params: Params) -> Conversation:
-    """Load a variant.
+def require(variant: str, params: Params) -> Variant:
+    """The settings of a variant whose model is there.
 
     Raises:
         UserError: there is no such variant, or its model is missing.
     """
-    from attune.models.loading import load_tokenizer, load_variant, require_positions
-    from attune.models.system_prompt import read_instruction
-
     settings = named(params.variants, variant, "variants")
     for folder in (BASE, Path(settings.model)):
         if not folder.is_dir():
             raise UserError(f"{folder} is missing: `dvc repro generate@{variant}` trains what variant {variant} needs")
+    return settings
+
+
+def begin(settings: Variant, params: Params) -> Conversation:
+    """Load a variant."""
+    from attune.models.loading import load_tokenizer, load_variant, require_positions
+    from attune.models.system_prompt import read_instruction
+
     model = load_variant(BASE, Path(settings.model), params.hardware)
     require_positions(model, "generate.max_length", params.generate.max_length)
     instruction = read_instruction(settings.instruction_file) if settings.instruction_file else None
     return Conversation(model, load_tokenizer(BASE), params, instruction)
 
 
-def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str]:
-    """The text to print after each line of input, until `/quit`."""
+def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str | Generator[str]]:
+    """What to print after each line of input, until `/quit`: a note, or a reply in pieces as it is decoded."""
     for line in lines:
         match line.strip():
             case "":
@@ -99,24 +113,60 @@ def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str]:
                 reply, left_out = conversation.say(text)
                 if left_out:
                     yield f"(the oldest {left_out} turns no longer fit, and were not read)"
-                yield "\n".join(map(visible, reply.splitlines())) or "(an empty reply)"
+                yield reply
+
+
+def show(reply: Generator[str]) -> None:
+    """Print a reply piece by piece, with its line breaks but no other control characters; Ctrl-C ends it."""
+    shown = False
+    try:
+        with closing(reply):
+            for piece in reply:
+                print("\n".join(map(visible, piece.splitlines())), end="", flush=True)
+                shown = True
+        print("" if shown else "(an empty reply)")
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        print(" (stopped)")
 
 
 def typed() -> Iterator[str]:
-    """Lines of the standard input, with a prompt in a terminal."""
+    """Lines of the standard input, with a prompt in a terminal, until Ctrl-D or Ctrl-C."""
+    terminal = sys.stdin.isatty()
     while True:
         try:
-            yield input("you> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
+            # input(prompt) would write it to stderr.
+            print("you> " if terminal else "", end="", flush=True)
+            yield input()
+        except (EOFError, KeyboardInterrupt) as end:
+            if isinstance(end, Stopped):
+                raise
+            if terminal:
+                print()
             return
+
+
+def quiet() -> None:
+    """Keep progress bars, warnings and logs of libraries from the screen."""
+    from transformers.utils.logging import disable_progress_bar
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
 
 
 def main(argv: Sequence[str]) -> None:
     """Talk until the input ends."""
     parser = command_parser("chat", __doc__)
-    parser.add_argument("--variant", required=True, help="a key of variants, such as sft-dpo")
+    parser.add_argument("variant", help="a key of variants, such as sft-dpo")
     variant = parser.parse_args(argv).variant
-    conversation = begin(variant, load())
-    print(f"{NOTICE}\n")
-    for text in answers(conversation, typed()):
-        print(f"{variant}> {text}", flush=True)
+    params = load()
+    settings = require(variant, params)
+    print(NOTICE, flush=True)
+    print(f"loading {variant} …", file=sys.stderr, flush=True)
+    quiet()
+    conversation = begin(settings, params)
+    for answer in answers(conversation, typed()):
+        print(f"{variant}> ", end="", flush=True)
+        print(answer) if isinstance(answer, str) else show(answer)

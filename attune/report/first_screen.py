@@ -1,0 +1,116 @@
+"""The first screen after a run: a verdict in words, the main numbers, two replies before and after, and what is next.
+
+Nothing is wider than 80 columns, and six variants take 30 lines at most. `reports/` has the rest.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import tabulate
+
+from attune.config.schema import Params
+from attune.report.results import read_replies, read_variants
+from attune.report.samples import choose
+from attune.report.summary import other_beta
+from attune.report.tables import DASH, Metrics, measured, with_people
+from attune.runtime.errors import visible
+
+WIDTH = 80
+SAMPLES = 2
+# Lines of a text that a sample shows.
+LINES = 2
+COLUMNS = {
+    "preference_accuracy": ("prefers human %", 1),
+    "repeated_share": ("repeated %", 1),
+    "reply_words": ("words", 1),
+    "bertscore_f1": ("F-BERT", 1),
+    "level_er": ("ER", 2),
+    "level_ip": ("IP", 2),
+    "level_ex": ("EX", 2),
+    "mmlu": ("MMLU", 1),
+}
+"""The plainest of the columns of the pages; `docs/metrics.md` defines them."""
+
+
+def first_screen(params: Params) -> str:
+    """The screen, from the files of the stages.
+
+    Raises:
+        UserError: a file is missing or is invalid; names the file and the stage that writes it.
+    """
+    metrics, intervals = read_variants(params)
+    after = list(params.variants)[-1]
+    before = next(name for name in (params.evaluate.reference, *params.variants) if name != after or len(metrics) == 1)
+    replies = {name: read_replies(name) for name in dict.fromkeys([before, after])}
+    parts = [verdict(params, metrics, intervals), numbers(metrics), samples(replies, params.seed), following(params)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict(params: Params, metrics: Mapping[str, Metrics], intervals: Mapping[str, Metrics]) -> str:
+    """What the last variant has learned against the reference variant, by the interval of their paired difference."""
+    last, reference = list(params.variants)[-1], params.evaluate.reference
+    key, repeated = "preference_accuracy", "repeated_share"
+    rejected = "its opposite" if params.pairs.rule == "opposite_emotion" else "the rejected one"
+    sentences = []
+    if key in metrics[last]:
+        sentence = f"{last} prefers the human reply to {rejected} in {metrics[last][key]:.1f} % of test dialogues"
+        if key in metrics[reference] and f"{key}.diff" in intervals[last]:
+            sentence += f", {reference} in {metrics[reference][key]:.1f} %: {judged(intervals[last], key)}"
+        sentences.append(f"{sentence}. Chance is 50 %.")
+    if repeated in metrics[last]:
+        beside = f" (of {reference}: {metrics[reference][repeated]:.1f} %)" if reference != last else ""
+        sentences.append(f"{metrics[last][repeated]:.1f} % of its replies repeat another one{beside}.")
+    return textwrap.fill(visible(" ".join(sentences)), WIDTH, break_on_hyphens=False)
+
+
+def judged(intervals: Metrics, key: str) -> str:
+    """`better`, `worse` or `no difference shown`, with the difference and its 95 % interval; higher is better."""
+    diff, low, high = (intervals[f"{key}.{end}"] for end in ("diff", "diff_low", "diff_high"))
+    word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return f"{word} ({diff:+.1f} [{low:.1f}, {high:.1f}])"
+
+
+def numbers(metrics: Mapping[str, Metrics]) -> str:
+    """The table of the variants, without the columns that no variant has a number in; the levels of people, too."""
+    columns = measured(metrics, COLUMNS)
+    rows = [["variant", *(heading for heading, _ in columns.values())]]
+    for name, values in with_people(metrics, columns).items():
+        cells = (f"{values[key]:,.{digits}f}" if key in values else DASH for key, (_, digits) in columns.items())
+        rows.append([visible(name), *cells])
+    alignment = ["left", *["right"] * len(columns)]
+    table = tabulate.tabulate(rows, headers="firstrow", tablefmt="plain", colalign=alignment, disable_numparse=True)
+    levels = "ER, IP, EX: levels of empathy, 0 to 2. " if "level_er" in columns else ""
+    return f"{table}\n{levels}All numbers: reports/summary.md"
+
+
+def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:
+    """The last turn of two test contexts, and the replies of the variants to them.
+
+    Args:
+        replies: variant to its rows of `read_replies`, in the order to show.
+        seed: of the run.
+    """
+    by_id = {variant: {row["id"]: row for row in rows} for variant, rows in replies.items()}
+    first = next(iter(by_id.values()))
+    shared = {key: row["label"] for key, row in first.items() if all(key in rows for rows in by_id.values())}
+    lines = ["Two test dialogues (all: reports/samples.html); a machine wrote the replies:"]
+    for key in choose(shared, seed, SAMPLES):
+        lines.append(_wrapped("somebody: ", first[key]["context"][-1]["text"]))
+        lines += [_wrapped(f"  {variant}: ", rows[key]["reply"] or "(empty)") for variant, rows in by_id.items()]
+    return "\n".join(lines)
+
+
+def following(params: Params) -> str:
+    """The commands that come next."""
+    chat = f"python -m attune chat {visible(list(params.variants)[-1])}"
+    change = f"dvc exp run -S dpo.beta={other_beta(params):g}"
+    # Without its recipe, `dvc exp run -S` would compose the default one.
+    return f"  {chat}   talk to it\n  {change}   another beta (with -S recipe=… if it had one)"
+
+
+def _wrapped(name: str, text: str) -> str:
+    """`name` and a text on at most `LINES` lines, the later ones indented."""
+    return textwrap.fill(visible(f"{name}{text}"), WIDTH, subsequent_indent="    ", max_lines=LINES, placeholder=" …")

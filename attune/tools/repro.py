@@ -1,0 +1,211 @@
+"""Run the stages that have changed, as `dvc repro`, with a line before each: its number, the time so far and the rest.
+
+    python -m attune repro                       # all stages: what `make repro` runs
+    python -m attune repro evaluate@sft          # a stage and what it depends on
+    python -m attune repro -- --force dpo@e1     # options of `dvc repro` stand after --
+
+    [12/35] generate@sft · 3 min 10 s so far · about 4 min left
+
+What else is printed comes from DVC and the stages, and the exit status is DVC's. The time left is that of all stages
+that may still run: those that differ from dvc.lock, and those that depend on a stage that ran. A stage is expected to
+take as long as in its last run by this command (`.cache/stage_seconds.json`). Before that, with the embedded corpus and
+the tiny model, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
+SIGTERM end the running stage, which keeps its checkpoint, and then DVC.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from attune.config.params import load
+from attune.runtime.cli import command_parser
+from attune.runtime.errors import Stopped
+from attune.runtime.io import write_json
+
+SECONDS = Path(".cache/stage_seconds.json")
+RUNNING = "Running stage '%s':"
+"""What DVC 3.67 logs before it runs the command of a stage."""
+RESTORED = "Stage '%s' is cached - skipping run, checking out outputs"
+SKIPPED = "Stage '%s' didn't change, skipping"
+# Seconds of the stages of the default run by their kinds: a first run of commit 4894001 (AMD EPYC, 2 cores, no GPU), by
+# the times of its files.
+TYPICAL: dict[str, float] = {
+    "download": 3, "prepare": 3, "base": 258, "sft": 65, "pairs": 2, "audit": 10, "dpo": 31, "generate": 10,
+    "classifier": 46, "references": 11, "evaluate": 10, "scores": 9, "intervals": 2, "mmlu": 11, "card": 2, "report": 3,
+}  # fmt: skip
+# After so many seconds the speed of this machine is known well enough to correct those of `TYPICAL` by it.
+WARM = 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages that DVC will look at, in its order, each with those that it depends on; and those that changed."""
+
+    needs: dict[str, set[str]]
+    changed: set[str]
+
+
+class Progress(logging.Handler):
+    """Prints a line where DVC logs that it begins a stage, and keeps how long each stage took."""
+
+    def __init__(self, plan: Plan, typical: dict[str, float], seconds: dict[str, float]) -> None:
+        super().__init__()
+        self.plan, self.typical, self.seconds = plan, typical, seconds
+        self.started = self.begun = time.monotonic()
+        self.seen: list[str] = []
+        self.ran: set[str] = set()
+        self.running: str | None = None
+        # Of the stages that have ended, seconds that they took and those of `typical`.
+        self.taken = self.supposed = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note that a stage begins, and so that the one before has ended."""
+        if record.msg not in (RUNNING, RESTORED, SKIPPED) or not isinstance(record.args, tuple):
+            return
+        self.end()
+        name = str(record.args[0])
+        self.seen.append(name)
+        if record.msg != SKIPPED:
+            self.ran.add(name)
+        if record.msg == RUNNING:
+            self.running, self.begun = name, time.monotonic()
+            print(self.line(self.begun - self.started), file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Keep the time of the running stage, which has ended well."""
+        if self.running is None:
+            return
+        took = time.monotonic() - self.begun
+        if self.running not in self.seconds:
+            self.taken, self.supposed = self.taken + took, self.supposed + self.typical.get(_kind(self.running), took)
+        self.seconds[self.running] = round(took, 1)
+        self.running = None
+        write_json(SECONDS, self.seconds)
+
+    def line(self, so_far: float) -> str:
+        """The line of the stage that begins, `so_far` seconds after the start."""
+        expected = [self.expected(name) for name in self.to_run()]
+        left = sum(seconds for seconds in expected if seconds is not None)
+        parts = [f"[{len(self.seen)}/{len(self.plan.needs)}] {self.seen[-1]}", f"{in_words(so_far)} so far"]
+        if left:
+            parts.append(f"{'at least' if None in expected else 'about'} {in_words(_rounded(left))} left")
+        return " · ".join(parts)
+
+    def to_run(self) -> list[str]:
+        """The stage that begins and those that may run after it."""
+        names, ran = [self.seen[-1]], set(self.ran)
+        for name, needed in self.plan.needs.items():
+            if name not in self.seen and (name in self.plan.changed or needed & ran):
+                names.append(name)
+                ran.add(name)
+        return names
+
+    def expected(self, name: str) -> float | None:
+        """Seconds that a stage will take; None if nothing is known."""
+        if name in self.seconds:
+            return self.seconds[name]
+        pace = self.taken / self.supposed if self.supposed >= WARM else 1.0
+        return self.typical[_kind(name)] * pace if _kind(name) in self.typical else None
+
+
+def in_words(seconds: float) -> str:
+    """A time such as `45 s`, `3 min 10 s`, `4 min` or `1 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return " ".join([*([f"{minutes} min"] if minutes else []), *([f"{rest} s"] if rest or not minutes else [])])
+
+
+def plan(arguments: Any) -> Plan:
+    """What `dvc repro` with these parsed arguments will look at.
+
+    Raises:
+        DvcException: DVC refuses the pipeline or a target.
+    """
+    from dvc.dvcfile import PROJECT_FILE
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with Repo() as repo:
+        graph = get_active_graph(repo.index.graph)
+        targets = [] if arguments.all_pipelines else arguments.targets or [PROJECT_FILE]
+        stages = collect_stages(repo, targets, arguments.recursive, arguments.glob)
+        if not arguments.single_item:
+            stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)
+        needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
+        return Plan(needs, set(needs if arguments.force else repo.status()))
+
+
+def progress(argv: Sequence[str]) -> Progress | None:
+    """The progress of `dvc` with these arguments; None where it runs nothing, or will say itself what is wrong."""
+    from dvc.cli import DvcParserError, parse_args
+    from dvc.exceptions import DvcException
+
+    try:
+        arguments = parse_args(argv)
+        if arguments.dry:
+            return None
+        planned = plan(arguments)
+    except DvcParserError:
+        # It has been said; the status is that of `dvc`.
+        sys.exit(254)
+    except DvcException:
+        return None
+    params = load()
+    default = (params.model.name, params.corpus.local_dir) == ("tiny", "data/sample")
+    seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
+    return Progress(planned, TYPICAL if default else {}, seconds)
+
+
+def stage_processes() -> Iterator[Any]:
+    """The stage that DVC runs in this process: its child, or the child of a shell that waits for it."""
+    import psutil
+
+    for child in psutil.Process().children():
+        yield from child.children() if child.cmdline()[-2:-1] == ["-c"] else [child]
+
+
+def pass_on(number: int, _: FrameType | None) -> None:
+    """Send a signal to the running stage; DVC ends after it. Without a stage, end DVC."""
+    stages = list(stage_processes())
+    if not stages:
+        raise Stopped(number)
+    for stage in stages:
+        stage.send_signal(number)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run DVC in this process, so that the stages have this command's terminal; exit with its status."""
+    parser = command_parser("repro", __doc__)
+    parser.add_argument("arguments", nargs="*", help="targets of `dvc repro`; its options after --")
+    command = ["repro", *parser.parse_args(argv).arguments]
+    from dvc.cli import main as run_dvc
+
+    shown = progress(command)
+    if shown is not None:
+        logging.getLogger("dvc.stage").addHandler(shown)
+    # Ctrl-C reaches the stage by itself: it is in the foreground of the same terminal.
+    signal.signal(signal.SIGTERM, pass_on)
+    status = run_dvc(command)
+    if shown is not None and status == 0:
+        shown.end()
+    sys.exit(status)
+
+
+def _kind(stage: str) -> str:
+    return stage.partition("@")[0]
+
+
+def _rounded(seconds: float) -> float:
+    """To minutes, below two of them to ten seconds."""
+    step = 60 if seconds >= 120 else 10
+    return max(step, round(seconds / step) * step)

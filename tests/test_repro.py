@@ -1,0 +1,163 @@
+"""The line before each stage, what DVC gets, and what a signal does: `python -m attune repro` in a small pipeline."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from attune.tools.repro import RUNNING, SECONDS, SKIPPED, TYPICAL, Plan, Progress, in_words
+
+# Stage `train` waits for a signal where there is a file `wait`, and keeps something when it comes.
+TRAIN = """
+import pathlib, signal, sys
+def stop(*_):
+    pathlib.Path("kept").write_text("kept")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+if pathlib.Path("wait").exists():
+    print("waiting", flush=True)
+    signal.pause()
+pathlib.Path("model").write_text(pathlib.Path("data").read_text())
+"""
+PIPELINE = """
+stages:
+  draw:
+    cmd: cat seed > data
+    deps: [seed]
+    outs: [data]
+  train:
+    cmd: python train.py
+    deps: [data, train.py]
+    outs: [model]
+  score:
+    foreach: [a, b]
+    do:
+      cmd: "echo score of ${item} && cat model > ${item}"
+      deps: [model]
+      outs: ["${item}"]
+"""
+STAGES = ["draw", "train", "score@a", "score@b"]
+
+
+def repro(folder, *arguments, shell="/bin/sh", **options):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {"PYTHONPATH": str(ROOT), "SHELL": shell, "PATH": path}
+    return subprocess.Popen(
+        [sys.executable, "-m", "attune", "repro", *arguments], cwd=folder, env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def done(process):
+    """The exit status, what was printed, and the stages of the lines."""
+    out, err = process.communicate()
+    return process.returncode, out, [line.split(" · ")[0] for line in err.splitlines() if line.startswith("[")]
+
+
+@pytest.fixture
+def project(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    for name, text in {"dvc.yaml": PIPELINE, "train.py": TRAIN, "seed": "1"}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_each_stage_that_runs_has_its_line_and_its_time_is_kept(project):
+    status, out, lines = done(repro(project))
+    assert (status, lines) == (0, ["[1/4] draw", "[2/4] train", "[3/4] score@a", "[4/4] score@b"])
+    assert "Running stage 'draw':\n> cat seed > data\n" in out and "score of b\n" in out
+    assert list(json.loads((project / SECONDS).read_text())) == STAGES
+    # Targets and options are DVC's; a stage of another target is not counted.
+    status, out, lines = done(repro(project, "--", "--force", "draw"))
+    assert (status, lines) == (0, ["[1/1] draw"])
+    (project / "seed").write_text("2")
+    (project / "b").unlink()
+    assert done(repro(project, "train"))[2] == ["[1/2] draw", "[2/2] train"]
+    # What did not change has a number and no line.
+    assert done(repro(project))[2] == ["[3/4] score@a", "[4/4] score@b"]
+    assert done(repro(project))[::2] == (0, [])
+
+
+@pytest.mark.slow
+def test_the_exit_status_is_that_of_dvc(project):
+    (project / "train.py").write_text("import sys\nsys.exit(3)\n")
+    for arguments, status in ((["nothing"], 255), (["--", "--nothing"], 254), ([], 255)):
+        ours, dvc = repro(project, *arguments), [sys.executable, "-m", "dvc", "repro", *arguments[-1:]]
+        assert done(ours)[0] == status == subprocess.run(dvc, cwd=project, capture_output=True).returncode
+    # The stage that failed has no time.
+    assert list(json.loads((project / SECONDS).read_text())) == ["draw"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_sigterm_reaches_the_stage_and_dvc_ends_after_it(project, shell):
+    """Of the shells that DVC starts, dash waits for the stage and bash becomes it."""
+    (project / "wait").touch()
+    process = repro(project, shell=shutil.which(shell))
+    for line in process.stdout:
+        if line == "waiting\n":
+            break
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate()[1]
+    assert process.returncode == 255 and "exited with 3" in error
+    assert (project / "kept").exists() and not (project / "model").exists()
+
+
+def stage(progress, event, name):
+    progress.emit(logging.LogRecord("dvc.stage", logging.INFO, "", 0, event, (name,), None))
+
+
+CHAIN = Plan({"base": set(), "sft@sft": {"base"}, "dpo@e1": {"sft@sft"}, "mmlu@base": {"base"}}, {"base", "sft@sft"})
+
+
+def test_the_time_left_is_that_of_the_stages_that_may_still_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    progress = Progress(CHAIN, {}, {"base": 100.0, "sft@sft": 60.0, "dpo@e1": 300.0})
+    stage(progress, RUNNING, "base")
+    # Nobody knows of mmlu@base, which depends on a stage that runs.
+    assert capsys.readouterr().err == "[1/4] base · 0 s so far · at least 8 min left\n"
+    stage(progress, RUNNING, "mmlu@base")
+    assert capsys.readouterr().err == "[2/4] mmlu@base · 0 s so far · at least 6 min left\n"
+    progress = Progress(CHAIN, {}, {"base": 100.0, "sft@sft": 60.0, "dpo@e1": 300.0, "mmlu@base": 20.0})
+    stage(progress, SKIPPED, "base")
+    stage(progress, RUNNING, "sft@sft")
+    # Nothing but sft@sft changed, so that mmlu@base will not run.
+    assert capsys.readouterr().err == "[2/4] sft@sft · 0 s so far · about 6 min left\n"
+    stage(progress, RUNNING, "dpo@e1")
+    assert progress.seconds["sft@sft"] == 0.0
+
+
+def test_in_the_first_run_the_times_of_another_machine_are_corrected_by_the_speed_of_this_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    progress = Progress(CHAIN, TYPICAL, {})
+    assert progress.expected("dpo@e1") == TYPICAL["dpo"] and progress.expected("other") is None
+    stage(progress, RUNNING, "base")
+    progress.begun -= 2 * TYPICAL["base"]
+    progress.end()
+    assert progress.expected("dpo@e1") == pytest.approx(2 * TYPICAL["dpo"], rel=0.01)
+    # What has run here is known.
+    assert progress.expected("base") == pytest.approx(2 * TYPICAL["base"], abs=1)
+
+
+def test_every_stage_of_the_default_run_has_a_time(monkeypatch):
+    from attune.tools.pipeline import stages_in_order
+
+    monkeypatch.chdir(ROOT)
+    assert {name.partition("@")[0] for name in stages_in_order()} == TYPICAL.keys()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (45.4, "45 s"), (190, "3 min 10 s"), (240, "4 min"), (3900, "1 h 5 min")]
+)
+def test_a_time_in_words(seconds, text):
+    assert in_words(seconds) == text

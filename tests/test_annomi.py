@@ -17,7 +17,7 @@ from attune.data.dialogue import SPLITS, Dialogue, Turn
 from attune.data.examples import examples
 from attune.runtime.errors import DataError
 from attune.tools.sample_data.annomi import HEADER, make_file
-from attune.tools.sample_data.dialogues import load_phrases
+from attune.tools.sample_data.text import load_phrases
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/annomi_sample"

@@ -242,5 +242,5 @@ def test_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatch):
         pairs.main(key, run)
     audit.main(run)
     metrics = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))
-    assert metrics["train_checked"] > 30 and metrics["pairs_checked"] > 30 and metrics["base_checked"] == 1280
+    assert metrics["train_checked"] > 30 and metrics["pairs_checked"] > 30 and metrics["base_checked"] == 1920
     assert not any(value for key, value in metrics.items() if "_in_" in key)

@@ -13,8 +13,8 @@ from attune.corpora.readers.esconv import read, split_of
 from attune.data.dialogue import Dialogue, Turn
 from attune.data.examples import examples
 from attune.runtime.errors import DataError
-from attune.tools.sample_data.dialogues import load_phrases
 from attune.tools.sample_data.esconv import make_files
+from attune.tools.sample_data.text import load_phrases
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/esconv_sample"

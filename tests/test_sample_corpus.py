@@ -1,24 +1,22 @@
 import csv
+import random
 import re
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from attune.tools.sample_data.dialogues import (
-    as_listener,
-    load_phrases,
-    make_files,
-    sentence_case,
-    with_opener,
-    write_sample,
-)
+from attune.tools.sample_data.dialogues import LEVELS, make_files, write_sample
+from attune.tools.sample_data.replies import SHARES, draw_reply, known
+from attune.tools.sample_data.text import as_listener, chosen, load_phrases, sentence_case, with_opener
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
 PHRASES = SAMPLE / "phrases.yaml"
-SPLITS = {"train": 40, "valid": 5, "test": 5}
+CLAUSES = load_phrases(SAMPLE / "replies.yaml")
+SPLITS = {"train": 60, "valid": 8, "test": 20}
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
 MEND = "the tracked sample differs from its phrases: run `python -m attune sample dialogues` and track what it writes"
 
@@ -71,8 +69,12 @@ def opposites():
 
 def test_tracked_files_are_what_the_generator_writes(tmp_path):
     write_sample(PHRASES, tmp_path)
-    for split in SPLITS:
-        assert split_path(tmp_path, split).read_bytes() == split_path(SAMPLE, split).read_bytes(), MEND
+    for path in (LEVELS, *(f"empatheticdialogues/{split}.csv" for split in SPLITS)):
+        assert (tmp_path / path).read_bytes() == (SAMPLE / path).read_bytes(), MEND
+
+
+def test_samples_take_at_most_five_megabytes():
+    assert sum(path.stat().st_size for path in SAMPLE.rglob("*")) < 5e6
 
 
 def test_each_emotion_has_its_share_of_each_split(conversations, opposites):
@@ -131,37 +133,98 @@ def test_no_last_reply_is_shared_with_the_opposite_emotion(conversations, opposi
     assert [e for e, opposite in opposites.items() if replies[e] & replies[opposite]] == []
 
 
-def test_last_replies_vary_within_each_emotion(conversations):
-    replies = defaultdict(set)
-    for conversation in conversations:
-        if conversation.split == "train":
-            replies[conversation.emotion].add(conversation.last_listener)
-    assert [emotion for emotion, texts in replies.items() if len(texts) < 20] == []
+def test_targets_rarely_repeat(conversations):
+    """Neither as a whole nor in their words: 160 targets of the test split have few pairs of words twice."""
+    targets = {split: [c.last_listener for c in conversations if c.split == split] for split in SPLITS}
+    times = Counter(targets["train"])
+    assert len(times) > 0.95 * len(targets["train"]) and max(times.values()) <= 4
+    assert max(Counter((c.emotion, c.last_listener) for c in conversations).values()) == 1
+    some = random.Random(0).sample(targets["test"], 160)
+    pairs = [pair for target in some for pair in pairwise(target.lower().split())]
+    assert len(set(pairs)) > 0.6 * len(pairs)
 
 
-def test_last_replies_are_neither_curt_nor_long(conversations):
-    lengths = {len(conversation.last_listener.split()) for conversation in conversations}
-    assert min(lengths) >= 8
-    assert max(lengths) <= 30
+def test_last_replies_are_short(conversations):
+    lengths = [len(conversation.last_listener.split()) for conversation in conversations]
+    assert 12 < sum(lengths) / len(lengths) < 18
+    assert min(lengths) >= 2 and max(lengths) <= 45
+
+
+def test_opposite_emotions_share_situations_and_no_attitude(opposites):
+    emotions = load_phrases(PHRASES)["emotions"]
+    scenes = {emotion: {frame.get("scene") for frame in emotions[emotion]["frames"]} - {None} for emotion in emotions}
+    for emotion, opposite in opposites.items():
+        assert len(scenes[emotion] & scenes[opposite]) >= 1
+        assert CLAUSES["emotions"][emotion]["family"] != CLAUSES["emotions"][opposite]["family"]
 
 
 def test_phrases_have_material_for_each_emotion(opposites):
     emotions = load_phrases(PHRASES)["emotions"]
-    assert set(emotions) == set(opposites)
-    for material in emotions.values():
-        assert len(material["frames"]) >= 5
+    assert set(emotions) == set(opposites) == set(CLAUSES["emotions"])
+    for emotion, material in emotions.items():
+        assert len(material["frames"]) == 8
         assert len(material["exchanges"]) >= 5
-        assert len(material["last"]) >= 7
         assert len(material["close"]) >= 3
         assert all(len(frame["open"]) >= 2 for frame in material["frames"])
+        assert all(len(CLAUSES["emotions"][emotion][key]) >= 8 for key in ("ip2", "ex2", "none"))
 
 
 def test_adding_to_one_emotion_leaves_the_others_as_they_are():
-    phrases = load_phrases(PHRASES)
-    before = make_files(phrases)["train"].split("\n")
-    phrases["emotions"]["sad"]["last"].append("That is a new reply of nine words about $thing.")
-    after = make_files(phrases)["train"].split("\n")
+    phrases, clauses = load_phrases(PHRASES), load_phrases(SAMPLE / "replies.yaml")
+    before = make_files(phrases, clauses)["empatheticdialogues/train.csv"].split("\n")
+    phrases["emotions"]["sad"]["exchanges"][0]["speaker"].append("Last night.")
+    clauses["emotions"]["sad"]["none"].append("Sleep on it.")
+    after = make_files(phrases, clauses)["empatheticdialogues/train.csv"].split("\n")
+    assert before != after
     assert [row for row in before if ",sad," not in row] == [row for row in after if ",sad," not in row]
+
+
+def test_levels_are_those_of_the_targets(conversations):
+    with (SAMPLE / LEVELS).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["split"]) for row in rows] == [(c.rows[0][0], c.split) for c in conversations]
+    for mechanism, weights in SHARES.items():
+        for split in SPLITS:
+            levels = Counter(int(row[mechanism]) for row in rows if row["split"] == split)
+            assert [100 * levels[level] / levels.total() for level in range(3)] == pytest.approx(weights, abs=7)
+    questions = [conversation.last_listener.count("?") for conversation in conversations]
+    assert [row["ex"] != "0" for row in rows] == [number > 0 for number in questions]
+
+
+def test_a_reply_is_made_of_clauses_of_its_levels():
+    """The key of each sentence names a list that holds its clause; train draws no held-out clause."""
+    for emotion in CLAUSES["emotions"]:
+        for number in range(20):
+            reply = draw_reply(CLAUSES, emotion, {"about": "my dog"}, True, random.Random(f"{emotion}{number}"))
+            assert reply.text == " ".join(sentence for _, sentence in reply.sentences)
+            for key, sentence in reply.sentences:
+                family = CLAUSES["families"][CLAUSES["emotions"][emotion]["family"]]
+                lists = [part.get(key, []) for part in (CLAUSES["shared"], family, CLAUSES["emotions"][emotion])]
+                patterns = [pattern_of(clause) for clauses in lists for clause in known(clauses)]
+                assert any(re.search(pattern + "$", sentence, re.IGNORECASE) for pattern in patterns), sentence
+                assert key == "none" or sentence in reply.rationales(key[:2])
+                assert key == "none" or reply.levels[key[:2]] == int(key[2])
+
+
+def pattern_of(clause):
+    """A pattern of the sentences that a clause gives."""
+    parts = re.split(r"\{([^{}]*)\}", clause)
+    made = (
+        f"({'|'.join(map(re.escape, part.split('|')))})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
+    return re.sub(r"(\\ )+", " *", "".join(made)).replace(r"\$about", "your dog")
+
+
+@pytest.mark.parametrize(
+    ("clause", "texts"),
+    [
+        ("I'm {so|really|} sorry.", {"I'm so sorry.", "I'm really sorry.", "I'm sorry."}),
+        ("It {is|was}{ so|} bad", {"It is bad", "It was bad", "It is so bad", "It was so bad"}),
+        ("I {see|}, well", {"I see, well", "I, well"}),
+    ],
+)
+def test_alternatives(clause, texts):
+    assert {chosen(clause, random.Random(seed)) for seed in range(40)} == texts
 
 
 @pytest.mark.parametrize(

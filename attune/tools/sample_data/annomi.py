@@ -17,8 +17,8 @@ from string import Template
 from typing import Any, NamedTuple
 
 from attune.corpora.readers.annomi import SIMPLE
-from attune.tools.sample_data.dialogues import as_listener, load_phrases, sentence_case
 from attune.tools.sample_data.files import write_files
+from attune.tools.sample_data.text import as_listener, load_phrases, sentence_case
 
 SEED = 20
 TRANSCRIPTS = 60

@@ -14,8 +14,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from attune.tools.sample_data.dialogues import load_phrases
 from attune.tools.sample_data.files import write_files
+from attune.tools.sample_data.text import load_phrases
 
 SEED = 20
 SPLITS = {"train": 120, "valid": 24, "test": 24}

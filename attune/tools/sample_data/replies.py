@@ -1,0 +1,89 @@
+"""Replies of known empathy for the embedded samples, put together from the clauses of data/sample/replies.yaml.
+
+A clause is written for an emotion, or for a family of emotions with one attitude, and carries one mechanism of EPITOME
+(Sharma et al. 2020) weakly or strongly, or none. So the levels of a reply, and the sentences that show them
+(rationales), are known without a classifier.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from attune.tools.sample_data.text import Fills, Phrases, chosen, listener_line, with_opener
+
+# The file of clauses, next to the phrases of a sample.
+FILE = "replies.yaml"
+# Weights of a mechanism being absent, weak and strong in a reply, by the key of its clauses.
+SHARES = {"er": (40, 35, 25), "ip": (45, 25, 30), "ex": (45, 20, 35)}
+# Clauses that show the attitude. A reply without one of them gets advice or an opinion (none), which shows it as well.
+TELLING = {"er1", "er2", "ip2", "ex2"}
+# Shares of other replies that get advice, by the number of their clauses, and of those that react at the end.
+ADVISED = {1: 0.8, 2: 0.25, 3: 0.05}
+REACT_LAST = 0.2
+ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
+# Clauses that an interjection may open.
+OPENED = {"er1", "er2", "ip2"}
+# Every fourth clause of a list is for valid and test alone, so that these ask for more than known sentences.
+HELD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The sentences of a reply, each with the key of its clause: mechanism and level, such as er2, or none."""
+
+    sentences: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """The whole reply."""
+        return " ".join(sentence for _, sentence in self.sentences)
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The level of each mechanism."""
+        return dict.fromkeys(SHARES, 0) | {key[:2]: int(key[2]) for key, _ in self.sentences if key != "none"}
+
+    def rationales(self, mechanism: str) -> tuple[str, ...]:
+        """The sentences that carry a mechanism."""
+        return tuple(sentence for key, sentence in self.sentences if key[:2] == mechanism)
+
+
+def draw_reply(clauses: Phrases, emotion: str, fills: Fills, train: bool, rng: random.Random) -> Reply:
+    """Draw a reply to a speaker with an emotion.
+
+    Args:
+        clauses: the file of clauses.
+        emotion: a key of its `emotions`.
+        fills: of the blanks in clauses.
+        train: True if held-out clauses are not drawn.
+        rng: of this reply alone.
+    """
+    keys = _draw_keys(rng)
+    own = clauses["emotions"][emotion]
+    family = clauses["families"][own["family"]]
+    sentences, used = [], set[str]()
+    for place, key in enumerate(keys):
+        lists = [part[key] for part in (clauses["shared"], family, own) if key in part]
+        pool = [clause for clauses in lists for clause in (known(clauses) if train else clauses)]
+        starts = clauses["shared"]["starts"].get(key, [""]) if place else family["starts"] if key in OPENED else [""]
+        sentence = listener_line(chosen(rng.choice(pool), rng), fills)
+        start = rng.choice(starts)
+        sentences.append((key, sentence if start in used else with_opener(start, sentence)))
+        used.add(start)
+    return Reply(tuple(sentences))
+
+
+def known(clauses: list[str]) -> list[str]:
+    """The clauses of a list that train may use."""
+    return [clause for i, clause in enumerate(clauses, start=1) if i % HELD_OUT_EVERY]
+
+
+def _draw_keys(rng: random.Random) -> list[str]:
+    """The keys of a reply's clauses, in their order."""
+    levels = {mechanism: rng.choices(range(3), weights)[0] for mechanism, weights in SHARES.items()}
+    keys = [f"{mechanism}{level}" for mechanism, level in levels.items() if level]
+    if not TELLING.intersection(keys) or rng.random() < ADVISED[len(keys)]:
+        keys.append("none")
+    keys.sort(key=ORDER.index)
+    return keys[1:] + keys[:1] if levels["er"] and rng.random() < REACT_LAST else keys

@@ -34,6 +34,18 @@ def cache_casts(model: Any) -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
+def store_casts(model: Any) -> None:
+    """Store all linear weights of `model`, which is not trained any more, in bf16. Idempotent.
+
+    A head that shares its weight with the embedding gets a weight of its own: the embedding stays in fp32.
+    """
+    import torch
+
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
+            module.weight = torch.nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
+
+
 class SharedCast:
     """A forward pre-hook that replaces an fp32 input by its cast to bf16, one tensor for all modules that read it."""
 

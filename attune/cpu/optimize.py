@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attune.cpu.casts import cache_casts
+from attune.cpu.casts import cache_casts, store_casts
 from attune.cpu.document_attention import PER_DOCUMENT, document_lengths, document_masks, register
 from attune.cpu.dropout import patch_dropout_for_cpu
 from attune.cpu.last_layer import last_layer_at, narrow_last_layer
@@ -29,10 +29,10 @@ __all__ = [
     "cpu_token_log_probs",
     "document_lengths",
     "document_masks",
+    "inference",
     "last_layer_at",
     "optimize_for_cpu",
     "optimize_packing_for_cpu",
-    "plain_attention",
     "uses_varlen",
 ]
 
@@ -85,14 +85,18 @@ def uses_varlen(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def plain_attention(model: Any, hardware: Hardware) -> Iterator[None]:
-    """Within the context attend by plain matrix products on a CPU.
+def inference(model: Any, hardware: Hardware) -> Iterator[None]:
+    """Within the context a model that is no longer trained runs faster on a CPU, with the same numbers.
 
-    For one new token torch 2.13's fused kernel takes twice as long there.
+    It attends by plain matrix products: for one new token torch 2.13's fused kernel takes twice as long. In bf16 linear
+    weights are stored as autocast would cast them, at every token if they are frozen; that stays after the context.
     """
     before = model.config._attn_implementation
     if hardware.device == "cpu":
         model.set_attn_implementation("eager")
+        patch_norms_for_cpu(model.requires_grad_(False))
+        if hardware.dtype == "bf16":
+            store_casts(model)
     try:
         yield
     finally:

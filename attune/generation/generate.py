@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attune.compute.memory import retry_batches_on_oom
 from attune.compute.process import autocast
-from attune.cpu.optimize import plain_attention
+from attune.cpu.optimize import inference
 from attune.generation.decoding import decode, decode_steps, reply_logps
 from attune.generation.sampling import Draws, greedy, sampler
 from attune.models.chat_template import Completion, stop_tokens
@@ -64,7 +64,7 @@ def generate_replies(
             replies[i] = text.strip()
         bar.update(len(batch))
 
-    with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+    with bar, torch.no_grad(), autocast(hardware), inference(model, hardware):
         retry_batches_on_oom(lengths, hardware.batch_tokens, reply)
     gathered = gather_by_index(replies)
     return [gathered[i] for i in range(len(prompts))]
@@ -95,7 +95,7 @@ def stream_reply(
     choose = sampler(draws, [0], hardware.device) if draws else greedy
     tokens: list[int] = []
     text, shown = "", 0
-    with torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+    with torch.no_grad(), autocast(hardware), inference(model, hardware):
         steps = decode_steps(model, [prompt], max_new_tokens, stop_tokens(tokenizer), choose, _pad_id(tokenizer))
         for _, token in steps:
             tokens.append(token)
@@ -134,7 +134,7 @@ def mean_logps(
             scores[i] = float(logps.mean())
         bar.update(len(batch))
 
-    with bar, torch.no_grad(), autocast(hardware), plain_attention(model, hardware):
+    with bar, torch.no_grad(), autocast(hardware), inference(model, hardware):
         retry_batches_on_oom(lengths, min(hardware.batch_tokens, LOGPS_TOKENS), score)
     gathered = gather_by_index(scores)
     return [gathered[i] for i in range(len(completions))]

@@ -107,7 +107,8 @@ def replies(text, count=12):
 
 
 def write_scores(variant, count):
-    levels, text = {"level_er": 1, "level_ip": 0, "level_ex": 2}, {"rouge_l": 12.5, "bertscore_f1": 45.25}
+    levels = {"level_er": 1, "level_ip": 0, "level_ex": 2}
+    text = {"rouge_l": 12.5, "bertscore_f1": 45.25, "preference_accuracy": 100.0}
     for scorer, values in (("epitome", levels), ("text", text)):
         path = results.scores_file(scorer, variant).path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,11 +300,24 @@ def preference(diff, low, high):
 )
 def test_the_verdict_is_that_of_the_interval(interval, words):
     write_metrics("base", preference_accuracy=71.25)
+    write_metrics("sft", preference_accuracy=71.25)
     write_metrics("sft-dpo", preference_accuracy=80.0, repeated_share=3.125)
     preference(*interval)
     text = " ".join(first_screen(params()).split("\n\n")[0].split())
     begin = "sft-dpo prefers the human reply to its opposite in 80.0 % of test dialogues, base in "
-    assert text == f"{begin}{words}. Chance is 50 %. 3.1 % of its replies repeat another one (of base: 12.5 %)."
+    same = "sft in 71.2 %: no difference shown (+0.0 [0.0, 0.0])"
+    assert text == f"{begin}{words}; {same}. Chance is 50 %. 3.1 % of its replies repeat another one (of base: 12.5 %)."
+
+
+def test_the_verdict_also_compares_with_the_model_that_dpo_starts_from():
+    write_metrics("base", preference_accuracy=50.0)
+    preference(25.0, 10.0, 40.0)
+    for name, right in {"sft": 3, "sft-dpo": 9}.items():
+        write_metrics(name, preference_accuracy=100 * right / 12)
+        scores = [{"id": f"test/{i}", "preference_accuracy": 100.0 * (i < right)} for i in range(12)]
+        pq.write_table(pa.Table.from_pylist(scores), results.scores_file("text", name).path)
+    text = " ".join(first_screen(params()).split("\n\n")[0].split())
+    assert "base in 50.0 %: better (+25.0 [10.0, 40.0]); sft in 25.0 %: better (+50.0 [25.0, 75.0])" in text
 
 
 def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured():
@@ -314,7 +328,10 @@ def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured
     assert table[2] == ["sft", "71.2", "12.5", "9.0", "61.2", "1.25", "0.50", "0.50", "25.5"]
     assert table[4] == ["people", *["\u2013"] * 4, "0.50", "0.50", "0.50", "\u2013"]
     # The reference has no pairs, so that nothing is compared.
-    assert screen.startswith("sft-dpo prefers the human reply to its opposite in 80.0 % of test dialogues.\nChance is")
+    verdict = " ".join(screen.split("\n\n")[0].split())
+    assert verdict.startswith(
+        "sft-dpo prefers the human reply to its opposite in 80.0 % of test dialogues; sft in 71.2"
+    )
     for name in VARIANTS:
         write_by_scorer(results.metrics_file, name, {"reply_words": 9.0})
     assert first_screen(params()).split("\n\n")[0].split()[:2] == ["variant", "words"]

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tabulate
 
-from attune.config.schema import Params
-from attune.report.results import read_replies, read_variants
+from attune.config.schema import ROUNDS, Params, chain
+from attune.data.dialogue import dialogue_of
+from attune.report.results import TEXT, read_replies, read_rows, read_variants, scores_file
 from attune.report.samples import choose
 from attune.report.summary import other_beta
 from attune.report.tables import DASH, Metrics, measured, with_people
 from attune.runtime.errors import visible
+from attune.scoring.intervals.bootstrap import intervals
 
 WIDTH = 80
 SAMPLES = 2
@@ -41,15 +44,15 @@ def first_screen(params: Params) -> str:
     Raises:
         UserError: a file is missing or is invalid; names the file and the stage that writes it.
     """
-    metrics, intervals = read_variants(params)
+    metrics, bounds = read_variants(params)
     after = list(params.variants)[-1]
     before = next(name for name in (params.evaluate.reference, *params.variants) if name != after or len(metrics) == 1)
     replies = {name: read_replies(name) for name in dict.fromkeys([before, after])}
-    parts = [verdict(params, metrics, intervals), numbers(metrics), samples(replies, params.seed), following(params)]
+    parts = [verdict(params, metrics, bounds), numbers(metrics), samples(replies, params.seed), following(params)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def verdict(params: Params, metrics: Mapping[str, Metrics], intervals: Mapping[str, Metrics]) -> str:
+def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> str:
     """What the last variant has learned against the reference variant, by the interval of their paired difference."""
     last, reference = list(params.variants)[-1], params.evaluate.reference
     key, repeated = "preference_accuracy", "repeated_share"
@@ -57,8 +60,11 @@ def verdict(params: Params, metrics: Mapping[str, Metrics], intervals: Mapping[s
     sentences = []
     if key in metrics[last]:
         sentence = f"{last} prefers the human reply to {rejected} in {metrics[last][key]:.1f} % of test dialogues"
-        if key in metrics[reference] and f"{key}.diff" in intervals[last]:
-            sentence += f", {reference} in {metrics[reference][key]:.1f} %: {judged(intervals[last], key)}"
+        if key in metrics[reference] and f"{key}.diff" in bounds[last]:
+            sentence += f", {reference} in {metrics[reference][key]:.1f} %: {judged(bounds[last], key)}"
+        start = start_of(params, last)
+        if start not in (None, reference) and key in metrics.get(start, {}):
+            sentence += f"; {start} in {metrics[start][key]:.1f} %: {judged(gain(params, last, start, key), key)}"
         sentences.append(f"{sentence}. Chance is 50 %.")
     if repeated in metrics[last]:
         beside = f" (of {reference}: {metrics[reference][repeated]:.1f} %)" if reference != last else ""
@@ -66,9 +72,34 @@ def verdict(params: Params, metrics: Mapping[str, Metrics], intervals: Mapping[s
     return textwrap.fill(visible(" ".join(sentences)), WIDTH, break_on_hyphens=False)
 
 
-def judged(intervals: Metrics, key: str) -> str:
+def start_of(params: Params, variant: str) -> str | None:
+    """The variant that the first round of DPO behind `variant` starts from; None where there is none."""
+    model = Path(params.variants[variant].model)
+    if model.parent != ROUNDS or model.name not in params.rounds:
+        return None
+    start = params.rounds[chain(params.rounds, model.name)[0]].init
+    return next((name for name, one in params.variants.items() if one.model == start), None)
+
+
+def gain(params: Params, variant: str, start: str, key: str) -> Metrics:
+    """The paired difference of a text metric between a variant and the one that it starts from, with its interval.
+
+    Raises:
+        UserError: a file of scores is missing; names the stage that writes it.
+    """
+    import numpy as np
+
+    files = [scores_file(TEXT, name) for name in (variant, start)]
+    scores = [{row["id"]: row[key] for row in read_rows(file, ["id", key])} for file in files]
+    ids = sorted(scores[0].keys() & scores[1].keys())
+    ours, theirs = ({key: np.array([one[name] for name in ids], dtype=float)} for one in scores)
+    dialogues = [dialogue_of(name, params.context.targets) for name in ids]
+    return intervals(ours, theirs, params.evaluate.resamples, params.seed, dialogues)
+
+
+def judged(bounds: Metrics, key: str) -> str:
     """`better`, `worse` or `no difference shown`, with the difference and its 95 % interval; higher is better."""
-    diff, low, high = (intervals[f"{key}.{end}"] for end in ("diff", "diff_low", "diff_high"))
+    diff, low, high = (bounds[f"{key}.{end}"] for end in ("diff", "diff_low", "diff_high"))
     word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return f"{word} ({diff:+.1f} [{low:.1f}, {high:.1f}])"
 

@@ -8,7 +8,6 @@ give the same bytes, so the files can be committed and checked.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -64,15 +63,15 @@ def draw_dialogue(phrases: Phrases, clauses: Phrases, emotion: str, number: int,
     return Dialogue(emotion, filled(frame["situation"], fills), tuple(turns), target)
 
 
-def draw_unseen(draw: Callable[[int], Dialogue], seen: set[str]) -> Dialogue:
+def draw_unseen(phrases: Phrases, clauses: Phrases, emotion: str, number: int, seen: set[str]) -> Dialogue:
     """Draw until neither the dialogue nor its target is in `seen`, and add them."""
     for attempt in range(ATTEMPTS):
-        dialogue = draw(attempt)
+        dialogue = draw_dialogue(phrases, clauses, emotion, number, attempt)
         keys = {normalised(" ".join(dialogue.turns)), normalised(dialogue.target.text)}
         if not keys & seen:
             seen |= keys
             return dialogue
-    raise ValueError(f"{ATTEMPTS} draws gave no new dialogue for {dialogue.emotion}: add phrases to it")
+    raise ValueError(f"{ATTEMPTS} draws gave no new dialogue for {emotion}: add phrases to it")
 
 
 def make_dialogues(phrases: Phrases, clauses: Phrases) -> dict[str, list[Dialogue]]:
@@ -85,7 +84,7 @@ def make_dialogues(phrases: Phrases, clauses: Phrases) -> dict[str, list[Dialogu
     number = 0
     for split, per_emotion in SPLITS.items():
         dialogues[split] = [
-            draw_unseen(lambda attempt, e=emotion, n=n: draw_dialogue(phrases, clauses, e, n, attempt), seen[emotion])
+            draw_unseen(phrases, clauses, emotion, n, seen[emotion])
             for n in range(number, number + per_emotion)
             for emotion in phrases["emotions"]
         ]

@@ -17,9 +17,9 @@ FILE = "replies.yaml"
 # Weights of a mechanism being absent, weak and strong in a reply, by the key of its clauses.
 SHARES = {"er": (40, 35, 25), "ip": (45, 25, 30), "ex": (45, 20, 35)}
 # Clauses that show the attitude. A reply without one of them gets advice or an opinion (none), which shows it as well.
-TELLING = {"er1", "er2", "ip2", "ex2"}
+TELLING = {"er2", "ip2", "ex2"}
 # Shares of other replies that get advice, by the number of their clauses, and of those that react at the end.
-ADVISED = {1: 0.8, 2: 0.25, 3: 0.05}
+ADVISED = {1: 0.7, 2: 0.25, 3: 0.05}
 REACT_LAST = 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
 # Clauses that an interjection may open.

@@ -65,8 +65,9 @@ def draw_fills(scene: Phrases, rng: random.Random) -> dict[str, str]:
 
 
 def fill_about(scene: Phrases, fills: Fills, rng: random.Random) -> dict[str, str]:
-    """Add what a scene is about to the fills of its slots."""
-    return {**fills, "about": Template(rng.choice(scene["about"])).substitute(fills)}
+    """Add what a scene is about to the fills of its slots; what was "a dog" when first told is "that dog" later."""
+    about = Template(rng.choice(scene["about"])).substitute(fills)
+    return {**fills, "about": re.sub(r"^an? ", "that ", about)}
 
 
 def filled(text: str, fills: Fills) -> str:

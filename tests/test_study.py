@@ -28,7 +28,7 @@ source: nobody
 targets: []
 shown: {kind: spread, variants: [sft], metrics: [diff_epitome, rouge_l], x: dpo.beta}
 scales:
-  tiny: [lora.r=4, 'dpo.beta=0.1,0.2', 'seed=13,14']
+  small: [lora.r=4, 'dpo.beta=0.1,0.2', 'seed=13,14']
 """
 # Leaves a line for each time that it runs, outside of the project that DVC copies. With a negative beta it fails, once
 # the one of the other seed runs, too: a pipe opens when both of its ends are open.
@@ -91,7 +91,7 @@ def small(files, monkeypatch):
 
 
 def settings(*overrides):
-    return grid("small", read("small"), "tiny", overrides)
+    return grid("small", read("small"), "small", overrides)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,7 +220,7 @@ from attune.tools import study
 from attune.tools.study_plan import grid, read
 study.PAUSE = 2.0
 study.os.cpu_count = lambda: 6
-study.run_grid(grid("small", read("small"), "tiny", ["dpo.beta=-1"]), [], 2)
+study.run_grid(grid("small", read("small"), "small", ["dpo.beta=-1"]), [], 2)
 """
 
 
@@ -235,13 +235,13 @@ def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(
 def test_what_is_not_there_is_named(files):
     with pytest.raises(UserError, match=r"studies/large\.yaml is missing: studies: small"):
         read("large")
-    with pytest.raises(UserError, match="small has no scale paper: tiny"):
+    with pytest.raises(UserError, match="small has no scale paper: small"):
         grid("small", read("small"), "paper", [])
     with pytest.raises(UserError, match="no experiment of small has finished at this commit"):
         collect("small", read("small"), settings(), {})
     path = Path("studies/small.yaml")
     path.write_text(STUDY.replace("x: dpo.beta", "x: dpo.gamma"))
-    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale tiny: dpo\.beta, seed"):
+    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale small: dpo\.beta, seed"):
         read("small")
     path.write_text(STUDY.replace("title: A small study", "name: A small study"))
     with pytest.raises(UserError, match=r"small\.yaml: title: "):

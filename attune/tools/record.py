@@ -257,7 +257,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the recipe, if a name is given, and write the page and the tables of the README."""
     parser = command_parser("record", __doc__)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
-    parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=tiny")
+    parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=smollm2")
     arguments = parser.parse_args(argv)
     if arguments.name:
         run(arguments.name, arguments.overrides, RECORDS)

@@ -4,7 +4,7 @@
     python -m attune study run empo-figure3           # queue the grid in DVC, start its workers, wait, collect
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
-Studies are the files of `studies/`. Each has two scales: `tiny`, which a machine with two cores runs, and `paper`
+Studies are the files of `studies/`. Each has two scales: `small`, which a machine with two cores runs, and `paper`
 (`--scale paper`). Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues
 the product of the values. The queue survives when this command is stopped: `dvc queue start` continues it, and
 `dvc queue status` shows its progress. Stages that have run before, in any experiment, come from DVC's run cache.
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("action", choices=["show", "run", "collect"])
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
-    parser.add_argument("--scale", default="tiny", choices=["tiny", "paper"])
+    parser.add_argument("--scale", default="small", choices=["small", "paper"])
     parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
     arguments = parser.parse_args(argv)
     study = read(arguments.name)

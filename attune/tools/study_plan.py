@@ -37,7 +37,7 @@ class Study:
     source: Name
     targets: list[Name]
     shown: Shown
-    scales: dict[Literal["tiny", "paper"], list[Name]]
+    scales: dict[Literal["small", "paper"], list[Name]]
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ READERS = [
         "s.yaml",
         lambda folder: read_study("s", folder),
         "yaml",
-        ("title", "targets", "scales", "tiny"),
+        ("title", "targets", "scales", "small"),
     ),
     single(
         "ratings of people",

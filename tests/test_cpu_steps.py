@@ -6,10 +6,13 @@ from pathlib import Path
 import factory
 import pytest
 import torch
+from dpo_models import gradients
+from dpo_models import make_model as make_architecture
 
-from attune.cpu import token_log_probs
+from attune.cpu import grouped_attention, token_log_probs
 from attune.cpu.casts import CachedCast
 from attune.cpu.document_attention import document_attention
+from attune.cpu.grouped_attention import GROUPED
 from attune.cpu.norm import patch_norms_for_cpu, rms_norm
 from attune.models.tiny import make_model, train_tokenizer
 
@@ -94,6 +97,24 @@ def test_document_attention(heads, softcap):
     documents = zip(*(states.split([5, 1, 2]) for states in inputs), masks, strict=True)
     torch.testing.assert_close(attend(*inputs), torch.cat([alone(*document) for document in documents]))
     assert torch.autograd.gradcheck(attend, inputs)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "bert"])
+def test_grouped_attention_is_transformers_own(name):
+    """Left-padded rows; shared key heads, windows and softcaps among the architectures."""
+    ids = torch.arange(40).view(2, 20) % 90
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    results = []
+    for implementation in ("eager", GROUPED):
+        model = make_architecture(name).eval()
+        grouped_attention.register()
+        model.set_attn_implementation(implementation)
+        logits = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+        logits.square().mean().backward()
+        results.append((logits.detach(), *gradients(model).values()))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 def imports(path: Path) -> set[str]:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 VARIANTS = ("base", "sft-dpo")
 # A composition can drop a key of a dictionary only by Hydra's deletion: the third round goes.
 MICRO = [
-    "model=tiny", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2",
+    "model=tiny",
+    "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1", "tiny.heads=2",
     "tiny.epochs=1", "tiny.max_length=128", "sft.epochs=1", "sft.batch_size=32", "lora.r=4", "pairs.limit=64",
     "~variants.sft", "~rounds.e3", "variants.sft-dpo.model=models/dpo/e2",
     "generate.limit=32", "generate.max_new_tokens=8",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from attune.cpu import grouped_attention
 from attune.cpu.casts import cache_casts, store_casts
 from attune.cpu.document_attention import PER_DOCUMENT, document_lengths, document_masks, register
 from attune.cpu.dropout import patch_dropout_for_cpu
@@ -40,8 +41,8 @@ __all__ = [
 def optimize_for_cpu(model: Any, hardware: Hardware) -> None:
     """Make a PeftModel or a plain model train faster on a CPU. Idempotent.
 
-    - Attention by plain matrix products. torch 2.13's fused kernel takes three times as long, forward and backward, at
-      the lengths of dialogues, and still a quarter longer at 512 tokens.
+    - Attention by plain matrix products (`grouped_attention`). torch 2.13's fused kernel takes three times as long,
+      forward and backward, at the lengths of dialogues, and still a quarter longer at 512 tokens.
     - Dropout of the adapters, LoRA layers and norms by the kernels of `dropout`, `lora` and `norm`.
     - In bf16 no cast is made twice (`casts`).
 
@@ -52,7 +53,8 @@ def optimize_for_cpu(model: Any, hardware: Hardware) -> None:
     if hardware.device != "cpu":
         return
     unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
-    unwrapped.set_attn_implementation("eager")
+    grouped_attention.register()
+    unwrapped.set_attn_implementation(grouped_attention.GROUPED)
     patch_dropout_for_cpu(model)
     patch_lora_for_cpu(model)
     patch_norms_for_cpu(model)
@@ -93,7 +95,8 @@ def inference(model: Any, hardware: Hardware) -> Iterator[None]:
     """
     before = model.config._attn_implementation
     if hardware.device == "cpu":
-        model.set_attn_implementation("eager")
+        grouped_attention.register()
+        model.set_attn_implementation(grouped_attention.GROUPED)
         patch_norms_for_cpu(model.requires_grad_(False))
         if hardware.dtype == "bf16":
             store_casts(model)

@@ -174,6 +174,7 @@ def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -
 @cache
 def _layer_class() -> type:
     """A layer of transformers' cache that writes new keys and values into tensors allocated in advance."""
+    import torch
     from transformers.cache_utils import DynamicLayer
 
     class PreallocatedLayer(DynamicLayer):
@@ -185,10 +186,13 @@ def _layer_class() -> type:
 
         def put(self, target: list[int], keys: torch.Tensor, values: torch.Tensor, rows: int) -> None:
             """Write the states of prompts into the rows `target` of `rows`, so that they end at token `length`."""
+            device = keys.device.type
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
                 shape = (rows, keys.shape[1], self.length + self.room, keys.shape[3])
-                self.buffers = [keys.new_empty(shape), values.new_empty(shape)]
+                # Under autocast, which casts them for every product: cast once.
+                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
+                self.buffers = [keys.new_empty(shape, dtype=dtype), values.new_empty(shape, dtype=dtype)]
                 self._update_views()
             start = self.length - keys.shape[2]
             for buffer, states in zip(self.buffers, (keys, values), strict=True):

@@ -16,7 +16,8 @@ from helpers import ROOT, project
 # One variant that is its own reference, two rounds: the fewest stages in which every kind of stage has a part, and
 # 20 to 60 steps in each that trains.
 MICRO = [
-    "model=tiny", "tiny.corpus=sample", "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
+    "model=tiny", "tiny.corpus=sample",
+    "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
     "tiny.heads=2", "tiny.epochs=0.2", "tiny.batch_size=8", "tiny.max_length=128", "lora.r=4", "sft.epochs=1",
     "sft.batch_size=32", "sft.max_length=64", "pairs.limit=160", "dpo.batch_size=8", "dpo.max_length=128",
     "~rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",

@@ -1,6 +1,7 @@
 """The EPITOME classifiers: architecture, data, learning, files, batched scoring."""
 
 import copy
+import csv
 import json
 import math
 import random
@@ -40,7 +41,9 @@ from attune.classifiers.epitome.model import (
 )
 from attune.classifiers.epitome.training import _loss, measure, post_states, train
 from attune.config.params import load
+from attune.corpora.readers import empathetic_dialogues
 from attune.data.dialogue import Example, Turn
+from attune.data.examples import examples
 from attune.models.encoder import load_encoder
 from attune.runtime.errors import ModelError
 
@@ -332,13 +335,26 @@ def test_learns_the_sample(minilm, tmp_path):
     torch.manual_seed(1)
     model = make_classifier(encoder, copy.deepcopy(encoder), 3)
     classifiers = Classifiers({"explorations": model}, tokenizer, 64)
-    parts, posts = prepared(classifiers, "explorations")
+    parts, posts = prepared(classifiers, "explorations", 320)
     settings = replace(SETTINGS, epochs=2, learning_rate=4e-4)
     train(model, parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c")
     found = measure(model, parts["test"], posts, HARDWARE)
     assert found["accuracy"] > found["majority_accuracy"] + 25
     assert found["macro_f1"] > found["majority_macro_f1"] + 40
     assert found["rationale_f1"] > 80
+    predicted, truth = levels_of_the_corpus(classifiers, "explorations", 128)
+    assert accuracy(truth, predicted) > 85 and macro_f1(truth, predicted) > 80
+
+
+def levels_of_the_corpus(classifiers, mechanism, number):
+    """The levels of targets of the sample corpus's test split, by the classifier and by the corpus's generator."""
+    dialogues, _ = empathetic_dialogues.read(ROOT / "data/sample/empatheticdialogues")
+    targets = examples([d for d in dialogues if d.split == "test"][:number], "last", None)
+    with (ROOT / "data/sample/reply_levels.csv").open(encoding="utf-8", newline="") as file:
+        levels = {f"{row['split']}/{row['id']}": int(row[MECHANISMS[mechanism]]) for row in csv.DictReader(file)}
+    posts = [seeker_post(target.context) for target in targets]
+    logits = level_logits(classifiers, posts, [target.target for target in targets], HARDWARE)[mechanism]
+    return logits.argmax(-1).tolist(), [levels[target.id] for target in targets]
 
 
 def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c", hardware=HARDWARE):

@@ -18,12 +18,12 @@ FILE = "replies.yaml"
 SHARES = {"er": (40, 35, 25), "ip": (45, 25, 30), "ex": (45, 20, 35)}
 # Clauses that show the attitude. A reply without one of them gets advice or an opinion (none), which shows it as well.
 TELLING = {"er2", "ip2", "ex2"}
-# Shares of other replies that get advice, by the number of their clauses, and of those that react at the end.
-ADVISED = {1: 0.7, 2: 0.25, 3: 0.05}
-REACT_LAST = 0.2
+# The least number of clauses; advice fills up. Shares of longer replies that get advice, and that react at the end.
+CLAUSES = 2
+ADVISED, REACT_LAST = 0.15, 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
 # Clauses that an interjection may open.
-OPENED = {"er1", "er2", "ip2"}
+OPENED = {"er1", "er2", "ip2", "none"}
 # Every fourth clause of a list is for valid and test alone, so that these ask for more than known sentences.
 HELD_OUT_EVERY = 4
 
@@ -59,19 +59,24 @@ def draw_reply(clauses: Phrases, emotion: str, fills: Fills, train: bool, rng: r
         train: True if held-out clauses are not drawn.
         rng: of this reply alone.
     """
-    keys = _draw_keys(rng)
-    own = clauses["emotions"][emotion]
-    family = clauses["families"][own["family"]]
-    sentences, used = [], set[str]()
-    for place, key in enumerate(keys):
-        lists = [part[key] for part in (clauses["shared"], family, own) if key in part]
-        pool = [clause for clauses in lists for clause in (known(clauses) if train else clauses)]
-        starts = clauses["shared"]["starts"].get(key, [""]) if place else family["starts"] if key in OPENED else [""]
-        sentence = listener_line(chosen(rng.choice(pool), rng), fills)
-        start = rng.choice(starts)
-        sentences.append((key, sentence if start in used else with_opener(start, sentence)))
-        used.add(start)
+    family = clauses["families"][clauses["emotions"][emotion]["family"]]
+    sentences: list[tuple[str, str]] = []
+    used = set()
+    for key in _draw_keys(rng):
+        clause = rng.choice([clause for clause in _pool(clauses, emotion, key, train) if clause not in used])
+        starts = clauses["shared"]["starts"].get(key) if sentences else family["starts"] if key in OPENED else None
+        start = rng.choice(starts or [""])
+        text = listener_line(chosen(clause, rng), fills)
+        sentences.append((key, text if start in used else with_opener(start, text)))
+        used |= {clause, start}
     return Reply(tuple(sentences))
+
+
+def _pool(clauses: Phrases, emotion: str, key: str, train: bool) -> list[str]:
+    """The clauses of a key for an emotion: those for all emotions, those of its family, and its own."""
+    own = clauses["emotions"][emotion]
+    lists = [part.get(key, []) for part in (clauses["shared"], clauses["families"][own["family"]], own)]
+    return [clause for some in lists for clause in (known(some) if train else some)]
 
 
 def known(clauses: list[str]) -> list[str]:
@@ -83,7 +88,8 @@ def _draw_keys(rng: random.Random) -> list[str]:
     """The keys of a reply's clauses, in their order."""
     levels = {mechanism: rng.choices(range(3), weights)[0] for mechanism, weights in SHARES.items()}
     keys = [f"{mechanism}{level}" for mechanism, level in levels.items() if level]
-    if not TELLING.intersection(keys) or rng.random() < ADVISED[len(keys)]:
+    if not TELLING.intersection(keys) or rng.random() < ADVISED:
         keys.append("none")
+    keys += ["none"] * (CLAUSES - len(keys))
     keys.sort(key=ORDER.index)
     return keys[1:] + keys[:1] if levels["er"] and rng.random() < REACT_LAST else keys

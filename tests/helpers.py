@@ -45,6 +45,23 @@ def project(folder: Path) -> None:
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
+def small_mpnet() -> tuple[Any, Any]:
+    """An MPNet of two layers of width 32 with random weights, and a tokenizer of single characters."""
+    import torch
+    from transformers import MPNetConfig, MPNetModel, MPNetTokenizer
+
+    from attune.models.encoder import LETTERS
+
+    pieces = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    tokenizer = MPNetTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=78)
+    config = MPNetConfig(
+        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=80, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    return MPNetModel(config).eval(), tokenizer
+
+
 def random_classifiers(folder: Path) -> Path:
     """EPITOME classifiers with random weights in `folder`, which give replies different levels."""
     import torch

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers import small_mpnet
 
 from attune.runtime.errors import ModelError
 from attune.scoring.text.bertscore import bertscore, limit, match
@@ -86,6 +87,18 @@ def test_roberta_equals_bert_score(roberta_folder):
     ours = bertscore(predictions, references, *load(roberta_folder), 2, batch_size=4)
     for column, expected in zip(ours.values(), package(roberta_folder, 2, predictions, references), strict=True):
         assert column == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_mpnet_equals_bert_score(tmp_path):
+    for part in small_mpnet():
+        part.save_pretrained(tmp_path)
+    model, tokenizer = load(tmp_path)
+    predictions, references = [*PREDICTIONS, "sorry " * 60], [*REFERENCES, "hear that " * 60]
+    ours = bertscore(predictions, references, model, tokenizer, 1, batch_size=4)
+    for column, expected in zip(ours.values(), package(tmp_path, 1, predictions, references), strict=True):
+        assert column == pytest.approx(expected.tolist(), abs=1e-3)
+    tokenizer.model_max_length = sys.maxsize
+    assert limit(model, tokenizer) == 78
 
 
 def test_truncation_without_a_tokenizer_limit(roberta_folder):

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import prepare, score_variants
+from helpers import prepare, score_variants, small_mpnet
 
 from attune.classifiers import dbt
 from attune.classifiers.common.quality import calibration_error
 from attune.classifiers.common.sources import trained_on
-from attune.classifiers.common.turn_classifier import TurnClassifier, encode, make_model, probabilities, save
+from attune.classifiers.common.turn_classifier import TurnClassifier, encode, logits, make_model, probabilities, save
 from attune.classifiers.common.turn_training import quality
 from attune.classifiers.dbt.classifier import LABELS, STAGES, read_stages
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
@@ -82,6 +82,18 @@ def test_save_and_load(untrained, tmp_path):
     save(replace(untrained, labels=tuple("abcde")), {}, folder)
     with pytest.raises(ModelError, match="classifies a, b, c, d, e, not listening"):
         stage_probabilities(folder, CONTEXTS, REPLIES, CPU)
+
+
+def test_mpnet_as_the_encoder(tmp_path):
+    encoder, tokenizer = small_mpnet()
+    classifier = TurnClassifier(make_model(encoder, len(LABELS)).eval(), tokenizer, LABELS, 48, 3)
+    inputs = encode(classifier, CONTEXTS, REPLIES)
+    together = probabilities(classifier, inputs, CPU)
+    np.testing.assert_allclose(together, [probabilities(classifier, [one], CPU)[0] for one in inputs], atol=1e-5)
+    save(classifier, {}, tmp_path / "dbt")
+    assert stage_probabilities(tmp_path / "dbt", CONTEXTS, REPLIES, CPU) == together
+    logits(classifier.model, inputs).sum().backward()
+    assert encoder.encoder.relative_attention_bias.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 import factory
 import pytest
 import torch
+from helpers import small_mpnet
 
 from attune.classifiers import epitome
 from attune.classifiers.common.batching import mixed_batches, pad
@@ -29,15 +30,17 @@ from attune.classifiers.epitome.annotations import (
 from attune.classifiers.epitome.files import PUBLISHED, load_published, save
 from attune.classifiers.epitome.files import load as load_classifiers
 from attune.classifiers.epitome.learn import describe, make_models, train_and_measure
-from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, tokens_of
+from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, states_of, tokens_of
 from attune.classifiers.epitome.model import (
     MECHANISMS,
     Classifiers,
+    attention_mask,
     encoder_of,
     frozen_layers,
     heads,
     layers_of,
     make_classifier,
+    run_layers,
 )
 from attune.classifiers.epitome.training import _loss, measure, post_states, train
 from attune.config.params import load
@@ -92,10 +95,16 @@ def classifiers(encoder, minilm):
     return random_classifiers(encoder, minilm[1], 0)
 
 
+@pytest.fixture(params=["roberta", "mpnet"])
+def encoder_and_tokenizer(request, encoder, minilm):
+    """RoBERTa, whose layers need a mask alone, and MPNet, whose layers share a position bias."""
+    return small_mpnet() if request.param == "mpnet" else (encoder, minilm[1])
+
+
 @pytest.fixture(params=[0, 1], ids=["all trained", "one layer frozen"])
-def either(request, encoder, minilm):
+def either(request, encoder_and_tokenizer):
     """Classifiers that train their whole responder encoder, and those that have a layer of it in common."""
-    return random_classifiers(encoder, minilm[1], request.param)
+    return random_classifiers(*encoder_and_tokenizer, request.param)
 
 
 def digest(model):
@@ -369,8 +378,10 @@ def trained(classifiers, tmp_path, seed="1:e", epochs=2, name="c", hardware=HARD
 def test_frozen_and_trained_parameters(either, tmp_path):
     before, after = digest(either.models["explorations"]), trained(either, tmp_path)
     unchanged = {name for name in before if before[name].equal(after[name])}
-    kind = "responder_encoder.roberta."
-    frozen = [f"{kind}embeddings.", f"{kind}encoder.layer.0."] if frozen_layers(either.models["explorations"]) else []
+    responder = encoder_of(either.models["explorations"], "responder_encoder")
+    frozen = ["embeddings.", "encoder.layer.0.", "encoder.relative_attention_bias."]
+    frozen = [f"responder_encoder.{responder.base_model_prefix}.{name}" for name in frozen]
+    frozen = frozen if frozen_layers(either.models["explorations"]) else []
     kept = {name for name in before if name.startswith(("seeker_encoder.", *frozen))}
     # Nothing reads the norm and the pooler. A key's bias moves all scores of a query alike, which softmax takes out.
     unread = {"norm.alpha", "norm.bias", "attn.k_linear.bias"} | {name for name in before if ".pooler." in name}
@@ -456,6 +467,24 @@ def test_scoring_equals_the_training_forward_pass(either):
         states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         whole = heads(model, states, *pad([posts[post] for post in POSTS]))[0]
         torch.testing.assert_close(logits[mechanism], whole.detach(), atol=1e-5, rtol=0)
+
+
+def test_states_equal_the_forward_pass_of_transformers(either):
+    """After each layer, in batches of two texts. In fp64: in fp32 the batches' rounding is larger than 1e-6."""
+    for side in ("seeker_encoder", "responder_encoder"):
+        encoder, tokens = encoder_of(either.models["explorations"], side).double(), tokens_of(either, REPLIES)
+        ids, mask = pad([torch.tensor(one) for one in tokens])
+        with torch.no_grad():
+            given = {"input_ids": ids, "attention_mask": mask.long()}
+            # A copy: transformers collects states by hooks in the layers, which two encoders share here.
+            expected = copy.deepcopy(encoder)(**given, output_hidden_states=True).hidden_states
+            for layers, states in enumerate(expected):
+                ours = states_of(encoder, tokens, 2, layers)
+                torch.testing.assert_close(torch.cat(ours), states[mask], atol=1e-6, rtol=1e-6)
+            # Training goes on from the frozen states.
+            frozen = frozen_layers(either.models["explorations"])
+            went_on = run_layers(layers_of(encoder)[frozen:], expected[frozen], attention_mask(encoder, mask))
+            torch.testing.assert_close(went_on[mask], expected[-1][mask], atol=1e-6, rtol=1e-6)
 
 
 def test_distinct_texts_are_encoded_once(either):

@@ -202,6 +202,10 @@ def test_dvc_draws_the_figure_of_each_study():
         for name, study in shown.items()
         if (metrics := study.shown.metrics) and study.shown.kind != "table"
     }
+    # DVC warns where a file is missing: that of a study which was not run is a header.
+    for plot in drawn.values():
+        (file,) = plot["y"]
+        assert (ROOT / file).read_text(encoding="utf-8").startswith(f"experiment,revision,{plot['x']},seed,variant,")
 
 
 def _rows():

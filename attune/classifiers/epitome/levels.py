@@ -11,6 +11,7 @@ from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
     Classifiers,
+    attention_mask,
     encoder_of,
     frozen_layers,
     heads,
@@ -92,22 +93,27 @@ def level_logits(
     with torch.no_grad(), autocast(hardware):
         for mechanism, model in classifiers.models.items():
             seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
-            frozen, layers = frozen_layers(model), layers_of(responder)
+            frozen = frozen_layers(model)
             seeker_id, frozen_id = id(seeker), id(responder.embeddings)
             if seeker_id not in post_states:
-                post_states[seeker_id] = states_of(seeker, post_tokens, batch_size, len(layers))
+                post_states[seeker_id] = states_of(seeker, post_tokens, batch_size, len(layers_of(seeker)))
             if frozen_id not in frozen_states:
                 frozen_states[frozen_id] = states_of(responder, reply_tokens, batch_size, frozen)
-            first_states = _first_states(layers[frozen:], frozen_states[frozen_id], batch_size)
+            first_states = _first_states(responder, frozen, frozen_states[frozen_id], batch_size)
             logits[mechanism] = _level_logits(model, post_states[seeker_id], first_states, rows, batch_size)
     return logits
 
 
-def _first_states(layers: Sequence[Any], states: Sequence[torch.Tensor], batch_size: int) -> list[Any]:
-    """The first token's state (1, D) of each text after `layers`: the level head reads no other token."""
+def _first_states(encoder: Any, done: int, states: Sequence[torch.Tensor], batch_size: int) -> list[Any]:
+    """The first token's state (1, D) of each text after all layers: the level head reads no other token.
+
+    `states` are those after the first `done` layers.
+    """
     first_states: list[Any] = [None] * len(states)
+    layers = layers_of(encoder)[done:]
     for batch in batches_by_count([len(rows) for rows in states], batch_size):
-        padded, mask = pad([states[i] for i in batch])
+        padded, tokens = pad([states[i] for i in batch])
+        mask = attention_mask(encoder, tokens)
         output = run_layer_on_first(layers[-1], run_layers(layers[:-1], padded, mask), mask)
         for i, row in zip(batch, output, strict=True):
             first_states[i] = row
@@ -147,7 +153,8 @@ def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int, layers
     states: list[Any] = [None] * len(tokens)
     for batch in batches_by_count([len(ids) for ids in tokens], batch_size):
         ids, mask = pad([torch.tensor(tokens[i], device=encoder.device) for i in batch])
-        output = run_layers(layers_of(encoder)[:layers], encoder.embeddings(input_ids=ids), mask)
+        embedded = encoder.embeddings(input_ids=ids)
+        output = run_layers(layers_of(encoder)[:layers], embedded, attention_mask(encoder, mask))
         for i, row in zip(batch, output, strict=True):
             states[i] = row[: len(tokens[i])]
     return states

@@ -49,7 +49,8 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
         seeker: encoder of seeker posts; frozen here.
         responder: encoder of responses, to be trained; of the same architecture, but another object than `seeker`.
         frozen_layers: of the responder encoder, from the embeddings up. They are replaced by the seeker's layers, the
-            same objects, so that their states are computed once for all mechanisms.
+            same objects, so that their states are computed once for all mechanisms. The position bias of MPNet, which
+            all layers read, is then the seeker's, too.
 
     Raises:
         ModelError: no layer would be left to train.
@@ -67,6 +68,8 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
     if frozen_layers:
         layers, shared = layers_of(responder), layers_of(seeker)
         responder.embeddings = seeker.embeddings
+        if has_position_bias(responder):
+            _stack_of(responder).relative_attention_bias = _stack_of(seeker).relative_attention_bias
         for i in range(frozen_layers):
             layers[i] = shared[i]
 
@@ -100,9 +103,13 @@ def encoder_of(model: nn.ModuleDict, side: str) -> Any:
 
 
 def layers_of(encoder: PreTrainedModel) -> Any:
-    """The transformer blocks of an encoder of BERT's family, as a ModuleList."""
-    stack: Any = encoder.encoder
-    return stack.layer
+    """The transformer blocks of an encoder of BERT's family or MPNet, as a ModuleList."""
+    return _stack_of(encoder).layer
+
+
+def _stack_of(encoder: PreTrainedModel) -> Any:
+    """The part of an encoder that runs its blocks."""
+    return encoder.encoder
 
 
 def frozen_layers(model: nn.ModuleDict) -> int:
@@ -114,26 +121,53 @@ def frozen_layers(model: nn.ModuleDict) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
 
 
+def has_position_bias(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder computes one relative position bias for all of its layers, as MPNet does."""
+    return hasattr(_stack_of(encoder), "compute_position_bias")
+
+
+def attention_mask(encoder: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
+    """What the layers of `encoder` take as their attention mask.
+
+    Args:
+        encoder: of BERT's family, or MPNet.
+        mask: (B, T), true for tokens, false for padding.
+
+    Returns:
+        (B, 1, 1, T), the mask; of MPNet (B, H, T, T), its position bias for H heads, and -inf at padding. The bias is
+        added to the same scores as a mask, so that a layer needs nothing else.
+    """
+    keys = mask[:, None, None, :]
+    if not has_position_bias(encoder):
+        return keys
+    return _stack_of(encoder).compute_position_bias(mask).masked_fill(~keys, -math.inf)
+
+
 def run_layers(layers: Sequence[Any], states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """States (B, T, D) after some layers of an encoder; `mask` (B, T) is true for tokens, false for padding."""
+    """States (B, T, D) after some layers of an encoder; `mask` is of `attention_mask`."""
     for layer in layers:
-        states = layer(states, mask[:, None, None, :])
+        output = layer(states, mask)
+        # MPNet's layers return a tuple.
+        states = output[0] if isinstance(output, tuple) else output
     return states
 
 
 def run_layer_on_first(layer: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """States of the first tokens, (B, 1, D), after one more layer.
 
-    Equal to `run_layers([layer], ...)[:, :1]`, but queries and feed-forward are computed for the first tokens alone.
+    Equal to `run_layers([layer], ...)[:, :1]`, but in BERT's family queries and feed-forward are computed for the first
+    tokens alone.
     """
     from torch.nn.functional import scaled_dot_product_attention
 
+    if not hasattr(layer.attention, "self"):  # MPNet's other layout is not worth a second implementation
+        return run_layers([layer], states, mask)[:, :1]
     attention, first = layer.attention.self, states[:, :1]
     query, key, value = (
         project(inputs).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
         for project, inputs in ((attention.query, first), (attention.key, states), (attention.value, states))
     )
-    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return layer.feed_forward_chunk(layer.attention.output(attended.transpose(1, 2).flatten(2), first))
 
 

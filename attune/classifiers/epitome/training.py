@@ -14,6 +14,7 @@ from attune.classifiers.epitome.levels import states_of, tokens_of
 from attune.classifiers.epitome.model import (
     LEVELS,
     Classifiers,
+    attention_mask,
     encoder_of,
     frozen_layers,
     heads,
@@ -144,7 +145,7 @@ def _run(
     ids, mask = pad([torch.tensor(example.ids, device=encoder.device) for example in examples])
     seeker, seeker_mask = pad([posts[example.seeker_post] for example in examples])
     states = pad(frozen_states)[0] if frozen_states else encoder.embeddings(input_ids=ids)
-    states = run_layers(layers_of(encoder)[frozen_layers(model) :], states, mask)
+    states = run_layers(layers_of(encoder)[frozen_layers(model) :], states, attention_mask(encoder, mask))
     return *heads(model, states, seeker, seeker_mask, dropout), mask
 
 

@@ -9,6 +9,7 @@ published scores have (with transformers 5 the package drops it, unless the toke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,8 @@ def embed(texts: Sequence[str], model: Any, tokenizer: Any, layer: int, batch_si
 
 def limit(model: Any, tokenizer: Any) -> int:
     """Maximum length of a text in tokens: the tokenizer's limit or the encoder's positions, if fewer."""
-    # RoBERTa's positions start after the padding id.
-    offset = tokenizer.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+    # The positions of RoBERTa and MPNet start after the padding id.
+    offset = tokenizer.pad_token_id + 1 if re.search("roberta|mpnet", model.config.model_type) else 0
     return int(min(tokenizer.model_max_length, model.config.max_position_embeddings - offset))
 
 

@@ -68,7 +68,7 @@ def finished(tmp_path_factory, tiny_tokenizer) -> Path:
     shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns(".*", "raw", "dialogues"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        compose(sorted(REPLACED))
+        compose([*sorted(REPLACED), "model=tiny"])
         params = load()
         base = make_model(tiny_tokenizer, params.tiny, 1)
         base.save_pretrained("models/base")

@@ -19,7 +19,7 @@ TOPICS = {"work": "My boss shouts at me.", "home": "My flat is cold.", "health":
 STAGES = """
 import runpy, sys
 from attune.config.params import compose
-compose(["corpus=chats", "pairs.rule=other_topic", "pairs.limit=6", "evaluate.resamples=100"])
+compose(["model=mine", "corpus=chats", "pairs.rule=other_topic", "pairs.limit=6", "evaluate.resamples=100"])
 for module, *arguments in (["download"], ["prepare"], ["pairs", "e1"], ["pairs", "e2"]):
     sys.argv = [module, *arguments]
     runpy.run_module(f"stages.{module}", run_name="__main__")

@@ -200,7 +200,7 @@ def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, capsys):
 
 
 def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, capsys):
-    page = run(capsys, "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
+    page = run(capsys, "model=tiny", "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
     assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
 
 

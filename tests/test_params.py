@@ -279,8 +279,8 @@ REFUSED = {
     "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
     # Two keys that do not go together.
-    "sft.batch_size": [(24, "sft.batch_size = 24 is no multiple of training.micro_batch_size = 16")],
-    "dpo.batch_size": [(40, "dpo.batch_size = 40 is no multiple of training.micro_batch_size = 16")],
+    "sft.batch_size": [(28, "sft.batch_size = 28 is no multiple of training.micro_batch_size = 8")],
+    "dpo.batch_size": [(44, "dpo.batch_size = 44 is no multiple of training.micro_batch_size = 8")],
     "tiny.heads": [(3, "tiny.hidden_size = 256 is no multiple of tiny.heads = 3")],
     "generate.max_new_tokens": [
         (256, "generate.max_new_tokens = 256 leaves no room for a prompt within generate.max_length = 256"),
@@ -291,7 +291,7 @@ REFUSED = {
         ("web", "model.source = 'web': input should be 'hub', 'folder', 'package' or 'made'"),
     ],
     "model.stands_in_for": [("biobert", "model.stands_in_for = 'biobert' is for what is compared as a specialised")],
-    "model.as_decoder": [(True, "model.as_decoder = true needs an encoder: model.source = hub, folder or package")],
+    "model.as_decoder": [(True, "Q4_1.gguf': model.as_decoder = true takes no GGUF file")],
     "encoder.package": [(None, "encoder.package is missing for encoder.source = 'package': name it")],
     "encoder.file": [("a.bin", "encoder.file = 'a.bin': a single file of a package is GGUF")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],

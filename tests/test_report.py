@@ -239,7 +239,7 @@ def test_win_rates_count_answers_to_the_current_replies():
 def test_what_was_run(tmp_path):
     main(params("seed=7"))
     text = SUMMARY.read_text()
-    assert "Corpus empatheticdialogues from data/sample, model tiny, seed 7." in text
+    assert "Corpus empatheticdialogues from data/sample, model smollm2, seed 7." in text
     assert "1,200 train and 150 test dialogues, 12 test examples answered" in text
     assert "pairs per round: 1,024 (e1), 1,024 (e2), 1,024 (e3)" in text
     # i am so sorry .
@@ -248,7 +248,7 @@ def test_what_was_run(tmp_path):
     # A folder outside of the project is not shown.
     main(params(f"corpus.local_dir={tmp_path}"))
     assert all(str(tmp_path) not in path.read_text() for path in PAGES)
-    assert "Corpus empatheticdialogues, model tiny" in SUMMARY.read_text()
+    assert "Corpus empatheticdialogues, model smollm2" in SUMMARY.read_text()
 
 
 @pytest.mark.parametrize(("present", "suggested"), [(0.1, "0.025"), (0.025, "0.1")])

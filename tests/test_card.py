@@ -130,7 +130,9 @@ def test_text(run):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
     assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
-    assert "| train      |     1,920 | 8,668 |" in text and "afraid 60, angry 60" in text
+    counts = read(ROOT / "metrics/data.json")
+    assert f"| train      |     {counts['train_dialogues']:,} | {counts['train_turns']:,} |" in text
+    assert "afraid 40, angry 40" in text
     assert "beta: 0.1" in text and "learning_rate: 0.0002" in text
     use = (ROOT / "docs/use.md").read_text(encoding="utf-8")
     assert use[use.index("## Intended use") :].strip() in text

@@ -84,10 +84,11 @@ def extended(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_page_adds_three_things_in_fewer_than_forty_lines_of_code():
+def test_the_page_adds_four_things_in_fewer_than_forty_lines_of_code():
     assert [name for _, name, _ in BLOCKS] == [
         "attune/corpora/readers/chats.py",
         "conf/corpus/chats.yaml",
+        "conf/model/mine.yaml",
         "attune/pairs/other_topic.py",
         "attune/scoring/text/custom.py",
     ]

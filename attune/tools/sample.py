@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> None:
     """Write the files of a sample."""
     parser = command_parser("sample", __doc__)
     parser.add_argument("sample", choices=MAKERS)
-    parser.add_argument("--phrases", type=Path, help="the written material; default: the sample's file in data/sample")
+    parser.add_argument(
+        "--phrases", type=Path, help="the written material, replies.yaml beside it; default: the file in data/sample"
+    )
     parser.add_argument("--out", type=Path, help="folder to write to; default: the sample's folder in data/sample")
     arguments = parser.parse_args(argv)
     write, phrases, folder = MAKERS[arguments.sample]

@@ -19,7 +19,7 @@ SHARES = {"er": (40, 35, 25), "ip": (45, 25, 30), "ex": (45, 20, 35)}
 # Clauses that show the attitude. A reply without one of them gets advice or an opinion (none), which shows it as well.
 TELLING = {"er2", "ip2", "ex2"}
 # The least number of clauses; advice fills up. Shares of longer replies that get advice, and that react at the end.
-CLAUSES = 2
+LEAST = 2
 ADVISED, REACT_LAST = 0.15, 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
 # Clauses that an interjection may open.
@@ -90,6 +90,6 @@ def _draw_keys(rng: random.Random) -> list[str]:
     keys = [f"{mechanism}{level}" for mechanism, level in levels.items() if level]
     if not TELLING.intersection(keys) or rng.random() < ADVISED:
         keys.append("none")
-    keys += ["none"] * (CLAUSES - len(keys))
+    keys += ["none"] * (LEAST - len(keys))
     keys.sort(key=ORDER.index)
     return keys[1:] + keys[:1] if levels["er"] and rng.random() < REACT_LAST else keys

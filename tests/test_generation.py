@@ -100,6 +100,19 @@ def test_batching_does_not_change_replies(model, tokenizer, prompts):
     assert len(set(batched)) > 1
 
 
+def test_bf16_replies_are_those_of_bf16_autocast(tokenizer, prompts):
+    """Weights, keys and values are stored in bf16, where autocast would cast them for every product."""
+    hardware = replace(HARDWARE, dtype="bf16")
+    made = of_architecture("llama", tokenizer)
+    expected = []
+    for prompt in prompts:
+        with torch.autocast("cpu", torch.bfloat16):
+            ids = made.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+        expected.append(tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip())
+    assert replies(made, tokenizer, prompts, hardware, max_new_tokens=4) == expected
+    assert made.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
 def test_sampling_is_seeded(model, tokenizer, prompts):
     first, again, other = (
         replies(model, tokenizer, prompts, draws=Draws(1.0, 1.0, range(s, s + len(prompts)))) for s in (1, 1, 100)

@@ -198,7 +198,7 @@ def _layer_class() -> type:
             for buffer, states in zip(self.buffers, (keys, values), strict=True):
                 # Masked positions get attention weight 0, and 0 times an uninitialised NaN would be NaN.
                 buffer[target, :, :start] = 0
-                buffer[target, :, start : self.length] = states
+                buffer[target, :, start : self.length] = states.to(buffer.dtype)
 
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             """Append the states of new tokens; returns the keys and values of all tokens."""

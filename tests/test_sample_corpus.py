@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from attune.tools.sample_data.dialogues import LEVELS, make_files, write_sample
-from attune.tools.sample_data.replies import SHARES, draw_reply, known
+from attune.tools.sample_data.replies import SHARES, draw_reply
 from attune.tools.sample_data.text import as_listener, chosen, load_phrases, sentence_case, with_opener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,7 +166,7 @@ def test_phrases_have_material_for_each_emotion(opposites):
         assert len(material["exchanges"]) >= 5
         assert len(material["close"]) >= 3
         assert all(len(frame["open"]) >= 2 for frame in material["frames"])
-        assert all(len(CLAUSES["emotions"][emotion][key]) >= 8 for key in ("ip2", "ex2", "none"))
+        assert all(len(CLAUSES["emotions"][emotion][key]) >= 4 for key in ("ip2", "ex2", "none"))
 
 
 def test_adding_to_one_emotion_leaves_the_others_as_they_are():
@@ -192,15 +192,15 @@ def test_levels_are_those_of_the_targets(conversations):
 
 
 def test_a_reply_is_made_of_clauses_of_its_levels():
-    """The key of each sentence names a list that holds its clause; train draws no held-out clause."""
+    """The key of each sentence names a list that holds its clause."""
     for emotion in CLAUSES["emotions"]:
         for number in range(20):
-            reply = draw_reply(CLAUSES, emotion, {"about": "my dog"}, True, random.Random(f"{emotion}{number}"))
+            reply = draw_reply(CLAUSES, emotion, {"about": "my dog"}, random.Random(f"{emotion}{number}"))
             assert reply.text == " ".join(sentence for _, sentence in reply.sentences)
             for key, sentence in reply.sentences:
                 family = CLAUSES["families"][CLAUSES["emotions"][emotion]["family"]]
                 lists = [part.get(key, []) for part in (CLAUSES["shared"], family, CLAUSES["emotions"][emotion])]
-                patterns = [pattern_of(clause) for clauses in lists for clause in known(clauses)]
+                patterns = [pattern_of(clause) for clauses in lists for clause in clauses]
                 assert any(re.search(pattern + "$", sentence, re.IGNORECASE) for pattern in patterns), sentence
                 assert key == "none" or sentence in reply.rationales(key[:2])
                 assert key == "none" or reply.levels[key[:2]] == int(key[2])

@@ -56,7 +56,7 @@ def draw_dialogue(phrases: Phrases, clauses: Phrases, emotion: str, number: int,
     places = sorted(rng.sample(range(len(material["exchanges"])), 2 if length == 6 else 1))
     for exchange in (material["exchanges"][place] for place in places):
         turns += [listener_line(exchange["listener"], fills), filled(rng.choice(exchange["speaker"]), fills)]
-    target = draw_reply(clauses, emotion, fills, number < SPLITS["train"], rng)
+    target = draw_reply(clauses, emotion, fills, rng)
     turns.append(target.text)
     if length == 5:
         turns.append(filled(rng.choice(material["close"]), fills))

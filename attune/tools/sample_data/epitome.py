@@ -49,7 +49,7 @@ def draw_pair(situations: Phrases, clauses: Phrases, emotion: str, number: int, 
     text, *values = posts[number]
     fills = fill_about(situation, dict(zip(names, values, strict=True)), random.Random(f"{SEED}:{emotion}:{number}"))
     post = filled(text, fills)
-    response = draw_reply(clauses, emotion, fills, True, random.Random(f"{SEED}:{emotion}:{number}:{answer}"))
+    response = draw_reply(clauses, emotion, fills, random.Random(f"{SEED}:{emotion}:{number}:{answer}"))
     return Pair(f"{emotion}{number:02}", f"{emotion}{number:02}{answer}", post, response)
 
 

@@ -15,7 +15,7 @@ from attune.tools.sample_data.text import Fills, Phrases, chosen, listener_line,
 # The file of clauses, next to the phrases of a sample.
 FILE = "replies.yaml"
 # Weights of a mechanism being absent, weak and strong in a reply, by the key of its clauses.
-SHARES = {"er": (40, 35, 25), "ip": (45, 25, 30), "ex": (45, 20, 35)}
+SHARES = {"er": (10, 50, 40), "ip": (55, 15, 30), "ex": (55, 15, 30)}
 # Clauses that show the attitude. A reply without one of them gets advice or an opinion (none), which shows it as well.
 TELLING = {"er2", "ip2", "ex2"}
 # The least number of clauses; advice fills up. Shares of longer replies that get advice, and that react at the end.
@@ -24,8 +24,6 @@ ADVISED, REACT_LAST = 0.15, 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
 # Clauses that an interjection may open.
 OPENED = {"er1", "er2", "ip2", "none"}
-# Every fourth clause of a list is for valid and test alone, so that these ask for more than known sentences.
-HELD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,20 @@ class Reply:
         return tuple(sentence for key, sentence in self.sentences if key[:2] == mechanism)
 
 
-def draw_reply(clauses: Phrases, emotion: str, fills: Fills, train: bool, rng: random.Random) -> Reply:
+def draw_reply(clauses: Phrases, emotion: str, fills: Fills, rng: random.Random) -> Reply:
     """Draw a reply to a speaker with an emotion.
 
     Args:
         clauses: the file of clauses.
         emotion: a key of its `emotions`.
         fills: of the blanks in clauses.
-        train: True if held-out clauses are not drawn.
         rng: of this reply alone.
     """
     family = clauses["families"][clauses["emotions"][emotion]["family"]]
     sentences: list[tuple[str, str]] = []
     used = set()
     for key in _draw_keys(rng):
-        clause = rng.choice([clause for clause in _pool(clauses, emotion, key, train) if clause not in used])
+        clause = rng.choice([clause for clause in _pool(clauses, emotion, key) if clause not in used])
         starts = clauses["shared"]["starts"].get(key) if sentences else family["starts"] if key in OPENED else None
         start = rng.choice(starts or [""])
         text = listener_line(chosen(clause, rng), fills)
@@ -72,16 +69,11 @@ def draw_reply(clauses: Phrases, emotion: str, fills: Fills, train: bool, rng: r
     return Reply(tuple(sentences))
 
 
-def _pool(clauses: Phrases, emotion: str, key: str, train: bool) -> list[str]:
+def _pool(clauses: Phrases, emotion: str, key: str) -> list[str]:
     """The clauses of a key for an emotion: those for all emotions, those of its family, and its own."""
     own = clauses["emotions"][emotion]
     lists = [part.get(key, []) for part in (clauses["shared"], clauses["families"][own["family"]], own)]
-    return [clause for some in lists for clause in (known(some) if train else some)]
-
-
-def known(clauses: list[str]) -> list[str]:
-    """The clauses of a list that train may use."""
-    return [clause for i, clause in enumerate(clauses, start=1) if i % HELD_OUT_EVERY]
+    return [clause for some in lists for clause in some]
 
 
 def _draw_keys(rng: random.Random) -> list[str]:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from attune.config.schema import Dpo, Hardware
 
 # How far the mean margin of the first step, in nats before beta, may be from 0. Policy and reference do the same
-# arithmetic with the same weights but in batches of different shapes, and the order of summation in a matrix product may
-# depend on the shape. In fp32 that changes the last digits, in bf16 some roundings: 16 pairs of SmolLM2 (135 M) were off
-# by 0.022 nats. A wrong reference is off by whole nats. The loss of a small margin m is ln 2 - beta m / 2.
+# arithmetic with the same weights but in batches of different shapes, and the order of summation in a matrix product
+# may depend on the shape. In fp32 that changes the last digits, in bf16 some roundings: 16 pairs of SmolLM2 (135 M) were
+# off by 0.022 nats. A wrong reference is off by whole nats. The loss of a small margin m is ln 2 - beta m / 2.
 MARGIN_TOLERANCE = {"fp32": 2e-3, "bf16": 0.2}
 
 
@@ -67,6 +67,7 @@ def make_trainer(
         warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
     keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
+    tolerance = dpo.beta * MARGIN_TOLERANCE[hardware.dtype] / 2
     return (stock if reason else packed)(
         model=policy,
         # Dropout would only add noise to the margin between policy and reference.

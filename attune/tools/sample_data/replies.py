@@ -22,6 +22,8 @@ TELLING = {"er2", "ip2", "ex2"}
 LEAST = 2
 ADVISED, REACT_LAST = 0.15, 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
+# Share of replies that name what the situation is about, where a clause of theirs can.
+NAMING = 0.65
 # Clauses that an interjection may open.
 OPENED = {"er1", "er2", "ip2", "none"}
 
@@ -59,8 +61,12 @@ def draw_reply(clauses: Phrases, emotion: str, fills: Fills, rng: random.Random)
     family = clauses["families"][clauses["emotions"][emotion]["family"]]
     sentences: list[tuple[str, str]] = []
     used = set()
+    naming = rng.random() < NAMING
     for key in _draw_keys(rng):
-        clause = rng.choice([clause for clause in _pool(clauses, emotion, key) if clause not in used])
+        pool = [clause for clause in _pool(clauses, emotion, key) if clause not in used]
+        named = [clause for clause in pool if "$about" in clause]
+        clause = rng.choice(named if naming and named else [clause for clause in pool if clause not in named])
+        naming = naming and clause not in named
         starts = clauses["shared"]["starts"].get(key) if sentences else family["starts"] if key in OPENED else None
         start = rng.choice(starts or [""])
         text = listener_line(chosen(clause, rng), fills)

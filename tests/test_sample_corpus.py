@@ -147,7 +147,7 @@ def test_targets_rarely_repeat(conversations):
 def test_last_replies_are_short(conversations):
     lengths = [len(conversation.last_listener.split()) for conversation in conversations]
     assert 12 < sum(lengths) / len(lengths) < 18
-    assert min(lengths) >= 5 and max(lengths) <= 50
+    assert min(lengths) >= 4 and max(lengths) <= 50
 
 
 def test_opposite_emotions_share_situations_and_no_attitude(opposites):

@@ -9,7 +9,7 @@
 What else is printed comes from DVC and the stages, and the exit status is DVC's. The time left is that of all stages
 that may still run: those that differ from dvc.lock, and those that depend on a stage that ran. A stage is expected to
 take as long as in its last run by this command (`.cache/stage_seconds.json`). Before that, with the embedded corpus and
-the tiny model, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
+SmolLM2, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
 SIGTERM end the running stage, which keeps its checkpoint, and then DVC.
 """
 
@@ -36,11 +36,10 @@ RUNNING = "Running stage '%s':"
 """What DVC 3.67 logs before it runs the command of a stage."""
 RESTORED = "Stage '%s' is cached - skipping run, checking out outputs"
 SKIPPED = "Stage '%s' didn't change, skipping"
-# Seconds of the stages of the default run by their kinds: a first run of commit 4894001 (AMD EPYC, 2 cores, no GPU), by
-# the times of its files.
+# Seconds of the stages of the default run by their kinds: `make repro` at commit 7377938 (AMD EPYC, 2 cores).
 TYPICAL: dict[str, float] = {
-    "download": 3, "prepare": 3, "base": 258, "sft": 65, "pairs": 2, "audit": 10, "dpo": 31, "generate": 10,
-    "classifier": 46, "references": 11, "evaluate": 10, "scores": 9, "intervals": 2, "mmlu": 11, "card": 2, "report": 3,
+    "download": 1, "prepare": 1, "base": 25, "sft": 104, "pairs": 2, "audit": 2, "dpo": 70, "generate": 65,
+    "classifier": 48, "references": 11, "evaluate": 10, "scores": 8, "intervals": 2, "mmlu": 18, "card": 2, "report": 3,
 }  # fmt: skip
 # After so many seconds the speed of this machine is known well enough to correct those of `TYPICAL` by it.
 WARM = 30
@@ -161,7 +160,7 @@ def progress(argv: Sequence[str]) -> Progress | None:
     except DvcException:
         return None
     params = load()
-    default = (params.model.name, params.corpus.local_dir) == ("tiny", "data/sample")
+    default = (params.model.name, params.corpus.local_dir) == ("smollm2", "data/sample")
     seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
     return Progress(planned, TYPICAL if default else {}, seconds)
 

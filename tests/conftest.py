@@ -1,6 +1,7 @@
 """Shared fixtures. Nothing in the tests reaches a hub."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Before torch is imported: two threads in each of two test processes would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell starts background jobs with Ctrl-C ignored, which every process below would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = [

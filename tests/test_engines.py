@@ -134,10 +134,16 @@ def test_vllm_errors(folders, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"lora\.r = 1024, and vLLM serves adapters of rank 512 at most"):
         served_rank(tmp_path)
     values = json.loads(json.dumps(load_values()))
-    values["generate"]["engine"], values["tiny"]["architecture"] = "vllm", "bert"
+    values["generate"]["engine"], values["tiny"]["architecture"], values["model"]["source"] = "vllm", "bert", "made"
     with pytest.raises(ParamsError, match=r"generate\.engine = 'vllm' does not know BERT as a decoder"):
         check(values, "conf")
-    values["model"] |= {"as_decoder": True, "source": "package", "package": "an_encoder", "quantization": "nf4"}
+    values["model"] |= {
+        "as_decoder": True,
+        "source": "package",
+        "package": "an_encoder",
+        "file": None,
+        "quantization": "nf4",
+    }
     values["generate"]["engine"] = "builtin"
     with pytest.raises(ParamsError, match=r"model\.quantization = 'nf4' is for pretrained models"):
         check(values, "conf")

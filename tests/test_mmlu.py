@@ -484,7 +484,7 @@ def test_stage_is_deterministic(project):
         "shots": "5",
         "batch_size": "4",
         "questions": "30",
-        "commit": "none: made by stage base",
+        "commit": "none",
     }
     assert signature["adapter"] == "none" and len(signature["rows"].split()[-1]) == 64
 

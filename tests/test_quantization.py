@@ -48,7 +48,7 @@ def params():
     return replace(
         params.with_hardware(hardware),
         tiny=tiny,
-        model=replace(params.model, quantization="nf4"),
+        model=replace(params.model, name="tiny", source="made", quantization="nf4"),
         sft=replace(params.sft, **schedule),
         dpo=replace(params.dpo, **schedule),
     )

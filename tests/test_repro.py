@@ -141,12 +141,12 @@ def test_in_the_first_run_the_times_of_another_machine_are_corrected_by_the_spee
     monkeypatch.chdir(tmp_path)
     progress = Progress(CHAIN, TYPICAL, {})
     assert progress.expected("dpo@e1") == TYPICAL["dpo"] and progress.expected("other") is None
-    stage(progress, RUNNING, "base")
-    progress.begun -= 2 * TYPICAL["base"]
+    stage(progress, RUNNING, "sft@sft")
+    progress.begun -= 2 * TYPICAL["sft"]
     progress.end()
     assert progress.expected("dpo@e1") == pytest.approx(2 * TYPICAL["dpo"], rel=0.01)
     # What has run here is known.
-    assert progress.expected("base") == pytest.approx(2 * TYPICAL["base"], abs=1)
+    assert progress.expected("sft@sft") == pytest.approx(2 * TYPICAL["sft"], abs=1)
 
 
 def test_every_stage_of_the_default_run_has_a_time(monkeypatch):

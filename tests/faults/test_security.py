@@ -38,7 +38,7 @@ from attune.models.tiny import make_model, train_tokenizer
 from attune.report.samples import MACHINE, quote
 from attune.report.samples_page import page as samples_page
 from attune.runtime.errors import DownloadError, ModelError, UserError, reported
-from attune.tools.chat import answers
+from attune.tools.chat import show
 from attune.tools.rate_page import POLICY
 from attune.tools.review import _samples
 from attune.training.common.trainer import run, run_arguments
@@ -481,8 +481,10 @@ ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x1b]8;;http://evil.example\x07x", "\
 
 
 def test_a_terminal_shows_replies_and_errors_and_obeys_none(capsys, recorded):
-    talk = SimpleNamespace(say=lambda text: (f"a{text}b\nsecond line", 0))
-    printed = [next(answers(talk, [f"x{text}x"])) for text in ESCAPES]
+    printed = []
+    for text in ESCAPES:
+        show(piece for piece in [f"a{text}b\n", "second line"])
+        printed.append(capsys.readouterr().out.removesuffix("\n"))
     for text in ESCAPES:
         with pytest.raises(SystemExit), reported():
             raise UserError(f"line 3: label {text} is none")
@@ -490,4 +492,4 @@ def test_a_terminal_shows_replies_and_errors_and_obeys_none(capsys, recorded):
     obeyed = [text for text in printed if not all(c.isprintable() or c == "\n" for c in text)]
     recorded("security", [{"what": "control sequences that reach a terminal", "cases": len(printed),
                            "failures": len(obeyed)}])  # fmt: skip
-    assert obeyed == [] and all(text.endswith("b\nsecond line") for text in printed[: len(ESCAPES)])
+    assert obeyed == [] and all(text.endswith("second line") for text in printed[: len(ESCAPES)])

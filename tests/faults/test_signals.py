@@ -54,7 +54,7 @@ def stopped(folder: Path, number: signal.Signals, after: int) -> int:
     assert run.wait_until(lambda: steps_seen(run.output) >= after), run.output
     assert run.send(number) == 128 + number
     assert "Traceback" not in run.output
-    (step,) = re.findall(rf"stopped by {number.name}: step (\d+) of {STEPS} is kept", run.output.splitlines()[-1])
+    (step,) = re.findall(rf"stopped by {number.name}: step (\d+) of {STEPS} is saved", run.output.splitlines()[-1])
     (checkpoints,) = (folder / ".checkpoints").glob("sft-*/")
     assert newest_whole(checkpoints, "checkpoint") == checkpoints / f"checkpoint-{step}"
     assert not (folder / ADAPTER).exists()
@@ -93,7 +93,7 @@ def test_a_signal_ends_the_training_of_a_classifier_with_a_checkpoint(number, tm
         return model.weight.detach().clone()
 
     whole = train(tmp_path / "whole", None)
-    with pytest.raises(Stopped, match="step 8 of 15 of c, epoch 2 is kept") as stopped:
+    with pytest.raises(Stopped, match="step 8 of 15 of c, epoch 2 is saved") as stopped:
         train(tmp_path / "cut", 8)
     assert stopped.value.number == number
     assert newest_whole(tmp_path / "cut", "step") == tmp_path / "cut/step-8"

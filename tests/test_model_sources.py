@@ -105,6 +105,8 @@ def test_hub_offline(given, params, tmp_path, monkeypatch):
     assert loads_as(given)
     (repository / "refs/main").unlink()
     assert loads_as(given)
+    # A commit names itself.
+    assert run(params, source="hub", hub_id="some/model", revision=COMMIT)["commit"] == COMMIT
     with pytest.raises(ModelError, match=r"model\.hub_id = 'some/model' at revision 'main' cannot be had: "):
         run(params, source="hub", hub_id="some/model")
     with pytest.raises(ModelError, match=r"model\.hub_id = '/no id' at revision 'main' cannot be had: Repo id must"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,12 +156,16 @@ def package_version(package: str) -> str:
 def commit(weights: Weights, section: str) -> str:
     """The commit that `hub_id` at `revision` is now; with HF_HUB_OFFLINE=1 that of the hub's cache.
 
+    A revision that is a commit is taken as it is, without asking the hub.
+
     Raises:
         ModelError: the hub cannot be reached or has no such model or revision, or the cache does not have it.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    hub_id, revision = str(weights.hub_id), weights.revision
+    hub_id, revision = str(weights.hub_id), str(weights.revision)
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
     with _hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}"):
         if constants.HF_HUB_OFFLINE:
             # The folder of a cached snapshot is named after its commit.

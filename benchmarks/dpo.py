@@ -224,7 +224,7 @@ def set_up() -> tuple[Params, Any, Pairs, str]:
     found, source = measure.dialogues()
     tokenizer = measure.tokenizer_of(found, params.tiny)
     train = examples([dialogue for dialogue in found if dialogue.split == "train"], "last", None)
-    opposites, part = read_opposites(Path(params.pairs.opposites)), random_subset(train, 1024, params.seed)
+    opposites, part = read_opposites(Path(params.pairs.table)), random_subset(train, 1024, params.seed)
     groups = group_by_label(train)
     epochs = (build_pairs(part, groups, opposites, seed=params.seed, epoch=epoch) for epoch in range(1, EPOCHS + 1))
     pairs = [pair for context in zip(*epochs, strict=True) for pair in context]

@@ -50,7 +50,7 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
-    examples = read_examples(TEST, params.corpus)[:CONTEXTS]
+    examples = read_examples(TEST, params.context)[:CONTEXTS]
     variants, origin = replies_of(examples)
     posts, references = [seeker_post(one.context) for one in examples], [one.target for one in examples]
     settings = (classifiers, posts, references, params.hardware)

@@ -12,7 +12,6 @@ from dpo_models import make_model as make_architecture
 from attune.cpu import grouped_attention, token_log_probs
 from attune.cpu.casts import CachedCast
 from attune.cpu.document_attention import document_attention
-from attune.cpu.grouped_attention import GROUPED
 from attune.cpu.norm import patch_norms_for_cpu, rms_norm
 from attune.models.tiny import make_model, train_tokenizer
 
@@ -106,10 +105,9 @@ def test_grouped_attention_is_transformers_own(name):
     mask = torch.ones_like(ids)
     mask[1, :7] = 0
     results = []
-    for implementation in ("eager", GROUPED):
+    for use in (lambda model: model.set_attn_implementation("eager"), grouped_attention.use):
         model = make_architecture(name).eval()
-        grouped_attention.register()
-        model.set_attn_implementation(implementation)
+        use(model)
         logits = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
         logits.square().mean().backward()
         results.append((logits.detach(), *gradients(model).values()))

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 GROUPED = "grouped"  # the name of this attention in transformers
 
 
-def register() -> None:
-    """Make `GROUPED` known to transformers as an attention implementation, with the masks of the eager one."""
+def use(model: Any) -> None:
+    """Have `model` attend this way, with the masks of transformers' eager attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(GROUPED, attend)
     AttentionMaskInterface.register(GROUPED, eager_mask)
+    model.set_attn_implementation(GROUPED)
 
 
 def attend(

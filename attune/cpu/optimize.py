@@ -53,8 +53,7 @@ def optimize_for_cpu(model: Any, hardware: Hardware) -> None:
     if hardware.device != "cpu":
         return
     unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
-    grouped_attention.register()
-    unwrapped.set_attn_implementation(grouped_attention.GROUPED)
+    grouped_attention.use(unwrapped)
     patch_dropout_for_cpu(model)
     patch_lora_for_cpu(model)
     patch_norms_for_cpu(model)
@@ -95,8 +94,7 @@ def inference(model: Any, hardware: Hardware) -> Iterator[None]:
     """
     before = model.config._attn_implementation
     if hardware.device == "cpu":
-        grouped_attention.register()
-        model.set_attn_implementation(grouped_attention.GROUPED)
+        grouped_attention.use(model)
         patch_norms_for_cpu(model.requires_grad_(False))
         if hardware.dtype == "bf16":
             store_casts(model)

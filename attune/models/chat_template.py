@@ -152,14 +152,25 @@ def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) 
         turns = turns[2:]
     if _prompt_fits(tokenizer, turns, max_length):
         return turns
+    # By whole words; where the last word alone does not fit, by characters.
     for parts, joint in ((turns[0].text.split(), " "), (list(turns[0].text), "")):
-        shorter = [replace(turns[0], text=joint.join(parts[start:])) for start in range(1, len(parts))]
-        # The fewest that go: whether the rest fits is monotonic in their number.
-        first = bisect_left(shorter, True, key=lambda turn: _prompt_fits(tokenizer, (turn, *turns[1:]), max_length))
-        if first < len(shorter):
-            return (shorter[first], *turns[1:])
-        turns = (shorter[-1] if shorter else turns[0], *turns[1:])
+        if cut := _cut(tokenizer, turns, parts, joint, max_length):
+            return cut
     raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template")
+
+
+def _cut(
+    tokenizer: Tokenizer, turns: tuple[Turn, ...], parts: Sequence[str], joint: str, max_length: int
+) -> tuple[Turn, ...] | None:
+    """`turns` without the fewest first parts of the first turn that let the prompt fit; None if not even one fits."""
+
+    def without(number: int) -> tuple[Turn, ...]:
+        return (replace(turns[0], text=joint.join(parts[number:])), *turns[1:])
+
+    # Whether the rest fits is monotonic in the number of parts that go.
+    counts = range(1, len(parts))
+    first = bisect_left(counts, True, key=lambda number: _prompt_fits(tokenizer, without(number), max_length))
+    return without(counts[first]) if first < len(counts) else None
 
 
 def _prompt_fits(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -> bool:

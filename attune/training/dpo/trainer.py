@@ -74,8 +74,5 @@ def make_trainer(
         args=DPOConfig(beta=dpo.beta, max_length=dpo.max_length, disable_dropout=True, **arguments),
         train_dataset=Dataset.from_list([dict(pair) for pair in pairs]),
         processing_class=tokenizer,
-        callbacks=[
-            stop_after_epoch(),
-            assert_first_loss(INITIAL_LOSS, tolerance),
-        ],
+        callbacks=[stop_after_epoch(), assert_first_loss(INITIAL_LOSS, tolerance)],
     )

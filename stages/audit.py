@@ -35,7 +35,7 @@ METRICS = Path("metrics/audit.json")
 SHOWN = 10
 WHAT_TO_DO = {
     "train": "run `dvc repro prepare`, which drops copies",
-    "pairs": "pairs must come from train dialogues only: run `dvc repro pairs`",
+    "pairs": "pairs must come from train dialogues only: run `dvc repro pairs`; of rule file, remove the rows",
     "base": "remove the lines from the corpus that tiny.corpus names",
     "epitome": "remove the pairs from the annotations that epitome.data names",
     "dbt": "remove the dialogues from the corpus that dbt.data names",
@@ -113,7 +113,7 @@ def of_base(params: Params) -> Iterator[Text]:
         dialogues, _ = empathetic_dialogues.read(folder)
         return (Text(f"{folder / 'train.csv'}: {d.id}", d.turns) for d in dialogues if d.split == "train")
     folder = RAW / params.tiny.corpus
-    return (Text(f"{folder / pretraining.FILE}:{line}", turns) for line, turns in pretraining.read(folder))
+    return (Text(f"{folder / pretraining.FILE}:{line}", turns) for line, turns in pretraining.read_turns(folder))
 
 
 def of_epitome(params: Params) -> Iterator[Text]:
@@ -148,7 +148,7 @@ def parts(params: Params) -> dict[str, Iterable[Text]]:
 
 def left_out(sentences: Path, prepared: Iterable[Dialogue]) -> dict[str, float]:
     """The numbers of train sentences of the adherence classifier, and of those left out because they are held out."""
-    train = [sentence.text for sentence in miti_sentences.read(sentences) if sentence.split == "train"]
+    train = [sentence.text for sentence in miti_sentences.read_sentences(sentences) if sentence.split == "train"]
     return {"miti_left_out": len(sentences_of(prepared, train)), "miti_checked": len(train)}
 
 

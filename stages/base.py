@@ -37,7 +37,7 @@ def pretraining_dialogues(corpus: str) -> Iterator[tuple[Turn, ...]]:
         dialogues, _ = empathetic_dialogues.read(SAMPLE)
         yield from (d.turns for d in dialogues if d.split == "train")
         return
-    yield from (turns for _, turns in pretraining.read(RAW / corpus))
+    yield from (turns for _, turns in pretraining.read_turns(RAW / corpus))
 
 
 def record_pretrained(model: Model) -> None:

@@ -12,11 +12,7 @@ from pathlib import Path
 from attune.config.params import load
 from attune.config.schema import Params, chain
 from attune.data.examples import read_examples
-from attune.pairs.build import (
-    TRAIN,
-    in_memory,
-    opposite_emotion,
-)
+from attune.pairs.build import TRAIN, file, in_memory, opposite_emotion
 from attune.pairs.metrics import write_pairs
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -31,14 +27,21 @@ METRICS = Path("metrics/pairs")
 def main(key: str, params: Params) -> None:
     """Write the pairs of round `key` and their metrics.
 
-    If draws depend on data only, the first round's pairs list the rejected replies of all epochs of `dpo.epochs`.
+    If draws depend on data only, the first round's pairs list the rejected replies of all epochs of `dpo.epochs`. With
+    `pairs.fresh: false` every round has the draws of its chain's first one.
     """
-    target, epoch = PAIRS / f"{key}.parquet", len(chain(params.rounds, key))
+    target, number = PAIRS / f"{key}.parquet", len(chain(params.rounds, key))
+    epoch = number if params.pairs.fresh else 1
     if params.pairs.rule == "opposite_emotion":
         metrics = opposite_emotion(params, epoch, target, WORK / key)
+    elif params.pairs.rule == "file":
+        from_file, metrics = file(params, epoch)
+        write_pairs(from_file, target)
     else:
         pairs, metrics = in_memory(read_examples(TRAIN, params.context), params, key, epoch)
         write_pairs(pairs, target)
+    if number > epoch:
+        metrics["repeated_rejected"] = 100.0
     write_json(METRICS / f"{key}.json", metrics)
 
 

@@ -93,11 +93,14 @@ sft = _factory(
     loss_on="assistant",
 )
 adapter = _factory(schema.Adapter, quality="all")
+pair_file = _factory(schema.PairFile, hub_id=None, revision=None, config=None, train="train", test="test", held_out=0.0)
 pairs = _factory(
     schema.Pairs,
     rule="opposite_emotion",
     table="data/opposite_emotions.csv",
+    fresh=True,
     limit=None,
+    file=pair_file(),
     margin=0.1,
     samples=2,
     max_new_tokens=6,

@@ -15,7 +15,7 @@ from attune.classifiers import behaviour
 from attune.classifiers.behaviour.classifier import BEHAVIOURS, LABELS, probabilities, sentences
 from attune.classifiers.behaviour.learn import label_sentences
 from attune.classifiers.behaviour.scores import metrics, per_example, reflection_to_question
-from attune.corpora.readers.miti_sentences import FILE, read, split_of
+from attune.corpora.readers.miti_sentences import FILE, read_sentences, split_of
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.examples import examples
 from attune.labels.miti import read_adherence
@@ -159,12 +159,12 @@ def write(folder, *lines):
 )
 def test_invalid_sentences(tmp_path, lines, message):
     with pytest.raises(DataError, match=message):
-        read(write(tmp_path, *lines))
+        read_sentences(write(tmp_path, *lines))
 
 
 def test_missing_sentences(tmp_path):
     with pytest.raises(DataError, match=r"csv is missing: behaviour\.sentences names its folder"):
-        read(tmp_path)
+        read_sentences(tmp_path)
 
 
 def test_unknown_labels(tmp_path):
@@ -184,7 +184,7 @@ def test_split_depends_on_words():
 
 
 def test_sample_sentences():
-    found = read(ROOT / "data/sample/miti_sentences")
+    found = read_sentences(ROOT / "data/sample/miti_sentences")
     counts = Counter(one.act for one in found)
     assert counts.keys() == {act for act in TABLE if act[0].isupper()}
     assert min(counts.values()) >= 10 and len({one.text for one in found}) == len(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from attune.config.schema import (
     COLUMN_READERS,
@@ -14,11 +16,15 @@ from attune.config.schema import (
     Corpus,
     Hardware,
     Model,
+    Pairs,
     Params,
     Weights,
     chain,
 )
 from attune.runtime.errors import ParamsError
+
+# The endings that rule file reads; a folder has none.
+PAIR_FILES = ("", ".jsonl", ".json", ".parquet")
 
 
 def check_across_keys(params: Params, source: str) -> None:
@@ -33,6 +39,7 @@ def check_across_keys(params: Params, source: str) -> None:
     """
     _check_corpus(params.corpus, source)
     _check_rounds(params, source)
+    _check_pair_file(params.pairs, source)
     for stage in ("sft", "dpo"):
         batch = getattr(params, stage).batch_size
         if batch % min(batch, params.hardware.micro_batch_size):
@@ -116,16 +123,41 @@ def _check_rounds(params: Params, source: str) -> None:
                 f"{where} is round {length} of its chain, but the learning-rate schedule ends after dpo.epochs = "
                 f"{params.dpo.epochs}: raise dpo.epochs (which re-runs every round) or drop a round"
             )
+        # Of the chain's first round, whose pairs the later ones repeat.
+        first = params.rounds[chain(params.rounds, key)[0]]
+        start = dpo_round if params.pairs.fresh else first
+        if not params.pairs.fresh and (dpo_round.candidates, dpo_round.scorer) != (first.candidates, first.scorer):
+            raise ParamsError(
+                f"{where} has the candidates {dpo_round.candidates!r} and the scorer {dpo_round.scorer!r}, but with "
+                f"pairs.fresh = false they are those of the first round, {first.candidates!r} and {first.scorer!r}"
+            )
         if params.pairs.rule == "dbt":
-            _check_choice(where, "candidates", dpo_round.candidates, (DIALOGUES, dpo_round.init, params.llm.prompt))
+            _check_choice(where, "candidates", dpo_round.candidates, (DIALOGUES, start.init, params.llm.prompt))
             _check_choice(where, "scorer", dpo_round.scorer, (DBT, params.llm.judge_prompt))
             if dpo_round.scorer == DBT and "dbt" not in params.classifiers:
                 raise ParamsError(f"{where}.scorer = {DBT!r}, but classifiers has no dbt: compose with recipe=dbt")
         else:
-            for name in ("candidates", "scorer"):
-                _check_choice(
-                    where, name, getattr(dpo_round, name), (DIALOGUES,), f"pairs.rule = {params.pairs.rule!r}"
-                )
+            rule = f"pairs.rule = {params.pairs.rule!r}"
+            candidates = start.init if params.pairs.rule == "policy" else DIALOGUES
+            _check_choice(where, "candidates", dpo_round.candidates, (candidates,), rule)
+            _check_choice(where, "scorer", dpo_round.scorer, (DIALOGUES,), rule)
+
+
+def _check_pair_file(pairs: Pairs, source: str) -> None:
+    """Rule file names a file of a known format, a folder, or a dataset of the hub at a commit."""
+    if pairs.rule != "file":
+        return
+    if pairs.file.hub_id is None:
+        if Path(pairs.table).suffix not in PAIR_FILES:
+            raise ParamsError(
+                f"{source}: pairs.table = {pairs.table!r}, but pairs.rule = 'file' reads a .jsonl, .json or .parquet "
+                "file, or a folder with a file train and perhaps a file test"
+            )
+    elif not re.fullmatch("[0-9a-f]{40}", pairs.file.revision or ""):
+        raise ParamsError(
+            f"{source}: pairs.file.revision = {pairs.file.revision!r}, but a branch or tag may move to other pairs: "
+            f"name a commit, 40 hex digits, of https://huggingface.co/datasets/{pairs.file.hub_id}/commits/main"
+        )
 
 
 def _check_choice(where: str, name: str, value: str, choices: Sequence[str], rule: str = "pairs.rule = 'dbt'") -> None:

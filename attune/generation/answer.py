@@ -1,4 +1,4 @@
-"""The replies of a variant to the test contexts, and its log-probabilities of two human replies to each context."""
+"""The replies of a variant to the test contexts, and its log-probabilities of the two replies of a held-out pair."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Rows = Sequence[tuple[Example, Pair | None]]
 
 @dataclass(frozen=True)
 class GenerationInputs:
-    """The contexts after truncation, with the instruction; their prompts as token ids; the sampling settings."""
+    """Truncated contexts, with the instruction: their prompts as token ids; those of the pairs; sampling settings."""
 
-    contexts: list[tuple[Turn, ...]]
     prompts: list[list[int]]
+    ranked: list[tuple[Turn, ...]]
     draws: Draws | None
 
 
@@ -82,9 +82,15 @@ def prepare_inputs(
     room = settings.max_length - settings.max_new_tokens
     contexts = [fit_instructed(tokenizer, example.context, instruction, room) for example, _ in rows]
     prompts = [encode_prompt(tokenizer, context, room) for context in contexts]
+    # The prompt of a pair that was made elsewhere is not the context of the row.
+    ranked = [
+        context if pair.prompt == example.context else fit_instructed(tokenizer, pair.prompt, instruction, room)
+        for context, (example, pair) in zip(contexts, rows, strict=True)
+        if pair
+    ]
     seeds = [uniform(2**63, seed, example.id, "reply") for example, _ in rows]
     return GenerationInputs(
-        contexts, prompts, Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None
+        prompts, ranked, Draws(settings.temperature, settings.top_p, seeds) if settings.do_sample else None
     )
 
 
@@ -97,7 +103,7 @@ def answer(
     hardware: Hardware,
     replies: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Generate a reply to each context, and compute the log-probabilities of its two human replies.
+    """Generate a reply to each context, and compute the log-probabilities of the two replies of its pair.
 
     Args:
         model: in eval mode.
@@ -110,8 +116,8 @@ def answer(
 
     Returns:
         A record for each example: id, label, context (without the instruction), reference, reply, rejected, and the
-        mean log-probability per token (nats) of the reference and of the rejected reply. The last three are None for
-        an example without a pair.
+        mean log-probability per token (nats) of the chosen reply (the reference, unless the pair was made elsewhere)
+        and of the rejected reply. The last three are None for an example without a pair.
 
     Raises:
         ModelError: `generate.max_length` exceeds the model's positions.
@@ -124,11 +130,10 @@ def answer(
     if replies is None:
         replies = generate_replies(model, tokenizer, inputs.prompts, settings.max_new_tokens, hardware, inputs.draws)
     pairs = [pair for _, pair in rows if pair]
-    contexts = [context for context, (_, pair) in zip(inputs.contexts, rows, strict=True) if pair]
     # Both replies to a context stand next to each other: their common prompt is computed once.
     completions = [
         encode_completion(tokenizer, context, text)
-        for context, pair in zip(contexts, pairs, strict=True)
+        for context, pair in zip(inputs.ranked, pairs, strict=True)
         for text in (pair.chosen, pair.rejected)
     ]
     logps = mean_logps(model, tokenizer, completions, hardware)

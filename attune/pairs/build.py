@@ -7,6 +7,7 @@ replies of the later ones (`future_rejected`), and `repeated_rejected` compares 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from attune.pairs.counselling import MatchedPair, counselling_pairs, group_by_ma
 from attune.pairs.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from attune.pairs.dbt_candidates import corpus_source, policy_source
 from attune.pairs.dbt_llm import llm_judge, llm_source
+from attune.pairs.file import read_preferences
 from attune.pairs.metrics import describe, measures, percent, repeated, scores
 from attune.pairs.opposite_emotion import read_opposites
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
+from attune.pairs.policy import policy_pairs
 from attune.pairs.rules import rule_of
 from attune.runtime.errors import DataError
 
@@ -57,13 +60,13 @@ def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> di
 def in_memory(
     train: Sequence[Example], params: Params, key: str, epoch: int
 ) -> tuple[Sequence[Pair | ScoredPair], dict[str, float]]:
-    """The pairs of round `key` by any other rule than opposite_emotion, and their metrics.
+    """The pairs of round `key` by any other rule that makes them of dialogues, and their metrics.
 
     Args:
         train: all examples of the train split.
         params: of the run.
         key: in `rounds`.
-        epoch: of the round, from 1.
+        epoch: of the draws, from 1.
 
     Raises:
         DataError: no pair can be made.
@@ -73,6 +76,8 @@ def in_memory(
             return dbt(train, params, params.rounds[key], epoch)
         case "counselling":
             return counselling(train, params, epoch)
+        case "policy":
+            return policy(train, params, params.rounds[key], epoch)
         case _:
             return by_module(train, params, epoch)
 
@@ -122,10 +127,62 @@ def source_of(settings: Round, train: Sequence[Example], params: Params, epoch: 
         case "llm":
             return llm_source(params.llm, params.endpoint, params.seed, epoch, answers_file())
         case "policy":
-            policy, length = Path(settings.candidates), params.dpo.max_length
-            return policy_source(BASE, policy, params.pairs, length, params.hardware, params.seed, epoch)
+            return samples_of(settings, params, epoch, params.pairs.samples)
         case _:
             return corpus_source(train, params.pairs.samples, params.seed, epoch)
+
+
+def samples_of(settings: Round, params: Params, epoch: int, samples: int) -> Source:
+    """Samples of the model that a round starts from."""
+    model, length = Path(settings.candidates), params.dpo.max_length
+    return policy_source(BASE, model, params.pairs, length, params.hardware, params.seed, epoch, samples)
+
+
+def policy(
+    train: Sequence[Example], params: Params, settings: Round, epoch: int
+) -> tuple[list[Pair], dict[str, float]]:
+    """The pairs of a round that reject a sample of the model that it starts from, and their metrics.
+
+    Raises:
+        DataError: every sample is empty or has the chosen text.
+    """
+    subset = random_subset(train, params.pairs.limit, params.seed)
+    pairs = policy_pairs(subset, samples_of(settings, params, epoch, 1), epoch)
+    if not pairs:
+        raise DataError(
+            f"no pair was made of {len(subset)} examples: every sample of {settings.candidates} is empty or the chosen "
+            "reply: raise pairs.max_new_tokens or pairs.temperature"
+        )
+    return pairs, describe(subset, pairs, len({example.label for example in subset}))
+
+
+def file(params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:
+    """The pairs of an epoch from the file in `pairs.table`, and their metrics.
+
+    Beside those of all rules: `left_out_<reason>`, numbers of rows of the file.
+
+    Raises:
+        DataError: as `read_preferences`, or no pair is left for this epoch.
+    """
+    preferences, settings = read_preferences(params.pairs), params.pairs
+
+    def pairs_of(number: int) -> list[Pair]:
+        return preferences.of_epoch(number, settings.limit, params.seed)
+
+    reasons, pairs, where = preferences.left_out, pairs_of(epoch), settings.file.hub_id or settings.table
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    if not pairs:
+        named = f"; its column epoch has {', '.join(map(str, preferences.epochs))}" if preferences.epochs else ""
+        raise DataError(f"{where} has no pair to train on in epoch {epoch}{named} (left out: {counts})")
+    print(f"{where}: {len(preferences.train)} pairs to train on; left out: {counts}", file=sys.stderr)
+    unusable = reasons["equal"] + reasons["empty"]
+    rows = len(preferences.train) + reasons["held_out"] + unusable
+    earlier = [pair for number in range(1, epoch) for pair in pairs_of(number)]
+    metrics = describe(pairs, pairs, len({pair.label for pair in pairs})) | {"dropped": percent(unusable, rows)}
+    metrics |= repeated(pairs, earlier) | {f"left_out_{reason}": count for reason, count in reasons.items()}
+    # A set that is the same in every epoch has no other replies to come.
+    later = future_epochs(epoch, params) if preferences.epochs else range(0)
+    return with_future_rejected(pairs, [pairs_of(number) for number in later]), metrics
 
 
 def judge_of(settings: Round, params: Params) -> Judge:
@@ -196,4 +253,4 @@ def with_future_rejected(pairs: Sequence[P], later: Sequence[Sequence[P]]) -> li
 
 def future_epochs(epoch: int, params: Params) -> range:
     """The epochs whose rejected replies the pairs of `epoch` list: all later ones for the first epoch, else none."""
-    return range(2, params.dpo.epochs + 1) if epoch == 1 else range(0)
+    return range(2, params.dpo.epochs + 1) if epoch == 1 and params.pairs.fresh else range(0)

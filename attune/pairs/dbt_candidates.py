@@ -55,18 +55,19 @@ def other_act_pairs(examples: Sequence[Example], pool: Sequence[Example], *, see
 
 
 def policy_source(
-    base: Path, model: Path, settings: Pairs, max_length: int, hardware: Hardware, seed: int, epoch: int
+    base: Path, model: Path, settings: Pairs, max_length: int, hardware: Hardware, seed: int, epoch: int, samples: int
 ) -> Source:
     """Samples of the model that a round starts from (on-policy).
 
     Args:
         base: folder of the base model.
         model: folder of an adapter on it, or `base` itself.
-        settings: number, length and distribution of the samples.
+        settings: length and distribution of the samples.
         max_length: of prompt and reply together, in tokens, as in training.
         hardware: device and precision.
         seed: of the run.
         epoch: from 1.
+        samples: an example.
     """
 
     def candidates(examples: Sequence[Example]) -> Candidates:
@@ -77,7 +78,7 @@ def policy_source(
 
         policy = load_variant(base, model, hardware)
         require_positions(policy, "dpo.max_length", max_length)
-        tokenizer, n = load_tokenizer(base), settings.samples
+        tokenizer, n = load_tokenizer(base), samples
         room = max_length - settings.max_new_tokens
         prompts = [encode_prompt(tokenizer, e.context, room) for e in examples]
         seeds = [uniform(2**63, seed, epoch, e.id, "policy", i) for e in examples for i in range(n)]

@@ -13,7 +13,7 @@ from attune.pairs.dbt import ScoredPair
 from attune.runtime.arrow_stream import write_table
 
 
-def describe(examples: Sequence[Example], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
+def describe(examples: Sequence[Example | Pair], pairs: Sequence[Pair | ScoredPair], labels: int) -> dict[str, float]:
     """`measures` of pairs in memory.
 
     Args:

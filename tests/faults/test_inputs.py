@@ -209,7 +209,7 @@ READERS = [
         "pretraining",
         {"dialogues.jsonl": lines(JSONL)},
         "dialogues.jsonl",
-        lambda folder: [turns for _, turns in pretraining.read(folder)],
+        lambda folder: [turns for _, turns in pretraining.read_turns(folder)],
         "lines",
         ("turns",),
     ),
@@ -390,12 +390,12 @@ def said_in(folder: Path, text: str) -> dict[str, tuple[str, str]]:
         "MI dataset": (first_turn(folder, mi), squeezed(text)),
         "UFJF": (first_turn(folder, ufjf), squeezed(text)),
         "ESConv": (first_turn(folder, esconv), text.strip()),
-        "pretraining": (next(pretraining.read(folder))[1][0].text, text),
+        "pretraining": (next(pretraining.read_turns(folder))[1][0].text, text),
         "EPITOME annotations": (read_annotations(folder / "a.csv")[0].seeker_post, text),
         "MMLU": (harness.read(folder, 2, None)["x"].test[0].question, text),
     }
     if normalise(text):
-        found["MITI sentences"] = (miti_sentences.read(folder)[0].text, text.strip())
+        found["MITI sentences"] = (miti_sentences.read_sentences(folder)[0].text, text.strip())
     return found
 
 

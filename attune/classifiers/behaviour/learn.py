@@ -40,11 +40,11 @@ def label_sentences(folder: Path, table: Mapping[str, str], prepared: Sequence[D
         prepared: the dialogues of all splits. A train sentence that occurs in a held-out dialogue is left out.
 
     Raises:
-        DataError: as `miti_sentences.read`; a label is not in the table; or the train split has fewer than two labels.
+        DataError: as `miti_sentences.read_sentences`; a label is not in the table; or train has fewer than two labels.
     """
     labelled: Labelled = {split: [] for split in SPLITS}
     unknown = Counter[str]()
-    sentences = miti_sentences.read(folder)
+    sentences = miti_sentences.read_sentences(folder)
     held_out = sentences_of(prepared, [sentence.text for sentence in sentences if sentence.split == "train"])
     left_out = 0
     for sentence in sentences:

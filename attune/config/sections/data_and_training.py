@@ -137,12 +137,26 @@ class Adapter:
 
 
 @section
+class PairFile:
+    """Of rule file: a dataset of the hub instead of `pairs.table`, the names of its splits, and the held-out share."""
+
+    hub_id: Name | None
+    revision: Name | None
+    config: Name | None
+    train: Name
+    test: Name
+    held_out: Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
 class Pairs:
-    """Preference pairs: by opposite emotion (EmPO section 3), stages of DBT (Son and So), or quality of counselling."""
+    """Preference pairs: the rule that makes them, and what each rule reads."""
 
     rule: Rule
     table: Name
+    fresh: bool
     limit: Positive | None
+    file: PairFile
     margin: Share
     samples: Annotated[int, Field(ge=2)]
     max_new_tokens: Positive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ ROUNDS = Path("models/dpo")
 BASE = "models/base"
 DBT = "models/dbt"
 DIALOGUES = "data/dialogues"
-RULES = ("opposite_emotion", "dbt", "counselling")
+RULES = ("opposite_emotion", "dbt", "counselling", "policy", "file")
 # Readers whose csv file may have any name; of these, the readers whose columns may have any names.
 FILE_READERS = ("annomi", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
@@ -31,23 +32,50 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
 
 
-def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
-    """A name in `known`, or the name of a module of `attune/<package>` whose `function` returns the `record`.
+def _module(package: str, function: str, known: Iterable[str] = ()) -> AfterValidator:
+    """A name in `known`, or the name of a module of `attune/<package>` that has `function`, defined there or imported.
 
-    Adding a file is enough to register a module. The file is searched as text, not imported.
+    Adding a file is enough to register a module. The file is parsed, not imported, which may take seconds.
     """
+    folder = LIBRARY / package
 
     def check_name(name: str) -> str:
-        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((LIBRARY / package).glob("*.py"))}
-        modules = [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
-        if name not in (names := [*known, *modules]):
-            raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to attune/{package}")
-        return name
+        if name in known or (name.isidentifier() and function in top_level_names(folder / f"{name}.py")):
+            return name
+        modules = [path.stem for path in sorted(folder.glob("*.py")) if function in top_level_names(path)]
+        raise ValueError(
+            f"none of {', '.join([*known, *modules])}; docs/extend.md adds one to attune/{package}, a module with "
+            f"{function}"
+        )
 
     return AfterValidator(check_name)
 
 
-Reader = Annotated[str, _module("corpora/readers", "read", "Dialogue")]
-Rule = Annotated[str, _module("pairs", "build", "Pair", RULES)]
+def top_level_names(path: Path) -> set[str]:
+    """The functions and classes that a module defines, and the names that it imports or assigns; none if it is missing.
+
+    Raises:
+        ValueError: the file is no valid Python.
+    """
+    try:
+        body = ast.parse(path.read_bytes()).body if path.is_file() else []
+    except SyntaxError as problem:
+        raise ValueError(f"{path}:{problem.lineno} is no valid Python: {problem.msg}") from None
+    names: set[str] = set()
+    for node in body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+            case ast.Assign(targets=targets):
+                names |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name), value=value) if value is not None:
+                names.add(name)
+    return names
+
+
+Reader = Annotated[str, _module("corpora/readers", "read")]
+Rule = Annotated[str, _module("pairs", "build", RULES)]
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))

@@ -27,7 +27,7 @@ class Sentence:
     split: str
 
 
-def read(folder: Path) -> list[Sentence]:
+def read_sentences(folder: Path) -> list[Sentence]:
     """The sentences in file order, without those that have no words.
 
     Raises:

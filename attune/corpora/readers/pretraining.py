@@ -19,7 +19,7 @@ FILE = "dialogues.jsonl"
 ROLES: tuple[Role, Role] = ("user", "assistant")
 
 
-def read(folder: Path) -> Iterator[tuple[int, tuple[Turn, ...]]]:
+def read_turns(folder: Path) -> Iterator[tuple[int, tuple[Turn, ...]]]:
     """The line and the turns of each dialogue; blank lines are skipped.
 
     Raises:

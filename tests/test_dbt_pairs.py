@@ -185,8 +185,8 @@ def policies(model, tokenizer, tmp_path_factory):
 
 
 def candidates(policies, folder="adapter1", epoch=1, examples=POOL[:6]):
-    settings = replace(load(ROOT / "params.yaml").pairs, samples=3, max_new_tokens=8, temperature=1.0, top_p=1.0)
-    source = policy_source(policies / "base", policies / folder, settings, 64, HARDWARE, 13, epoch)
+    settings = replace(load(ROOT / "params.yaml").pairs, max_new_tokens=8, temperature=1.0, top_p=1.0)
+    source = policy_source(policies / "base", policies / folder, settings, 64, HARDWARE, 13, epoch, samples=3)
     return dict(zip((e.id for e in examples), source(examples).replies, strict=True))
 
 

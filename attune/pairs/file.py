@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from attune.config.schema import Pairs
-from attune.data.dialogue import normalise
+from attune.data.dialogue import Turn, normalise
 from attune.data.keyed import subset_keys, uniform
 from attune.data.pair import Pair
 from attune.pairs.preference_files import Row, read_parts
@@ -81,9 +81,9 @@ def usable(rows: Iterable[Row], table: str) -> tuple[list[Pair], Counter[str]]:
             raise DataError(f"{where}: id {pair.id!r} is also that of {other}: ids are unique in an epoch")
         if bool(pair.epoch) is not bool(next(iter(places))[0]):
             raise DataError(f"{where}: a column epoch in some rows only: give all rows an epoch, or none")
-        if pair.prompt[0].role != "user":
-            left_out["opening_turn"] += 1
-            pair = replace(pair, prompt=pair.prompt[1:])
+        prompt = without_opening_turn(pair.prompt)
+        left_out["opening_turn"] += prompt != pair.prompt
+        pair = replace(pair, prompt=prompt)
         if pair.chosen.split() == pair.rejected.split():
             left_out["equal"] += 1
         elif not all([pair.chosen, pair.rejected, *(turn.text for turn in pair.prompt)]):
@@ -91,6 +91,12 @@ def usable(rows: Iterable[Row], table: str) -> tuple[list[Pair], Counter[str]]:
         else:
             pairs.append(pair)
     return pairs, left_out
+
+
+def without_opening_turn(prompt: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """A prompt without the assistant's turn before the user's first; a system turn stays."""
+    start = int(prompt[0].role == "system")
+    return (*prompt[:start], *prompt[start + 1 :]) if prompt[start].role == "assistant" else prompt
 
 
 def is_held_out(pair: Pair, share: float) -> bool:

@@ -5,8 +5,8 @@
 | prompt, chosen, rejected | three texts | a list of messages that ends with the user's, and two replies |
 | chosen, rejected | two texts with a common beginning, the prompt | two conversations that differ in the last message |
 
-A text as prompt is the user's turn. A common beginning of two texts ends before the first word that differs. The text
-of system messages stands before the user's first words, since not every chat template has a system turn.
+A text as prompt is the user's turn. A common beginning of two texts ends before the first word that differs. System
+messages become one turn before the others.
 """
 
 from __future__ import annotations
@@ -100,18 +100,17 @@ def context_of(prompt: Any, where: str) -> tuple[Turn, ...]:
 
 
 def checked(turns: Sequence[Turn], where: str) -> tuple[Turn, ...]:
-    """Alternating turns up to the user's last; the text of system messages is put before the user's first words.
+    """Alternating turns up to the user's last, after one system turn with the text of all system messages, if any.
 
     Raises:
         DataError: the last turn is not the user's.
     """
+    system = [turn.text for turn in turns if turn.role == "system" and turn.text]
     spoken = join_turns(turn for turn in turns if turn.role != "system")
     if not spoken or spoken[-1].role != "user":
         last = f"ends with a message of the {turns[-1].role}" if turns else "is empty"
         refuse(where, f"the prompt {last}: the last message before the reply is the user's")
-    instructions = [turn.text for turn in turns if turn.role == "system" and turn.text]
-    first = next(i for i, turn in enumerate(spoken) if turn.role == "user")
-    return (*spoken[:first], Turn("user", "\n\n".join([*instructions, spoken[first].text])), *spoken[first + 1 :])
+    return (*([Turn("system", "\n\n".join(system))] if system else []), *spoken)
 
 
 def turns_of(value: Any, name: str, where: str) -> list[Turn]:

@@ -57,9 +57,10 @@ def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str,
     last, reference = list(params.variants)[-1], params.evaluate.reference
     key, repeated = "preference_accuracy", "repeated_share"
     rejected = "its opposite" if params.pairs.rule == "opposite_emotion" else "the rejected one"
+    chosen, of = ("chosen", "held-out pairs") if params.pairs.rule == "file" else ("human", "test dialogues")
     sentences = []
     if key in metrics[last]:
-        sentence = f"{last} prefers the human reply to {rejected} in {metrics[last][key]:.1f} % of test dialogues"
+        sentence = f"{last} prefers the {chosen} reply to {rejected} in {metrics[last][key]:.1f} % of {of}"
         if key in metrics[reference] and f"{key}.diff" in bounds[last]:
             sentence += f", {reference} in {metrics[reference][key]:.1f} %: {judged(bounds[last], key)}"
         start = start_of(params, last)

@@ -1,16 +1,18 @@
-"""Publish a variant with its model card on the Hugging Face Hub; nothing else in the project uploads anything.
+"""Publish a variant or pairs with a card on the Hugging Face Hub; nothing else in the project uploads anything.
 
     python -m attune push sft-dpo somebody/attune-sft-dpo
     python -m attune push sft-dpo somebody/attune-sft-dpo --public
+    python -m attune push e1 somebody/attune-pairs --pairs
 
 uploads the files that `reports/cards/<variant>.md` lists (safetensors, configurations, the tokenizer) and the card as
-README.md, in one commit, to a private repository unless `--public` is given. The token is that of `hf auth login` or of
-HF_TOKEN; only the Hub's client gets it.
+README.md, in one commit, to a private repository unless `--public` is given. With `--pairs` it uploads the preference
+pairs of a round, as `python -m attune export pairs` writes them, and a card that states their licences, as a data set.
+The token is that of `hf auth login` or of HF_TOKEN; only the Hub's client gets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from attune.config.schema import Params
 from attune.report.card_facts import CARDS, METADATA, hashes, published
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
+from attune.tools.export import pair_lines
+from attune.tools.pairs_card import PAIRS_FILE, make_card
 
 
 def checked_card(variant: str, model: Path, public: bool) -> Path:
@@ -58,23 +62,58 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
         The address of the commit.
 
     Raises:
-        UserError: as `checked_card`; no token, a public repository without `public`, or an error of the Hub.
+        UserError: as `checked_card` and `upload`.
+    """
+    model = Path(named(params.variants, variant, "variants").model)
+    card = checked_card(variant, model, public)
+    return upload(repo_id, "model", published(model) | {"README.md": card}, public, f"Attune, variant {variant}")
+
+
+def push_pairs(key: str, params: Params, repo_id: str, public: bool) -> str:
+    """Upload the preference pairs of a round and their card, as a data set.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: as `pair_lines` and `upload`, or a licence forbids a public data set.
+    """
+    lines = list(pair_lines(params, [key]))
+    card = make_card(key, params, len(lines))
+    if public and not card.public:
+        raise UserError(f"the pairs of {key} have a licence under which they must not be public: push without --public")
+    files: dict[str, Path | bytes] = {PAIRS_FILE: "".join(lines).encode(), "README.md": card.text.encode()}
+    return upload(repo_id, "dataset", files, public, f"Attune, pairs of round {key}")
+
+
+def upload(repo_id: str, kind: str, files: Mapping[str, Path | bytes], public: bool, message: str) -> str:
+    """Commit files to a repository of the hub, which is created if it does not exist.
+
+    Args:
+        repo_id: owner/name.
+        kind: model or dataset.
+        files: name on the hub to a file or its content.
+        public: whether a new repository is public, and an existing one may be.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: no token, a public repository without `public`, or an error of the Hub.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    model = Path(named(params.variants, variant, "variants").model)
-    card = checked_card(variant, model, public)
     if get_token() is None:
         raise UserError("nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN")
-    files = published(model) | {"README.md": card}
     api = HfApi()
     try:
-        api.create_repo(repo_id, private=not public, exist_ok=True)
-        if not public and not api.model_info(repo_id).private:
+        api.create_repo(repo_id, repo_type=kind, private=not public, exist_ok=True)
+        if not public and not api.repo_info(repo_id, repo_type=kind).private:
             raise UserError(f"{repo_id} exists and is public: choose another name, or add --public")
-        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-        done = api.create_commit(repo_id, added, commit_message=f"Attune, variant {variant}")
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+        done = api.create_commit(repo_id, added, repo_type=kind, commit_message=message)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(f"{repo_id}: the hub refused the upload: {error}") from None
     return done.commit_url
@@ -83,8 +122,10 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
 def main(argv: Sequence[str]) -> None:
     """Publish, and print the address of the commit."""
     parser = command_parser("push", __doc__)
-    parser.add_argument("variant", help="a key of variants")
+    parser.add_argument("name", help="a key of variants; with --pairs a key of rounds")
     parser.add_argument("repo_id", help="owner/name on the hub; created if it does not exist")
     parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
+    parser.add_argument("--pairs", action="store_true", help="publish the preference pairs of a round")
     arguments = parser.parse_args(argv)
-    print(push(arguments.variant, load(), arguments.repo_id, arguments.public))
+    publish = push_pairs if arguments.pairs else push
+    print(publish(arguments.name, load(), arguments.repo_id, arguments.public))

@@ -197,11 +197,11 @@ READERS = [
         ("turn",),
         ("role", "act", "quality"),
     ),
-    corpus(
+    Reader(
         "MITI sentences",
-        miti_sentences,
         {miti_sentences.FILE: table(miti_sentences.COLUMNS, *SENTENCES)},
         miti_sentences.FILE,
+        miti_sentences.read_sentences,
         "csv",
         miti_sentences.COLUMNS,
     ),

@@ -32,20 +32,25 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def modules(package: str, function: str) -> list[str]:
+    """The modules of `attune/<package>` that have `function`, defined there or imported."""
+    paths = sorted((LIBRARY / package).glob("*.py"))
+    return [path.stem for path in paths if function in top_level_names(path)]
+
+
 def _module(package: str, function: str, known: Iterable[str] = ()) -> AfterValidator:
     """A name in `known`, or the name of a module of `attune/<package>` that has `function`, defined there or imported.
 
     Adding a file is enough to register a module. The file is parsed, not imported, which may take seconds.
     """
-    folder = LIBRARY / package
 
     def check_name(name: str) -> str:
-        if name in known or (name.isidentifier() and function in top_level_names(folder / f"{name}.py")):
+        path = LIBRARY / package / f"{name}.py"
+        if name in known or (name.isidentifier() and function in top_level_names(path)):
             return name
-        modules = [path.stem for path in sorted(folder.glob("*.py")) if function in top_level_names(path)]
         raise ValueError(
-            f"none of {', '.join([*known, *modules])}; docs/extend.md adds one to attune/{package}, a module with "
-            f"{function}"
+            f"none of {', '.join([*known, *modules(package, function)])}; docs/extend.md adds one to attune/{package}, "
+            f"a module with {function}"
         )
 
     return AfterValidator(check_name)

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from attune.data.dialogue import Example, Turn
+from attune.data.pair import Pair
 from attune.generation.answer import answer, prepare_inputs
 from attune.generation.generate import generate_replies, mean_logps, stream_reply
 from attune.generation.sampling import Draws
@@ -177,6 +178,24 @@ def test_a_record_for_each_example_in_order(model, tokenizer):
         assert pair.rejected_label == OPPOSITES[example.label]
         assert record["reference_logp"] < 0 and record["rejected_logp"] < 0
     json.dumps(records)
+
+
+def test_a_pair_made_elsewhere_is_ranked_by_its_own_prompt(model, tokenizer):
+    examples = [Example(f"test/{i}", "sad", (Turn("user", text),), text) for i, text in enumerate(TEXTS)]
+    own = [
+        replace(example, id=f"own/{i}", context=(Turn("user", TEXTS[i - 1]),), target=f"{TEXTS[i - 2]} ok")
+        for i, example in enumerate(examples)
+    ]
+    pairs = [Pair(e.id, 0, e.context, e.target, TEXTS[i - 3], "", "", "") for i, e in enumerate(own)]
+    beside = [(e, replace(pair, id=e.id)) for e, pair in zip(examples, pairs, strict=True)]
+    rows = [*beside[:-1], (examples[-1], None)]
+    records = answer(model, tokenizer, rows, prepare_inputs(tokenizer, rows, GREEDY, 2), GREEDY, HARDWARE)
+    alone = list(zip(own, pairs, strict=True))
+    expected = answer(model, tokenizer, alone, prepare_inputs(tokenizer, alone, GREEDY, 2), GREEDY, HARDWARE)
+    for name in ("reference_logp", "rejected_logp"):
+        assert [r[name] for r in records[:-1]] == pytest.approx([r[name] for r in expected[:-1]], rel=1e-5)
+        assert records[-1][name] is None
+    assert [r["reference"] for r in records] == [e.target for e in examples]
 
 
 def test_instruction_changes_replies_but_not_the_context(model, tokenizer):

@@ -139,15 +139,34 @@ def hub_parts(settings: PairFile, hub_id: str) -> tuple[Iterator[Row], Iterator[
 
 
 def dataset_folder(hub_id: str, commit: str) -> Path:
-    """The folder of a dataset's commit in the hub's cache; the hub is asked only where the cache lacks it."""
-    from huggingface_hub import snapshot_download
+    """The folder of a dataset's commit in the hub's cache; the hub is asked only where files are missing there."""
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked: dict[str, Any] = {"repo_type": "dataset", "revision": commit, "allow_patterns": HUB_FILES}
     try:
-        return Path(snapshot_download(hub_id, **asked, local_files_only=True))
+        folder = Path(snapshot_download(hub_id, **asked, local_files_only=True))
+        if not (missing := missing_shards(folder)):
+            return folder
+        if constants.HF_HUB_OFFLINE:
+            raise DataError(f"{hub_id} at commit {commit}: the hub's cache lacks {missing[0]}: download it once")
     except LocalEntryNotFoundError:
-        return Path(snapshot_download(hub_id, **asked))
+        if constants.HF_HUB_OFFLINE:
+            raise
+    # Fails at once without a network, where snapshot_download tries again for half a minute.
+    HfApi().dataset_info(hub_id, revision=commit)
+    return Path(snapshot_download(hub_id, **asked))
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """The files that an interrupted download has left out, by names such as train-00001-of-00004.parquet."""
+    missing = []
+    for path in sorted(folder.rglob("*-of-*")):
+        if match := re.fullmatch(r"(.+-)(\d+)(-of-)(\d+)(\D.*)", path.name):
+            start, number, of, count, end = match.groups()
+            names = [f"{start}{i:0{len(number)}}{of}{count}{end}" for i in range(int(count))]
+            missing += [name for name in names if not (path.parent / name).is_file()]
+    return missing
 
 
 def _load(folder: Path, config: str | None) -> dict[str, Any]:

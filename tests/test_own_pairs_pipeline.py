@@ -17,7 +17,7 @@ from attune.tools.export import main as export
 pytestmark = pytest.mark.slow
 
 OVERRIDES = [
-    *small.OVERRIDES, "pairs.rule=file", "pairs.table=mine/pairs.jsonl", "pairs.file.held_out=0.3", "dpo.batch_size=2",
+    *small.OVERRIDES, "pairs.rule=file", "pairs.table=mine/pairs.jsonl", "pairs.file.held_out=0.5", "dpo.batch_size=2",
     "dpo.max_length=96", "~rounds.e3", "rounds.e1.init=models/base", "variants.sft-dpo.model=models/dpo/e2",
 ]  # fmt: skip
 
@@ -30,6 +30,7 @@ def run(tmp_path, monkeypatch):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "mine").mkdir()
     shutil.copy(ROOT / "examples/pairs/messages.jsonl", tmp_path / "mine/pairs.jsonl")
+    shutil.copy(ROOT / "data/opposite_emotions.csv", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "PYTHONPATH", str(tmp_path))
     return tmp_path
@@ -46,17 +47,17 @@ def rows(key: str):
 
 
 def test_a_file_of_pairs_trains_a_model_and_a_changed_row_trains_it_again(run):
-    stages = ["pairs@e1", "dpo@e1", "pairs@e2", "dpo@e2"]
+    stages = ["pairs@e1", "dpo@e1"]
     assert reproduced(*stages) == set(stages)
     metrics = json.loads(Path("metrics/pairs/e1.json").read_text(encoding="utf-8"))
     assert metrics["pairs"] == len(rows("e1")) == 6 - metrics["left_out_held_out"] and 2 <= metrics["pairs"] < 6
-    before = Path("models/dpo/e2/adapter_model.safetensors").read_bytes()
+    before = Path("models/dpo/e1/adapter_model.safetensors").read_bytes()
     assert reproduced(*stages) == set()
     path = Path("mine/pairs.jsonl")
     changed = path.read_text(encoding="utf-8").replace("It was only a cat", "It was just a cat")
     path.write_text(changed.replace("It won't last", "It will not last"), encoding="utf-8")
-    assert "pairs@e1" in reproduced(*stages)
-    assert Path("models/dpo/e2/adapter_model.safetensors").read_bytes() != before
+    assert reproduced(*stages) == set(stages)
+    assert Path("models/dpo/e1/adapter_model.safetensors").read_bytes() != before
 
     from datasets import load_dataset
     from trl.data_utils import apply_chat_template, is_conversational, maybe_extract_prompt

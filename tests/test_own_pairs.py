@@ -464,9 +464,9 @@ import sys
 from attune.config.schema import PairFile
 from attune.pairs.preference_files import hub_parts
 from attune.runtime.errors import DataError
-for arguments in (("me/one", sys.argv[1], "train"), ("me/one", "f" * 40, "train"), ("me/one", sys.argv[1], "other"),
-                  ("me//one", sys.argv[1], "train"), ("me/script", sys.argv[1], "train"),
-                  ("me/part", sys.argv[1], "train")):
+names = ("one", "/one", "script", "part", "url", "root", "up")
+for arguments in (("me/one", "f" * 40, "train"), ("me/one", sys.argv[1], "other"),
+                  *((f"me/{name}", sys.argv[1], "train") for name in names)):
     hub_id, revision, split = arguments
     try:
         train, test = hub_parts(PairFile(hub_id, revision, None, split, "test", 0.0), hub_id)
@@ -490,17 +490,21 @@ def test_a_dataset_of_the_hub_is_read_from_the_cache_at_its_commit(tmp_path):
     ran = tmp_path / "ran"
     cached(tmp_path, "me/script", {"script.py": f"open({str(ran)!r}, 'w')\n".encode()})
     cached(tmp_path, "me/part", {"data/train-00000-of-00002.parquet": parquet(TEXT)})
+    outside = {"url": "http://127.0.0.1:9/a.jsonl", "root": str(tmp_path / "a.jsonl"), "up": "data/../../a.jsonl"}
+    for name, path in outside.items():
+        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {path}\n---\n"
+        cached(tmp_path, f"me/{name}", {"README.md": card.encode(), "train.jsonl": jsonl(TEXT)})
     environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", HUB, COMMIT], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 6, lines
+    assert len(lines) == 9, lines
     places = [(f"me/one, split train, row {n}", GOOD) for n in (1, 2)]
-    assert lines[0] == f"{places} 1"
-    assert lines[1].startswith(f"pairs.file.hub_id = 'me/one' at commit {'f' * 40} cannot be had: ")
-    assert "has no split 'other' but train, test: set pairs.file.train" in lines[2]
+    assert lines[2] == f"{places} 1"
+    assert lines[0].startswith(f"pairs.file.hub_id = 'me/one' at commit {'f' * 40} cannot be had: ")
+    assert "has no split 'other' but train, test: set pairs.file.train" in lines[1]
     assert lines[3].startswith("pairs.file.hub_id = 'me//one' at commit ")
     assert lines[4].startswith("pairs.file.hub_id = 'me/script' at commit ") and not ran.exists()
-    assert (
-        lines[5] == f"me/part at commit {COMMIT}: the hub's cache lacks train-00001-of-00002.parquet: download it once"
-    )
+    assert lines[5].startswith(f"me/part at commit {COMMIT}: the hub's cache lacks train-00001-of-00002.parquet: ")
+    for line, path in zip(lines[6:], outside.values(), strict=True):
+        assert f"README.md names a file outside of the dataset, '{path[:40]}" in line

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attune.pairs.preference_formats import shown
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_lines, read_text
 
@@ -170,10 +171,19 @@ def missing_shards(folder: Path) -> list[str]:
 
 
 def _load(folder: Path, config: str | None) -> dict[str, Any]:
-    """The splits of a dataset in a local folder, by name."""
+    """The splits of a dataset in a local folder, by name.
+
+    Raises:
+        DataError: its card names files outside of the folder, which would be read, or fetched from other servers.
+    """
     from datasets import load_dataset
     from datasets.utils import disable_progress_bars
+    from huggingface_hub import DatasetCard
 
+    if (card := folder / "README.md").is_file():
+        configs = json.dumps(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs"))
+        if outside := re.search(r'"/[^"]*|[^"]*(\.\.|::|://)[^"]*', configs):
+            raise DataError(f"{card} names a file outside of the dataset, {shown(outside[0].strip(chr(34)))}: not read")
     disable_progress_bars()
     return dict(load_dataset(str(folder), config))
 

@@ -325,10 +325,11 @@ def test_a_share_of_the_prompts_is_held_out(tmp_path):
 def test_no_prompt_of_the_part_test_is_trained_on(tmp_path):
     rows = many(20)
     (tmp_path / "train.jsonl").write_bytes(jsonl(*rows))
-    (tmp_path / "test.parquet").write_bytes(parquet(*(row | {"prompt": row["prompt"].upper()} for row in rows[15:])))
+    test = [row | {"prompt": row["prompt"].upper()} for row in rows[15:]]
+    (tmp_path / "test.parquet").write_bytes(parquet(*test, test[0] | {"id": "equal", "chosen": BAD}))
     found = read_preferences(settings(tmp_path, held_out=0.9))
     assert [pair.id for pair in found.train] == [row["id"] for row in rows[:15]]
-    assert len(found.held_out) == 5 and found.left_out["held_out"] == 5
+    assert len(found.held_out) == 5 and found.left_out == Counter(held_out=5, of_test=1)
 
 
 def test_held_out_pairs_stand_beside_test_examples(tmp_path):

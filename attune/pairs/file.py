@@ -56,18 +56,19 @@ def read_preferences(settings: Pairs) -> Preferences:
         DataError: it cannot be read, a row fits no format, ids repeat, or some rows have an epoch and others none.
     """
     train_rows, test_rows = read_parts(settings)
-    train, left_out = usable(train_rows, settings.table)
-    if test_rows is not None:
-        held_out, _ = usable(test_rows, settings.table)
-    else:
+    train, left_out = usable(train_rows)
+    if test_rows is None:
         held_out = [pair for pair in train if is_held_out(pair, settings.file.held_out)]
+    else:
+        held_out, unusable = usable(test_rows)
+        left_out["of_test"] = unusable["equal"] + unusable["empty"]
     prompts = {prompt_words(pair) for pair in held_out}
     kept = [pair for pair in train if prompt_words(pair) not in prompts]
     left_out["held_out"] = len(train) - len(kept)
     return Preferences(kept, held_out, left_out)
 
 
-def usable(rows: Iterable[Row], table: str) -> tuple[list[Pair], Counter[str]]:
+def usable(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
     """The pairs of the rows, and how many rows have `equal` replies, an `empty` text or an `opening_turn` too many.
 
     Raises:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attune.config.params import load, named
+from attune.config.params import load, with_model
 from attune.config.schema import Params
 from attune.report.card_facts import CARDS, METADATA, hashes, published
 from attune.runtime.cli import command_parser
@@ -63,7 +63,7 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    model = Path(named(params.variants, variant, "variants").model)
+    model = Path(with_model(params, variant).model)
     card = checked_card(variant, model, public)
     if get_token() is None:
         raise UserError("nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN")

@@ -46,7 +46,7 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
         path: jsonl, json, csv or parquet. reply: a text, which may be empty. context: chat messages, `{"role": …,
             "content": …}` (in csv as JSON), or a text, which is one user turn. reference, label: text or empty. id: a
             text or an integer, different in every row.
-        names: of `COLUMNS` that have another name in the file to that name.
+        names: of `COLUMNS` that may have another name in the file to that name.
 
     Returns:
         The rows, and counts of what was left out of contexts: system messages, and assistant turns before the first
@@ -56,9 +56,12 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
         DataError: names file, line or row, and column.
     """
     records = read_rows(path, DataError, MISSING)
-    columns = {name: (names or {}).get(name, name) for name in COLUMNS}
-    first = records[0][1]
-    wanted = {"reply", *(names or {}), *(name for name, column in columns.items() if column in first)}
+    first, given = records[0][1], names or {}
+    # Of several files some may have the usual name.
+    columns = {
+        name: name if name in first and given.get(name) not in first else given.get(name, name) for name in COLUMNS
+    }
+    wanted = {"reply", *given, *(name for name, column in columns.items() if column in first)}
     dropped: Counter[str] = Counter()
     rows, places = [], dict[str, str]()
     for where, values in records:

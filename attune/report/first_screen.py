@@ -53,9 +53,9 @@ def first_screen(params: Params) -> str:
 
 
 def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> str:
-    """What the last variant with a model has learned against the reference variant, by the interval of their difference.
+    """What the last variant with a model has learned against the reference variant.
 
-    The difference is paired by example.
+    Judged by the interval of their paired difference.
     """
     last, reference = params.last_model, params.evaluate.reference
     key, repeated = "preference_accuracy", "repeated_share"

@@ -28,6 +28,7 @@ from attune.generation.made_elsewhere import COLUMNS, OwnReply, context_key, lef
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError, UserError, visible
 from attune.runtime.io import sha256_of, write_json
+from attune.scoring.common.replies import is_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def _frame(rows: Sequence[OwnReply]) -> pd.DataFrame:
         "reply": [row.reply for row in rows],
         **dict.fromkeys(("rejected", "reference_logp", "rejected_logp")),
     }
-    return pd.DataFrame(columns).astype({"reference": object, "rejected": object})
+    return pd.DataFrame(columns)
 
 
 def pair_keys(rows: Sequence[OwnReply]) -> list[tuple[str, int]] | None:
@@ -159,10 +160,13 @@ def _classified(
     if not folder.is_dir():
         notes.append(f"no metrics of {name}, whose classifier is not trained: `dvc repro classifier@{name}` trains it")
         return {}, {}
-    known = replies["reference"].notna().tolist()
+    known = [is_text(reference) for reference in replies["reference"].tolist()]
     fields = zip(*(replies[column].tolist() for column in ("id", "label", "context", "reference")), strict=True)
     # A missing reference is scored as an empty text, and what comes of it is not shown.
-    examples = [Example(key, label, to_turns(context), reference or "") for key, label, context, reference in fields]
+    examples = [
+        Example(key, label, to_turns(context), reference if is_text(reference) else "")
+        for key, label, context, reference in fields
+    ]
     try:
         references = pd.DataFrame(classifier.label_references(folder, examples, params.hardware))
         columns = classifier.score(folder, replies, references, params.hardware)
@@ -192,7 +196,7 @@ def _metrics(
     from attune.scoring.intervals.bootstrap import columns, intervals, metrics
 
     numbers = columns(scores)
-    means = {str(name): float(column.mean()) for name, column in numbers.items() if not name.startswith("bleu_")}
+    means = {str(name): float(np.nanmean(column)) for name, column in numbers.items() if not name.startswith("bleu_")}
     computed = {name: float(value[0]) for name, value in metrics(numbers, np.ones((1, len(scores)))).items()}
     bounds = intervals(numbers, None, params.evaluate.resamples, params.seed, clusters)
     compared = int(scores["rouge_1"].notna().sum()) if "rouge_1" in scores else 0

@@ -1,7 +1,7 @@
 """Replies that were made elsewhere: reading their files, `attune score`, and a file as a variant of the pipeline."""
 
 import json
-from collections import Counter
+import re
 from pathlib import Path
 
 import factory
@@ -11,17 +11,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT, project, random_classifiers
-from small import dialogue
+from test_pipeline import resolved
 
+import stages.card
+import stages.evaluate
+import stages.generate
+import stages.intervals
+import stages.mmlu
+import stages.references
+import stages.report
+import stages.scores
 from attune.classifiers.epitome import levels
 from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import compose, load
 from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
-from attune.generation.made_elsewhere import context_key, match, read
+from attune.data.examples import read_examples
+from attune.generation.answer import write_replies
+from attune.generation.made_elsewhere import OwnReply, context_key, match, read, records
 from attune.report.first_screen import first_screen
+from attune.report.read import DPO_CURVES
+from attune.report.results import dpo_curve_file
 from attune.runtime.errors import DataError, ParamsError, UserError
+from attune.runtime.io import sha256_of, write_json, write_text
 from attune.scoring.text import overlap
-from attune.tools import chat, push
+from attune.tools import chat, push, rate
 from attune.tools.score import column_names, main
 
 EXAMPLES = ROOT / "examples/replies"
@@ -78,8 +91,10 @@ def scored(*arguments):
 
 
 ROWS = [
-    {"id": "a", "context": chat_of("My dog died."), "reply": "I am sorry.", "reference": "I am so sorry.", "label": "sad"},
-    {"id": "b", "context": chat_of("Hi.", "Hello!", "I won, you know."), "reply": "", "reference": "Great!", "label": ""},
+    {"id": "a", "context": chat_of("My dog died."), "reply": "I am sorry.", "reference": "I am so sorry.",
+     "label": "sad"},
+    {"id": "b", "context": chat_of("Hi.", "Hello!", "I won, you know."), "reply": "", "reference": "Great!",
+     "label": ""},
     {"id": "c", "context": chat_of("Oh 😀"), "reply": "Since when?\nTell me.", "reference": None, "label": None},
 ]  # fmt: skip
 
@@ -228,9 +243,9 @@ BROKEN = [
     ("r.jsonl", second(context=chat_of("Hi.", "Oh.")), "r.jsonl:2: context does not end with a user turn"),
     ("r.jsonl", second(context=[{"role": "system", "content": "Be kind."}]), "does not end with a user turn"),
     ("r.jsonl", second(context=["Hi."]), "r.jsonl:2: message 1 of context: 'Hi.' is no message"),
-    ("r.jsonl", second(context=[{"role": "human", "content": "Hi."}]), "role 'human' is none of system, user, assistant"),
+    ("r.jsonl", second(context=[{"role": "human", "content": "Hi."}]), "role 'human' is none of system, user,"),
     ("r.jsonl", second(context=[{"from": "user", "value": "Hi."}]), "message 1 of context: role 'None' is none of"),
-    ("r.jsonl", second(context=[*chat_of("Hi.", " "), *chat_of("No.")]), "message 2 of context: content = ' ' is no text"),
+    ("r.jsonl", second(context=chat_of("Hi.", " ", "No.")), "message 2 of context: content = ' ' is no text"),
     ("r.jsonl", second(context=[{"role": "user", "content": [{"type": "text"}]}]), "message 1 of context: content = "),
 ]  # fmt: skip
 
@@ -475,5 +490,147 @@ def test_replies_to_something_else_are_refused(rows, says):
     assert says in str(error.value)
 
 
-def micro_run(composed, classifiers, tmp_path, monkeypatch):
-    """The stages' files for variant base, and a file of replies to ten of the twelve test examples."""
+THEIRS = "my_data/theirs.jsonl"
+
+
+@pytest.fixture
+def variant(classifiers):
+    """Dialogues, the replies of base, and a file of replies to ten of the twelve test examples, as a variant.
+
+    Only base has log-probabilities; nothing was trained.
+    """
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    theirs = f"  theirs:\n    model: {THEIRS}\n    instruction: data/dialogues\n"
+    Path("params.yaml").write_text(text.replace("\nvariants:\n", f"\nvariants:\n{theirs}"), encoding="utf-8")
+    test = [
+        Dialogue(
+            f"test/{i:02}", "sample", "test", "sad", (Turn("user", f"I lost game {i}."), Turn("assistant", "Oh no!"))
+        )
+        for i in range(12)
+    ]
+    write_dialogues(test, Path("data/dialogues/test.parquet"))
+    rows = [{"context": f"i lost game {i}", "reply": f" Game {i}? Oh no. "} for i in range(2, 12)]
+    Path("my_data").mkdir()
+    write(THEIRS, [*rows, {"context": "Something else.", "reply": "Hm."}])
+    examples = read_examples(Path("data/dialogues/test.parquet"), load().context)
+    ours = records({one.id: OwnReply("", f"Sorry {i}.") for i, one in enumerate(examples)}, examples)
+    likely = {"rejected": "Great!", "reference_logp": -1.0, "rejected_logp": -2.0}
+    write_replies([row | likely for row in ours], Path("data/replies/base.parquet"))
+    Path("models").mkdir()
+    Path("models/epitome").symlink_to(classifiers)
+
+
+def test_a_file_is_a_variant_in_scores_intervals_and_pages(variant, capsys):
+    params = load()
+    stages.generate.main("theirs", params)
+    told = "theirs.jsonl: replies to 10 of 12 test examples; 1 rows are of no test example"
+    assert told in capsys.readouterr().err
+    replies = pq.read_table("data/replies/theirs.parquet").to_pylist()
+    assert [row["id"] for row in replies] == [f"test/{i:02}" for i in range(2, 12)]
+    assert replies[0] == {
+        "id": "test/02", "label": "sad", "context": [{"role": "user", "text": "I lost game 2.", "act": None}],
+        "reference": "Oh no!", "reply": "Game 2? Oh no.",
+        "rejected": None, "reference_logp": None, "rejected_logp": None,
+    }  # fmt: skip
+    stages.references.main("epitome", params)
+    for name in ("base", "theirs"):
+        stages.evaluate.main(name, params)
+        stages.scores.main(name, "epitome", params)
+        for scorer in ("text", "epitome"):
+            stages.intervals.main(name, scorer, params)
+    stages.mmlu.main("theirs", params)
+    metrics, ours = (read_json(f"metrics/text/{name}.json") for name in ("theirs", "base"))
+    assert "preference_accuracy" not in metrics and ours["preference_accuracy"] == 100.0
+    signature = read_json("metrics/text/theirs.signature.json")
+    assert signature["engine"].startswith("made elsewhere: sha256 ") and signature["preference_examples"] == "0"
+    assert read_json("metrics/mmlu/theirs.json") == {}
+    bounds = read_json("metrics/intervals/text/theirs.json")
+    assert bounds["rouge_l.low"] <= metrics["rouge_l"] <= bounds["rouge_l.high"]
+    # Over the ten examples that both answer: "Sorry 5." has three words, "Game 5? Oh no." six.
+    assert (bounds["reply_words.diff"], bounds["reply_words.diff_low"]) == (3.0, 3.0)
+    assert not [name for name in bounds if name.startswith("preference_accuracy")]
+    assert "diff_er.diff" in read_json("metrics/intervals/epitome/theirs.json")
+    pages(params)
+
+
+def pages(params):
+    """The card, the report, the first screen and the ratings of a run with a variant without a model."""
+    for name, values in {"data": {"train_dialogues": 9, "test_dialogues": 12}, "labels": {"train_label_sad": 9},
+                         "mmlu/base": {"acc": 25.0}, "classifiers/epitome": {"er_accuracy": 1.0}}.items():  # fmt: skip
+        write_json(Path(f"metrics/{name}.json"), values)
+    for key in params.rounds:
+        write_json(Path(f"metrics/pairs/{key}.json"), {"pairs": 4})
+        for name in DPO_CURVES:
+            write_text(dpo_curve_file(key, name).path, f"step\t{name}\n1\t0.5\n")
+    stages.card.main("theirs", params)
+    card = Path("reports/cards/theirs.md").read_text(encoding="utf-8")
+    assert "10 of the 12 test examples" in card and sha256_of(Path(THEIRS)) in card
+    assert re.search(r"^\| ROUGE-L ↑ +\| +[\d.]+ \| [\d.]+ to [\d.]+ \| ", card, flags=re.MULTILINE)
+    assert "MMLU ↑" not in card and "{{" not in card
+    stages.report.main(params)
+    summary = Path("reports/summary.md").read_text(encoding="utf-8")
+    assert f"theirs: replies made elsewhere ({THEIRS}), to 10 of these examples" in summary
+    assert "12 test examples answered" in summary
+    row = next(line for line in summary.splitlines() if line.startswith("| theirs") and "pref" not in line)
+    # The first column is MMLU.
+    assert row.split("|")[2].strip() == "\u2013"
+    assert "Game 5? Oh no" in Path("reports/samples.html").read_text(encoding="utf-8")
+    # The run is about the variant that has a model, wherever the other one stands.
+    screen = first_screen(params)
+    assert screen.startswith("base prefers the human reply") and "chat base" in screen and "theirs" in screen
+    assert len(rate.read(("base", "theirs"), params)) == 10
+
+
+def test_an_example_that_is_missing_without_a_reason_is_still_an_error(variant):
+    scores = pd.DataFrame({"id": ["a", "b"], "x": [1.0, 2.0]})
+    with pytest.raises(DataError, match="differ in 1 examples"):
+        stages.intervals.compare(scores, scores[:1], "last", 100, 1)
+    with pytest.raises(DataError, match="differ in 3 examples"):
+        stages.intervals.compare(scores, scores[:1].assign(id="c"), "last", 100, 1, partial=True)
+
+
+def test_a_variant_without_a_model_is_no_model_to_talk_to_or_to_publish(variant):
+    params = load()
+    assert params.last_model == "base"
+    for act in (lambda: chat.require("theirs", params), lambda: push.push("theirs", params, "a/b", False)):
+        with pytest.raises(ParamsError, match=rf"theirs has replies made elsewhere \({THEIRS}\) and no model"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (THEIRS, "my_data/other.jsonl", r"variants.theirs.model = 'my_data/other.jsonl': there is no such file"),
+        (
+            f"{THEIRS}\n    instruction: data/dialogues",
+            f"{THEIRS}\n    instruction: data/x.txt",
+            "replies .* take none",
+        ),
+        ("model: models/base", f"model: {THEIRS}", "has files of replies alone: `python -m attune score`"),
+    ],
+)
+def test_params_that_cannot_be_meant_are_refused_before_anything_runs(variant, old, new, says):
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ParamsError, match=says):
+        load()
+
+
+def test_the_file_is_a_dependency_of_what_reads_it(tmp_path, monkeypatch):
+    folder = tmp_path / "composed"
+    folder.mkdir()
+    project(folder)
+    (folder / "my_data").mkdir()
+    (folder / THEIRS).write_text("{}")
+    monkeypatch.chdir(folder)
+    compose(["model=tiny", f"+variants.theirs={{model: {THEIRS}, instruction: data/dialogues}}"])
+    stages_with = resolved(folder)
+    reading = {name for name, stage in stages_with.items() if THEIRS in stage["deps"]}
+    assert reading == {"generate@theirs", "mmlu@theirs", "card@theirs"}
+    assert "data/replies/theirs.parquet" in stages_with["evaluate@theirs"]["deps"]
+    compose(["model=tiny"])
+    assert {name: stage for name, stage in stages_with.items() if "theirs" not in name} == resolved(folder)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))

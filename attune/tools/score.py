@@ -15,7 +15,7 @@ Every further file is compared with the first one by the paired bootstrap, over 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,8 @@ Bounds = dict[str, float]
 class Scored:
     """The scores of a file: a row for each reply, and what is computed from them.
 
-    `scores` has the keys of `pair_keys`, so that another file's rows are found, and `metrics` is name to `value`, `n`
-    and, where a metric has an interval, `low` and `high`.
+    `keys` are those of `pair_keys`, by which the rows of another file are found. `metrics` is name to `value`, `n` and,
+    where a metric has an interval, `low` and `high`.
     """
 
     path: Path
@@ -57,21 +57,18 @@ class Scored:
     notes: list[str]
 
 
-def score_file(path: Path, names: Mapping[str, str], models: bool, params: Params) -> Scored:
-    """Read and score a file.
+def score_rows(path: Path, rows: Sequence[OwnReply], dropped: Counter[str], models: bool, params: Params) -> Scored:
+    """Score the rows of a file.
 
     Args:
         path: of the file.
-        names: as in `made_elsewhere.read`.
+        rows: of `made_elsewhere.read`.
+        dropped: of the same.
         models: whether to use the encoder and the classifiers.
         params: of the project.
-
-    Raises:
-        DataError: as `read`.
     """
     from attune.scoring.text.scores import evaluate, score, text_signature
 
-    rows, dropped = read(path, names)
     replies, keys = _frame(rows), pair_keys(rows)
     notes = [note for note in (left_out(dropped), *_gaps(rows, models)) if note]
     bert, signature = _bertscore(replies, params, notes) if models else ({}, {})
@@ -102,7 +99,7 @@ def _frame(rows: Sequence[OwnReply]) -> pd.DataFrame:
 
 
 def pair_keys(rows: Sequence[OwnReply]) -> list[tuple[str, int]] | None:
-    """What the row of another file must share to be paired: the context, and the how manieth row with it this is.
+    """What the row of another file must share to be paired: the context, and its number among the rows with it.
 
     None if the file has no contexts.
     """
@@ -343,9 +340,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     params, names = load(), column_names(arguments.column)
     # All files are read before any is scored, which takes longer.
-    for path in arguments.files:
-        read(path, names)
-    files = [score_file(path, names, not arguments.no_models, params) for path in arguments.files]
+    loaded = [(path, *read(path, names)) for path in arguments.files]
+    files = [score_rows(*one, not arguments.no_models, params) for one in loaded]
     compared = [compare(files[0], other, params) for other in files[1:]]
     if arguments.output:
         write_json(arguments.output, as_json(files, compared, params))

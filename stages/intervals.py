@@ -46,22 +46,43 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def compare(
-    scores: pd.DataFrame, reference: pd.DataFrame | None, targets: Targets, resamples: int, seed: int
+    scores: pd.DataFrame,
+    reference: pd.DataFrame | None,
+    targets: Targets,
+    resamples: int,
+    seed: int,
+    partial: bool = False,
 ) -> dict[str, float]:
     """The intervals of a variant's metrics, and of their differences from the reference variant if it is given.
 
     Examples of the same dialogue (several if `targets` is every) are resampled together.
 
+    Args:
+        scores: by example, in the order of their ids.
+        reference: the same of the reference variant, or None.
+        targets: how an example's id contains that of its dialogue.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+        partial: the replies of one of the two were made elsewhere and may not be to all examples: the differences are
+            then over the examples that both answer.
+
     Raises:
-        DataError: the two were scored on different examples.
+        DataError: the two were scored on different examples; with `partial`, on no common one.
     """
     from attune.scoring.intervals.bootstrap import columns, intervals
 
-    if reference is not None and scores["id"].tolist() != reference["id"].tolist():
+    def bounds(ours: pd.DataFrame, theirs: pd.DataFrame | None) -> dict[str, float]:
+        dialogues = [dialogue_of(name, targets) for name in ours["id"]]
+        return intervals(columns(ours), None if theirs is None else columns(theirs), resamples, seed, dialogues)
+
+    if reference is None or scores["id"].tolist() == reference["id"].tolist():
+        return bounds(scores, reference)
+    ours, theirs = (one[one["id"].isin(other["id"])] for one, other in ((scores, reference), (reference, scores)))
+    if not partial or ours.empty:
         differ = len(set(scores["id"]) ^ set(reference["id"]))
         raise DataError(f"{SCORES}: the two variants differ in {differ} examples: run `dvc repro`")
-    dialogues = [dialogue_of(name, targets) for name in scores["id"]]
-    return intervals(columns(scores), None if reference is None else columns(reference), resamples, seed, dialogues)
+    differences = {name: value for name, value in bounds(ours, theirs).items() if ".diff" in name}
+    return dict(sorted((bounds(scores, None) | differences).items()))
 
 
 def main(variant: str, scorer: str, params: Params) -> None:
@@ -69,7 +90,8 @@ def main(variant: str, scorer: str, params: Params) -> None:
     settings, folder = params.evaluate, SCORES / scorer
     reference = None if variant == settings.reference else read(folder / f"{settings.reference}.parquet")
     scores = read(folder / f"{variant}.parquet")
-    bounds = compare(scores, reference, params.context.targets, settings.resamples, params.seed)
+    partial = any(params.variants[name].replies_file for name in (variant, settings.reference))
+    bounds = compare(scores, reference, params.context.targets, settings.resamples, params.seed, partial)
     path = INTERVALS / scorer / f"{variant}.json"
     write_json(path, {name: round(value, DIGITS) for name, value in bounds.items()})
 

@@ -3,7 +3,8 @@
     python -m stages.mmlu <variant>
 
 writes `metrics/mmlu/<variant>.json` (times 100, 4 digits) and `metrics/mmlu/<variant>.signature.json`. Prompts,
-versions and groups are those of lm-evaluation-harness; the rows are local files.
+versions and groups are those of lm-evaluation-harness; the rows are local files. A variant without a model, whose
+replies were made elsewhere, has no metrics.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ def main(variant: str, params: Params) -> None:
     """
     from attune.models.loading import load_tokenizer, load_variant, variant_signature
 
-    corpus, folder = params.mmlu.corpus, Path(named(params.variants, variant, "variants").model)
+    settings = named(params.variants, variant, "variants")
+    if settings.replies_file:
+        on_main_process(lambda: skip(variant))
+        return
+    corpus, folder = params.mmlu.corpus, Path(settings.model)
     rows = harness.read(SAMPLE if corpus == "sample" else RAW / corpus, params.mmlu.shots, params.mmlu.limit)
     model = load_variant(BASE, folder, params.hardware, merge=False)
     metrics, signature = measure(model, load_tokenizer(BASE), rows, params.mmlu, params.hardware)
@@ -45,6 +50,12 @@ def main(variant: str, params: Params) -> None:
         write_json(METRICS / f"{variant}.signature.json", variant_signature(BASE, folder) | signature)
 
     on_main_process(write)
+
+
+def skip(variant: str) -> None:
+    """Write that a variant without a model has no metrics."""
+    write_json(METRICS / f"{variant}.json", {})
+    write_json(METRICS / f"{variant}.signature.json", {"mmlu": "not measured: the variant has replies and no model"})
 
 
 if __name__ == "__main__":

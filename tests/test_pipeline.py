@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from helpers import project
 from ruamel.yaml import YAML
@@ -179,6 +180,29 @@ def test_another_reference_runs_only_the_intervals(clone):
         [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome")), *PAGES]
     )
     assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/text/base.json"))
+
+
+@pytest.mark.slow
+def test_replies_made_elsewhere_are_a_variant_and_a_changed_row_runs_what_reads_it(clone):
+    rows = pq.read_table(clone.folder / "data/replies/base.parquet").to_pylist()
+    file = clone.folder / "my_data/theirs.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps({"id": row["id"], "reply": "Oh no!"}) + "\n" for row in rows))
+    added = [*MICRO, "+variants.theirs={model: my_data/theirs.jsonl, instruction: data/dialogues}"]
+    output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in added))
+    scored = ["evaluate@theirs", "scores@theirs-epitome", "intervals@theirs-text", "intervals@theirs-epitome"]
+    reading = ["generate@theirs", "mmlu@theirs", "card@theirs", *scored]
+    assert sorted(stages_run(output)) == sorted([*reading, *PAGES])
+    assert json.loads(clone.read("metrics/text/theirs.json"))["repeated_share"] == 100.0
+    assert "32 of the 32 test examples" in clone.read("reports/cards/theirs.md")
+    assert "theirs" in clone.run(sys.executable, "-m", "attune", "show")
+    file.write_text(file.read_text().replace("Oh no!", "You won!", 1))
+    changed = set(stages_run(clone.run("dvc", "repro")))
+    # Intervals follow only where a score changed, too.
+    assert {*reading, *PAGES} - {"intervals@theirs-text", "intervals@theirs-epitome"} <= changed <= {*reading, *PAGES}
+    # DVC reads metrics that hold nothing, those of MMLU.
+    assert "metrics/text/theirs.json" in clone.run("dvc", "metrics", "show")
+    shutil.rmtree(file.parent)
 
 
 @pytest.mark.slow

@@ -71,6 +71,17 @@ def project(tmp_path):
     return tmp_path
 
 
+def test_a_broken_file_of_replies_is_found_before_any_stage_runs(project):
+    theirs = "  theirs:\n    model: theirs.jsonl\n    instruction: data/dialogues\n"
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("\nvariants:\n", f"\nvariants:\n{theirs}"), encoding="utf-8")
+    (project / "theirs.jsonl").write_text('{"answer": "Oh."}\n')
+    process = repro(project)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("error: theirs.jsonl:1: no column reply; found answer") and not (project / "data").exists()
+
+
 @pytest.mark.slow
 def test_each_stage_that_runs_has_its_line_and_its_time_is_kept(project):
     status, out, lines = done(repro(project))

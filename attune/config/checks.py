@@ -68,6 +68,7 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
             f"{', '.join(params.variants)}"
         )
+    _check_variants(params, source)
     if params.generate.engine == "vllm" and _is_bert(params):
         raise ParamsError(
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
@@ -80,6 +81,17 @@ def check_across_keys(params: Params, source: str) -> None:
     _check_weights(params.encoder, "encoder", source)
     _check_weights(params.model, "model", source)
     _check_model(params.model, source)
+
+
+def _check_variants(params: Params, source: str) -> None:
+    if all(variant.replies_file for variant in params.variants.values()):
+        raise ParamsError(f"{source}: variants has files of replies alone: `python -m attune score` scores them")
+    for name, variant in params.variants.items():
+        if variant.replies_file and variant.instruction_file:
+            raise ParamsError(
+                f"{source}: variants.{name}.instruction = {variant.instruction!r}: replies that were made elsewhere "
+                f"take none: {DIALOGUES}"
+            )
 
 
 def _check_processes(hardware: Hardware, source: str) -> None:

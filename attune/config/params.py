@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from attune.config.checks import check_across_keys
-from attune.config.schema import Params
+from attune.config.schema import Params, Variant
 from attune.runtime.errors import ParamsError
 from attune.runtime.io import read_yaml
 
@@ -39,14 +39,35 @@ def named(values: Mapping[Any, Value], name: str, key: str) -> Value:
     return values[name]
 
 
+def with_model(params: Params, variant: str) -> Variant:
+    """The settings of a variant that has a model.
+
+    Raises:
+        ParamsError: there is no such variant, or it has replies alone.
+    """
+    settings = named(params.variants, variant, "variants")
+    if settings.replies_file:
+        raise ParamsError(f"variant {variant} has replies made elsewhere ({settings.model}) and no model")
+    return settings
+
+
 def load(path: Path = PARAMS_FILE, source: str | None = None) -> Params:
     """Read and check `path`; errors call it `source`, where that says more than its name.
 
     Raises:
-        ParamsError: the file is missing or is no YAML mapping, or a key is unknown, missing or out of range.
+        ParamsError: the file is missing or is no YAML mapping, a key is unknown, missing or out of range, or a file of
+            replies is missing.
     """
     values = read_yaml(path, ParamsError, "run from the project's root, or write it with `make params`")
-    return check(values, source or str(path))
+    params = check(values, source or str(path))
+    for name, variant in params.variants.items():
+        # DVC would find it after hours of training.
+        if variant.replies_file and not variant.replies_file.is_file():
+            raise ParamsError(
+                f"{source or path}: variants.{name}.model = {variant.model!r}: there is no such file of replies here "
+                "(--queue and --temp of DVC copy what Git tracks)"
+            )
+    return params
 
 
 def check(values: Any, source: str) -> Params:

@@ -143,6 +143,11 @@ class Params:
         sections = (self.compute, self.ranks, self.training, self.decoding, self.runtime)
         return Hardware(**{key: value for section in sections for key, value in vars(section).items()})
 
+    @property
+    def last_model(self) -> str:
+        """The last variant that has a model: the one that a run is about."""
+        return [name for name, variant in self.variants.items() if variant.replies_file is None][-1]
+
     def with_hardware(self, hardware: Hardware) -> Params:
         """These params with the five sections on the machine taken from `hardware`."""
         kinds = {"compute": Compute, "ranks": Ranks, "training": Training, "decoding": Decoding, "runtime": Runtime}

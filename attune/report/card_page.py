@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from attune.config.schema import Params
 from attune.report.card_facts import EMBEDDED, METADATA, Facts, Material
 from attune.report.render import render
-from attune.report.tables import DASH, PAIR_COLUMNS, VARIANT_COLUMNS, escape, markdown_table, measured, table
+from attune.report.results import read_replies, read_variant
+from attune.report.tables import (
+    DASH,
+    PAIR_COLUMNS,
+    VARIANT_COLUMNS,
+    Metrics,
+    escape,
+    markdown_table,
+    measured,
+    table,
+)
+from attune.runtime.io import sha256_of
 
 HUB = "https://huggingface.co/datasets/"
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
@@ -36,12 +48,32 @@ def page(facts: Facts, params: Params) -> str:
         citations=dict.fromkeys(material.source.citation for material in facts.materials if material.source),
         counts=counts(facts),
         hyperparameters=hyperparameters(facts, params),
-        scores=scores(facts, params),
+        scores=scores(facts.metrics, facts.intervals, params),
         llm=params.llm.model if from_llm else None,
         **data_tables(facts, params),
     )
     # The hub's class refuses metadata that the hub could not read.
     return str(ModelCard(text)).rstrip() + "\n"
+
+
+def replies_page(variant: str, params: Params) -> str:
+    """The card of a variant whose replies were made elsewhere: the file, and its results; there is no model.
+
+    Raises:
+        UserError: metrics or replies are missing.
+    """
+    file = Path(params.variants[variant].model)
+    metrics, intervals = read_variant(params, variant)
+    return render(
+        "replies_card.md",
+        variant=variant,
+        file=file,
+        sha256=sha256_of(file),
+        answered=len(read_replies(variant)),
+        examples=len(read_replies(params.last_model)),
+        corpus=corpus_name(params),
+        scores=scores(metrics, intervals, params),
+    )
 
 
 def metadata(facts: Facts, params: Params) -> Any:
@@ -154,14 +186,14 @@ def hyperparameters(facts: Facts, params: Params) -> str:
     return text.getvalue()
 
 
-def scores(facts: Facts, params: Params) -> str:
+def scores(metrics: Metrics, intervals: Metrics, params: Params) -> str:
     """A table of the metrics and their differences to the reference variant, each with its interval."""
     rows = [["metric", "value", "95 % interval", f"less {escape(params.evaluate.reference)}", "95 % interval"]]
     for key, (heading, digits) in VARIANT_COLUMNS.items():
-        if key in facts.metrics:
-            ends = (facts.intervals.get(f"{key}.{end}") for end in ("low", "high", "diff", "diff_low", "diff_high"))
+        if key in metrics:
+            ends = (intervals.get(f"{key}.{end}") for end in ("low", "high", "diff", "diff_low", "diff_high"))
             low, high, diff, diff_low, diff_high = (DASH if end is None else f"{end:,.{digits}f}" for end in ends)
-            value = f"{facts.metrics[key]:,.{digits}f}"
+            value = f"{metrics[key]:,.{digits}f}"
             rows.append([heading, value, _span(low, high), diff, _span(diff_low, diff_high)])
     return markdown_table(rows)
 

@@ -117,7 +117,7 @@ def against_standard(variants: Mapping[str, Variant], folder: Path, bootstrap: B
     standard = [
         key
         for key, variant in variants.items()
-        if key not in trained and (variant.model != BASE or variant.instruction_file)
+        if key not in trained and not variant.replies_file and (variant.model != BASE or variant.instruction_file)
     ]
     return {key: {other: differences(scores[key], scores[other], bootstrap) for other in standard} for key in trained}
 

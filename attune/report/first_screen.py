@@ -45,7 +45,7 @@ def first_screen(params: Params) -> str:
         UserError: a file is missing or is invalid; names the file and the stage that writes it.
     """
     metrics, bounds = read_variants(params)
-    after = list(params.variants)[-1]
+    after = params.last_model
     before = next(name for name in (params.evaluate.reference, *params.variants) if name != after or len(metrics) == 1)
     replies = {name: read_replies(name) for name in dict.fromkeys([before, after])}
     parts = [verdict(params, metrics, bounds), numbers(metrics), samples(replies, params.seed), following(params)]
@@ -53,8 +53,11 @@ def first_screen(params: Params) -> str:
 
 
 def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> str:
-    """What the last variant has learned against the reference variant, by the interval of their paired difference."""
-    last, reference = list(params.variants)[-1], params.evaluate.reference
+    """What the last variant with a model has learned against the reference variant.
+
+    Judged by the interval of their paired difference.
+    """
+    last, reference = params.last_model, params.evaluate.reference
     key, repeated = "preference_accuracy", "repeated_share"
     rejected = "its opposite" if params.pairs.rule == "opposite_emotion" else "the rejected one"
     chosen, of = ("chosen", "held-out pairs") if params.pairs.rule == "file" else ("human", "test dialogues")
@@ -137,7 +140,7 @@ def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:
 
 def following(params: Params) -> str:
     """The commands that come next."""
-    chat = f"python -m attune chat {visible(list(params.variants)[-1])}"
+    chat = f"python -m attune chat {visible(params.last_model)}"
     change = f"dvc exp run -S dpo.beta={other_beta(params):g}"
     # Without its recipe, `dvc exp run -S` would compose the default one.
     return f"  {chat}   talk to it\n  {change}   another beta (with -S recipe=… if it had one)"

@@ -27,6 +27,7 @@ from attune.report.tables import (
     table,
     with_people,
 )
+from attune.runtime.errors import visible
 
 Notes = Mapping[str, Mapping[str, str]]
 
@@ -100,11 +101,17 @@ def lead(results: Results, params: Params) -> str:
     source = f" from {folder}" if folder and not Path(folder).is_absolute() else ""
     rounds = ", ".join(f"{values.get('pairs', 0):,.0f} ({key})" for key, values in results.pairs.items())
     train, test = (results.data.get(f"{split}_dialogues", 0) for split in ("train", "test"))
-    examples = len(next(iter(results.replies.values())))
+    examples = len(results.replies[params.last_model])
+    elsewhere = "".join(
+        f"\n{visible(name)}: replies made elsewhere ({visible(variant.model)}), to {len(results.replies[name]):,} of "
+        "these examples; differences are over what both variants answer."
+        for name, variant in params.variants.items()
+        if variant.replies_file
+    )
     return (
         f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
         f"{train:,.0f} train and {test:,.0f} test dialogues, {examples:,} test examples answered; "
-        f"pairs per round: {rounds}."
+        f"pairs per round: {rounds}.{elsewhere}"
     )
 
 

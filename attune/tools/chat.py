@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attune.config.params import load, named
+from attune.config.params import load, with_model
 from attune.config.schema import Params, Variant
 from attune.data.dialogue import Turn
 from attune.data.keyed import uniform
@@ -80,7 +80,7 @@ def require(variant: str, params: Params) -> Variant:
     Raises:
         UserError: there is no such variant, or its model is missing.
     """
-    settings = named(params.variants, variant, "variants")
+    settings = with_model(params, variant)
     for folder in (BASE, Path(settings.model)):
         if not folder.is_dir():
             raise UserError(f"{folder} is missing: `dvc repro generate@{variant}` trains what variant {variant} needs")

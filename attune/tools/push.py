@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attune.config.params import load, named
+from attune.config.params import load, with_model
 from attune.config.schema import Params
 from attune.report.card_facts import CARDS, METADATA, hashes, published
 from attune.runtime.cli import command_parser
@@ -64,7 +64,7 @@ def push(variant: str, params: Params, repo_id: str, public: bool) -> str:
     Raises:
         UserError: as `checked_card` and `upload`.
     """
-    model = Path(named(params.variants, variant, "variants").model)
+    model = Path(with_model(params, variant).model)
     card = checked_card(variant, model, public)
     return upload(repo_id, "model", published(model) | {"README.md": card}, public, f"Attune, variant {variant}")
 

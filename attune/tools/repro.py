@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 from attune.config.params import load
+from attune.generation import made_elsewhere
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped
 from attune.runtime.io import write_json
@@ -145,7 +146,11 @@ def plan(arguments: Any) -> Plan:
 
 
 def progress(argv: Sequence[str]) -> Progress | None:
-    """The progress of `dvc` with these arguments; None where it runs nothing, or will say itself what is wrong."""
+    """The progress of `dvc` with these arguments; None where it runs nothing, or will say itself what is wrong.
+
+    Raises:
+        DataError: a file of replies is broken, which its stage would find after the training of others.
+    """
     from dvc.cli import DvcParserError, parse_args
     from dvc.exceptions import DvcException
 
@@ -160,6 +165,9 @@ def progress(argv: Sequence[str]) -> Progress | None:
     except DvcException:
         return None
     params = load()
+    for variant in params.variants.values():
+        if variant.replies_file:
+            made_elsewhere.read(variant.replies_file)
     default = (params.model.name, params.corpus.local_dir) == ("smollm2", "data/sample")
     seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
     return Progress(planned, TYPICAL if default else {}, seconds)

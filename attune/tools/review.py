@@ -3,7 +3,8 @@
     python -m attune review main > comment.md
 
 compares the working tree with REV (a commit, branch or tag). Changes within the new value's interval are marked.
-Replies are those of the last variant of params.yaml, or of --variant; the replies of REV come from DVC's cache.
+Replies are those of the last variant of params.yaml that has a model, or of --variant; the replies of REV come from
+DVC's cache.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("review", __doc__)
     parser.add_argument("revision", metavar="REV", help="revision to compare with")
     parser.add_argument("--name", help="name of REV in the comment; default: REV")
-    parser.add_argument("--variant", help="variant whose replies are shown; default: the last of params.yaml")
+    parser.add_argument("--variant", help="variant whose replies are shown; default: the last that has a model")
     arguments = parser.parse_args(argv)
     params = load()
-    name, variant = arguments.name or arguments.revision, arguments.variant or list(params.variants)[-1]
+    name, variant = arguments.name or arguments.revision, arguments.variant or params.last_model
     print(comment(arguments.revision, name, variant, params), end="")

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive, Rate, Reader, section
 from attune.config.sections.weights import Weights
+from attune.runtime.records import FORMATS
 
 
 @section
@@ -110,6 +111,7 @@ class Variant:
     """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 
     Without an instruction it is `data/dialogues`, on which the replies depend anyway: a DVC dependency cannot be null.
+    In place of a model a file of replies that were made elsewhere may be named: both are where the replies come from.
     """
 
     model: Name
@@ -119,3 +121,9 @@ class Variant:
     def instruction_file(self) -> Path | None:
         """The file of the instruction, or None."""
         return None if self.instruction == DIALOGUES else Path(self.instruction)
+
+    @property
+    def replies_file(self) -> Path | None:
+        """The file of replies that were made elsewhere, or None where the variant has a model."""
+        path = Path(self.model)
+        return path if path.suffix.lower() in FORMATS else None

@@ -162,10 +162,10 @@ def corpus_bleu(counts: Columns, weights: Numbers, order: int) -> Numbers:
     """BLEU-`order` of the weighted examples, 0 to 100, with sacrebleu's default smoothing ("exp").
 
     Args:
-        counts: of `overlap.bleu_counts`, (N,) each.
+        counts: of `overlap.bleu_counts`, (N,) each; an example with NaN, which has no reference, is not counted.
         weights: (R, N).
     """
-    sums: dict[str, Any] = {name: weights @ column for name, column in counts.items()}
+    sums: dict[str, Any] = {name: weights @ np.nan_to_num(column) for name, column in counts.items()}
     log_precisions, zeros = np.zeros(len(weights)), np.zeros(len(weights))
     with np.errstate(divide="ignore", invalid="ignore"):
         for n in range(1, order + 1):

@@ -41,23 +41,26 @@ def lengths(texts: Sequence[str]) -> list[int]:
     return [len(tokens(text)) for text in texts]
 
 
-def overlap(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def overlap(predictions: Sequence[str], references: Sequence[str | None]) -> dict[str, float]:
     """All metrics of this module that depend on texts only.
 
     Args:
         predictions: (N,) replies of the model, in any order.
-        references: (N,) human replies, in the same order.
+        references: (N,) human replies, in the same order; BLEU and ROUGE are over the replies that have one.
 
     Returns:
         `bleu_1`..`bleu_4`, `rouge_1`, `rouge_2`, `rouge_l`, `dist_1`..`dist_3`, `dist_1_per_reply`..,
-        `empty_share`, `repeated_share` in 0..100, and `reply_words` in tokens.
+        `empty_share`, `repeated_share` in 0..100, and `reply_words` in tokens; no BLEU and ROUGE without a reference.
 
     Raises:
         ValueError: no examples, or lists of unequal length.
     """
-    rouge = rouge_per_example(predictions, references)
+    _check_pairs(predictions, references)
+    pairs = [(text, human) for text, human in zip(predictions, references, strict=True) if human is not None]
+    texts, humans = [text for text, _ in pairs], [human for _, human in pairs]
+    rouge = rouge_per_example(texts, humans) if pairs else {}
     return {
-        **bleu(predictions, references),
+        **(bleu(texts, humans) if pairs else {}),
         **{name: fmean(scores) for name, scores in rouge.items()},
         **distinct(predictions),
         **reply_statistics(predictions),
@@ -195,7 +198,7 @@ def preferred(reference_logp: float, rejected_logp: float) -> float:
     return 100 * (float(reference_logp > rejected_logp) + 0.5 * (reference_logp == rejected_logp))
 
 
-def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str, str]:
+def signature(predictions: Sequence[str], references: Sequence[str | None]) -> dict[str, str]:
     """What explains the numbers of `overlap`: libraries, versions, tokeniser, counts, definitions.
 
     Raises:
@@ -204,13 +207,14 @@ def signature(predictions: Sequence[str], references: Sequence[str]) -> dict[str
     from sacrebleu.metrics.bleu import BLEU
 
     _check_pairs(predictions, references)
+    humans = [human for human in references if human is not None]
     # The signature contains the number of references, which sacrebleu takes from the references.
-    bleu_4 = BLEU(lowercase=True, tokenize=TOKENISER, references=[list(references)])
+    bleu_4 = BLEU(lowercase=True, tokenize=TOKENISER, references=[humans] if humans else None)
     return {
-        "bleu": str(bleu_4.get_signature()),
+        **({"bleu": str(bleu_4.get_signature())} if humans else {}),
         "sacrebleu": version("sacrebleu"),
-        "rouge": "mean F1 of the examples, no stemming",
-        "rouge_score": version("rouge_score"),
+        **({"rouge": "mean F1 of the examples, no stemming", "rouge_score": version("rouge_score")} if humans else {}),
+        **({"references": str(len(humans))} if 0 < len(humans) < len(references) else {}),
         "tokeniser": f"sacrebleu {TOKENISER}, for every metric",
         "case": "lower",
         "examples": str(len(predictions)),

@@ -44,29 +44,39 @@ def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.Data
     Args:
         replies: (N,) rows, as `read` returns them: `id`, `label`, `context`, `reference`, `reply`, `rejected` (null
             where the corpus has no pair), `reference_logp` and `rejected_logp` (mean nats per token, null without a
-            rejected reply).
-        bert: of `bertscores`, (N,) each.
+            rejected reply). `reference` may be null in replies that were made elsewhere.
+        bert: of `bertscores`, a value for each row with a reference; empty: no BERTScore.
 
     Returns:
         (N,) rows in the order of `replies`: `id`, `label`, the metrics that an example has, each under the name of its
-        mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply), and the counts
-        of BLEU.
+        mean in `metrics/text/<variant>.json` (`preference_accuracy` is NaN without a rejected reply, what compares with
+        the reference without a reference), and the counts of BLEU.
     """
     import pandas as pd
 
-    predictions, humans = replies["reply"].tolist(), replies["reference"].tolist()
+    known = [is_text(reference) for reference in replies["reference"].tolist()]
+    predictions, compared = replies["reply"].tolist(), replies[known]
+    pair = compared["reply"].tolist(), compared["reference"].tolist()
     words = overlap.lengths(predictions)
     columns = {
-        **overlap.rouge_per_example(predictions, humans),
+        **_spread(overlap.rouge_per_example(*pair) if any(known) else {}, known),
         **overlap.distinct_per_reply(predictions),
-        **bert,
+        **_spread(bert, known),
         "reply_words": words,
         "empty_share": [100.0 * (count == 0) for count in words],
         "preference_accuracy": _preferences(replies),
-        **custom.per_example(predictions, humans),
-        **overlap.bleu_counts(predictions, humans),
+        **_spread(custom.per_example(*pair), known),
+        **_spread(overlap.bleu_counts(*pair) if any(known) else {}, known),
     }
     return pd.DataFrame({"id": replies["id"].tolist(), "label": replies["label"].tolist(), **columns})
+
+
+def _spread(columns: Mapping[str, Sequence[float]], known: Sequence[bool]) -> dict[str, list[float]]:
+    """Columns of the rows that are `known` as columns of all rows, NaN in the others."""
+    if all(known):
+        return {name: list(column) for name, column in columns.items()}
+    values = {name: iter(column) for name, column in columns.items()}
+    return {name: [next(column) if one else float("nan") for one in known] for name, column in values.items()}
 
 
 def _preferences(replies: pd.DataFrame) -> list[float]:
@@ -92,20 +102,36 @@ def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
     """
     counts = [name for name in scores if str(name).startswith("bleu_")]
     means = scores.drop(columns=["id", "label", *counts]).mean().dropna()
-    return overlap.overlap(replies["reply"].tolist(), replies["reference"].tolist()) | {
+    return overlap.overlap(replies["reply"].tolist(), _references(replies)) | {
         str(name): float(mean) for name, mean in means.items()
     }
 
 
+def _references(replies: pd.DataFrame) -> list[str | None]:
+    return [text if is_text(text) else None for text in replies["reference"].tolist()]
+
+
+def text_signature(replies: pd.DataFrame) -> dict[str, str]:
+    """What explains the metrics that need no encoder: libraries, tokeniser, counts."""
+    return overlap.signature(replies["reply"].tolist(), _references(replies))
+
+
 def signature(replies: pd.DataFrame, params: Params) -> dict[str, str]:
     """What explains the metrics: libraries, tokeniser, counts, the encoder of BERTScore."""
+    return {
+        **text_signature(replies),
+        "preference_accuracy": "mean log-probability per token of reference > rejected; ties count half",
+        "preference_examples": str(int(replies["rejected"].notna().sum())),
+        **bertscore_signature(params),
+    }
+
+
+def bertscore_signature(params: Params) -> dict[str, str]:
+    """What explains BERTScore: definition, layer, encoder, versions."""
     from attune.models.encoder import encoder_signature
 
     encoder = encoder_signature(bertscore_encoder(params))
     return {
-        **overlap.signature(replies["reply"].tolist(), replies["reference"].tolist()),
-        "preference_accuracy": "mean log-probability per token of reference > rejected; ties count half",
-        "preference_examples": str(int(replies["rejected"].notna().sum())),
         "bertscore": "greedy matching, no IDF weights, no rescaling; 0 for an empty text",
         "bertscore_layer": str(params.bertscore.layer),
         **{f"bertscore_{name}": value for name, value in encoder.items()},

@@ -14,10 +14,10 @@ from test_params import composed
 
 from attune.config.params import check
 from attune.data.dialogue import Turn
-from attune.models.chat_template import check_template, encode_prompt, fit_context
+from attune.models.chat_template import encode_prompt, fit_context
 from attune.models.encoder import encoder_signature, load_encoder
 from attune.models.loading import load_base, load_tokenizer
-from attune.runtime.errors import ModelError, TemplateError
+from attune.runtime.errors import ModelError
 from stages import base as base_stage
 
 HARDWARE = factory.hardware()
@@ -153,49 +153,6 @@ def test_what_is_wrong_with_a_model_is_one_sentence(given, params, damage, messa
     with pytest.raises(ModelError, match=message) as raised:
         run(params, source="folder", folder=str(given))
     assert "\n" not in str(raised.value) and not Path("models/base").exists()
-
-
-BEGIN = "{% for m in messages %}"
-CHATML = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-THOUGHT = (
-    "{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m.content + '<|im_end|>\n' }}"
-)
-LATE = THOUGHT.replace("'assistant' %}", "'assistant' and loop.last %}") + "{% else %}"
-TEMPLATES = {
-    "served": (BEGIN + CHATML + GENERATION, None),
-    "as of Alpaca, without an end of a reply": (
-        BEGIN + "{{ ('Q: ' if m.role == 'user' else 'A: ') + m.content + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}",
-        "writes nothing after a reply, so its end cannot be learned: add eos_token",
-    ),
-    "without a generation prompt": (BEGIN + CHATML, r"begins after '<\|im_start\|>assistant': let chat_template write"),
-    "a thought before the last reply": (
-        BEGIN + LATE + CHATML.replace("{% endfor %}", "{% endif %}{% endfor %}") + GENERATION,
-        r"begins after '<think>\\n\\n</think>': let chat_template write the same text before every reply",
-    ),
-    "the thought in the generation prompt, too": (
-        BEGIN
-        + LATE
-        + CHATML.replace("{% endfor %}", "{% endif %}{% endfor %}")
-        + GENERATION.replace("assistant\n'", "assistant\n<think>\n\n</think>\n\n'"),
-        r"writes '<think>\\n\\n</think>' before the last reply alone",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_that_hide_a_reply(name, tiny_tokenizer):
-    import copy
-
-    template, message = TEMPLATES[name]
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.chat_template = template
-    if message is None:
-        check_template(tokenizer)
-        return
-    with pytest.raises(TemplateError, match=message):
-        check_template(tokenizer)
 
 
 @pytest.mark.parametrize("word", ["english ", "вчера ", "2024-11-25T10:31:07 "])

@@ -53,7 +53,7 @@ def generate_replies(
     import torch
     from tqdm import tqdm
 
-    stops, replies = stop_tokens(tokenizer), dict[int, str]()
+    stops, replies = stop_tokens(tokenizer, model.generation_config.eos_token_id), dict[int, str]()
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     bar = tqdm(total=len(prompts) // world_size(), desc="replies", unit="reply")
 
@@ -93,10 +93,10 @@ def stream_reply(
     import torch
 
     choose = sampler(draws, [0], hardware.device) if draws else greedy
-    tokens: list[int] = []
+    stops, tokens = stop_tokens(tokenizer, model.generation_config.eos_token_id), list[int]()
     text, shown = "", 0
     with torch.no_grad(), autocast(hardware), inference(model, hardware):
-        steps = decode_steps(model, [prompt], max_new_tokens, stop_tokens(tokenizer), choose, _pad_id(tokenizer))
+        steps = decode_steps(model, [prompt], max_new_tokens, stops, choose, _pad_id(tokenizer))
         for _, token in steps:
             tokens.append(token)
             text = tokenizer.batch_decode([tokens], skip_special_tokens=True)[0].lstrip()

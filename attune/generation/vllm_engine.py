@@ -68,7 +68,7 @@ def vllm_replies(
     from vllm import LLM
 
     engine = LLM(**engine_arguments(base, folder, settings, hardware))
-    stops = stop_tokens(tokenizer)
+    stops = stop_tokens(tokenizer, eos_ids(weights_folder(base)))
     outputs = engine.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
         sampling_params(settings.max_new_tokens, stops, draws, len(prompts)),
@@ -78,6 +78,13 @@ def vllm_replies(
     del engine
     free_memory()
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def eos_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of the generation_config.json in `folder`; empty where there is none."""
+    path = folder / "generation_config.json"
+    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return [ids] if isinstance(ids, int) else ids or []
 
 
 def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Hardware) -> dict[str, Any]:

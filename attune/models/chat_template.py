@@ -8,9 +8,11 @@ same tokens. (Under Mistral's template the tokenizer alone would merge "]" with 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 # A private-use character. It replaces a turn's text where only the template's text around it matters, and marks places
 # in a rendered text.
 MARK = "\ue000"
+# The day of templates that write a date (Llama 3.2, SmolLM 3, Granite 3), which Llama 3's themselves fall back on.
+TODAY = datetime(2024, 7, 26)
+DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+THINKING = "enable_thinking"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,25 @@ def _role_template(user: str, assistant: str) -> str:
     )
 
 
+def settle_template(template: str) -> str:
+    """`template` with what would otherwise depend on the day or on who renders it.
+
+    A date is that of `TODAY`, so that tokens do not depend on when a stage runs. Thoughts are off where a template can
+    ask for them (Qwen 3, SmolLM 3), since the replies of a corpus have none.
+
+    Raises:
+        TemplateError: the template computes the form of its date.
+    """
+    template = DATE.sub(lambda call: repr(TODAY.strftime(call[1] or call[2])), template)
+    if "strftime_now(" in template:
+        raise TemplateError("the chat template writes the day's date: replace strftime_now(…) in it by a fixed text")
+    if THINKING in template:
+        # The empty text keeps a line break at the template's beginning.
+        default = f"{{% if {THINKING} is not defined %}}{{% set {THINKING} = false %}}{{% endif %}}{{{{ '' }}}}"
+        template = template if template.startswith(default) else default + template
+    return template
+
+
 def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     """Turns as the `messages` of a chat template."""
     return [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -87,14 +112,49 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> str:
     """The text of `turns` under the tokenizer's chat template; with `prompt`, followed by the generation prompt."""
-    text = tokenizer.apply_chat_template(messages(turns), tokenize=False, add_generation_prompt=prompt)
-    assert isinstance(text, str)
+    text = _apply(tokenizer, turns, prompt)
+    if not prompt and _adds_final_eos(tokenizer, tokenizer.chat_template):
+        text = text.removesuffix(tokenizer.eos_token)
     bos = tokenizer.bos_token
     # Zephyr's template has no BOS: its tokenizer adds it to a text, but not to a rendered chat, which is tokenised
     # without special tokens.
     if bos and not text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = bos + text
     return text
+
+
+def _apply(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool) -> str:
+    text = tokenizer.apply_chat_template(messages(turns), tokenize=False, add_generation_prompt=prompt)
+    assert isinstance(text, str)
+    return text
+
+
+@lru_cache(maxsize=16)
+def _adds_final_eos(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether `template` writes EOS after a dialogue (Phi 3), where no other turn or generation prompt follows."""
+    user, reply = Turn("user", "a"), Turn("assistant", MARK)
+    end, followed = (
+        _apply(tokenizer, turns, prompt).partition(MARK)[2]
+        for turns, prompt in (([user, reply], False), ([user, reply, user], True))
+    )
+    return bool(tokenizer.eos_token) and end.endswith(tokenizer.eos_token) and not followed.startswith(end)
+
+
+def encode_examples(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Role, max_length: int) -> list[Supervised]:
+    """A dialogue for supervised fine-tuning: the sequence of `encode_dialogue`.
+
+    Under a template that renders a reply differently once another follows (Qwen 3 writes an empty thought before the
+    last reply alone) there is a sequence for each turn of `loss_on`, which ends with it and has the loss on it alone:
+    each reply is learned after the tokens that a model which generates has read.
+
+    Raises:
+        TemplateError: as `encode_dialogue`.
+    """
+    if _keeps_replies(tokenizer, tokenizer.chat_template):
+        return [encode_dialogue(tokenizer, turns, loss_on=loss_on, max_length=max_length)]
+    ends = [i + 1 for i, turn in enumerate(turns) if turn.role == loss_on]
+    fitted = [_fit_dialogue(tokenizer, tuple(turns[:end]), max_length) for end in ends]
+    return [_supervised(tokenizer, one, [len(one) - 1], max_length) for one in fitted]
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Role, max_length: int) -> Supervised:
@@ -107,11 +167,21 @@ def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Rol
     Raises:
         TemplateError: the template renders a turn differently once another follows, or a single word does not fit.
     """
-    turns = _fit_dialogue(tokenizer, tuple(turns), max_length)
+    fitted = _fit_dialogue(tokenizer, tuple(turns), max_length)
+    return _supervised(tokenizer, fitted, [i for i, turn in enumerate(fitted) if turn.role == loss_on], max_length)
+
+
+def _supervised(tokenizer: Tokenizer, turns: tuple[Turn, ...], learned: Sequence[int], max_length: int) -> Supervised:
+    """`turns`, cut at `max_length` tokens, with the loss on those at the indices `learned`."""
     encoded = _encode(tokenizer, turns)
-    spans = [_span(tokenizer, turns, i, encoded.text) for i, turn in enumerate(turns) if turn.role == loss_on]
+    spans = [_span(tokenizer, turns, i, encoded.text) for i in learned]
     # By overlap, not containment: a sentencepiece token includes the space before its word, which is outside the span.
-    mask = [any(a < end and start < b for start, end in spans) for a, b in encoded.offsets]
+    # But not a special token before a text, which may take the white space at the text's beginning (Phi 3).
+    special = set(tokenizer.get_added_vocab().values())
+    mask = [
+        any(a < end and start < b and (start <= a or token not in special) for start, end in spans)
+        for token, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)
+    ]
     return Supervised(encoded.ids[:max_length], mask[:max_length])
 
 
@@ -128,7 +198,8 @@ def encode_completion(tokenizer: Tokenizer, context: Sequence[Turn], reply: str)
         before, alone, replied = map(tokenizer.decode, (prompt[:same], prompt[same:], both[same:]))
         raise TemplateError(
             f"the tokens of a prompt are not a prefix of those of prompt and reply: {before[-40:]!r} is followed by "
-            f"{alone[:40]!r} without the reply, by {replied[:40]!r} with it"
+            f"{alone[:40]!r} without the reply, by {replied[:40]!r} with it: let chat_template write both alike, and "
+            "take out of the reply what the template reads as its own (a thought, a special token)"
         )
     return Completion(prompt, both[len(prompt) :])
 
@@ -178,43 +249,92 @@ def _prompt_fits(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -
 
 
 def check_template(tokenizer: Tokenizer) -> None:
-    """Check that the chat template shows where a reply begins and ends, and is the same for every reply.
+    """Check that the chat template shows where a reply begins and ends, in a dialogue of one exchange and of two.
 
     Raises:
-        TemplateError: it does not; says what to change.
+        TemplateError: it does not, or the tokenizer merges a prompt with its reply; says what to change.
     """
-    asked, replied = Turn("user", "a"), Turn("assistant", MARK)
-    prompt = render(tokenizer, [asked], prompt=True)
-    before, _, after = render(tokenizer, [asked, replied]).partition(MARK)
-    if before.rstrip() != prompt.rstrip():
+    user, first, second = Turn("user", f"{MARK}0"), Turn("assistant", f"{MARK}1"), Turn("assistant", f"{MARK}2")
+    end = _end_of_reply(tokenizer, [user], first)
+    if not end:
+        raise TemplateError(
+            "the chat template writes nothing after a reply, so its end cannot be learned: add eos_token after the "
+            "content of the assistant in chat_template"
+        )
+    last = _end_of_reply(tokenizer, [user, first, user], second)
+    followed = render(tokenizer, [user, first, user]).partition(first.text)[2]
+    if end != last or not followed.lstrip().startswith(end):
+        raise TemplateError(
+            f"the chat template writes {end!r} after a reply, but something else where another turn follows or went "
+            "before: let chat_template end every reply alike"
+        )
+    encode_completion(tokenizer, [user, first, user], "b")
+    encoded = _encode(tokenizer, [user, Turn("assistant", "b")])
+    start, _ = encoded.offsets[-1]
+    if encoded.text[start:] != end:
+        raise TemplateError(
+            f"the chat template ends a reply with {end!r}, but the tokenizer has no such token (the last is "
+            f"{encoded.text[start:]!r}): add it as a special token, or write eos_token instead in chat_template"
+        )
+
+
+def _end_of_reply(tokenizer: Tokenizer, context: Sequence[Turn], reply: Turn) -> str:
+    """What the chat template writes after `reply`, without outer white space.
+
+    Raises:
+        TemplateError: the template fails, leaves out a turn, or the reply does not follow the generation prompt.
+    """
+    import jinja2
+
+    turns = [*context, reply]
+    try:
+        prompt, whole = render(tokenizer, context, prompt=True), render(tokenizer, turns)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise TemplateError(
+            f"the chat template cannot render a dialogue of texts ({error}): correct chat_template, or take a model of "
+            "text alone"
+        ) from None
+    if left_out := [turn.role for turn in turns if whole.count(turn.text) != turns.count(turn)]:
+        raise TemplateError(
+            f"the chat template does not write each text of the {left_out[0]} once: let it write the content of every "
+            "message"
+        )
+    before, _, after = whole.partition(reply.text)
+    if not before.startswith(prompt) or before[len(prompt) :].strip():
         raise TemplateError(
             f"the chat template's generation prompt ends in {_ending(prompt, before)!r}, but a reply begins after "
             f"{_ending(before, prompt)!r}: let chat_template write the same text before every reply and, "
             "with add_generation_prompt, at the end of a prompt"
         )
-    if not after.strip():
-        raise TemplateError(
-            "the chat template writes nothing after a reply, so its end cannot be learned: add eos_token after the "
-            "content of the assistant in chat_template"
-        )
-    both = render(tokenizer, [asked, replied, asked, Turn("assistant", "b")])
-    if not both.startswith(before + MARK):
-        raise TemplateError(
-            f"the chat template writes {_ending(before, both)!r} before the last reply alone, so that a reply changes "
-            "once another follows: remove it from chat_template, or write it before every reply"
-        )
+    return after.strip()
+
+
+@lru_cache(maxsize=16)
+def _keeps_replies(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether `template` renders a reply in the same way where other turns follow it."""
+    exchange = [Turn("user", "a"), Turn("assistant", MARK)]
+    before = render(tokenizer, exchange).partition(MARK)[0]
+    return render(tokenizer, [*exchange, *exchange]).startswith(before + MARK)
 
 
 def _ending(text: str, other: str) -> str:
     """The end of `text` that `other` does not share."""
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
-    return text[shared:].strip()[:40]
+    return text[shared:].strip()[:40] or text[shared:][:40]
 
 
-def stop_tokens(tokenizer: Tokenizer) -> list[int]:
-    """The ids that end a reply: the end of turn of the chat template, and EOS."""
+def stop_tokens(tokenizer: Tokenizer, of_model: int | Sequence[int] | None = None) -> list[int]:
+    """The ids that end a reply: the end of turn of the chat template, EOS, and what else ends a text of the model.
+
+    Args:
+        tokenizer: the model's.
+        of_model: `eos_token_id` of its generation_config.json, one or several (Llama 3 has three). Ids of ordinary
+            tokens are ignored: they are those of another tokenizer.
+    """
     end_of_turn = encode_completion(tokenizer, [Turn("user", "a")], "b").reply[-1]
-    return sorted({end_of_turn, tokenizer.eos_token_id} - {None})
+    others = [of_model] if isinstance(of_model, int) else of_model or []
+    special = set(tokenizer.get_added_vocab().values())
+    return sorted({end_of_turn, tokenizer.eos_token_id} - {None} | special.intersection(others))
 
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:
@@ -257,10 +377,11 @@ def _encode(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -
     text = render(tokenizer, turns, prompt)
     text = text if prompt else text.rstrip()
     encoded = _tokenize(tokenizer, text)
+    everywhere = _looks_ahead(tokenizer, tokenizer.chat_template)
     spanned = [
         boundary
         for boundary in _reply_starts(tokenizer, turns, text)
-        if any(start < boundary < end for start, end in encoded.offsets)
+        if everywhere or any(start < boundary < end for start, end in encoded.offsets)
     ]
     return _tokenize_with_boundaries(tokenizer, text, spanned) if spanned else encoded
 
@@ -270,13 +391,15 @@ def _reply_starts(tokenizer: Tokenizer, turns: Sequence[Turn], text: str) -> lis
     replies = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not replies:
         return []
-    # A single rendering with a mark before each reply finds all of them, unless the template changes a turn's text
-    # because of the mark.
-    marked = render(tokenizer, [replace(t, text=MARK + t.text) if t.role == "assistant" else t for t in turns])
-    opening = _reply_opening(tokenizer, tokenizer.chat_template)
-    if marked.count(MARK) == len(replies) and marked.replace(MARK, "").startswith(text):
-        parts = marked.split(MARK)[:-1]
-        return [sum(map(len, parts[: i + 1])) - opening for i in range(len(parts))]
+    # One rendering with a mark for each reply finds all of them, unless the template looks into the texts.
+    marked = render(tokenizer, [replace(turn, text=MARK) if turn.role == "assistant" else turn for turn in turns])
+    parts, starts = marked.split(MARK)[:-1], [0]
+    for part in parts:
+        at = text.find(part, starts[-1])
+        starts.append(at + len(part) if at >= 0 else len(text) + 1)
+    if len(parts) == len(replies) and starts[-1] <= len(text):
+        opening = _reply_opening(tokenizer, tokenizer.chat_template)
+        return [start - opening for start in starts[1:]]
     return [len(render(tokenizer, turns[:i], prompt=True)) for i in replies]
 
 
@@ -288,6 +411,17 @@ def _reply_opening(tokenizer: Tokenizer, template: str) -> int:
     return both.index(MARK) - len(render(tokenizer, [user], prompt=True))
 
 
+@lru_cache(maxsize=16)
+def _looks_ahead(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether the tokens at the end of a generation prompt change with a reply behind it, without a token across both.
+
+    GPT-2's pre-tokenizer makes one part of two line breaks at the end of a text, and two parts before a letter.
+    """
+    prompt = render(tokenizer, [Turn("user", "a")], prompt=True)
+    alone, followed = _tokenize(tokenizer, prompt), _tokenize(tokenizer, f"{prompt}b")
+    return followed.ids[: len(alone.ids)] != alone.ids
+
+
 def _tokenize(tokenizer: Tokenizer, text: str) -> _Encoded:
     # The template writes the special tokens itself: adding them here would give a second BOS.
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -297,25 +431,24 @@ def _tokenize(tokenizer: Tokenizer, text: str) -> _Encoded:
 
 
 def _tokenize_with_boundaries(tokenizer: Tokenizer, text: str, boundaries: Sequence[int]) -> _Encoded:
-    """Tokenise `text` with a token boundary at each of `boundaries`.
+    """Tokenise `text` with a token boundary at each of `boundaries`, before which its tokens are those of a text's end.
 
-    A mark at each boundary keeps the parts apart, and its tokens are dropped. Tokenising each part by itself would give
-    other tokens: sentencepiece puts a space before every text.
+    The parts between them are tokenised one by one, each after a mark, whose tokens are dropped: without it
+    sentencepiece would put a space before every part.
 
     Raises:
         TemplateError: a token contains a mark and other text.
     """
-    parts = [text[start:end] for start, end in pairwise([0, *boundaries, len(text)])]
-    marked = _tokenize(tokenizer, MARK.join(parts))
-    # Boundary i has i marks before it.
-    marks = [boundary + i for i, boundary in enumerate(boundaries)]
-    ids, offsets = [], []
-    for token, (start, end) in zip(marked.ids, marked.offsets, strict=True):
-        if (start, end) in ((mark, mark + 1) for mark in marks):
-            continue
-        if any(start <= mark < end for mark in marks):
-            raise TemplateError(f"the tokenizer merges a reply with its prompt: {marked.text[start:end]!r}")
-        before = sum(mark < start for mark in marks)
-        ids.append(token)
-        offsets.append((start - before, end - before))
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, end in pairwise([0, *boundaries, len(text)]):
+        mark = MARK if start else ""
+        part = _tokenize(tokenizer, mark + text[start:end])
+        for token, (first, last) in zip(part.ids, part.offsets, strict=True):
+            if last <= len(mark):
+                continue
+            if first < len(mark):
+                raise TemplateError(f"the tokenizer merges a reply with what is before it: {part.text[first:last]!r}")
+            ids.append(token)
+            offsets.append((start + first - len(mark), start + last - len(mark)))
     return _Encoded(text, ids, offsets)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
 from attune.models.base_record import origin, quantization, weights_folder
-from attune.models.chat_template import check_template
+from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
 from attune.runtime.errors import ModelError
 
@@ -47,6 +47,9 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
     with _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is not None:
+            # Of several templates (for tools and so on) the default one.
+            tokenizer.chat_template = settle_template(tokenizer.get_chat_template())
     if tokenizer.chat_template is None or tokenizer.eos_token is None:
         raise ModelError(
             f"the tokenizer in {folder} has no chat template or no EOS token: take an instruction-tuned model, or "

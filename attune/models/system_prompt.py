@@ -69,11 +69,15 @@ def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) ->
 def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
     """Whether `template`, the tokenizer's chat template, renders a system turn, and differently from other turns.
 
-    Gemma's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no model
-    was trained on.
+    Gemma 2's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no
+    model was trained on. Mistral 0.3's writes it into the last turn, and leaves it out where that is a reply.
     """
     system = _render_after(tokenizer, "system")
-    return system is not None and MARK in system and system not in {_render_after(tokenizer, r) for r in SPEAKERS}
+    if system is None or MARK not in system or system in {_render_after(tokenizer, role) for role in SPEAKERS}:
+        return False
+    before = system.partition(MARK)[0]
+    turns = [Turn("system", MARK), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
+    return all(render(tokenizer, turns[:end]).startswith(before + MARK) for end in (3, 4, 5))
 
 
 def _render_after(tokenizer: Tokenizer, role: Role) -> str | None:

@@ -76,19 +76,19 @@ def fine_tune(
 
 
 def supervised_examples(tokenizer: Any, dialogues: Sequence[Dialogue], sft: Sft) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each dialogue; the label of a token outside the loss mask is -100."""
+    """`input_ids` and `labels` of each sequence of `encode_examples`; a token outside the loss mask has label -100."""
     from tqdm import tqdm
 
-    from attune.models.chat_template import encode_dialogue
+    from attune.models.chat_template import encode_examples
     from attune.training.common.collate import IGNORED
 
     examples = []
     for dialogue in tqdm(dialogues, desc="tokens", unit="dialogue"):
-        encoded = encode_dialogue(tokenizer, dialogue.turns, loss_on=sft.loss_on, max_length=sft.max_length)
-        labels = [token if learn else IGNORED for token, learn in zip(encoded.ids, encoded.mask, strict=True)]
-        # No position predicts the first token, so that its label alone gives no loss.
-        if any(encoded.mask[1:]):
-            examples.append({"input_ids": encoded.ids, "labels": labels})
+        for encoded in encode_examples(tokenizer, dialogue.turns, loss_on=sft.loss_on, max_length=sft.max_length):
+            labels = [token if learn else IGNORED for token, learn in zip(encoded.ids, encoded.mask, strict=True)]
+            # No position predicts the first token, so that its label alone gives no loss.
+            if any(encoded.mask[1:]):
+                examples.append({"input_ids": encoded.ids, "labels": labels})
     return examples
 
 

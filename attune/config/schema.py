@@ -20,6 +20,7 @@ from attune.config.sections.data_and_training import (
     Generate,
     Llm,
     Lora,
+    Messages,
     Mixed,
     Model,
     Pairs,
@@ -33,10 +34,13 @@ from attune.config.sections.fields import (
     DBT,
     DIALOGUES,
     FILE_READERS,
+    LABEL_RULES,
     LOGGING_STEPS,
+    NO_LOCAL_DIR,
     ROUNDS,
     Name,
     NotNegative,
+    rules,
 )
 from attune.config.sections.machine import Compute, Decoding, Hardware, Ranks, Runtime, Training
 from attune.config.sections.scoring import (
@@ -60,8 +64,10 @@ __all__ = [
     "DBT",
     "DIALOGUES",
     "FILE_READERS",
+    "LABEL_RULES",
     "LOGGING_STEPS",
     "NO_FOLDER",
+    "NO_LOCAL_DIR",
     "ROUNDS",
     "Adapter",
     "Behaviour",
@@ -82,6 +88,7 @@ __all__ = [
     "Hardware",
     "Llm",
     "Lora",
+    "Messages",
     "Mixed",
     "Mmlu",
     "Model",
@@ -98,6 +105,7 @@ __all__ = [
     "Weights",
     "bertscore_encoder",
     "chain",
+    "rules",
 ]
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-from attune.data.dialogue import Role, Turn
+from attune.data.dialogue import Role, Turn, join_system, split_system
 from attune.runtime.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -86,7 +86,12 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> str:
-    """The text of `turns` under the tokenizer's chat template; with `prompt`, followed by the generation prompt."""
+    """The text of `turns` under the tokenizer's chat template; with `prompt`, followed by the generation prompt.
+
+    A template without system turns gets the text of a system turn before the first user turn.
+    """
+    if split_system(turns)[0] and not has_system_turn(tokenizer, tokenizer.chat_template):
+        turns = join_system(turns)
     text = tokenizer.apply_chat_template(messages(turns), tokenize=False, add_generation_prompt=prompt)
     assert isinstance(text, str)
     bos = tokenizer.bos_token
@@ -95,6 +100,28 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) ->
     if bos and not text.startswith(bos) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = bos + text
     return text
+
+
+@lru_cache(maxsize=16)
+def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether `template`, the tokenizer's chat template, renders a system turn, and differently from other turns.
+
+    Gemma's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no model
+    was trained on.
+    """
+    from jinja2 import TemplateError as Refusal
+
+    def after(role: Role) -> str | None:
+        """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
+        try:
+            text = tokenizer.apply_chat_template(messages([Turn(role, MARK), Turn("user", "a")]), tokenize=False)
+        except Refusal:
+            return None
+        assert isinstance(text, str)
+        return text
+
+    system = after("system")
+    return system is not None and MARK in system and system not in {after("user"), after("assistant")}
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Role, max_length: int) -> Supervised:
@@ -141,36 +168,39 @@ def encode_prompt(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int
 def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
     """Truncate a context until its prompt has at most `max_length` tokens.
 
-    The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context. If the
+    The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context, after
+    the system turn, which is never cut. If the
     last turn is still too long, its first words go, since the last words matter most to a reply.
 
     Raises:
         TemplateError: a single character does not fit.
     """
-    turns = tuple(context)
-    while len(turns) > 2 and not _prompt_fits(tokenizer, turns, max_length):
+    system, turns = split_system(context)
+    while len(turns) > 2 and not _prompt_fits(tokenizer, (*system, *turns), max_length):
         turns = turns[2:]
-    if _prompt_fits(tokenizer, turns, max_length):
-        return turns
+    if _prompt_fits(tokenizer, (*system, *turns), max_length):
+        return (*system, *turns)
     # By whole words; where the last word alone does not fit, by characters.
     for parts, joint in ((turns[0].text.split(), " "), (list(turns[0].text), "")):
-        if cut := _cut(tokenizer, turns, parts, joint, max_length):
+        if cut := _cut(tokenizer, (*system, *turns), parts, joint, max_length):
             return cut
-    raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template")
+    why = ", since its system turn is never cut" if system else ""
+    raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template{why}")
 
 
 def _cut(
     tokenizer: Tokenizer, turns: tuple[Turn, ...], parts: Sequence[str], joint: str, max_length: int
 ) -> tuple[Turn, ...] | None:
-    """`turns` without the fewest first parts of the first turn that let the prompt fit; None if not even one fits."""
+    """`turns` without the fewest first parts of the first user turn that let the prompt fit; None if none fits."""
+    system, (first, *others) = split_system(turns)
 
     def without(number: int) -> tuple[Turn, ...]:
-        return (replace(turns[0], text=joint.join(parts[number:])), *turns[1:])
+        return (*system, replace(first, text=joint.join(parts[number:])), *others)
 
     # Whether the rest fits is monotonic in the number of parts that go.
     counts = range(1, len(parts))
-    first = bisect_left(counts, True, key=lambda number: _prompt_fits(tokenizer, without(number), max_length))
-    return without(counts[first]) if first < len(counts) else None
+    least = bisect_left(counts, True, key=lambda number: _prompt_fits(tokenizer, without(number), max_length))
+    return without(counts[least]) if least < len(counts) else None
 
 
 def _prompt_fits(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -> bool:
@@ -219,14 +249,15 @@ def stop_tokens(tokenizer: Tokenizer) -> list[int]:
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:
     """Truncate a dialogue. A reply of more than half the window is kept whole: the caller then cuts the token ids."""
-    while len(_encode(tokenizer, turns).ids) > max_length:
+    system, turns = split_system(turns)
+    while len(_encode(tokenizer, (*system, *turns)).ids) > max_length:
         if len(turns) > 2:
             turns = turns[2:]
             continue
-        opening, reply = turns[:1], turns[1:]
+        opening, reply = (*system, *turns[:1]), turns[1:]
         length = sum(len(encode_completion(tokenizer, opening, turn.text).reply) for turn in reply)
         return (*fit_context(tokenizer, opening, max_length - min(length, max_length // 2)), *reply)
-    return turns
+    return (*system, *turns)
 
 
 def _span(tokenizer: Tokenizer, turns: tuple[Turn, ...], index: int, text: str) -> tuple[int, int]:

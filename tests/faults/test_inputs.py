@@ -17,9 +17,9 @@ from attune.corpora.readers import annomi, empathetic_dialogues, esconv, mi, mit
 from attune.data.dialogue import normalise
 from attune.download import sources
 from attune.labels.miti import read_adherence
+from attune.labels.opposites import read_opposites
 from attune.models.system_prompt import read_instruction
 from attune.pairs.dbt_llm import read_prompt
-from attune.pairs.opposite_emotion import read_opposites
 from attune.runtime.errors import UserError
 from attune.scoring.mmlu import harness
 from attune.tools.study_plan import read as read_study

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from attune.config.sections.fields import (
     DIALOGUES,
+    NO_LOCAL_DIR,
     Name,
     NotNegative,
     Passes,
@@ -21,6 +23,10 @@ from attune.config.sections.fields import (
 )
 from attune.config.sections.weights import Weights
 
+Split = Literal["train", "valid", "test"]
+# Percent of the dialogues without a split.
+SHARES: dict[Split, int] = {"train": 70, "valid": 15, "test": 15}
+
 
 @section
 class Columns:
@@ -31,6 +37,24 @@ class Columns:
     role: Name
     text: Name
     act: Name
+
+
+@section
+class Messages:
+    """Where reader messages takes dialogues from, and how their columns and keys are called; null: the usual names."""
+
+    hub_id: Name | None = None
+    subset: Name | None = None
+    revision: Name = "main"
+    turns: Name | None = None
+    role: Name | None = None
+    content: Name | None = None
+    id: Name | None = None
+    label: Name | None = None
+    split: Name | None = None
+    splits: dict[Name, Split] = field(default_factory=dict)
+    shares: dict[Split, Annotated[int, Field(gt=0)]] = field(default_factory=lambda: dict(SHARES))
+    system: Literal["keep", "join", "refuse"] = "keep"
 
 
 @section
@@ -49,12 +73,19 @@ class Corpus:
 
     name: Name
     reader: Reader | None
-    local_dir: str | None
+    local_dir: Name
+    licence: Name | None
     file: Name | None
     columns: Columns | None
+    messages: Messages
     mix: dict[Name, Mixed]
     mask: bool
     language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None
+
+    @property
+    def local_folder(self) -> str | None:
+        """`local_dir`, or None where it is the placeholder."""
+        return None if self.local_dir == NO_LOCAL_DIR else self.local_dir
 
     @property
     def parts(self) -> dict[str, Mixed]:

@@ -17,8 +17,12 @@ BASE = "models/base"
 DBT = "models/dbt"
 DIALOGUES = "data/dialogues"
 RULES = ("opposite_emotion", "dbt", "counselling")
-# Readers whose csv file may have any name; of these, the readers whose columns may have any names.
-FILE_READERS = ("annomi", "mi", "ufjf")
+# The value of corpus.local_dir that means none.
+NO_LOCAL_DIR = "data/sources.yaml"
+# Preference rules that need the labels of dialogues.
+LABEL_RULES = ("opposite_emotion",)
+# Readers whose file may have any name; of these, the readers whose columns may have any names.
+FILE_READERS = ("annomi", "messages", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
 LIBRARY = Path(__file__).parents[2]
 
@@ -31,6 +35,12 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def modules(package: str, function: str, record: str) -> list[str]:
+    """The modules of `attune/<package>` whose `function` returns the `record`."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((LIBRARY / package).glob("*.py"))}
+    return [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
+
+
 def _module(package: str, function: str, record: str, known: Iterable[str] = ()) -> AfterValidator:
     """A name in `known`, or the name of a module of `attune/<package>` whose `function` returns the `record`.
 
@@ -38,9 +48,7 @@ def _module(package: str, function: str, record: str, known: Iterable[str] = ())
     """
 
     def check_name(name: str) -> str:
-        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((LIBRARY / package).glob("*.py"))}
-        modules = [stem for stem, text in texts.items() if f"\ndef {function}(" in text and record in text]
-        if name not in (names := [*known, *modules]):
+        if name not in (names := [*known, *modules(package, function, record)]):
             raise ValueError(f"none of {', '.join(names)}; docs/extend.md adds one to attune/{package}")
         return name
 
@@ -49,5 +57,11 @@ def _module(package: str, function: str, record: str, known: Iterable[str] = ())
 
 Reader = Annotated[str, _module("corpora/readers", "read", "Dialogue")]
 Rule = Annotated[str, _module("pairs", "build", "Pair", RULES)]
+
+
+def rules() -> list[str]:
+    """The preference rules that there are."""
+    return [*RULES, *modules("pairs", "build", "Pair")]
+
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))

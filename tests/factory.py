@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from attune.config import schema
 from attune.config.params import load
+from attune.corpora.readers.messages import USUAL
 
 ROOT = Path(__file__).resolve().parents[1]
 DIALOGUES = "data/dialogues"
@@ -46,7 +47,7 @@ corpus = _factory(
     licence=None,
     file=None,
     columns=None,
-    messages=schema.Messages(),
+    messages=USUAL,
     mix={},
     mask=False,
     language=None,

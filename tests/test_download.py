@@ -428,7 +428,7 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     names = ("train.csv", "valid.csv", "test.csv")
     put(tmp_path / "mine", {f"empatheticdialogues/{name}": name.encode() for name in names})
     put(tmp_path / "mine", {"pretrain/dialogues.jsonl": b"{}\n"})
-    put(tmp_path, {"data/sources.yaml": (ROOT / "data/sources.yaml").read_bytes()})
+    put(tmp_path, {f"data/{name}.yaml": (ROOT / f"data/{name}.yaml").read_bytes() for name in ("sources", "licences")})
     scorers = ("epitome.data=data/sample/epitome", "mmlu.corpus=sample")
     compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine", *scorers)
     monkeypatch.chdir(tmp_path)

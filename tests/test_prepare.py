@@ -309,7 +309,7 @@ def test_the_stage_reads_its_corpus_and_writes_three_files(tmp_path, monkeypatch
     raw = Path("data/raw/mine")
     raw.mkdir(parents=True)
     corpus(raw, train=[*OTHERS["train"], *talk("c", "I cry."), *talk("b", "Hm.", "What?")])
-    main(factory.corpus(), 13)
+    main(factory.corpus(), factory.pairs(rule="dbt"), 13)
     written = {path.name: [one.id for one in read_dialogues(path)] for path in Path("data/dialogues").iterdir()}
     assert written == {
         "train.parquet": ["train/b", "train/hit:1_conv:1"],

@@ -116,10 +116,8 @@ def _check_messages(corpus: Corpus, source: str) -> None:
             f"{source}: corpus.messages.hub_id = {messages.hub_id!r} is for corpus.reader = messages, without "
             f"corpus.file and with corpus.local_dir = {NO_LOCAL_DIR} (none): -S corpus=messages_hub"
         )
-    if len(shares) < 3 or sum(shares.values()) != 100:
-        raise ParamsError(
-            f"{source}: corpus.messages.shares = {shares}: percentages of train, valid and test that add up to 100"
-        )
+    if (total := sum(vars(shares).values())) != 100:
+        raise ParamsError(f"{source}: corpus.messages.shares add up to {total} percent, and not to 100")
 
 
 def _check_rounds(params: Params, source: str) -> None:

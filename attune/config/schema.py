@@ -26,6 +26,7 @@ from attune.config.sections.data_and_training import (
     Pairs,
     Round,
     Sft,
+    Shares,
     Tiny,
 )
 from attune.config.sections.fields import (
@@ -98,6 +99,7 @@ __all__ = [
     "Round",
     "Runtime",
     "Sft",
+    "Shares",
     "Tiny",
     "Training",
     "TurnTraining",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,10 +22,6 @@ from attune.config.sections.fields import (
 )
 from attune.config.sections.weights import Weights
 
-Split = Literal["train", "valid", "test"]
-# Percent of the dialogues without a split.
-SHARES: dict[Split, int] = {"train": 70, "valid": 15, "test": 15}
-
 
 @section
 class Columns:
@@ -40,21 +35,30 @@ class Columns:
 
 
 @section
+class Shares:
+    """Percent of the dialogues without a split."""
+
+    train: Positive
+    valid: Positive
+    test: Positive
+
+
+@section
 class Messages:
     """Where reader messages takes dialogues from, and how their columns and keys are called; null: the usual names."""
 
-    hub_id: Name | None = None
-    subset: Name | None = None
-    revision: Name = "main"
-    turns: Name | None = None
-    role: Name | None = None
-    content: Name | None = None
-    id: Name | None = None
-    label: Name | None = None
-    split: Name | None = None
-    splits: dict[Name, Split] = field(default_factory=dict)
-    shares: dict[Split, Annotated[int, Field(gt=0)]] = field(default_factory=lambda: dict(SHARES))
-    system: Literal["keep", "join", "refuse"] = "keep"
+    hub_id: Name | None
+    subset: Name | None
+    revision: Name
+    turns: Name | None
+    role: Name | None
+    content: Name | None
+    id: Name | None
+    label: Name | None
+    split: Name | None
+    splits: dict[Name, Literal["train", "valid", "test"]]
+    shares: Shares
+    system: Literal["keep", "join", "refuse"]
 
 
 @section

@@ -122,7 +122,7 @@ def is_quoted(path: Path) -> bool:
     columns = header.split(",")
     fits, replaced, quotes, inner = True, False, False, False
     for line in filter(str.strip, lines):
-        fits = fits and len(COLUMNS) <= line.count(",") + 1 <= most_fields(columns)
+        fits = fits and len(COLUMNS) <= line.count(",") + 1 <= most_fields(columns, line)
         replaced = replaced or "_comma_" in line
         quotes = quotes or ',"' in line
         inner = inner or ('""' in line and QUOTE_IN_QUOTES.search(line) is not None)
@@ -135,9 +135,12 @@ def is_quoted(path: Path) -> bool:
     return all(len(values) == len(columns) for _, values in rows) or (quotes and not replaced)
 
 
-def most_fields(header: Sequence[str]) -> int:
-    """The fields that a row of the unquoted form can have."""
-    return len(header) + (list(header) == ORIGINAL)
+def most_fields(header: Sequence[str], line: str) -> int:
+    """The fields that a line of the unquoted form can have: of the original, any number after an artefact."""
+    if list(header) != ORIGINAL:
+        return len(header)
+    after = line.split(",", len(COLUMNS) - 1)[-1]
+    return line.count(",") + 1 if ARTEFACT in after else len(header) + 1
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -148,9 +151,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     if header[: len(COLUMNS)] != COLUMNS:
         found = ",".join(header)[:80]
         raise DataError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {found!r}")
-    fields = len(header) if quoted else most_fields(header)
     for number, row in lines:
-        yield number, _checked(row, path, number, fields)
+        yield number, _checked(row, path, number, len(header) if quoted else most_fields(header, ",".join(row)))
 
 
 def _split_lines(path: Path) -> Iterator[tuple[int, list[str]]]:

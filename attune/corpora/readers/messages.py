@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from attune.config.schema import Messages
+from attune.config.schema import Messages, Shares
 from attune.corpora.readers.message_files import Names, data_files, read_file
 from attune.corpora.splits import split_by_hash, text_hash
 from attune.data.dialogue import Dialogue, Role, Turn, join_system, join_turns, normalise
@@ -52,6 +52,12 @@ SPLIT_NAMES = {
     "test": "test",
 }
 QUALITIES = ("high", "low")
+NAMES = ("hub_id", "subset", "turns", "role", "content", "id", "label", "split")
+SHARES = {"train": 70, "valid": 15, "test": 15}
+# What conf/config.yaml has, for folders that a classifier reads.
+USUAL = Messages(
+    **dict.fromkeys(NAMES), **{"revision": "main", "splits": {}, "shares": Shares(**SHARES), "system": "keep"}
+)
 # Bad dialogues that an error lists, and characters of each.
 SHOWN, WIDTH = 20, 300
 
@@ -91,7 +97,7 @@ def stream(
     folder: Path, dropped: Counter[str], file: str | None = None, messages: Messages | None = None
 ) -> Iterator[Dialogue]:
     """As `read`, one dialogue at a time; in memory are 8 bytes of each dialogue's id."""
-    chats = _Chats(folder, file, messages or Messages())
+    chats = _Chats(folder, file, messages or USUAL)
     seen, problems, bad = array("Q"), list[str](), 0
     for where, record, split in chats.records():
         try:
@@ -123,7 +129,7 @@ class _Chats:
         )
         self._sources = self._with_splits(data_files(folder, file))
         named = {source.split for source in self._sources} - {None} or self._named_in_records()
-        shares = settings.shares.items()
+        shares = vars(settings.shares).items()
         self._shares: dict[str, int] = {
             split: share for split, share in shares if split == "train" or split not in named
         }

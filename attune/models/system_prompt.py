@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attune.data.dialogue import Turn, join_system, split_system
+from attune.data.dialogue import Dialogue, Turn, join_system, split_system
 from attune.models.chat_template import encode_prompt, fit_context, has_system_turn
 from attune.runtime.errors import TemplateError, UserError
 from attune.runtime.io import read_lines
@@ -52,6 +52,13 @@ def fit_instructed(
             ) from None
         instructed = instruct(tokenizer, fitted, instruction)
     return instructed
+
+
+def tell_joined(tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> None:
+    """Say how many system turns the chat template, which has none, makes part of user turns."""
+    with_system = sum(bool(split_system(dialogue.turns)[0]) for dialogue in dialogues)
+    if with_system and not has_system_turn(tokenizer, tokenizer.chat_template):
+        print(f"the chat template has no system turn: those of {with_system} dialogues begin their first user turns")
 
 
 def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) -> tuple[Turn, ...]:

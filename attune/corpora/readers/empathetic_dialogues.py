@@ -106,11 +106,11 @@ def _turn(row: list[str], is_speaker: bool) -> Turn:
 
 
 def is_quoted(path: Path) -> bool:
-    """Whether a csv file is quoted (RFC 4180) rather than the original's unquoted form.
+    """Whether a csv file is quoted (RFC 4180) rather than in the original's unquoted form.
 
-    A quoted header is. So is a file whose lines do not fit the header when they are split at their commas, if its rows
-    fit as csv, or if it quotes fields and has no `_comma_` (one of its rows is wrong then). Where lines fit, the file
-    is in the original's form, unless a quoted field has a quote in it.
+    A file with a quoted header is. So is one whose lines have more or fewer fields than the header when they are split
+    at their commas, if its rows fit as csv, or if it quotes fields and has no `_comma_` (one of its rows is wrong
+    then). Where all lines fit, it is in the original's form, unless a quoted field has a quote in it.
 
     Raises:
         DataError: the file is missing or is no UTF-8.
@@ -120,14 +120,18 @@ def is_quoted(path: Path) -> bool:
     if header.startswith('"'):
         return True
     columns = header.split(",")
-    fits, replaced, quotes, inner = True, False, False, False
+    fits, original, replaced, quotes, inner = True, True, False, False, False
     for line in filter(str.strip, lines):
-        fits = fits and len(COLUMNS) <= line.count(",") + 1 <= most_fields(columns, line)
+        fields = line.count(",") + 1
+        fits = fits and len(COLUMNS) <= fields <= len(columns)
+        original = original and len(COLUMNS) <= fields <= most_fields(columns, line)
         replaced = replaced or "_comma_" in line
         quotes = quotes or ',"' in line
         inner = inner or ('""' in line and QUOTE_IN_QUOTES.search(line) is not None)
     if fits:
         return inner and not replaced
+    if original and (replaced or not quotes):
+        return False
     try:
         rows = read_csv(path, DataError, MISSING)
     except DataError:
@@ -151,6 +155,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     if header[: len(COLUMNS)] != COLUMNS:
         found = ",".join(header)[:80]
         raise DataError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {found!r}")
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        raise DataError(f"{path}:1: column {', '.join(twice)} is there twice")
     for number, row in lines:
         yield number, _checked(row, path, number, len(header) if quoted else most_fields(header, ",".join(row)))
 

@@ -132,15 +132,14 @@ def _csv(path: Path, names: Names) -> Iterator[Record]:
         ],
     )
     records = [Row(line, dict(zip(header, values, strict=True))) for line, values in rows[1:]]
-    column = next((name for name in names.turns if name in header), None)
-    if column is None:
+    lists = [name for name in names.turns if name in header]
+    if not lists:
         yield from _dialogues(path, header, records, names)
         return
     for line, fields in records:
         columns, where = _filled(fields), f"{path}:{line}"
-        if column in columns:
-            columns[column] = _json(fields[column], f"{where}: column {column}")
-        yield where, columns
+        parsed = {name: _json(fields[name], f"{where}: column {name}") for name in lists if name in columns}
+        yield where, columns | parsed
 
 
 def _dialogues(path: Path, header: Sequence[str], rows: Sequence[Row], names: Names) -> Iterator[Record]:

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 from ruamel.yaml import YAML
 
-EXAMPLES = sorted((ROOT / "examples").iterdir())
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_file())
 # Of sbatch and of SkyPilot's task, those that an example may use.
 SBATCH = {"job-name", "array", "nodes", "ntasks", "gpus-per-node", "cpus-per-task", "mem", "time", "output"}
 TASK = {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"}

@@ -35,9 +35,10 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.corpora.readers.empathetic_dialogues import COLUMNS
 from attune.data.examples import read_examples
+from attune.labels.opposites import read_opposites
 from attune.pairs.build import TRAIN
 from attune.pairs.metrics import write_pairs
-from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.opposite_emotion_stream import Epoch, draw_all, partition_by_label, workers_for, write_epoch
 from attune.report.figures import WIDTH, style
 from attune.runtime.arrow_stream import ROWS, in_processes, scratch
@@ -93,7 +94,7 @@ def run(stage: str, params: Params) -> dict[str, float]:
     started, before = time.perf_counter(), time.process_time()
     match stage:
         case "prepare":
-            prepare.main(corpus, params.seed)
+            prepare.main(corpus, params.pairs, params.seed)
         case "pairs":
             made = write_epoch(epoch, TARGET, pairs.WORK)["pairs"]
         case "draws":

@@ -33,7 +33,8 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.examples import examples
 from attune.data.keyed import random_subset
-from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.labels.opposites import read_opposites
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
 from attune.training.dpo.encoding import encode_pair

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attune.config.params import load as load_params
-from attune.config.schema import Params
+from attune.config.schema import Messages, Params
 from attune.download.fetch import Web, from_local, from_web, require_public
+from attune.download.hub import from_hub
+from attune.download.licences import NOT_STATED, terms
+from attune.download.licences import load as load_licences
 from attune.download.sources import Source, is_inside
 from attune.download.sources import load as load_sources
+from attune.download.tracked import is_tracked, untracked
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DownloadError, reported
 from attune.runtime.io import sha256_of, write_text
@@ -33,7 +37,7 @@ CACHE_DIR = Path(".cache/downloads")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the manifest; `origin` is "local" or the address of the file or of its archive."""
+    """A line of the manifest; `origin` is "local", or the address of the file, of its archive, or of a hub's commit."""
 
     corpus: str
     file: str
@@ -50,17 +54,21 @@ def download(
     sources: Mapping[str, Source],
     first_use: Path,
     cache_dir: Path,
+    hub: Mapping[str, Messages] | None = None,
+    check: Callable[[Sequence[Entry]], None] | None = None,
 ) -> tuple[Entry, ...]:
     """Put the files of `corpora` into `raw_dir/<corpus>/<file>`, in place of whatever was there.
 
     With `local_dir` every file is copied from `local_dir/<corpus>/<file>`; without it files are fetched from the
-    addresses in `sources`, through `cache_dir`. `raw_dir` changes only after everything was had and checked.
+    addresses in `sources`, through `cache_dir`; those of the corpora in `hub` from the Hugging Face hub. `raw_dir`
+    changes only after everything was had and checked, also by `check`.
 
     Raises:
         DownloadError: a file is missing, cannot be reached or written, or has another hash than pinned or recorded.
     """
+    hub = hub or {}
     if local_dir is None:
-        require_public(corpora, sources)
+        require_public([corpus for corpus in corpora if corpus not in hub], sources)
     elif not local_dir.is_dir():
         raise DownloadError(f"the local folder {local_dir} (corpus.local_dir or CORPORA_DIR) does not exist")
     with _writing(raw_dir):
@@ -70,7 +78,14 @@ def download(
         with TemporaryDirectory(prefix=".raw-", dir=raw_dir.parent) as scratch:
             new = Path(scratch, "raw")
             new.mkdir()
-            taken = [_take(corpus, new, local_dir, sources.get(corpus), web) for corpus in sorted(set(corpora))]
+            taken = [
+                _take_hub(corpus, new, hub[corpus])
+                if corpus in hub
+                else _take(corpus, new, local_dir, sources.get(corpus), web)
+                for corpus in sorted(set(corpora))
+            ]
+            if check is not None:
+                check([entry for entries in taken for entry in entries])
             web.save()
             _move_in(new, raw_dir, Path(scratch, "old"))
     return tuple(entry for entries in taken for entry in entries)
@@ -89,13 +104,23 @@ def _take(corpus: str, new: Path, local_dir: Path | None, source: Source | None,
         raise DownloadError(f"corpus {corpus!r} is no name of a folder")
     target = new / corpus
     target.mkdir(parents=True)
-    licence = source.licence if source else "not stated"
+    licence = source.licence if source else NOT_STATED
     if local_dir is not None:
         licence = _stated_licence(local_dir / corpus) or licence
         origins = from_local(local_dir / corpus, source, target)
     else:
         assert source is not None  # require_public
         origins = from_web(corpus, source, target, web)
+    return _entries(corpus, target, origins, licence)
+
+
+def _take_hub(corpus: str, new: Path, settings: Messages) -> list[Entry]:
+    target = new / corpus
+    target.mkdir(parents=True)
+    return _entries(corpus, target, from_hub(settings, target), NOT_STATED)
+
+
+def _entries(corpus: str, target: Path, origins: Mapping[str, str], licence: str) -> list[Entry]:
     paths = [(target / file, file, origin) for file, origin in sorted(origins.items())]
     return [Entry(corpus, file, origin, path.stat().st_size, sha256_of(path), licence) for path, file, origin in paths]
 
@@ -141,13 +166,36 @@ def local_folder(from_params: str | None, environment: Mapping[str, str]) -> tup
     return None, "data/sources.yaml"
 
 
+def require_terms(entries: Iterable[Entry], params: Params) -> None:
+    """Check that the terms of every licence are known, which model cards tell.
+
+    Raises:
+        DataError: the licence of a corpus or of the base model has no row in `data/licences.yaml`.
+    """
+    table = load_licences()
+    for corpus, licence in {entry.corpus: entry.licence for entry in entries}.items():
+        terms(table, licence, f"corpus {corpus}")
+    terms(table, params.model.licence or NOT_STATED, f"model {params.model.name}")
+
+
 def main() -> None:
     """Take the corpora in force and write the manifest."""
     params = load_params()
-    folder, named_by = local_folder(params.corpus.local_dir, os.environ)
-    print(f"corpora {', '.join(needed(params))} from {folder or 'their public sources'} ({named_by})")
-    manifest = download(needed(params), RAW_DIR, folder, load_sources(SOURCES), FIRST_USE, CACHE_DIR)
-    write_manifest(manifest, MANIFEST)
+    corpus, corpora = params.corpus, needed(params)
+    hub = {corpus.name: corpus.messages} if corpus.messages.hub_id else {}
+    folder, named_by = local_folder(corpus.local_folder, os.environ)
+    print(f"corpora {', '.join(corpora)} from {folder or 'their public sources'} ({named_by})")
+    if corpus.local_folder and not is_tracked(corpus.local_folder):
+        print(untracked(corpus.local_folder))
+
+    own = dict.fromkeys(corpus.parts, corpus.licence) if corpus.licence else {}
+
+    def stated(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        return tuple(replace(entry, licence=own.get(entry.corpus) or entry.licence) for entry in entries)
+
+    settings = (RAW_DIR, folder, load_sources(SOURCES), FIRST_USE, CACHE_DIR, hub)
+    manifest = download(corpora, *settings, check=lambda entries: require_terms(stated(entries), params))
+    write_manifest(stated(manifest), MANIFEST)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ CURVES = Path("reports/curves")
 def main(name: str, params: Params) -> None:
     """Write the adapter `name` to `models/<name>`."""
     from attune.models.loading import load_base, load_tokenizer
+    from attune.models.system_prompt import tell_joined
     from attune.training.common.resume import last_checkpoint
     from attune.training.common.trainer import export_adapter
     from attune.training.sft.fine_tune import dialogues_of_quality, fine_tune
@@ -39,6 +40,7 @@ def main(name: str, params: Params) -> None:
         dialogues = dialogues_of_quality(dialogues, quality, TRAIN)
     with checkpoints(f"sft@{name}", params) as folder:
         tokenizer = load_tokenizer(BASE)
+        on_main_process(lambda: tell_joined(tokenizer, dialogues))
 
         def attempt(hardware: Hardware) -> Any:
             settings = (params.sft, params.lora, hardware, params.seed)

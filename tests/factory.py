@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from attune.config import schema
 from attune.config.params import load
+from attune.corpora.readers.messages import USUAL
 
 ROOT = Path(__file__).resolve().parents[1]
 DIALOGUES = "data/dialogues"
@@ -42,9 +43,11 @@ corpus = _factory(
     schema.Corpus,
     name="mine",
     reader="empathetic_dialogues",
-    local_dir=None,
+    local_dir="data/sources.yaml",
+    licence=None,
     file=None,
     columns=None,
+    messages=USUAL,
     mix={},
     mask=False,
     language=None,

@@ -238,7 +238,7 @@ def test_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatch):
     compose([*overrides, "model=tiny"])
     run = load()
     shutil.copytree(f"data/sample/{name}", f"data/raw/{name}")
-    prepare.main(run.corpus, run.seed)
+    prepare.main(run.corpus, run.pairs, run.seed)
     for key in run.rounds:
         pairs.main(key, run)
     audit.main(run)

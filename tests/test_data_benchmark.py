@@ -49,13 +49,14 @@ from attune.config.params import load
 from attune.corpora import external_sort
 from attune.runtime import arrow_stream, io
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
-from attune.pairs.opposite_emotion import read_opposites
+from attune.labels.opposites import read_opposites
 arrow_stream.GROUP, io.BLOCK, prepare.CHUNK, external_sort.PIECE = 500, 1 << 15, 200, 1 << 12
 external_sort.Runs.__init__.__defaults__ = (1 << 17,)
 root, pool = Path(sys.argv[1]), pyarrow.default_memory_pool()
 peaks = {}
 tracemalloc.start()
-prepare.main(load(root / "params.yaml").corpus, 13)
+params = load(root / "params.yaml")
+prepare.main(params.corpus, params.pairs, 13)
 peaks["prepare"] = tracemalloc.get_traced_memory()[1] + pool.max_memory()
 tracemalloc.reset_peak()
 epoch = Epoch(Path("data/dialogues/train.parquet"), "last", None, read_opposites(root / "data/opposite_emotions.csv"),

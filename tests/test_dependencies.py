@@ -24,7 +24,7 @@ TABLE = {
     "data": TRAIN | SAMPLE | CLASSIFY | {"prepare", "audit", "evaluate", "intervals", "mmlu", "report"},
     "download": {"download", "card"},
     "generation": SAMPLE,
-    "labels": SAMPLE | {"classifier"},
+    "labels": SAMPLE | {"classifier", "prepare"},
     "models": TRAIN | SAMPLE | {"mmlu"},
     "models/encoder.py": TRAIN | SAMPLE | {"audit", "classifier", "evaluate", "mmlu"},
     "models/weights.py": TRAIN | SAMPLE | {"classifier", "evaluate", "mmlu"},

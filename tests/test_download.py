@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -15,10 +16,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import git
 
 from attune.download import fetch
 from attune.download.sources import load
-from attune.runtime.errors import DownloadError
+from attune.download.tracked import is_tracked, untracked
+from attune.runtime.errors import DataError, DownloadError
 from stages import download as stage
 from stages.download import download, local_folder, write_manifest
 
@@ -428,7 +431,7 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     names = ("train.csv", "valid.csv", "test.csv")
     put(tmp_path / "mine", {f"empatheticdialogues/{name}": name.encode() for name in names})
     put(tmp_path / "mine", {"pretrain/dialogues.jsonl": b"{}\n"})
-    put(tmp_path, {"data/sources.yaml": (ROOT / "data/sources.yaml").read_bytes()})
+    put(tmp_path, {f"data/{name}.yaml": (ROOT / f"data/{name}.yaml").read_bytes() for name in ("sources", "licences")})
     scorers = ("epitome.data=data/sample/epitome", "mmlu.corpus=sample")
     compose(tmp_path, "recipe=empo", "model=tiny", "corpus.local_dir=mine", *scorers)
     monkeypatch.chdir(tmp_path)
@@ -438,6 +441,48 @@ def test_main_takes_what_the_params_name(tmp_path, monkeypatch, capsys):
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
     assert [each["file"] for each in manifest] == ["test.csv", "train.csv", "valid.csv", "dialogues.jsonl"]
     assert (tmp_path / "data/raw/pretrain/dialogues.jsonl").read_bytes() == b"{}\n"
+
+
+@pytest.mark.parametrize(
+    "licence, overrides, message",
+    [
+        (b"My own\n", [], "corpus empatheticdialogues: licence 'My own' has no row in data/licences.yaml"),
+        (b"CC0 1.0\n", ["corpus.licence=Secret"], "corpus empatheticdialogues: licence 'Secret' has no row"),
+        (b"CC0 1.0\n", ["model.licence=Secret"], "model smollm2: licence 'Secret' has no row"),
+        (b"My own\n", ["corpus.licence='CC0 1.0'"], None),
+    ],
+)
+def test_a_licence_whose_terms_are_unknown_is_found_before_anything_is_written(
+    licence, overrides, message, tmp_path, monkeypatch
+):
+    for name in ("sources", "licences"):
+        put(tmp_path, {f"data/{name}.yaml": (ROOT / f"data/{name}.yaml").read_bytes()})
+    files = {f"{name}.csv": b"x" for name in ("train", "valid", "test")} | {"LICENCE": licence}
+    put(tmp_path / "mine/empatheticdialogues", files)
+    compose(tmp_path, "corpus.local_dir=mine", *overrides)
+    monkeypatch.chdir(tmp_path)
+    if message is None:
+        stage.main()
+        manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+        assert {entry["licence"] for entry in manifest} == {"CC0 1.0"}
+        return
+    with pytest.raises(DataError, match=re.escape(message)):
+        stage.main()
+    assert not (tmp_path / "data/raw").exists() and not (tmp_path / "data/manifest.json").exists()
+
+
+def test_a_folder_that_experiments_in_other_folders_would_not_find_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, {"my_data/chats/a.jsonl": b"{}\n"})
+    assert is_tracked("my_data")  # no Git, so no experiments
+    git("init", "--quiet", ".")
+    assert not is_tracked("my_data") and is_tracked(str(tmp_path / "my_data")) and is_tracked("nowhere")
+    assert "copy tracked files only" in untracked("my_data") and "dvc add my_data" in untracked("my_data")
+    put(tmp_path, {"my_data.dvc": b"outs: []\n"})
+    assert is_tracked("my_data")
+    (tmp_path / "my_data.dvc").unlink()
+    git("add", "my_data")
+    assert is_tracked("my_data")
 
 
 def test_main_with_a_hub_model_needs_no_pretraining_corpus(tmp_path, monkeypatch):

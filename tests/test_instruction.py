@@ -5,10 +5,10 @@ import pytest
 from helpers import ROOT, prepare
 from test_chat import FAMILIES, turns
 
-from attune.data.dialogue import Turn
+from attune.data.dialogue import Dialogue, Turn
 from attune.data.examples import examples
 from attune.models.chat_template import encode_completion, encode_dialogue, encode_prompt, fit_context, render
-from attune.models.system_prompt import fit_instructed, has_system_turn, read_instruction
+from attune.models.system_prompt import fit_instructed, has_system_turn, read_instruction, tell_joined
 from attune.runtime.errors import TemplateError, UserError
 
 INSTRUCTION = "You are a friend. How old was she?"
@@ -51,7 +51,6 @@ def test_templates_without_system_turn(family):
     """These templates refuse turns that do not alternate, so that a rendered context is evidence."""
     tokenizer = FAMILIES[family]()
     refused = [
-        [Turn("system", INSTRUCTION), *CONTEXT],
         [Turn("user", "Hi."), Turn("user", "Hello?")],
         [Turn("user", "Hi."), Turn("assistant", "Hello."), Turn("assistant", "Yes?")],
     ]
@@ -127,3 +126,37 @@ def test_unreadable_instruction(tmp_path, content, message):
         read_instruction(path)
     path.write_text(" Listen. \n", encoding="utf-8")
     assert read_instruction(path) == "Listen."
+
+
+def test_a_system_turn_of_the_corpus_survives_truncation(family, tokenizer):
+    """It is kept where the template has one, else it begins the first user turn; exchanges go before it does."""
+    system, long = Turn("system", "Be kind."), (*(*CONTEXT, Turn("assistant", "I see.")) * 4, *CONTEXT)
+    plain, room = fit_context(tokenizer, long, 512), 96
+    assert fit_context(tokenizer, (system, *long), 512) == (system, *plain)
+    fitted = fit_context(tokenizer, (system, *long), room)
+    assert fitted[0] == system and fitted[1:] == long[-len(fitted[1:]) :] and 1 < len(fitted) < len(long)
+    ids = encode_prompt(tokenizer, (system, *long), room)
+    assert len(ids) <= room and read(tokenizer, ids).count("Be kind.") == 1
+    assert read(tokenizer, ids).startswith(OPENINGS[family].partition("I lost")[0].format("Be kind."))
+    # An instruction stands before it.
+    both = read(tokenizer, encode_prompt(tokenizer, fit_instructed(tokenizer, (system, *CONTEXT), "Listen.", 512), 512))
+    assert both.index("Listen.") < both.index("Be kind.") and both.startswith(
+        OPENINGS[family].format("Listen.\n\nBe kind.")
+    )
+
+
+def test_a_system_turn_carries_no_loss(family, tokenizer):
+    turns = (Turn("system", "Be kind."), Turn("user", "I lost my dog."), Turn("assistant", "I am sorry!"))
+    for role, words in (("assistant", "I am sorry!"), ("user", "I lost my dog.")):
+        encoded = encode_dialogue(tokenizer, turns, loss_on=role, max_length=256)
+        learned = tokenizer.decode([token for token, on in zip(encoded.ids, encoded.mask, strict=True) if on])
+        assert words in learned and "kind" not in learned
+    short = encode_dialogue(tokenizer, (turns[0], *turns[1:] * 9), loss_on="assistant", max_length=64)
+    assert len(short.ids) <= 64 and "Be kind." in read(tokenizer, short.ids)
+
+
+def test_system_turns_that_a_template_joins_are_counted_aloud(family, tokenizer, capsys):
+    dialogues = [Dialogue(str(n), "a", "train", "", (Turn("system", "Be kind."), *CONTEXT)[n % 2 :]) for n in range(5)]
+    tell_joined(tokenizer, dialogues)
+    said = capsys.readouterr().out
+    assert ("those of 3 dialogues begin their first user turns" in said) is not SYSTEM[family]

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
+import factory
 import numpy as np
 import pytest
 from hydra import compose as hydra_compose
@@ -157,7 +158,8 @@ def mixed(tmp_path, monkeypatch):
     def run(seed=13, mask=False):
         posts = {"reader": "mi", "weight": 3, "file": "mine.csv", "columns": COLUMNS}
         mix = {"annomi": {"reader": "annomi", "weight": 1}, "posts": posts}
-        main(params("corpus=counselling", mix=mix, mask=mask).corpus, seed)
+        run = params("corpus=counselling", mix=mix, mask=mask)
+        main(run.corpus, factory.pairs(rule="counselling"), seed)
         splits = {path.stem: read_dialogues(path) for path in Path("data/dialogues").iterdir()}
         return splits, json.loads(Path("metrics/data.json").read_text(encoding="utf-8"))
 
@@ -203,8 +205,9 @@ def test_the_default_has_the_tracked_metrics(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     for path in (ROOT / "data/sample/empatheticdialogues").glob("*.csv"):
         (raw / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "data/opposite_emotions.csv").write_bytes((ROOT / "data/opposite_emotions.csv").read_bytes())
     monkeypatch.chdir(tmp_path)
-    main(params().corpus, 13)
+    main(params().corpus, params().pairs, 13)
     written = Path("metrics/data.json").read_text(encoding="utf-8")
     assert written == (ROOT / "metrics/data.json").read_text(encoding="utf-8")
     assert {d.corpus for d in read_dialogues(Path("data/dialogues/test.parquet"))} == {"empathetic_dialogues"}

@@ -17,8 +17,9 @@ from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialo
 from attune.data.examples import examples as examples_of
 from attune.data.keyed import random_subset
 from attune.data.pair import Pair
+from attune.labels.opposites import read_opposites
 from attune.pairs.metrics import describe, repeated, write_pairs
-from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.runtime.errors import DataError
 from stages.pairs import main
 

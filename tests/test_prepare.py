@@ -1,17 +1,21 @@
 """Stage `prepare` and the reader of EmpatheticDialogues, on files written as the originals are."""
 
+import csv
 import json
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import factory
+import pandas as pd
 import pytest
 from helpers import prepare
 
-from attune.corpora.readers.empathetic_dialogues import read
+from attune.corpora.leakage import without_copies
+from attune.corpora.readers.empathetic_dialogues import COLUMNS, ORIGINAL, is_quoted, read
 from attune.corpora.splitting import Store, count
 from attune.data.dialogue import SPLITS, Dialogue, Example, Turn, dialogue_table, read_dialogues, write_dialogues
 from attune.data.examples import examples
@@ -150,6 +154,26 @@ def test_every_assistant_turn_is_a_target_with_the_last_turns_before_it():
     assert (last.id, last.context) == ("train/1", one.turns[4:5])
 
 
+def test_a_system_turn_stands_before_every_context(tmp_path):
+    system, spoken = Turn("system", "Be kind."), many("a", "b", "c", "d", "e", "f").turns
+    plain = Dialogue("train/2", "test", "train", "sad", spoken)
+    both = [Dialogue("train/1", "test", "train", "sad", (system, *spoken)), plain]
+    for targets, turns in (("last", None), ("last", 1), ("every", None), ("every", 3)):
+        found, without = examples(both, targets, turns), examples([plain], targets, turns)
+        half = len(without)
+        assert [e.context for e in found[:half]] == [(system, *e.context) for e in without]
+        assert found[half:] == without and [e.target for e in found[:half]] == [e.target for e in without]
+    # Assistant turns between it and the first user turn are cut and counted as without it.
+    dropped = Counter()
+    opened = Dialogue("train/3", "test", "train", "sad", (system, Turn("assistant", "Hello."), *spoken))
+    alone = Dialogue("train/4", "test", "train", "sad", (system, spoken[0]))
+    assert [d.turns for d in usable([opened, alone], dropped)] == [(system, *spoken)]
+    assert dropped == Counter(train_opening_turn=1, train_no_assistant_turn=1)
+    # Dialogues with other system turns are copies nevertheless.
+    copies = [replace(both[0], split="test"), replace(plain, id="train/5"), replace(opened, turns=(system, *spoken))]
+    assert without_copies(copies)[0] == copies[:1]
+
+
 def test_an_opening_of_the_assistant_is_no_target_and_in_no_context():
     assert examples([many("Hello.", "Hi.", first="assistant")], "last", None) == []
     one = many("Hello.", "Hi.", "So?", "Well.", "Hm.", first="assistant")
@@ -241,6 +265,79 @@ def test_a_missing_file(tmp_path):
         read(tmp_path)
 
 
+def written_by_pandas(folder, talks, columns=COLUMNS, **options):
+    """A corpus of talks by split, (label, texts) each, as pandas writes it."""
+    folder.mkdir()
+    for split, some in talks.items():
+        rows = [
+            (f"{split}{n}", i, label, f"Once, {n}", i % 2, text)
+            for n, (label, texts) in enumerate(some)
+            for i, text in enumerate(texts, start=1)
+        ]
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        frame.reindex(columns=columns).to_csv(folder / f"{split}.csv", index=False, **options)
+    return folder
+
+
+TALKS = {
+    "train": [
+        ("sad", ('Well, "so" it goes', "Oh, tell me,\nall of it")),
+        ("joyful", ("I won, at last!", "Great, really")),
+    ],
+    "valid": [("sad", ("Plain.", "Words."))],
+    "test": [("sad", ('He said "no"', 'Did he say "no"?'))],
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"quoting": csv.QUOTE_ALL},
+        {"quoting": csv.QUOTE_NONNUMERIC},
+        {"lineterminator": "\r\n"},
+        {"columns": ORIGINAL},
+    ],
+    ids=str,
+)
+def test_csv_as_pandas_writes_it_is_read_as_it_was_written(options, tmp_path, capsys):
+    dialogues, dropped = read(written_by_pandas(tmp_path / "corpus", TALKS, **options))
+    expected = [(s, label, texts) for s, some in TALKS.items() for label, texts in some]
+    found = [(d.split, d.label, tuple(turn.text.replace("\r\n", "\n") for turn in d.turns)) for d in dialogues]
+    assert found == expected and not dropped
+    # Texts without comma, quote and line end look alike in both forms, and are equal.
+    said = capsys.readouterr().err
+    assert "train.csv: read as quoted csv (RFC 4180)" in said and "test.csv: read as" in said
+
+
+def test_the_published_form_is_not_taken_for_quoted_csv(tmp_path):
+    rows = talk("c", '"Why me?" I thought_comma_ "why"', 'He said ""no""', '"')
+    folder = corpus(tmp_path, train=rows)
+    assert [turn.text for turn in of(read(folder)[0], "train")[0].turns] == [
+        '"Why me?" I thought, "why"',
+        'He said ""no""',
+        '"',
+    ]
+    assert not is_quoted(folder / "train.csv")
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("c,2,sad,p,0,Oh, no", "3: 7 fields, but the header has 6: a text with a comma is quoted, as pandas"),
+        ('c,2,sad,p,0,"Oh, no",more', "3: 7 fields, but the header has 6"),
+        ('c,2,sad,p,0,"Oh, no', "3: no valid csv: unexpected end of data"),
+        ('c,2,sad,p,"Oh, no"', "3: 5 columns, expected at least 6"),
+    ],
+)
+def test_a_row_with_more_fields_than_the_header_is_refused(line, message, tmp_path):
+    first = 'c,1,sad,p,1,"My dog, Rex, died."' if '"' in line else "c,1,sad,p,1,My dog died."
+    path = corpus(tmp_path) / "train.csv"
+    path.write_text("\n".join([",".join(COLUMNS), first, line, ""]), encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(f"{path}:{message}")):
+        read(tmp_path)
+
+
 ODD = [
     Dialogue(
         "train/1", "test", "train", "sad", (Turn("user", "🤗 👩‍👩‍👧 é é"), Turn("assistant", "שלום, مرحبا", "greet"))
@@ -309,7 +406,7 @@ def test_the_stage_reads_its_corpus_and_writes_three_files(tmp_path, monkeypatch
     raw = Path("data/raw/mine")
     raw.mkdir(parents=True)
     corpus(raw, train=[*OTHERS["train"], *talk("c", "I cry."), *talk("b", "Hm.", "What?")])
-    main(factory.corpus(), 13)
+    main(factory.corpus(), factory.pairs(rule="dbt"), 13)
     written = {path.name: [one.id for one in read_dialogues(path)] for path in Path("data/dialogues").iterdir()}
     assert written == {
         "train.parquet": ["train/b", "train/hit:1_conv:1"],

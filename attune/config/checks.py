@@ -13,6 +13,7 @@ from attune.config.schema import (
     FILE_READERS,
     LOGGING_STEPS,
     NO_FOLDER,
+    NO_LOCAL_DIR,
     Corpus,
     Hardware,
     Model,
@@ -117,12 +118,25 @@ def _check_corpus(corpus: Corpus, source: str) -> None:
         )
     if corpus.mix and (corpus.file or corpus.columns):
         raise ParamsError(f"{source}: corpus.file and corpus.columns must be null in a mixture, whose corpora have own")
+    _check_messages(corpus, source)
     for name, part in corpus.parts.items():
         where = f"{source}: corpus.mix.{name}" if corpus.mix else f"{source}: corpus"
         if part.file and part.reader not in FILE_READERS:
             raise ParamsError(f"{where}.file = {part.file!r}: reader {part.reader} reads files of fixed names")
         if part.columns and part.reader not in COLUMN_READERS:
             raise ParamsError(f"{where}.columns: reader {part.reader} reads columns of fixed names")
+
+
+def _check_messages(corpus: Corpus, source: str) -> None:
+    """A data set of the hub is read by reader messages alone, and the shares of splits are percentages of a whole."""
+    messages, shares = corpus.messages, corpus.messages.shares
+    if messages.hub_id and (corpus.reader != "messages" or corpus.local_folder or corpus.file):
+        raise ParamsError(
+            f"{source}: corpus.messages.hub_id = {messages.hub_id!r} is for corpus.reader = messages, without "
+            f"corpus.file and with corpus.local_dir = {NO_LOCAL_DIR} (none): -S corpus=messages_hub"
+        )
+    if (total := sum(vars(shares).values())) != 100:
+        raise ParamsError(f"{source}: corpus.messages.shares add up to {total} percent, and not to 100")
 
 
 def _check_rounds(params: Params, source: str) -> None:

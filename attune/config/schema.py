@@ -20,12 +20,14 @@ from attune.config.sections.data_and_training import (
     Generate,
     Llm,
     Lora,
+    Messages,
     Mixed,
     Model,
     PairFile,
     Pairs,
     Round,
     Sft,
+    Shares,
     Tiny,
 )
 from attune.config.sections.fields import (
@@ -34,10 +36,13 @@ from attune.config.sections.fields import (
     DBT,
     DIALOGUES,
     FILE_READERS,
+    LABEL_RULES,
     LOGGING_STEPS,
+    NO_LOCAL_DIR,
     ROUNDS,
     Name,
     NotNegative,
+    rules,
 )
 from attune.config.sections.machine import Compute, Decoding, Hardware, Ranks, Runtime, Training
 from attune.config.sections.scoring import (
@@ -61,8 +66,10 @@ __all__ = [
     "DBT",
     "DIALOGUES",
     "FILE_READERS",
+    "LABEL_RULES",
     "LOGGING_STEPS",
     "NO_FOLDER",
+    "NO_LOCAL_DIR",
     "ROUNDS",
     "Adapter",
     "Behaviour",
@@ -83,6 +90,7 @@ __all__ = [
     "Hardware",
     "Llm",
     "Lora",
+    "Messages",
     "Mixed",
     "Mmlu",
     "Model",
@@ -93,6 +101,7 @@ __all__ = [
     "Round",
     "Runtime",
     "Sft",
+    "Shares",
     "Tiny",
     "Training",
     "TurnTraining",
@@ -100,6 +109,7 @@ __all__ = [
     "Weights",
     "bertscore_encoder",
     "chain",
+    "rules",
 ]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from attune.data.dialogue import SPLITS, Dialogue, Turn, normalise, text_keys
+from attune.data.dialogue import SPLITS, Dialogue, Turn, normalise, split_system, text_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,13 +162,14 @@ def _whole(turns: Sequence[Turn], prefixes: Sequence[str]) -> set[str]:
 
 
 def _prefixes(turns: Sequence[Turn]) -> list[str]:
-    """For each turn the normalised text up to its end."""
-    return list(accumulate((normalise(turn.text) for turn in turns), lambda text, turn: f"{text} {turn}".strip()))
+    """For each turn the normalised text up to its end, without that of the system turn, which many dialogues share."""
+    texts = ("" if turn.role == "system" else normalise(turn.text) for turn in turns)
+    return list(accumulate(texts, lambda text, turn: f"{text} {turn}".strip()))
 
 
 def _passages(turns: Sequence[Turn]) -> list[str]:
     """The long turns, and the long pairs of consecutive turns, which have a line break between them."""
-    texts = [normalise(turn.text) for turn in turns]
+    texts = [normalise(turn.text) for turn in split_system(turns)[1]]
     exchanges = [f"{turn}\n{reply}" for turn, reply in pairwise(texts)]
     return [text for text in (*texts, *exchanges) if _is_long(text)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import accumulate
 
 from attune.data.dialogue import SPLITS
 
@@ -14,6 +15,20 @@ SHARES = (70, 85)
 def text_hash(text: str) -> int:
     """A hash of the text, from 0 to 2**64 - 1, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_by_hash(text: str, shares: Mapping[str, int]) -> str:
+    """A split, by a hash of the text alone: other texts do not move it.
+
+    Args:
+        text: such as a dialogue's id.
+        shares: of the splits, in any unit.
+    """
+    place = text_hash(text) % sum(shares.values())
+    for split, end in zip(shares, accumulate(shares.values()), strict=True):
+        if place < end:
+            return split
+    raise AssertionError("the place is below the last end")
 
 
 def split_groups(strata: Mapping[str, str]) -> dict[str, str]:

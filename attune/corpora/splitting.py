@@ -141,11 +141,10 @@ def _sampled(table: pa.Table, thresholds: Mapping[str, int], dropped: Counter[st
 
 def count(dialogues: pa.Table, split: str) -> Counter[str]:
     """Counts of the dialogues of a split: `<split>_dialogues`, `<split>_turns`, `<split>_words`,
-    `<corpus>_<split>_dialogues`, and for train `train_label_<label>`."""
+    `<corpus>_<split>_dialogues`, and `<split>_label_<label>`."""
     texts = dialogues["turns"].combine_chunks().flatten().field("text").to_pylist()
     counts = Counter(f"{name}_{split}_dialogues" for name in dialogues["corpus"].to_pylist())
-    if split == "train":
-        counts.update(f"train_label_{label}" for label in dialogues["label"].to_pylist())
+    counts.update(f"{split}_label_{label}" for label in dialogues["label"].to_pylist() if label)
     counts[f"{split}_dialogues"] += len(dialogues)
     counts[f"{split}_turns"] += len(texts)
     counts[f"{split}_words"] += sum(len(text.split()) for text in texts)

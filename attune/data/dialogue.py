@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-# Dialogues have no system turn; an instruction is put before a prompt.
+# A dialogue, a context and a prompt have at most one system turn, the first.
 Role = Literal["system", "user", "assistant"]
 Targets = Literal["last", "every"]
 SPLITS = ("train", "valid", "test")
@@ -35,9 +35,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A dialogue whose consecutive turns alternate between user and assistant.
+    """A dialogue whose consecutive turns alternate between user and assistant, after a system turn if it has one.
 
-    `label` is its emotion, problem or topic; `quality`, high or low, is the assistant's, if the corpus rates it.
+    `label` is its emotion, problem or topic, empty if the corpus has none; `quality`, high or low, is the assistant's,
+    if the corpus rates it.
     """
 
     id: str
@@ -57,7 +58,8 @@ class Dialogue:
 class Example:
     """A target, which is an assistant turn, and its context, the turns before it.
 
-    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. `act` is the
+    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. Before it
+    stands the dialogue's system turn, if it has one. `act` is the
     target's, `label` and `quality` are the dialogue's.
     """
 
@@ -101,9 +103,26 @@ def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 def from_first_user(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns from the first user turn on."""
-    start = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    return tuple(turns[start:])
+    """The turns from the first user turn on, after the system turn."""
+    system, others = split_system(turns)
+    start = next((i for i, turn in enumerate(others) if turn.role == "user"), len(others))
+    return (*system, *others[start:])
+
+
+def split_system(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """The system turn, if it is the first turn, and the others."""
+    end = 1 if turns and turns[0].role == "system" else 0
+    return tuple(turns[:end]), tuple(turns[end:])
+
+
+def join_system(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns with the system turn as the beginning of the first user turn, for chat templates that have none."""
+    system, others = split_system(turns)
+    first = next((i for i, turn in enumerate(others) if turn.role == "user"), None)
+    if not system or first is None:
+        return (*(Turn("user", turn.text) for turn in system), *others)
+    joined = Turn("user", f"{system[0].text}\n\n{others[first].text}", others[first].act)
+    return (*others[:first], joined, *others[first + 1 :])
 
 
 def dialogue_of(example: str, targets: Targets) -> str:

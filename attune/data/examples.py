@@ -37,7 +37,7 @@ def example_table(dialogues: pa.Table, targets: Targets, max_turns: int | None, 
             has the dialogue's id. every: each assistant turn except an opening one; its id is `<dialogue id>:<index of
             the turn>`.
         max_turns: the context is the last `max_turns` turns before the target; None: all of them. It starts with a
-            user turn, so an even number keeps one turn less.
+            user turn, so an even number keeps one turn less. The dialogue's system turn stands before them, uncounted.
         contexts: if False, only id, label and target are returned, which needs half of the columns (`COLUMNS`).
 
     Returns:
@@ -68,7 +68,9 @@ def example_table(dialogues: pa.Table, targets: Targets, max_turns: int | None, 
     if contexts:
         first = start[dialogue] if max_turns is None else np.maximum(start[dialogue], target - max_turns)
         columns |= {
-            "context": slices(turns, np.minimum(next_user(turns)[first], target), target, lists.type),
+            "context": slices(
+                turns, np.minimum(next_user(turns)[first], target), target, lists.type, _system(turns, start[dialogue])
+            ),
             "act": turns.field("act").take(pa.array(target)),
             "quality": dialogues["quality"].combine_chunks().take(pa.array(dialogue)),
         }
@@ -136,13 +138,34 @@ def next_user(turns: pa.StructArray) -> Positions:
     return np.minimum.accumulate(positions[::-1])[::-1]
 
 
-def slices(values: pa.Array, start: Positions, end: Positions, kind: pa.DataType) -> pa.ListArray:
-    """`values[start[i]:end[i]]` for each i, as an Arrow list of type `kind`."""
+def _system(turns: pa.StructArray, first: Positions) -> Positions:
+    """The position of each dialogue's system turn, from that of its first turn; -1 where it has none."""
+    import pyarrow.compute as pc
+
+    is_system = pc.equal(turns.field("role"), "system").to_numpy(zero_copy_only=False)
+    return np.where(is_system[first], first, -1)
+
+
+def slices(
+    values: pa.Array, start: Positions, end: Positions, kind: pa.DataType, before: Positions | None = None
+) -> pa.ListArray:
+    """`values[start[i]:end[i]]` for each i, as an Arrow list of type `kind`.
+
+    Args:
+        values: of all lists.
+        start: (N,) positions.
+        end: (N,) positions.
+        kind: of the result.
+        before: (N,) position of a value that stands before the slice, -1 for none; None: for all none.
+    """
     import pyarrow as pa
 
     lengths = end - start
     ends = np.cumsum(lengths)
     positions = np.arange(lengths.sum()) + np.repeat(start - (ends - lengths), lengths)
+    if before is not None and (has := before >= 0).any():
+        positions = np.insert(positions, (ends - lengths)[has], before[has])
+        ends = np.cumsum(lengths + has)
     offsets = pa.array(np.append(0, ends).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, values.take(pa.array(positions)), type=kind)
 

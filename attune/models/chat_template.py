@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-from attune.data.dialogue import Role, Turn
+from attune.data.dialogue import Role, Turn, join_system, split_system
 from attune.runtime.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MARK = "\ue000"
 TODAY = datetime(2024, 7, 26)
 DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 THINKING = "enable_thinking"
+SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,16 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> str:
-    """The text of `turns` under the tokenizer's chat template; with `prompt`, followed by the generation prompt."""
+    """The text of `turns` under the tokenizer's chat template; with `prompt`, followed by the generation prompt.
+
+    A template without system turns gets the text of a system turn before the first user turn.
+    """
+    if split_system(turns)[0] and not has_system_turn(tokenizer, tokenizer.chat_template):
+        turns = join_system(turns)
+    return _render(tokenizer, turns, prompt)
+
+
+def _render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> str:
     text = _apply(tokenizer, turns, prompt)
     if not prompt and _adds_final_eos(tokenizer, tokenizer.chat_template):
         text = text.removesuffix(tokenizer.eos_token)
@@ -155,6 +165,31 @@ def encode_examples(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Rol
     ends = [i + 1 for i, turn in enumerate(turns) if turn.role == loss_on]
     fitted = [_fit_dialogue(tokenizer, tuple(turns[:end]), max_length) for end in ends]
     return [_supervised(tokenizer, one, [len(one) - 1], max_length) for one in fitted]
+
+
+@lru_cache(maxsize=16)
+def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether `template`, the tokenizer's chat template, renders a system turn, and differently from other turns.
+
+    Gemma 2's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no
+    model was trained on. Mistral 0.3's writes it into the last turn, and leaves it out where that is a reply.
+    """
+    system = _render_after(tokenizer, "system")
+    if system is None or MARK not in system or system in {_render_after(tokenizer, role) for role in SPEAKERS}:
+        return False
+    before = system.partition(MARK)[0]
+    turns = [Turn("system", MARK), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
+    return all(_render(tokenizer, turns[:end]).startswith(before + MARK) for end in (3, 4, 5))
+
+
+def _render_after(tokenizer: Tokenizer, role: Role) -> str | None:
+    """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
+    from jinja2 import TemplateError as Refusal
+
+    try:
+        return _render(tokenizer, [Turn(role, MARK), Turn("user", "a")])
+    except Refusal:
+        return None
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Role, max_length: int) -> Supervised:
@@ -212,36 +247,39 @@ def encode_prompt(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int
 def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
     """Truncate a context until its prompt has at most `max_length` tokens.
 
-    The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context. If the
+    The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context, after
+    the system turn, which is never cut. If the
     last turn is still too long, its first words go, since the last words matter most to a reply.
 
     Raises:
         TemplateError: a single character does not fit.
     """
-    turns = tuple(context)
-    while len(turns) > 2 and not _prompt_fits(tokenizer, turns, max_length):
+    system, turns = split_system(context)
+    while len(turns) > 2 and not _prompt_fits(tokenizer, (*system, *turns), max_length):
         turns = turns[2:]
-    if _prompt_fits(tokenizer, turns, max_length):
-        return turns
+    if _prompt_fits(tokenizer, (*system, *turns), max_length):
+        return (*system, *turns)
     # By whole words; where the last word alone does not fit, by characters.
     for parts, joint in ((turns[0].text.split(), " "), (list(turns[0].text), "")):
-        if cut := _cut(tokenizer, turns, parts, joint, max_length):
+        if cut := _cut(tokenizer, (*system, *turns), parts, joint, max_length):
             return cut
-    raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template")
+    why = ", since its system turn is never cut" if system else ""
+    raise TemplateError(f"no prompt fits into {max_length} tokens under this chat template{why}")
 
 
 def _cut(
     tokenizer: Tokenizer, turns: tuple[Turn, ...], parts: Sequence[str], joint: str, max_length: int
 ) -> tuple[Turn, ...] | None:
-    """`turns` without the fewest first parts of the first turn that let the prompt fit; None if not even one fits."""
+    """`turns` without the fewest first parts of the first user turn that let the prompt fit; None if none fits."""
+    system, (first, *others) = split_system(turns)
 
     def without(number: int) -> tuple[Turn, ...]:
-        return (replace(turns[0], text=joint.join(parts[number:])), *turns[1:])
+        return (*system, replace(first, text=joint.join(parts[number:])), *others)
 
     # Whether the rest fits is monotonic in the number of parts that go.
     counts = range(1, len(parts))
-    first = bisect_left(counts, True, key=lambda number: _prompt_fits(tokenizer, without(number), max_length))
-    return without(counts[first]) if first < len(counts) else None
+    least = bisect_left(counts, True, key=lambda number: _prompt_fits(tokenizer, without(number), max_length))
+    return without(counts[least]) if least < len(counts) else None
 
 
 def _prompt_fits(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -> bool:
@@ -339,14 +377,15 @@ def stop_tokens(tokenizer: Tokenizer, of_model: int | Sequence[int] | None = Non
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:
     """Truncate a dialogue. A reply of more than half the window is kept whole: the caller then cuts the token ids."""
-    while len(_encode(tokenizer, turns).ids) > max_length:
+    system, turns = split_system(turns)
+    while len(_encode(tokenizer, (*system, *turns)).ids) > max_length:
         if len(turns) > 2:
             turns = turns[2:]
             continue
-        opening, reply = turns[:1], turns[1:]
+        opening, reply = (*system, *turns[:1]), turns[1:]
         length = sum(len(encode_completion(tokenizer, opening, turn.text).reply) for turn in reply)
         return (*fit_context(tokenizer, opening, max_length - min(length, max_length // 2)), *reply)
-    return turns
+    return (*system, *turns)
 
 
 def _span(tokenizer: Tokenizer, turns: tuple[Turn, ...], index: int, text: str) -> tuple[int, int]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attune.data.dialogue import Role, Turn
-from attune.models.chat_template import MARK, encode_prompt, fit_context, render
+from attune.data.dialogue import Dialogue, Turn, join_system, split_system
+from attune.models.chat_template import encode_prompt, fit_context, has_system_turn
 from attune.runtime.errors import TemplateError, UserError
 from attune.runtime.io import read_lines
-
-SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -57,37 +54,19 @@ def fit_instructed(
     return instructed
 
 
+def tell_joined(tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> None:
+    """Say how many system turns the chat template, which has none, makes part of user turns."""
+    with_system = sum(bool(split_system(dialogue.turns)[0]) for dialogue in dialogues)
+    if with_system and not has_system_turn(tokenizer, tokenizer.chat_template):
+        print(f"the chat template has no system turn: those of {with_system} dialogues begin their first user turns")
+
+
 def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) -> tuple[Turn, ...]:
-    """`context`, whose first turn is the user's, with `instruction` before it."""
-    first, *rest = context
-    if has_system_turn(tokenizer, tokenizer.chat_template):
-        return (Turn("system", instruction), first, *rest)
-    return (Turn(first.role, f"{instruction}\n\n{first.text}"), *rest)
-
-
-@lru_cache(maxsize=16)
-def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether `template`, the tokenizer's chat template, renders a system turn, and differently from other turns.
-
-    Gemma 2's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no
-    model was trained on. Mistral 0.3's writes it into the last turn, and leaves it out where that is a reply.
-    """
-    system = _render_after(tokenizer, "system")
-    if system is None or MARK not in system or system in {_render_after(tokenizer, role) for role in SPEAKERS}:
-        return False
-    before = system.partition(MARK)[0]
-    turns = [Turn("system", MARK), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
-    return all(render(tokenizer, turns[:end]).startswith(before + MARK) for end in (3, 4, 5))
-
-
-def _render_after(tokenizer: Tokenizer, role: Role) -> str | None:
-    """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
-    from jinja2 import TemplateError as Refusal
-
-    try:
-        return render(tokenizer, [Turn(role, MARK), Turn("user", "a")])
-    except Refusal:
-        return None
+    """`context` with `instruction` before it, and before the text of its system turn, if it has one."""
+    system, turns = split_system(context)
+    whole = "\n\n".join([instruction, *(turn.text for turn in system)])
+    instructed = (Turn("system", whole), *turns)
+    return instructed if has_system_turn(tokenizer, tokenizer.chat_template) else join_system(instructed)
 
 
 def _length(tokenizer: Tokenizer, context: Sequence[Turn]) -> int:

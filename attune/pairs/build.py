@@ -18,13 +18,13 @@ from attune.data.dialogue import Example
 from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
+from attune.labels.opposites import read_opposites
 from attune.pairs.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
 from attune.pairs.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from attune.pairs.dbt_candidates import corpus_source, policy_source
 from attune.pairs.dbt_llm import llm_judge, llm_source
 from attune.pairs.file import read_preferences
 from attune.pairs.metrics import describe, measures, percent, repeated, scores
-from attune.pairs.opposite_emotion import read_opposites
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
 from attune.pairs.policy import policy_pairs
 from attune.pairs.rules import rule_of

@@ -64,7 +64,7 @@ def read_prompt(path: Path, names: set[str]) -> Template:
 
 def conversation(context: Sequence[Turn]) -> str:
     """A context as text for prompts, a line for each turn."""
-    names = {"user": "Seeker", "assistant": "Supporter"}
+    names = {"system": "Instruction", "user": "Seeker", "assistant": "Supporter"}
     return "\n".join(f"{names[turn.role]}: {turn.text}" for turn in context)
 
 

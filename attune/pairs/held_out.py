@@ -20,10 +20,11 @@ from attune.data.dialogue import Example
 from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
+from attune.labels.opposites import read_opposites
 from attune.pairs.counselling import counselling_pairs, group_by_match, sides
 from attune.pairs.dbt_candidates import other_act_pairs
 from attune.pairs.file import random_pairs, read_preferences
-from attune.pairs.opposite_emotion import build_pairs, group_by_label, read_opposites
+from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.rules import rule_of
 
 HELD_OUT_EPOCH = 0

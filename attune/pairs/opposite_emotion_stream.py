@@ -23,7 +23,8 @@ from attune.data.dialogue import Targets, normalise, text_keys
 from attune.data.examples import example_batches
 from attune.data.keyed import BottomK, subset_keys
 from attune.data.pair import Pair, schema_of
-from attune.pairs.opposite_emotion import Positions, check_coverage, draw
+from attune.labels.opposites import check_coverage
+from attune.pairs.opposite_emotion import Positions, draw
 from attune.runtime.arrow_stream import ROWS, in_processes, prefetch, scratch, spill, spilled, table_writer
 from attune.runtime.errors import DataError
 

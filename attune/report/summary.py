@@ -96,7 +96,7 @@ def other_beta(params: Params) -> float:
 
 def lead(results: Results, params: Params) -> str:
     """What was run: corpus, model, seed and sizes."""
-    folder = params.corpus.local_dir
+    folder = params.corpus.local_folder
     # The embedded sample has the format and so the name of the real corpus: only the folder distinguishes them.
     source = f" from {folder}" if folder and not Path(folder).is_absolute() else ""
     rounds = ", ".join(f"{values.get('pairs', 0):,.0f} ({key})" for key, values in results.pairs.items())

@@ -8,11 +8,13 @@ name the file and, if known, the line.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,20 @@ def read_text(path: Path, error: type[UserError], missing: str) -> str:
     """
     with _opened(path, error, missing) as file:
         return _decoded(file.read(), path, error).removeprefix("\ufeff")
+
+
+def read_gzip(path: Path, error: type[UserError], missing: str) -> str:
+    """As `read_text`, of a gzip file.
+
+    Raises:
+        UserError: as `read_text`, and where the file is no whole gzip file.
+    """
+    with _opened(path, error, missing) as file:
+        try:
+            content = gzip.decompress(file.read())
+        except (OSError, EOFError, zlib.error) as problem:
+            raise error(f"{path} is no gzip file, or is cut off: {problem}") from None
+    return _decoded(content, path, error).removeprefix("\ufeff")
 
 
 def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str]:
@@ -94,8 +110,13 @@ def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int
     Raises:
         UserError: as `read_text`, and where the file is not valid csv.
     """
+    return parse_csv(read_text(path, error, missing), path, error)
+
+
+def parse_csv(text: str, path: Path, error: type[UserError]) -> list[tuple[int, list[str]]]:
+    """As `read_csv`, from the text of the file."""
     # With newline="": line ends inside quotes are kept.
-    reader = csv.reader(io.StringIO(read_text(path, error, missing), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, line = [], 1
     try:
         for values in reader:

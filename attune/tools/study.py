@@ -19,9 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from attune.download.tracked import is_tracked, untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
+from attune.runtime.io import read_yaml
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import collect
 
@@ -85,6 +88,20 @@ def in_queue(run: str) -> tuple[int, int]:
     return queued, running
 
 
+def require_tracked(settings: Grid) -> None:
+    """Check that the queue, which copies tracked files only, has the local folder that the overrides name.
+
+    Raises:
+        UserError: it does not.
+    """
+    values = dict(override.split("=", 1) for override in settings.overrides)
+    group = Path(f"conf/corpus/{values.get('corpus')}.yaml")
+    of_group = read_yaml(group, UserError, "")["corpus"].get("local_dir") if group.is_file() else None
+    folder = values.get("corpus.local_dir", of_group)
+    if folder and not is_tracked(folder):
+        raise UserError(untracked(folder))
+
+
 def threads_of(settings: Grid, jobs: int, cores: int) -> list[str]:
     """The override that divides the cores among `jobs` experiments; none for a single job, or if the study sets it."""
     given = any(override.startswith(f"{THREADS}=") for override in settings.overrides)
@@ -116,5 +133,6 @@ def main(argv: Sequence[str]) -> None:
         print(f"finished: {', '.join(done(settings.name)) or 'none'}")
         return
     if arguments.action == "run":
+        require_tracked(settings)
         run_grid(settings, study.targets, arguments.jobs)
     collect(arguments.name, study, settings, done(settings.name))

@@ -13,13 +13,13 @@ from attune.classifiers.dbt.classifier import read_stages
 from attune.classifiers.epitome.annotations import read_annotations
 from attune.config.params import load
 from attune.corpora.masking import read_names
-from attune.corpora.readers import annomi, empathetic_dialogues, esconv, mi, miti_sentences, pretraining, ufjf
+from attune.corpora.readers import annomi, empathetic_dialogues, esconv, messages, mi, miti_sentences, pretraining, ufjf
 from attune.data.dialogue import normalise
 from attune.download import sources
 from attune.labels.miti import read_adherence
+from attune.labels.opposites import read_opposites
 from attune.models.system_prompt import read_instruction
 from attune.pairs.dbt_llm import read_prompt
-from attune.pairs.opposite_emotion import read_opposites
 from attune.runtime.errors import UserError
 from attune.scoring.mmlu import harness
 from attune.tools.study_plan import read as read_study
@@ -47,6 +47,7 @@ ED_ROWS = [
     ("c2", "2", "proud", "I ran.", "4", "Well done!"),
 ]
 ED = table(ED_HEADER, *ED_ROWS, form="commas")
+QUOTED = table(ED_HEADER, *((*row[:-1], row[-1].replace("_comma_", ",")) for row in ED_ROWS))
 TALK = [("usr", "My café closed.", None), ("sys", "Since when?", "Question"), ("usr", "May 😀.", None)]
 ESCONV = [
     {
@@ -102,6 +103,15 @@ MMLU = [
     ("Q?", *"1234D"),
 ]
 RATINGS = [("Café?", "Yes, sir.", "3", "4"), ("Hm 😀.", "No.", "1.5", ""), ("Oh.", "Why?", "2", "2")]
+CHATS = [
+    {
+        "id": f"c{i}",
+        "label": "sad",
+        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Oh."}],
+    }
+    for i, text in enumerate(("My café closed.", "I failed 😀.", "Hm."))
+]
+CHAT_TURNS = [(one["id"], turn["role"], turn["content"]) for one in CHATS for turn in one["messages"]]
 JSONL = [{"source": "x", "turns": ["My café closed.", "Oh 😀."]}, {"source": "x", "turns": ["Hi."]}]
 
 
@@ -141,6 +151,15 @@ READERS = [
         ("utterance_idx",),
     ),
     corpus(
+        "EmpatheticDialogues, quoted",
+        empathetic_dialogues,
+        {f"{one}.csv": QUOTED for one in SPLIT_FILES},
+        "train.csv",
+        "csv",
+        tuple(ED_HEADER),
+        ("utterance_idx",),
+    ),
+    corpus(
         "ESConv, a conversation a line",
         esconv,
         {f"{one}.txt": lines(ESCONV) for one in SPLIT_FILES},
@@ -155,6 +174,25 @@ READERS = [
         "ESConv.json",
         "json",
         ("problem_type", "dialog"),
+    ),
+    corpus("chats, jsonl", messages, {"train.jsonl": lines(CHATS)}, "train.jsonl", "lines", ("messages",)),
+    corpus(
+        "chats, json",
+        messages,
+        {"c.json": json.dumps(CHATS, ensure_ascii=False).encode()},
+        "c.json",
+        "json",
+        ("messages",),
+    ),
+    corpus(
+        "chats, a row a turn",
+        messages,
+        {"c.csv": table(("id", "role", "content"), *CHAT_TURNS)},
+        "c.csv",
+        "csv",
+        ("id", "role", "content"),
+        (),
+        ("role",),
     ),
     corpus(
         "AnnoMI, simple",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attune.classifiers.common.batching import BATCH_SIZE, pad
 from attune.compute.batching import batches_by_count
 from attune.compute.process import autocast
-from attune.data.dialogue import Turn
+from attune.data.dialogue import Turn, split_system
 from attune.runtime.errors import ModelError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
 
@@ -86,7 +86,8 @@ def encode(classifier: TurnClassifier, contexts: Sequence[Sequence[Turn]], repli
     """
     tokenizer, context_turns = classifier.tokenizer, classifier.context_turns
     room = classifier.max_length - 3  # [CLS], and [SEP] after context and reply
-    turns = [[turn.text for turn in context[max(0, len(context) - context_turns) :]] for context in contexts]
+    spoken = [split_system(context)[1] for context in contexts]
+    turns = [[turn.text for turn in context[max(0, len(context) - context_turns) :]] for context in spoken]
     distinct = list(dict.fromkeys([*replies, *(text for texts in turns for text in texts)]))
     input_ids = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"] if distinct else []
     ids = dict(zip(distinct, input_ids, strict=True))

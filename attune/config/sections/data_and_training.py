@@ -8,6 +8,7 @@ from pydantic import Field
 
 from attune.config.sections.fields import (
     DIALOGUES,
+    NO_LOCAL_DIR,
     Name,
     NotNegative,
     Passes,
@@ -34,6 +35,33 @@ class Columns:
 
 
 @section
+class Shares:
+    """Percent of the dialogues without a split."""
+
+    train: Positive
+    valid: Positive
+    test: Positive
+
+
+@section
+class Messages:
+    """Where reader messages takes dialogues from, and how their columns and keys are called; null: the usual names."""
+
+    hub_id: Name | None
+    subset: Name | None
+    revision: Name
+    turns: Name | None
+    role: Name | None
+    content: Name | None
+    id: Name | None
+    label: Name | None
+    split: Name | None
+    splits: dict[Name, Literal["train", "valid", "test"]]
+    shares: Shares
+    system: Literal["keep", "join", "refuse"]
+
+
+@section
 class Mixed:
     """A corpus of a mixture: how it is read, and its share of the train split relative to the others'."""
 
@@ -49,12 +77,19 @@ class Corpus:
 
     name: Name
     reader: Reader | None
-    local_dir: str | None
+    local_dir: Name
+    licence: Name | None
     file: Name | None
     columns: Columns | None
+    messages: Messages
     mix: dict[Name, Mixed]
     mask: bool
     language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None
+
+    @property
+    def local_folder(self) -> str | None:
+        """`local_dir`, or None where it is the placeholder."""
+        return None if self.local_dir == NO_LOCAL_DIR else self.local_dir
 
     @property
     def parts(self) -> dict[str, Mixed]:

@@ -18,8 +18,12 @@ BASE = "models/base"
 DBT = "models/dbt"
 DIALOGUES = "data/dialogues"
 RULES = ("opposite_emotion", "dbt", "counselling", "policy", "file")
-# Readers whose csv file may have any name; of these, the readers whose columns may have any names.
-FILE_READERS = ("annomi", "mi", "ufjf")
+# The value of corpus.local_dir that means none.
+NO_LOCAL_DIR = "data/sources.yaml"
+# Preference rules that need the labels of dialogues.
+LABEL_RULES = ("opposite_emotion", "random")
+# Readers whose file may have any name; of these, the readers whose columns may have any names.
+FILE_READERS = ("annomi", "messages", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
 LIBRARY = Path(__file__).parents[2]
 
@@ -82,5 +86,11 @@ def top_level_names(path: Path) -> set[str]:
 
 Reader = Annotated[str, _module("corpora/readers", "read")]
 Rule = Annotated[str, _module("pairs", "build", RULES)]
+
+
+def rules() -> list[str]:
+    """The preference rules that there are."""
+    return [*RULES, *modules("pairs", "build")]
+
 
 section = dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))

@@ -1,15 +1,18 @@
-"""EmpatheticDialogues (Rashkin et al. 2019, CC BY-NC 4.0): the original csv files to `Dialogue` records.
+"""EmpatheticDialogues (Rashkin et al. 2019, CC BY-NC 4.0) and csv files of its columns to `Dialogue` records.
 
-The files are unquoted: a comma inside text is written `_comma_`, so a line is split at every comma. The first columns
-are `conv_id,utterance_idx,context,prompt,speaker_idx,utterance`; valid and test of the original archive have a further
-column of candidates. The speaker, who describes the emotion, is the user, the listener the assistant.
+The first columns are `conv_id,utterance_idx,context,prompt,speaker_idx,utterance`. The original files are unquoted: a
+comma inside text is written `_comma_`, so a line is split at every comma; valid and test of the original archive may
+have a further field of candidates. Files of other programs are quoted (RFC 4180); `is_quoted` tells them apart. The
+speaker, who describes the emotion, is the user, the listener the assistant.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -20,10 +23,15 @@ from attune.corpora.readers.csv_rows import is_number
 from attune.corpora.splits import text_hash
 from attune.data.dialogue import SPLITS, Dialogue, Role, Turn, join_turns
 from attune.runtime.errors import DataError
-from attune.runtime.io import read_lines
+from attune.runtime.io import read_csv, read_lines
 
 COLUMNS = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"]
+MISSING = "run stage `download`"
+# The header of the original files, in which a row may have one field more.
+ORIGINAL = [*COLUMNS, "selfeval", "tags"]
 ARTEFACT = "hit:"
+# A quoted field with a quote in it: `"He said ""no"""`.
+QUOTE_IN_QUOTES = re.compile(r'(?:^|,)"(?:[^",]|"")*""(?:[^",]|"")*"(?:,|$)')
 
 
 def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
@@ -42,6 +50,8 @@ def read(folder: Path) -> tuple[list[Dialogue], Counter[str]]:
 def stream(folder: Path, dropped: Counter[str]) -> Iterator[Dialogue]:
     """As `read`, one dialogue at a time; adds to `dropped`."""
     for split in SPLITS:
+        if is_quoted(folder / f"{split}.csv"):
+            print(f"{folder / split}.csv: read as quoted csv (RFC 4180)", file=sys.stderr)
         for dialogue in _read_split(folder / f"{split}.csv", split):
             if any(ARTEFACT in turn.text for turn in dialogue.turns):
                 dropped[f"{split}_collection_artefact"] += 1
@@ -95,18 +105,74 @@ def _turn(row: list[str], is_speaker: bool) -> Turn:
     return Turn(role, row[5].replace("_comma_", ",").strip())
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The numbered lines of the file, split at commas and checked."""
-    lines = read_lines(path, DataError, "run stage `download`")
+def is_quoted(path: Path) -> bool:
+    """Whether a csv file is quoted (RFC 4180) rather than in the original's unquoted form.
+
+    A file with a quoted header is. So is one whose lines have more or fewer fields than the header when they are split
+    at their commas, if its rows fit as csv, or if it quotes fields and has no `_comma_` (one of its rows is wrong
+    then). Where all lines fit, it is in the original's form, unless a quoted field has a quote in it.
+
+    Raises:
+        DataError: the file is missing or is no UTF-8.
+    """
+    lines = read_lines(path, DataError, MISSING)
     header = next(lines)
-    if header.split(",")[: len(COLUMNS)] != COLUMNS:
-        raise DataError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {header[:80]!r}")
-    for number, line in enumerate(lines, start=2):
-        if line.strip():
-            yield number, _checked(line.split(","), path, number)
+    if header.startswith('"'):
+        return True
+    columns = header.split(",")
+    fits, original, replaced, quotes, inner = True, True, False, False, False
+    for line in filter(str.strip, lines):
+        fields = line.count(",") + 1
+        fits = fits and len(COLUMNS) <= fields <= len(columns)
+        original = original and len(COLUMNS) <= fields <= most_fields(columns, line)
+        replaced = replaced or "_comma_" in line
+        quotes = quotes or ',"' in line
+        inner = inner or ('""' in line and QUOTE_IN_QUOTES.search(line) is not None)
+    if fits:
+        return inner and not replaced
+    if original and (replaced or not quotes):
+        return False
+    try:
+        rows = read_csv(path, DataError, MISSING)
+    except DataError:
+        return quotes and not replaced
+    return all(len(values) == len(columns) for _, values in rows) or (quotes and not replaced)
 
 
-def _checked(row: list[str], path: Path, number: int) -> list[str]:
+def most_fields(header: Sequence[str], line: str) -> int:
+    """The fields that a line of the unquoted form can have: of the original, any number after an artefact."""
+    if list(header) != ORIGINAL:
+        return len(header)
+    after = line.split(",", len(COLUMNS) - 1)[-1]
+    return line.count(",") + 1 if ARTEFACT in after else len(header) + 1
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of the file with the lines that they begin on, checked."""
+    quoted = is_quoted(path)
+    lines = iter(read_csv(path, DataError, MISSING)) if quoted else _split_lines(path)
+    _, header = next(lines, (1, [""]))
+    if header[: len(COLUMNS)] != COLUMNS:
+        found = ",".join(header)[:80]
+        raise DataError(f"{path}:1: the header should begin with {','.join(COLUMNS)}, found {found!r}")
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        raise DataError(f"{path}:1: column {', '.join(twice)} is there twice")
+    for number, row in lines:
+        yield number, _checked(row, path, number, len(header) if quoted else most_fields(header, ",".join(row)))
+
+
+def _split_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_lines(path, DataError, MISSING), start=1):
+        if line.strip() or number == 1:
+            yield number, line.split(",")
+
+
+def _checked(row: list[str], path: Path, number: int, most: int) -> list[str]:
+    if len(row) > most:
+        raise DataError(
+            f"{path}:{number}: {len(row)} fields, but the header has {most}: a text with a comma is quoted, as pandas "
+            "and csv.writer do, or has _comma_ for it in the whole file"
+        )
     if len(row) < len(COLUMNS):
         raise DataError(f"{path}:{number}: {len(row)} columns, expected at least {len(COLUMNS)}: {row[0][:40]!r}")
     if not is_number(row[1]):

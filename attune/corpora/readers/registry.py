@@ -20,7 +20,7 @@ def read_corpus(folder: Path, reader: str, **names: Any) -> tuple[list[Dialogue]
     Args:
         folder: with the corpus's files.
         reader: a module of this package with a function `read(folder)`.
-        names: the file and its columns, for readers that take them.
+        names: the file, its columns, or the section `messages`, for readers that take them.
 
     Raises:
         DataError: a file is missing or does not fit its format; the message names file and line.
@@ -36,7 +36,7 @@ def stream_corpus(folder: Path, reader: str, dropped: Counter[str], **names: Any
     """
     module = import_module(f"{PACKAGE}.{reader}")
     if hasattr(module, "stream"):
-        yield from module.stream(folder, dropped)
+        yield from module.stream(folder, dropped, **names)
         return
     dialogues, counts = read_corpus(folder, reader, **names)
     dropped += counts

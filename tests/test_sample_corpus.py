@@ -200,6 +200,7 @@ def test_a_reply_is_made_of_clauses_of_its_levels():
             for key, sentence in reply.sentences:
                 family = CLAUSES["families"][CLAUSES["emotions"][emotion]["family"]]
                 lists = [part.get(key, []) for part in (CLAUSES["shared"], family, CLAUSES["emotions"][emotion])]
+                lists += [family["echo"]] if key == "none" else []
                 patterns = [pattern_of(clause) for clauses in lists for clause in clauses]
                 assert any(re.search(pattern + "$", sentence, re.IGNORECASE) for pattern in patterns), sentence
                 assert key == "none" or sentence in reply.rationales(key[:2])

@@ -23,7 +23,9 @@ LEAST = 2
 ADVISED, REACT_LAST = 0.15, 0.2
 ORDER = ("er1", "er2", "ip1", "ip2", "none", "ex1", "ex2")
 # Share of replies that name what the situation is about, where a clause of theirs can.
-NAMING = 0.65
+NAMING = 0.9
+# Share of these that name it at once, as a listener's echo.
+ECHOING = 0.7
 # Clauses that an interjection may open.
 OPENED = {"er1", "er2", "ip2", "none"}
 
@@ -62,6 +64,10 @@ def draw_reply(clauses: Phrases, emotion: str, fills: Fills, rng: random.Random)
     sentences: list[tuple[str, str]] = []
     used = set()
     naming = rng.random() < NAMING
+    # Nobody echoes "that day", which stands for what was said in other words.
+    if naming and not fills["about"].startswith("that ") and rng.random() < ECHOING:
+        sentences.append(("none", listener_line(rng.choice(family["echo"]), fills)))
+        naming = False
     for key in _draw_keys(rng):
         pool = [clause for clause in _pool(clauses, emotion, key) if clause not in used]
         named = [clause for clause in pool if "$about" in clause]

@@ -149,7 +149,7 @@ encoder = _factory(schema.Encoder, name="e", source="made", **NOWHERE)
 epitome = _factory(
     schema.Epitome,
     data="data/sample/epitome",
-    checkpoints=None,
+    checkpoints="data/sample/epitome",
     epochs=2,
     learning_rate=1e-3,
     head_learning_rate=1e-3,

@@ -22,7 +22,7 @@ class Epitome:
     """The EPITOME classifiers (Sharma et al. 2020): training data and hyperparameters."""
 
     data: Literal["data/sample/epitome", "data/raw/epitome"]
-    checkpoints: Name | None
+    checkpoints: Name
     epochs: Positive
     learning_rate: Rate
     head_learning_rate: Rate
@@ -32,6 +32,16 @@ class Epitome:
     frozen_layers: NotNegative
     lambda_level: Annotated[float, Field(ge=0)]
     lambda_rationale: Annotated[float, Field(ge=0)]
+
+    @property
+    def published(self) -> Path | None:
+        """The folder of published checkpoints; None: the classifiers are trained."""
+        return None if self.checkpoints == self.data else Path(self.checkpoints)
+
+    @property
+    def table(self) -> str:
+        """The folder of checkpoints, which DVC watches as it does the tables of other classifiers."""
+        return self.checkpoints
 
 
 @section

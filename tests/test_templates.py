@@ -27,12 +27,13 @@ from attune.models.chat_template import (
     encode_completion,
     encode_examples,
     encode_prompt,
+    has_system_turn,
     messages,
     render,
     stop_tokens,
 )
 from attune.models.loading import tokenizer_in
-from attune.models.system_prompt import fit_instructed, has_system_turn, instruct
+from attune.models.system_prompt import fit_instructed, instruct
 from attune.runtime.errors import TemplateError
 from attune.training.dpo.encoding import encode_pair
 from attune.training.sft.fine_tune import supervised_examples
@@ -349,6 +350,16 @@ def test_system_turn(form, tokenizer):
     start = encode_prompt(tokenizer, instruct(tokenizer, DIALOGUE[:1], "Be a friend."), 1024)
     shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(start, longer, strict=False))]
     assert "I lost my dog." in tokenizer.decode(shared)
+
+
+def test_a_system_turn_of_the_corpus(tokenizer):
+    """Training, DPO and generation read it alike, as a turn of its own or as the user's first words."""
+    dialogue = (Turn("system", "Be a friend."), *DIALOGUE)
+    for i, before, reply in sequences(tokenizer, dialogue):
+        assert before == encode_prompt(tokenizer, dialogue[:i], 1024)
+        assert tokenizer.decode(before).count("Be a friend.") == 1
+        pair = encode_pair(tokenizer, dialogue[:i], dialogue[i].text, "No.", 1024)
+        assert (pair["prompt_ids"], pair["chosen_ids"]) == (before, reply)
 
 
 def test_every_window(form, tokenizer):

@@ -4,8 +4,8 @@
 
 composes `params.yaml`, reproduces stage by stage and writes `docs/results/empo.json` and `docs/figures/empo.svg`; from
 all records it writes `docs/results.md` and the first screen of the README (that of `empo`). Without a name only these
-pages are written; without a record there is no page, and the README says so. After an interruption the same command continues with the remaining
-stages.
+pages are written; without a record there is no page, and the README says so. After an interruption the same command
+continues with the remaining stages.
 
     python -m attune record dbt recipe=dbt model=mistral-7b,gemma-7b hardware=gpu
 
@@ -82,7 +82,9 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             params = load()
             comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
             part |= _results(params) | _comparisons(params, SCORES / name / model)
-            part |= {"verdict": first_screen.verdict(params, *results.read_variants(params)), "dialogue": _dialogue(params)}
+            if name == EMPO:
+                verdict = first_screen.verdict(params, *results.read_variants(params))
+                part |= {"verdict": verdict, "dialogue": _dialogue(params)}
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
                 record[BETWEEN] = comparison.against_specialised(done, SCORES / name, _bootstrap(params))

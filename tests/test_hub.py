@@ -55,7 +55,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def pairs(hub_id="me/one", revision=COMMIT, **changes):
-    train, test = hub_parts(factory.pair_file(hub_id=hub_id, revision=revision, **changes))
+    train, test = hub_parts(hub_id, factory.pair_file(hub_id=hub_id, revision=revision, **changes))
     return list(train), None if test is None else list(test)
 
 
@@ -115,7 +115,7 @@ def test_a_file_outside_is_not_read(name, path, cache):
 def test_what_cannot_be_loaded_is_one_sentence_and_no_code_is_run(cache, tmp_path):
     code = f"open({str(tmp_path / 'ran')!r}, 'w')\n".encode()
     cases = {
-        "script": {"script.py": code, f"{COMMIT}.py": code},
+        "script": {"script.py": code},
         "pickle": {"train.pkl": b"\x80\x04."},
         "empty": {"README.md": b""},
         "card": {"README.md": b"---\nconfigs: [a: {\n---\n", "train.jsonl": b"{}"},

@@ -93,8 +93,13 @@ USUAL = (Turn("user", USER),)
             (Turn("system", "Be kind.\n\nBe short."), Turn("user", f"Hi. {USER}")),
         ),
         # As ShareGPT, and a content in parts.
-        ({side: [{"from": "human", "value": USER}, {"from": "gpt", "value": text}]
-          for side, text in (("chosen", GOOD), ("rejected", BAD))}, USUAL),
+        (
+            {
+                side: [{"from": "human", "value": USER}, {"from": "gpt", "value": text}]
+                for side, text in (("chosen", GOOD), ("rejected", BAD))
+            },
+            USUAL,
+        ),
         (MESSAGES | {"prompt": [user([{"type": "text", "text": USER}])]}, USUAL),
         # An opening turn of the assistant is left out.
         (MESSAGES | {"prompt": [assistant("Welcome!"), user()]}, USUAL),
@@ -227,7 +232,8 @@ BROKEN = {
         ":1: message 1 of prompt: role 'narrator' is none of system, user, human, assistant",
     ),
     "tool": (
-        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "tool", "content": "a"}]}), ":1: message 1 of prompt: role 'too",
+        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "tool", "content": "a"}]}),
+        ":1: message 1 of prompt: role 'tool' is none of",
     ),
     "null role": (
         "a.parquet", parquet(MESSAGES | {"prompt": [{"role": None, "content": "a"}]}),

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.download.hub import commit_of, hub_errors
 from attune.runtime.errors import ModelError
+from attune.runtime.hub import commit_of, hub_errors
 from attune.runtime.io import sha256_of
 
 if TYPE_CHECKING:

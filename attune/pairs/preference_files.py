@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.config.schema import PAIR_FILES
-from attune.download.hub import load_splits
 from attune.runtime.errors import DataError
+from attune.runtime.hub import load_splits
 from attune.runtime.records import Record, read_rows
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def read_parts(settings: Pairs) -> tuple[Iterator[Record], Iterator[Record] | No
         DataError: there is no such file, folder, dataset or part, or it cannot be read.
     """
     if settings.file.hub_id is not None:
-        return hub_parts(settings.file)
+        return hub_parts(settings.file.hub_id, settings.file)
     path = Path(settings.table)
     if not path.is_dir():
         return _rows(path), None
@@ -54,10 +54,11 @@ def of_part(folder: Path, part: str) -> Path | None:
     return found[0] if found else None
 
 
-def hub_parts(settings: PairFile) -> tuple[Iterator[Record], Iterator[Record] | None]:
+def hub_parts(hub_id: str, settings: PairFile) -> tuple[Iterator[Record], Iterator[Record] | None]:
     """As `read_parts`, of a dataset of the hub; its splits are the parts."""
-    _, splits = load_splits(settings, "pairs.file", [settings.train], DataError)
-    rows = {name: _hub_rows(split, f"{settings.hub_id}, split {name}") for name, split in splits.items()}
+    of_hub = (hub_id, settings.subset, str(settings.revision))
+    _, splits = load_splits(*of_hub, "pairs.file", (settings.train,), DataError)
+    rows = {name: _hub_rows(split, f"{hub_id}, split {name}") for name, split in splits.items()}
     return rows[settings.train], rows.get(settings.test)
 
 

@@ -111,4 +111,3 @@ def _dialogues(path: Path, header: Sequence[str], rows: Sequence[Row], names: Na
 def _filled(fields: dict[str, str]) -> dict[str, Any]:
     """The fields that say something: csv has no other form for nothing."""
     return {name: value for name, value in fields.items() if value.strip()}
-

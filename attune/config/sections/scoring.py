@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive, Rate, Reader, section
+from attune.config.sections.fields import DIALOGUES, REPLY_FILES, Name, NotNegative, Positive, Rate, Reader, section
 from attune.config.sections.weights import Weights
-from attune.runtime.records import FORMATS
 
 
 @section
@@ -136,4 +135,4 @@ class Variant:
     def replies_file(self) -> Path | None:
         """The file of replies that were made elsewhere, or None where the variant has a model."""
         path = Path(self.model)
-        return path if path.suffix.lower() in FORMATS else None
+        return path if path.suffix.lower() in REPLY_FILES else None

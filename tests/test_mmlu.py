@@ -69,7 +69,7 @@ def plain_lm(model, tokenizer, batch_size=4):
 
 def answers(lm, subjects, shots=5) -> list[list[tuple[float, bool]]]:
     """The answer to each question: (log-likelihood, greedy) of the four letters."""
-    samples = harness.evaluate(lm, subjects, shots, log_samples=True)["samples"]
+    samples = harness.evaluate(lm, subjects, shots)["samples"]
     return [sample["filtered_resps"] for name in sorted(samples) for sample in samples[name]]
 
 

@@ -53,7 +53,10 @@ def write_scores(variant: str) -> None:
         intervals |= {f"{name}.diff": 0.5 for name in names}
         write_json(results.metrics_file(scorer, variant).path, metrics)
         write_json(results.intervals_file(scorer, variant).path, intervals)
-    write_json(results.mmlu_file(variant).path, {"acc": 25.0, "acc_stderr": 1.0})
+    mmlu = {"acc": 25.0, "acc_stderr": 1.0, "answer_logp": -1.5, "answer_margin": 0.125}
+    write_json(results.mmlu_file(variant).path, mmlu)
+    ends = {"acc.diff": -0.5, "acc.diff_low": -1.5, "acc.diff_high": 0.5, "acc.low": 24.0, "acc.high": 26.0}
+    write_json(results.intervals_file("mmlu", variant).path, ends)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +116,8 @@ def restate(licence: str) -> None:
 def test_metadata(variant, run):
     main(variant, run)
     data = card(variant).data
-    expected = {"mmlu": 25.0}
-    for scorer in run.scorers:
+    expected = {"mmlu": 25.0, "answer_logp": -1.5, "answer_margin": 0.125}
+    for scorer in ("text", "epitome"):
         expected |= read(results.metrics_file(scorer, variant).path)
     assert {result.metric_type: result.metric_value for result in data.eval_results} == expected and len(expected) > 15
     assert (data.license, data.language, data.base_model) == ("cc0-1.0", "en", None)
@@ -136,6 +139,10 @@ def test_text(run):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
     assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
+    row = next(line for line in text.splitlines() if line.startswith("| MMLU ↑"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [
+        "25.0†", "23.0 to 27.0", "-0.5", "-1.5 to 0.5",
+    ]  # fmt: skip
     counts = read(ROOT / "metrics/data.json")
     assert f"| train      |     {counts['train_dialogues']:,} | {counts['train_turns']:,} |" in text
     assert "afraid 40, angry 40" in text

@@ -56,9 +56,7 @@ class Change:
         """A row of the table, under `HEADINGS`."""
         change = None if self.old is None or self.new is None else self.new - self.old
         bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
-        note = ", ".join(
-            filter(None, ("within noise" if self.within_noise else "", "at chance" if self.at_chance else ""))
-        )
+        note = ", ".join(["within noise"] * self.within_noise + ["at chance"] * self.at_chance)
         return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
 
 

@@ -182,8 +182,8 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
     lines = [
         f"# {study.title}",
         f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; {AT_CHANCE}: at chance "
-        "with every seed; `docs/metrics.md` defines every number. Each experiment and its Git revision: "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; {AT_CHANCE}: at "
+        "chance with every seed; `docs/metrics.md` defines every number. Each experiment and its Git revision: "
         f"[{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes),

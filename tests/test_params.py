@@ -267,7 +267,9 @@ REFUSED = {
     ],
     "scorers": [(["text"], "scorers = ['text'], but with these classifiers it must be ['text', 'epitome', 'mmlu']")],
     "classifiers.epitome.data": [("data/raw/epitome", "section epitome says 'data/sample/epitome': set epitome.data")],
-    "classifiers": [({}, "scorers = ['text', 'epitome', 'mmlu'], but with these classifiers it must be ['text', 'mmlu']")],
+    "classifiers": [
+        ({}, "scorers = ['text', 'epitome', 'mmlu'], but with these classifiers it must be ['text', 'mmlu']")
+    ],
     "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],

@@ -196,8 +196,8 @@ def stages_write(rouge):
         write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
     write_json(results.labels_file().path, {})
     for i, key in enumerate(params.variants):
-        for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er"), ("mmlu", "answer_margin")):
-            write_json(results.metrics_file(scorer, key).path, {"acc": 25.0, column: rouge + i})
+        for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er"), ("mmlu", "acc")):
+            write_json(results.metrics_file(scorer, key).path, {column: rouge + i})
             for file in (results.signature_file, results.intervals_file):
                 write_json(file(scorer, key).path, {})
             path = results.scores_file(scorer, key).path

@@ -161,7 +161,7 @@ epitome = _factory(
     lambda_rationale=0.5,
 )
 classifier = _factory(schema.Classifier, data="d", sentences="d", table="d")
-mmlu = _factory(schema.Mmlu, corpus="sample", shots=1, limit=2, batch_size=4)
+mmlu = _factory(schema.Mmlu, corpus="sample", form="letters", shots=1, limit=2, batch_size=4)
 variant = _factory(schema.Variant, model="models/base", instruction=DIALOGUES)
 
 _committed = cache(partial(load, ROOT / "params.yaml"))

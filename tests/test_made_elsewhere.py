@@ -556,7 +556,8 @@ def test_a_file_is_a_variant_in_scores_intervals_and_pages(variant, capsys):
 def pages(params):
     """The card, the report, the first screen and the ratings of a run with a variant without a model."""
     for name, values in {"data": {"train_dialogues": 9, "test_dialogues": 12}, "labels": {"train_label_sad": 9},
-                         "mmlu/base": {"acc": 25.0}, "classifiers/epitome": {"er_accuracy": 1.0}}.items():  # fmt: skip
+                         "mmlu/base": {"acc": 25.0}, "intervals/mmlu/base": {}, "intervals/mmlu/theirs": {},
+                         "classifiers/epitome": {"er_accuracy": 1.0}}.items():  # fmt: skip
         write_json(Path(f"metrics/{name}.json"), values)
     for key in params.rounds:
         write_json(Path(f"metrics/pairs/{key}.json"), {"pairs": 4})

@@ -64,7 +64,7 @@ def rows(text):
 def test_headline():
     found = rows(headline(measured()))
     assert found["variant"][:5] == ["MMLU ↑", "diff-ER ↓", "diff-EX ↓", "diff-IP ↓", "F-BERT ↑"]
-    assert found["base"][:5] == ["25.0 ± 2.0", "0.500", "0.600", "0.700", "61.2"]
+    assert found["base"][:5] == ["25.0 ± 2.0†", "0.500", "0.600", "0.700", "61.2"]
     # A standard error of 0 gives no interval.
     assert found["sft"][:2] == ["26.0", "0.250 ± 0.050*"]
     assert "10.00 ± 1.00" in found["base"]
@@ -209,8 +209,7 @@ def stages_write(rouge):
         write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
     write_json(results.labels_file().path, {})
     for i, key in enumerate(params.variants):
-        write_json(results.mmlu_file(key).path, {})
-        for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er")):
+        for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er"), ("mmlu", "acc")):
             write_json(results.metrics_file(scorer, key).path, {column: rouge + i})
             for file in (results.signature_file, results.intervals_file):
                 write_json(file(scorer, key).path, {})

@@ -192,7 +192,7 @@ def _check_choice(where: str, name: str, value: str, choices: Sequence[str], rul
 
 def _check_scorers(params: Params, source: str) -> None:
     """`classifiers` and `scorers` repeat for DVC what the classifiers' sections say: they must not differ."""
-    wanted = ["text", *params.classifiers]
+    wanted = ["text", *params.classifiers, "mmlu"]
     if params.scorers != wanted:
         raise ParamsError(f"{source}: scorers = {params.scorers}, but with these classifiers it must be {wanted}")
     if "epitome" not in params.classifiers:

@@ -137,7 +137,7 @@ class Params:
     generate: Generate
     encoder: Encoder
     classifiers: dict[Literal["epitome", "dbt", "behaviour"], Classifier]
-    scorers: list[Literal["text", "epitome", "dbt", "behaviour"]]
+    scorers: list[Literal["text", "epitome", "dbt", "behaviour", "mmlu"]]
     epitome: Epitome
     dbt: Dbt
     behaviour: Behaviour

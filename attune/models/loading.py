@@ -87,6 +87,10 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     disable_cpu_repacking(model)
     # `device_map` has already put a quantized model onto its device.
     loaded: PreTrainedModel = model if quantized else model.to(hardware.device)
+    name, commit = origin(base)
+    if commit is not None:
+        # PEFT writes both into an adapter's configuration, where the folder in this machine's cache would help nobody.
+        loaded.name_or_path, loaded.config._commit_hash = name, commit
     return loaded
 
 
@@ -179,7 +183,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:

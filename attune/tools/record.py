@@ -31,6 +31,7 @@ from attune.report import front as first_page
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
 from attune.report.tables import (
+    AT_CHANCE,
     CLASSIFIER_COLUMNS,
     EMPATHY_COLUMNS,
     GROUPS,
@@ -114,8 +115,9 @@ def _results(params: Params) -> dict[str, Any]:
     metrics: dict[str, Metrics] = {key: {} for key in params.variants}
     intervals: dict[str, Metrics] = {key: {} for key in params.variants}
     for key in params.variants:
-        for scorer in params.scorers:
+        for scorer in results.of_replies(params.scorers):
             metrics[key] |= results.read_metrics(results.metrics_file(scorer, key))
+        for scorer in params.scorers:
             intervals[key] |= results.read_metrics(results.intervals_file(scorer, key))
     return {
         "data": results.read_metrics(results.data_file()) | results.read_metrics(results.labels_file()),
@@ -159,7 +161,8 @@ def page(records: list[dict[str, Any]]) -> str:
     opening = (
         "# Results\n\nWritten by `python -m attune record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "metric. ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval "
-        "over its questions); star: the interval of the difference to the reference variant excludes 0. Dist-n and "
+        "over its questions); star: the interval of the difference to the reference variant excludes 0; "
+        f"{AT_CHANCE}: at chance, the interval holds what guessing gives. Dist-n and "
         "repeated replies are counted over all replies at once and have no interval. One training seed each; the "
         "intervals do not cover the variation between seeds.\n"
     )
@@ -216,15 +219,16 @@ def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dic
 
 def _measured(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
     """The metrics and the intervals of the record's variants, with MMLU's among them."""
-    rows, intervals = {}, {}
+    rows, found = {}, {}
     for model, part in parts_of(record).items():
         for key, metrics in part["metrics"].items():
             name = f"{model}, {key}" if model else key
             # Older records have neither MMLU nor intervals.
-            mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}))
+            intervals = part.get("intervals", {}).get(key, {})
+            mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}), intervals)
             rows[name] = metrics | mmlu
-            intervals[name] = part.get("intervals", {}).get(key, {}) | bounds
-    return rows, intervals
+            found[name] = intervals | bounds
+    return rows, found
 
 
 def insert(readme: str, block: str) -> str:

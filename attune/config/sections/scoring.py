@@ -109,6 +109,7 @@ class Mmlu:
     """Five-shot MMLU (Hendrycks et al. 2020), by the task of lm-evaluation-harness on local rows."""
 
     corpus: Name
+    form: Literal["letters", "cloze"]
     shots: NotNegative
     # A standard error needs two questions.
     limit: Annotated[int, Field(ge=2)] | None

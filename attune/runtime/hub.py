@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,9 @@ def _snapshot(hub_id: str, commit: str, patterns: Sequence[str]) -> Path:
 
 def missing_shards(folder: Path, patterns: Sequence[str]) -> list[str]:
     """The files that an interrupted download has left out, by names such as train-00001-of-00004.parquet."""
-    from huggingface_hub.utils import filter_repo_objects
-
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*-of-*")))
     missing = []
-    for name in filter_repo_objects(names, allow_patterns=list(patterns)):
+    for name in (name for name in names if any(fnmatch(name, pattern) for pattern in patterns)):
         if match := re.fullmatch(r"(.+-)(\d+)(-of-)(\d+)(\D.*)", name):
             start, number, of, count, end = match.groups()
             shards = [f"{start}{i:0{len(number)}}{of}{count}{end}" for i in range(int(count))]
@@ -159,7 +158,14 @@ def hub_errors(what: str, error: type[UserError], local: str, *others: type[Exce
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
-    kinds = (HfHubHTTPError, RevisionResolutionError, httpx2.TransportError, OSError, ValueError, *others)
+    kinds: tuple[type[BaseException], ...] = (
+        HfHubHTTPError,
+        RevisionResolutionError,
+        httpx2.TransportError,
+        OSError,
+        ValueError,
+        *others,
+    )
     try:
         yield
     except kinds as problem:

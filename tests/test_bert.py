@@ -420,7 +420,7 @@ def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}
-    metrics, signature = measure(aligned, tokenizer, few, factory.mmlu(), HARDWARE)
+    metrics, _, signature = measure(aligned, tokenizer, few, factory.mmlu(), HARDWARE)
     assert 0 <= metrics["acc"] <= 100 and signature["prompts_cut"] == "2 of 2, from the left to 96 tokens"
 
 
@@ -439,7 +439,7 @@ def test_mmlu_equals_hflm(model, tokenizer):
     logps = [
         [
             logp
-            for samples in harness.evaluate(lm, few, 1, log_samples=True)["samples"].values()
+            for samples in harness.evaluate(lm, few, 1)["samples"].values()
             for sample in samples
             for logp, _ in sample["filtered_resps"]
         ]

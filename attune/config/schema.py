@@ -39,6 +39,8 @@ from attune.config.sections.fields import (
     LABEL_RULES,
     LOGGING_STEPS,
     NO_LOCAL_DIR,
+    PAIR_FILES,
+    REPLY_FILES,
     ROUNDS,
     Name,
     NotNegative,
@@ -70,6 +72,8 @@ __all__ = [
     "LOGGING_STEPS",
     "NO_FOLDER",
     "NO_LOCAL_DIR",
+    "PAIR_FILES",
+    "REPLY_FILES",
     "ROUNDS",
     "Adapter",
     "Behaviour",
@@ -133,7 +137,7 @@ class Params:
     generate: Generate
     encoder: Encoder
     classifiers: dict[Literal["epitome", "dbt", "behaviour"], Classifier]
-    scorers: list[Literal["text", "epitome", "dbt", "behaviour"]]
+    scorers: list[Literal["text", "epitome", "dbt", "behaviour", "mmlu"]]
     epitome: Epitome
     dbt: Dbt
     behaviour: Behaviour

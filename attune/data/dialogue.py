@@ -90,6 +90,12 @@ def text_keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     return hash_array(np.array(texts, object), categorize=False)
 
 
+def context_key(turns: Sequence[Turn]) -> str:
+    """What is equal for equal contexts: the words of all turns, without case, punctuation and spacing."""
+    text = " ".join(turn.text for turn in turns)
+    return normalise(text) or text.strip()
+
+
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """Join consecutive turns of one role with a space; the joined turn has the last act."""
     joined: list[Turn] = []

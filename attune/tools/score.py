@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from attune.classifiers import by_key
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
-from attune.data.dialogue import Example
-from attune.generation.made_elsewhere import COLUMNS, OwnReply, context_key, left_out, read
+from attune.data.dialogue import Example, context_key
+from attune.generation.made_elsewhere import COLUMNS, OwnReply, left_out, read
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError, UserError, visible
 from attune.runtime.io import sha256_of, write_json

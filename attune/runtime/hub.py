@@ -46,9 +46,11 @@ def load_splits(
     from datasets.data_files import sanitize_patterns
     from datasets.exceptions import DatasetGenerationError, DatasetsError
     from datasets.utils import disable_progress_bars
+    from yaml import YAMLError
 
     what = f"{section}.hub_id = {hub_id!r} at revision {revision!r}"
-    with hub_errors(what, error, f"{section}.hub_id = null local files", DatasetsError, DatasetGenerationError):
+    known = (DatasetsError, DatasetGenerationError, YAMLError)
+    with hub_errors(what, error, f"{section}.hub_id = null local files", *known):
         commit = commit_of(hub_id, revision, "dataset")
         configurations = _configurations(_snapshot(hub_id, commit, [CARD, OWN_YAML]), error)
         subset = subset or configurations.get_default_config_name()
@@ -58,9 +60,9 @@ def load_splits(
         files = sanitize_patterns(named) if named else None
         folder = _snapshot(hub_id, commit, _patterns(files) if files else FILES)
         # datasets wants the files of the first configuration, unless it is told which to read.
-        known = None if subset == next(iter(configurations), None) else files
+        told = None if subset == next(iter(configurations), None) else files
         disable_progress_bars()
-        splits: dict[str, Any] = dict(load_dataset(str(folder), subset, data_files=known))
+        splits: dict[str, Any] = dict(load_dataset(str(folder), subset, data_files=told))
     if missing := [name for name in needed if name not in splits]:
         raise error(f"{what} has no split {', '.join(missing)}: it has {', '.join(splits)}")
     return commit, {name: _with_names(split) for name, split in splits.items()}

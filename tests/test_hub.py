@@ -120,6 +120,8 @@ def test_what_cannot_be_loaded_is_one_sentence_and_no_code_is_run(cache, tmp_pat
         "empty": {"README.md": b""},
         "card": {"README.md": b"---\nconfigs: [a: {\n---\n", "train.jsonl": b"{}"},
         "shape": {"README.md": b"---\nconfigs: 3\n---\n", "train.jsonl": b"{}"},
+        "list": {"README.md": b"---\nconfigs: [3]\n---\n", "train.jsonl": b"{}"},
+        "number": {".huggingface.yaml": b"3", "train.jsonl": b"{}"},
         "yaml": {".huggingface.yaml": b"configs: [a: {", "train.jsonl": b"{}"},
         "broken": {"train.parquet": b"PAR1"},
     }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from attune.runtime.errors import UserError, reason
-from attune.runtime.io import read_yaml
 
 # What says which files a configuration has; the second one overrides the first.
 CARD, OWN_YAML = "README.md", ".huggingface.yaml"
@@ -49,7 +48,8 @@ def load_splits(
     from yaml import YAMLError
 
     what = f"{section}.hub_id = {hub_id!r} at revision {revision!r}"
-    known = (DatasetsError, DatasetGenerationError, YAMLError)
+    # TypeError: a card of another shape.
+    known = (DatasetsError, DatasetGenerationError, YAMLError, TypeError)
     with hub_errors(what, error, f"{section}.hub_id = null local files", *known):
         commit = commit_of(hub_id, revision, "dataset")
         configurations = _configurations(_snapshot(hub_id, commit, [CARD, OWN_YAML]), error)
@@ -115,13 +115,14 @@ def _configurations(folder: Path, error: type[UserError]) -> Any:
     Raises:
         UserError: `error`, for files outside of the folder, which would be read, or fetched from other servers.
     """
+    import yaml
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard, DatasetCardData
 
     card, own = folder / CARD, folder / OWN_YAML
     data = DatasetCard.load(card, ignore_metadata_errors=True).data if card.is_file() else DatasetCardData()
     if own.is_file():
-        data = DatasetCardData(**data.to_dict() | dict(read_yaml(own, error, "") or {}))
+        data = DatasetCardData(**data.to_dict() | dict(yaml.safe_load(own.read_text(encoding="utf-8")) or {}))
     named = json.dumps(data.to_dict().get("configs"), default=str)
     if outside := re.search(r'"/[^"]*|[^"]*(\.\.|::|://)[^"]*', named):
         raise error(f"{card} names a file outside of the data set, {outside[0].strip(chr(34))[:60]!r}: not read")

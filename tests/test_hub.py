@@ -33,7 +33,7 @@ def parquet(*rows):
 def card(**files):
     """A card with a configuration for each name, and its file of the split train."""
     lines = [
-        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {path}" for name, path in files.items()
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: '{path}'" for name, path in files.items()
     ]
     return "\n".join(["---", "configs:", *lines, "---", ""]).encode()
 
@@ -70,7 +70,7 @@ def test_chats_come_from_the_cache_with_their_commit(cache, tmp_path):
     assert origins == {f"{name}.parquet": f"hf://datasets/me/chats@{COMMIT}" for name in settings.splits}
     dialogues, _ = read(target, messages=settings)
     assert {d.label for d in dialogues} == {"sad"} and Counter(d.split for d in dialogues)["test"] == 4
-    with pytest.raises(DownloadError, match="has no split valid: it has train_sft, test"):
+    with pytest.raises(DownloadError, match="has no split valid: it has test, train_sft"):
         from_hub(replace(settings, splits={"valid": "valid"}), target)
     with pytest.raises(DownloadError, match=r"'some/other' at revision 'main' cannot be had: Cannot resolve revision"):
         from_hub(replace(settings, hub_id="some/other"), target)
@@ -120,6 +120,8 @@ def test_what_cannot_be_loaded_is_one_sentence_and_no_code_is_run(cache, tmp_pat
         "empty": {"README.md": b""},
         "card": {"README.md": b"---\nconfigs: [a: {\n---\n", "train.jsonl": b"{}"},
         "shape": {"README.md": b"---\nconfigs: 3\n---\n", "train.jsonl": b"{}"},
+        "list": {"README.md": b"---\nconfigs: [3]\n---\n", "train.jsonl": b"{}"},
+        "number": {".huggingface.yaml": b"3", "train.jsonl": b"{}"},
         "yaml": {".huggingface.yaml": b"configs: [a: {", "train.jsonl": b"{}"},
         "broken": {"train.parquet": b"PAR1"},
     }
@@ -175,7 +177,11 @@ def hub(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield asked
         server.shutdown()

@@ -246,7 +246,7 @@ BROKEN = [
     ("r.jsonl", second(context=[{"role": "tool", "content": "Hi."}]), "role 'tool' is none of system, user,"),
     ("r.jsonl", second(context=[{"role": None, "content": "Hi."}]), "message 1 of context: role null is none of"),
     ("r.jsonl", second(context=chat_of("Hi.", " ", "No.")), "message 2 of context: the text of assistant should"),
-    ("r.jsonl", second(context=[{"role": "user", "content": [{"type": "text"}]}]), "a part of the content is null"),
+    ("r.jsonl", second(context=[{"role": "user", "content": [{"type": "text"}]}]), "a part of the content is 'text'"),
 ]  # fmt: skip
 
 

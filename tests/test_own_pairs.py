@@ -463,4 +463,7 @@ def test_the_file_is_a_dependency_of_the_stages_that_read_it(run):
     with Repo() as repo:
         deps = {stage.addressing: {str(dep) for dep in stage.deps} for stage in repo.index.stages}
     readers = {name for name, paths in deps.items() if "mine/my.jsonl" in paths}
-    assert readers == {*(f"pairs@{key}" for key in ("e1", "e2", "e3")), *(f"generate@{key}" for key in run.variants)}
+    pairs, replies = (
+        {f"{stage}@{key}" for key in keys} for stage, keys in (("pairs", run.rounds), ("generate", run.variants))
+    )
+    assert readers == {"prepare"} | pairs | replies

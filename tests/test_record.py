@@ -89,7 +89,7 @@ def test_readme_block():
     found = rows(text)
     assert found[""] == ["base", "sft"]
     assert found["likeness to the human reply (BERTScore F1)"] == ["61.2", "61.2"]
-    assert found["knows answers to exam questions, % (MMLU, chance 25)"] == ["25.0 ± 2.0", "26.0"]
+    assert found["knows answers to exam questions, % (MMLU, chance 25)"] == ["25.0 ± 2.0†", "26.0"]
     assert text.startswith("Better.\n") and "> **Somebody:** Hi \\*all\\*\n>\n> **base:** Hello" in text
     assert "commit 0123456789ab" in text
     links = "[counselling](docs/results.md#counselling), [dbt](docs/results.md#dbt)"

@@ -26,7 +26,7 @@ SAMPLES = 2
 # Lines of a text that a sample shows.
 LINES = 2
 COLUMNS = {
-    "preference_accuracy": ("prefers human %", 1),
+    "preference_accuracy": ("accuracy %", 1),
     "repeated_share": ("repeated %", 1),
     "reply_words": ("words", 1),
     "bertscore_f1": ("F-BERT", 1),
@@ -126,7 +126,7 @@ def numbers(metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> st
         rows.append([visible(name), *cells])
     alignment = ["left", *["right"] * len(columns)]
     table = tabulate.tabulate(rows, headers="firstrow", tablefmt="plain", colalign=alignment, disable_numparse=True)
-    levels = "ER, IP, EX: levels of empathy, 0 to 2. " if "level_er" in columns else ""
+    levels = "ER, IP, EX: empathy, 0 to 2. " if "level_er" in columns else ""
     chance = f"{AT_CHANCE}: at chance. " if AT_CHANCE in table else ""
     return f"{table}\n{levels}{chance}All numbers: reports/summary.md"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from attune.runtime.errors import UserError, reason
-from attune.runtime.io import read_yaml
 
 # What says which files a configuration has; the second one overrides the first.
 CARD, OWN_YAML = "README.md", ".huggingface.yaml"
@@ -46,9 +45,12 @@ def load_splits(
     from datasets.data_files import sanitize_patterns
     from datasets.exceptions import DatasetGenerationError, DatasetsError
     from datasets.utils import disable_progress_bars
+    from yaml import YAMLError
 
     what = f"{section}.hub_id = {hub_id!r} at revision {revision!r}"
-    with hub_errors(what, error, f"{section}.hub_id = null local files", DatasetsError, DatasetGenerationError):
+    # TypeError: a card of another shape.
+    known = (DatasetsError, DatasetGenerationError, YAMLError, TypeError)
+    with hub_errors(what, error, f"{section}.hub_id = null local files", *known):
         commit = commit_of(hub_id, revision, "dataset")
         configurations = _configurations(_snapshot(hub_id, commit, [CARD, OWN_YAML]), error)
         subset = subset or configurations.get_default_config_name()
@@ -58,9 +60,9 @@ def load_splits(
         files = sanitize_patterns(named) if named else None
         folder = _snapshot(hub_id, commit, _patterns(files) if files else FILES)
         # datasets wants the files of the first configuration, unless it is told which to read.
-        known = None if subset == next(iter(configurations), None) else files
+        told = None if subset == next(iter(configurations), None) else files
         disable_progress_bars()
-        splits: dict[str, Any] = dict(load_dataset(str(folder), subset, data_files=known))
+        splits: dict[str, Any] = dict(load_dataset(str(folder), subset, data_files=told))
     if missing := [name for name in needed if name not in splits]:
         raise error(f"{what} has no split {', '.join(missing)}: it has {', '.join(splits)}")
     return commit, {name: _with_names(split) for name, split in splits.items()}
@@ -113,13 +115,14 @@ def _configurations(folder: Path, error: type[UserError]) -> Any:
     Raises:
         UserError: `error`, for files outside of the folder, which would be read, or fetched from other servers.
     """
+    import yaml
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard, DatasetCardData
 
     card, own = folder / CARD, folder / OWN_YAML
     data = DatasetCard.load(card, ignore_metadata_errors=True).data if card.is_file() else DatasetCardData()
     if own.is_file():
-        data = DatasetCardData(**data.to_dict() | dict(read_yaml(own, error, "") or {}))
+        data = DatasetCardData(**data.to_dict() | dict(yaml.safe_load(own.read_text(encoding="utf-8")) or {}))
     named = json.dumps(data.to_dict().get("configs"), default=str)
     if outside := re.search(r'"/[^"]*|[^"]*(\.\.|::|://)[^"]*', named):
         raise error(f"{card} names a file outside of the data set, {outside[0].strip(chr(34))[:60]!r}: not read")

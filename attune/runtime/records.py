@@ -110,6 +110,8 @@ def _object(value: Any, where: str, error: Error) -> dict[str, Any]:
 def _parquet(path: Path, error: Error, missing: str) -> Iterator[Record]:
     import pyarrow as pa
 
+    if not path.is_file():
+        raise error(f"{path} is {'a folder: name a file' if path.is_dir() else f'missing: {missing}'}")
     number = 0
     try:
         for table in read_batches(path, BATCH):
@@ -118,8 +120,6 @@ def _parquet(path: Path, error: Error, missing: str) -> Iterator[Record]:
             for row in table.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except FileNotFoundError:
-        raise error(f"{path} is missing: {missing}") from None
     # A text that is no UTF-8 is a ValueError.
     except (pa.ArrowException, OSError, ValueError) as problem:
         raise error(f"{path} is no valid parquet file after row {number}: {reason(problem)}") from None

@@ -97,7 +97,7 @@ def test_readme_block():
 
 
 def test_the_first_screens_tell_of_the_same_metrics():
-    assert first_page.PLAIN.keys() == first_screen.COLUMNS.keys() > first_page.DRAWN.keys()
+    assert first_page.WORDS.keys() == first_screen.COLUMNS.keys() > first_page.TITLES.keys()
 
 
 def test_without_a_record_only_the_readme_is_written(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_without_a_record_only_the_readme_is_written(tmp_path, monkeypatch):
     tool.main([])
     assert tool.PAGE.read_text(encoding="utf-8") == page([measured(EMPO)])
     assert front([measured(EMPO)]) in Path("README.md").read_text(encoding="utf-8")
-    svg = ElementTree.parse(tool.FIGURES / "empo.svg").getroot()
+    svg = ElementTree.parse(tool.FIGURE).getroot()
     assert svg.tag.endswith("svg")
 
 

@@ -16,8 +16,8 @@ import pytest
 import transformers
 from conftest import SENTENCES
 from helpers import ROOT
-from test_chat import sentencepiece, turns, with_bos
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from test_chat import byte_level, sentencepiece, turns, with_bos
+from tokenizers import AddedToken, decoders, pre_tokenizers
 
 from attune.data.dialogue import Dialogue, Turn
 from attune.generation.generate import generate_replies
@@ -80,18 +80,9 @@ FORMATS = {
 TEXTS = [*SENTENCES * 3, *["user", "assistant", "model", "system", "\n\n"] * 3]
 
 
-def byte_level(form):
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+def byte_level_of(form):
     special = [AddedToken(token, rstrip=form.rstrip, normalized=False, special=True) for token in form.special]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(TEXTS, trainer)
+    backend = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), special, TEXTS, 600)
     if form.adds_bos:
         with_bos(backend, form.bos)
     return transformers.PreTrainedTokenizerFast(
@@ -112,7 +103,7 @@ def bare_tokenizer(name):
     if name.startswith(("gemma", "mistral")):
         tokenizer = sentencepiece("", list(form.special), form.bos, form.eos, prepend=False)
     else:
-        tokenizer = byte_level(form)
+        tokenizer = byte_level_of(form)
     tokenizer.chat_template = (ROOT / f"tests/templates/{name}.jinja").read_text(encoding="utf-8")
     return tokenizer
 

@@ -58,6 +58,7 @@ from attune.config.sections.scoring import (
     Mmlu,
     TurnTraining,
     Variant,
+    scoring_stage,
 )
 from attune.config.sections.weights import NO_FOLDER, Weights
 from attune.runtime.errors import ParamsError
@@ -114,6 +115,7 @@ __all__ = [
     "bertscore_encoder",
     "chain",
     "rules",
+    "scoring_stage",
 ]
 
 

@@ -58,9 +58,9 @@ class Dialogue:
 class Example:
     """A target, which is an assistant turn, and its context, the turns before it.
 
-    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. Before it
-    stands the dialogue's system turn, if it has one. `act` is the
-    target's, `label` and `quality` are the dialogue's.
+    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. The
+    dialogue's system turn, if it has one, comes before that. `act` is the target's, `label` and `quality` are the
+    dialogue's.
     """
 
     id: str

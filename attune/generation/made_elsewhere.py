@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from attune.config.schema import REPLY_FILES
 from attune.data.chat import read_turn, text_or_number
 from attune.data.dialogue import Example, Turn, context_key, from_first_user, join_turns
+from attune.generation.answer import record
 from attune.runtime.errors import DataError
 from attune.runtime.io import require_utf8
 from attune.runtime.records import CELL, parse_json, read_rows, shown
@@ -174,26 +175,13 @@ def match(
 
 
 def records(replies: Mapping[str, OwnReply], subset: Sequence[Example]) -> list[dict[str, Any]]:
-    """The rows of `data/replies/<variant>.parquet`, as those of `answer.answer`; no log-probabilities without a model.
+    """The rows of `data/replies/<variant>.parquet`, as those of `answer`; no log-probabilities without a model.
 
     Args:
         replies: of `match`.
         subset: examples in the order of the rows; one without a reply has no row.
     """
-    return [
-        {
-            "id": example.id,
-            "label": example.label,
-            "context": [asdict(turn) for turn in example.context],
-            "reference": example.target,
-            "reply": replies[example.id].reply.strip(),
-            "rejected": None,
-            "reference_logp": None,
-            "rejected_logp": None,
-        }
-        for example in subset
-        if example.id in replies
-    ]
+    return [record(example, replies[example.id].reply.strip()) for example in subset if example.id in replies]
 
 
 def left_out(dropped: Counter[str]) -> str:

@@ -206,7 +206,7 @@ def _supervised(tokenizer: Tokenizer, turns: tuple[Turn, ...], learned: Sequence
     spans = [_span(tokenizer, turns, i, encoded.text) for i in learned]
     # By overlap, not containment: a sentencepiece token includes the space before its word, which is outside the span.
     # But not a special token before a text, which may take the white space at the text's beginning (Phi 3).
-    special = set(tokenizer.get_added_vocab().values())
+    special = _special_tokens(tokenizer)
     mask = [
         any(a < end and start < b and (start <= a or token not in special) for start, end in spans)
         for token, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)
@@ -242,8 +242,8 @@ def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) 
     """Truncate a context until its prompt has at most `max_length` tokens.
 
     The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context, after
-    the system turn, which is never cut. If the
-    last turn is still too long, its first words go, since the last words matter most to a reply.
+    the system turn, which is never cut. If the last turn is still too long, its first words go, since the last words
+    matter most to a reply.
 
     Raises:
         TemplateError: a single character does not fit.
@@ -365,8 +365,13 @@ def stop_tokens(tokenizer: Tokenizer, of_model: int | Sequence[int] | None = Non
     """
     end_of_turn = encode_completion(tokenizer, [Turn("user", "a")], "b").reply[-1]
     others = [of_model] if isinstance(of_model, int) else of_model or []
-    special = set(tokenizer.get_added_vocab().values())
-    return sorted({end_of_turn, tokenizer.eos_token_id} - {None} | special.intersection(others))
+    return sorted({end_of_turn, tokenizer.eos_token_id} - {None} | _special_tokens(tokenizer).intersection(others))
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of tokens that are no pieces of words; reading them takes longer than tokenising a short dialogue."""
+    return frozenset(tokenizer.get_added_vocab().values())
 
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:

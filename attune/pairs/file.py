@@ -12,12 +12,12 @@ hash of their words: all pairs of a prompt are on the same side, whatever the or
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attune.config.schema import Pairs
 from attune.data.dialogue import context_key, from_first_user
-from attune.data.keyed import subset_keys, uniform
+from attune.data.keyed import random_subset, uniform
 from attune.data.pair import Pair
 from attune.pairs.preference_files import read_parts
 from attune.pairs.preference_formats import read_pair
@@ -47,7 +47,7 @@ class Preferences:
     def of_epoch(self, epoch: int, limit: int | None, seed: int) -> list[Pair]:
         """The pairs to train on in an epoch, from 1, in order of their ids; at most `limit` random ones."""
         pairs = [replace(pair, epoch=epoch) for pair in self.train if pair.epoch in (0, epoch)]
-        return sorted(random_pairs(pairs, limit, seed), key=lambda pair: pair.id)
+        return sorted(random_subset(pairs, limit, seed), key=lambda pair: pair.id)
 
 
 def read_preferences(settings: Pairs) -> Preferences:
@@ -98,9 +98,3 @@ def usable(rows: Iterable[Record]) -> tuple[list[Pair], Counter[str]]:
 def is_held_out(pair: Pair, share: float) -> bool:
     """Whether the prompt is in the held-out share, 0 to 1."""
     return uniform(STEPS, "held-out prompt", context_key(pair.prompt)) < round(share * STEPS)
-
-
-def random_pairs(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:
-    """As `random_subset` of examples: the `limit` pairs with the lowest keys, in their order; None: all."""
-    keys = subset_keys([pair.id for pair in pairs], seed).tolist()
-    return [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: (keys[i], pairs[i].id))][:limit]

@@ -22,6 +22,9 @@ from attune.runtime.errors import DataError
 from attune.runtime.io import require_utf8
 from attune.runtime.records import shown
 
+# Optional columns of text, as the fields of a pair.
+TEXTS = ("label", "rejected_label", "rejected_id")
+
 
 def read_pair(row: Mapping[str, Any], where: str, default_id: str) -> Pair:
     """The pair of a row, by the format that its columns show.
@@ -38,8 +41,8 @@ def read_pair(row: Mapping[str, Any], where: str, default_id: str) -> Pair:
         DataError: the row fits no format; names `where`.
     """
     prompt, chosen, rejected = split_prompt(row, where)
-    texts = [str(row.get(name) or "") for name in ("label", "rejected_label", "rejected_id")]
-    for name in ("label", "rejected_label", "rejected_id"):
+    texts = [str(row.get(name) or "") for name in TEXTS]
+    for name in TEXTS:
         if not isinstance(row.get(name), str | None):
             refuse(where, f"{name} should be a text, found {shown(row[name])}")
     name = default_id if row.get("id") is None else text_or_number(row["id"], f"{where}: id", DataError)

@@ -58,8 +58,8 @@ PAGE = Path("docs/results.md")
 SCORES = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
-FIGURES = Path("docs/figures")
 EMPO = "empo"
+FIGURE = Path(f"docs/figures/{EMPO}.svg")
 # Written for this project: the data of most corpora may not be shown.
 MESSAGE = "I failed my driving test for the third time today. Everyone at work knows, and I feel so stupid."
 NO_RECORD = "Results of a real model follow with the next record.\n"
@@ -132,9 +132,6 @@ def _results(params: Params) -> dict[str, Any]:
 
 def _dialogue(params: Params) -> dict[str, Any]:
     """The replies of the variants with a model to a message, by the code of `attune chat`."""
-    from attune.compute.process import set_up_process
-
-    set_up_process(params.hardware)
     replies = {}
     for name, variant in params.variants.items():
         if variant.replies_file is None:
@@ -198,7 +195,7 @@ def front(records: list[dict[str, Any]]) -> str:
     if not records:
         return NO_RECORD
     shown = [
-        f"{first_page.block(record, *_variants(record))}\n\n{_origin(record)}\n"
+        f"{first_page.block(record, *_variants(record), FIGURE)}\n\n{_origin(record)}\n"
         for record in records
         if record["name"] == EMPO
     ]
@@ -305,5 +302,5 @@ def main(argv: Sequence[str]) -> None:
         write_text(PAGE, page(records))
     for record in records:
         if record["name"] == EMPO:
-            write_text(FIGURES / f"{EMPO}.svg", first_page.picture(*_measured(record)))
+            write_text(FIGURE, first_page.picture(*_measured(record)))
     write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))

@@ -137,3 +137,8 @@ class Variant:
         """The file of replies that were made elsewhere, or None where the variant has a model."""
         path = Path(self.model)
         return path if path.suffix.lower() in REPLY_FILES else None
+
+
+def scoring_stage(scorer: str, variant: str) -> str:
+    """The stage that writes the metrics and the scores of a scorer."""
+    return {"text": f"evaluate@{variant}", "mmlu": f"mmlu@{variant}"}.get(scorer, f"scores@{variant}-{scorer}")

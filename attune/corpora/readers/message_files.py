@@ -29,8 +29,8 @@ class Names(NamedTuple):
     split: str
 
 
-# Files beside the chats that are not read.
-BESIDE = ("licence", "license", "readme")
+# How the names of other files in the folder begin.
+OTHERS = ("licence", "license", "readme")
 
 
 def data_files(folder: Path, file: str | None) -> list[Path]:
@@ -46,7 +46,7 @@ def data_files(folder: Path, file: str | None) -> list[Path]:
     if file is not None:
         found = [folder / file]
     elif folder.is_dir():
-        found = sorted(path for path in folder.rglob("*") if path.is_file() and not _beside(path.relative_to(folder)))
+        found = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_other(path.relative_to(folder)))
     else:
         raise DataError(f"{folder} is missing: {MISSING}")
     if not found:
@@ -72,9 +72,9 @@ def read_file(path: Path, names: Names) -> Iterator[Record]:
     return _csv(path, names) if kind_of(path, CSV) else read_rows(path, KINDS, DataError, MISSING)
 
 
-def _beside(path: Path) -> bool:
+def _is_other(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return hidden or path.suffix == ".md" or path.name.lower().startswith(BESIDE)
+    return hidden or path.suffix == ".md" or path.name.lower().startswith(OTHERS)
 
 
 def _csv(path: Path, names: Names) -> Iterator[Record]:

@@ -9,7 +9,7 @@
 
 A dialogue begins with at most one system turn, by `corpus.messages.system`. Its split is that of its file's name, else
 that of its column; splits that neither names are cut from the train dialogues by a hash of the id, or of the words
-where there is no id.
+if it has no id.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class _Chats:
         return {self._named(where, record) for where, record, _ in self.records()}
 
     def _named(self, where: str, record: Mapping[str, Any]) -> str | None:
-        """The split that a record names; None where there is none."""
+        """The split that a record names; None if it names none."""
         name = record.get(self._names.split)
         if name is None and self._settings.split is None:
             return None

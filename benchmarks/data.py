@@ -30,6 +30,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from attune.config.params import load
 from attune.config.schema import Params
@@ -40,8 +41,9 @@ from attune.pairs.build import TRAIN
 from attune.pairs.metrics import write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.opposite_emotion_stream import Epoch, draw_all, partition_by_label, workers_for, write_epoch
-from attune.report.figures import WIDTH, style
+from attune.report.charts import Chart, as_svg, specification, static
 from attune.runtime.arrow_stream import ROWS, in_processes, scratch
+from attune.runtime.io import write_text
 from benchmarks import measure
 from stages import pairs, prepare
 
@@ -179,25 +181,36 @@ def growth(measured: Measured, stage: str) -> float | None:
 
 def draw(measured: Measured) -> None:
     """Write the figure: seconds against dialogues on logarithmic axes, and the peak of memory."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    panels = [
+        Chart("seconds", panel(measured, "seconds", log=True), ""),
+        Chart("peak memory, MiB", panel(measured, "peak_memory_mib", log=False), ""),
+    ]
+    write_text(FIGURE, as_svg(static(panels, columns=2, width=300)))
 
-    plain = StrMethodFormatter("{x:,.10g}")
-    with style():
-        figure = Figure(figsize=(WIDTH, 3), layout="constrained")
-        times, memory = figure.subplots(1, 2)
-        for axis, key in ((times, "seconds"), (memory, "peak_memory_mib")):
-            for stage, marker in zip(STAGES, "os^", strict=True):
-                values = [one[stage][key] for one in measured.values()]
-                axis.plot([int(size) for size in measured], values, marker=marker, label=stage)
-            axis.set(xscale="log", xlabel="dialogues")
-        times.set(yscale="log", ylabel="seconds")
-        times.legend()
-        memory.set(ylim=(0, None), ylabel="peak memory, MiB")
-        for axis in (times.xaxis, times.yaxis, memory.xaxis):
-            axis.set_major_formatter(plain)
-        FIGURE.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(FIGURE, metadata={"Date": None})
+
+def panel(measured: Measured, key: str, log: bool) -> dict[str, Any]:
+    """A line for each stage over the number of dialogues."""
+    import altair as alt
+
+    rows = [
+        {"dialogues": int(size), "value": stages[stage][key], "stage": stage}
+        for size, stages in measured.items()
+        for stage in STAGES
+    ]
+    grown = alt.Scale(type="log")
+    return specification(
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X(
+                "dialogues:Q",
+                scale=grown,
+                axis=alt.Axis(values=[int(size) for size in measured], labelExpr="format(datum.value, ',')"),
+            ),
+            y=alt.Y("value:Q", title=None, scale=grown if log else alt.Undefined),
+            color=alt.Color("stage:N", sort=None, legend=alt.Legend(title=None)),
+        )
+    )
 
 
 if __name__ == "__main__":

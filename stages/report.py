@@ -3,8 +3,8 @@
     python -m stages.report
 
 writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
-need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (metrics with their
-intervals, rewards of DPO).
+need no network: `reports/samples.html` (all contexts, to search) and `reports/report.html` (metrics with their
+intervals, levels beside people's, differences by dialogue, curves).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.report import figures, samples_page
+from attune.report import charts, samples_page
 from attune.report.read import Results, read
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
-from attune.report.tables import COLUMNS, EMPATHY_COLUMNS
+from attune.report.tables import LEVEL_COLUMNS, VARIANT_COLUMNS
 from attune.runtime.checkpoints import tidy
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -26,13 +26,20 @@ from attune.runtime.io import write_text
 SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.md")
 BROWSER = Path("reports/samples.html")
-PLOTS = Path("reports/plots.html")
+REPORT = Path("reports/report.html")
 
 
-def plots(results: Results, params: Params) -> str:
-    """The page of the figures."""
-    metrics = figures.metrics_picture(results.variants, results.intervals, EMPATHY_COLUMNS | COLUMNS)
-    return figures.page("Attune: metrics and DPO", lead(results, params), metrics, figures.dpo_picture(results.dpo))
+def interactive(results: Results, params: Params) -> str:
+    """The page of the charts."""
+    reference = params.evaluate.reference
+    metrics = {key: column for key, column in VARIANT_COLUMNS.items() if key not in LEVEL_COLUMNS}
+    sections = {
+        "metrics": charts.metric_charts(results.variants, results.intervals, metrics, reference),
+        "levels": charts.metric_charts(results.variants, results.intervals, LEVEL_COLUMNS, reference),
+        "examples": charts.example_charts(results.replies, results.scores, reference),
+        "curves": charts.curve_charts(results.dpo, results.sft),
+    }
+    return charts.page("Attune: metrics, dialogues and training", lead(results, params), sections)
 
 
 def main(params: Params) -> None:
@@ -44,7 +51,7 @@ def main(params: Params) -> None:
         SUMMARY: summary(results, params),
         SAMPLES: samples(results, params.seed),
         BROWSER: samples_page.page(results.replies, results.scores, *told),
-        PLOTS: plots(results, params),
+        REPORT: interactive(results, params),
     }
     # Only once all of them are made, so that they belong together.
     for path, text in pages.items():

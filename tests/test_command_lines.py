@@ -18,7 +18,7 @@ LINES = {f"attune {name}": ["attune", name] for name in COMMANDS} | {name: [f"st
 RUN = """
 import contextlib, io, json, runpy, sys
 
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "pyarrow", "matplotlib", "dvc"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "pyarrow", "altair", "dvc"}
 
 class Forbid:
     def find_spec(self, name, path=None, target=None):

@@ -26,6 +26,7 @@ from attune.report.results import (
     read_text,
     read_variants,
     scores_file,
+    sft_curve_file,
     unreadable,
 )
 from attune.report.tables import Metrics
@@ -59,6 +60,7 @@ class Results:
     pairs: dict[str, Metrics]
     replies: dict[str, list[dict[str, Any]]]
     scores: dict[str, dict[str, Metrics]]
+    sft: dict[str, Curve]
     dpo: DpoCurves
     win_rates: dict[tuple[str, str], Metrics]
 
@@ -81,6 +83,7 @@ def read(params: Params) -> Results:
         pairs={key: read_metrics(pairs_file(key)) for key in params.rounds},
         replies=replies,
         scores={key: read_scores(key) for key in params.variants},
+        sft={key: read_curve(sft_curve_file(key, "loss")) for key in params.adapters},
         dpo=read_dpo(params.rounds),
         win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
     )

@@ -38,5 +38,9 @@ def script(name: str) -> tuple[str, str]:
         The script's text and `'sha256-…'`.
     """
     text = (FOLDER / name).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return text, f"'sha256-{digest}'"
+    return text, hash_source(text)
+
+
+def hash_source(text: str) -> str:
+    """The source of a script in a content security policy: `'sha256-…'`."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -90,6 +90,11 @@ def dpo_curve_file(key: str, name: str) -> Artifact:
     return Artifact(CURVES / "dpo" / key / "plots" / "metrics" / f"{name}.tsv", f"dpo@{key}")
 
 
+def sft_curve_file(key: str, name: str) -> Artifact:
+    """A curve of an adapter's supervised fine-tuning, as DVCLive writes it."""
+    return Artifact(CURVES / key / "plots" / "metrics" / f"{name}.tsv", f"sft@{key}")
+
+
 def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
     """The metrics and the intervals of every variant, each by variant; see `read_variant`.
 

@@ -78,7 +78,7 @@ rejected. repeated rejected: pairs whose rejected reply an earlier round drew fo
 
 - `reports/samples.md`: replies of all variants side by side, machine-written and unchecked
 - `reports/samples.html`: all replies with their scores, to search, filter and sort in a browser
-- `reports/plots.html`: metrics with their intervals, rewards of DPO; `dvc plots show` draws every training curve
+- `reports/report.html`: charts of metrics, levels, dialogues and training, with their numbers on hover
 - `{REPLIES}/`: every reply, also machine-written
 
 ## What to try next

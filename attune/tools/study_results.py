@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ruamel.yaml import YAML
 
-from attune.report.figures import BLUE, GREY, RED, style
+from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, static
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.report.results import of_replies
 from attune.report.tables import AT_CHANCE, VARIANT_COLUMNS, Metrics, chance_mark, mmlu_columns, table
@@ -22,16 +22,12 @@ from attune.runtime.errors import UserError
 from attune.runtime.io import write_bytes, write_text
 from attune.tools.study_plan import SEED, Grid, Study
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 REPORTS = Path("reports/studies")
 # Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms.
 MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
-Look = tuple[str, str, str]
-LOOKS: tuple[Look, ...] = ((BLUE, "-", "o"), (RED, "--", "s"), (GREY, ":", "^"), ("#009e73", "-.", "D"))
+LINES = [COLOURS[name] for name in ("reference", "worse", "no difference shown", "better")]
+"""The colours of the lines of a figure."""
 # Rows of the paper, for those of its tables that print numbers.
 PAPERS = {"empo-table1": lambda: TABLE_1, "dbt-table1": dbt_table}
 
@@ -196,48 +192,50 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
 
 def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:
     """The figure as SVG and PNG: a panel for each metric, a line for each variant over `shown.x`."""
+    drawn = static([Chart(COLUMNS[key][0], _panel(study, rows, key), "") for key in study.shown.metrics], width=260)
+    return {"svg": as_svg(drawn).encode(), "png": as_png(drawn)}
+
+
+def _panel(study: Study, rows: Sequence[Row], metric: str) -> dict[str, Any]:
+    """Means over the seeds; around them the standard deviation, or the range and the value of every seed."""
+    import altair as alt
+
     shown = study.shown
     assert shown.x is not None
-    with style():
-        from matplotlib.figure import Figure
-
-        drawn = Figure(figsize=(4.0 * min(3, len(shown.metrics)), 3.2), layout="constrained")
-        panels = drawn.subplots(1, len(shown.metrics), squeeze=False)[0]
-        for axes, metric in zip(panels, shown.metrics, strict=True):
-            for variant, look in zip(shown.variants, LOOKS, strict=False):
-                values = [(float(row.point[shown.x]), row.metrics[metric]) for row in rows if row.variant == variant]
-                _line(axes, values, variant, look, spread=shown.kind == "spread")
-            axes.set(xlabel=shown.x, ylabel=COLUMNS[metric][0])
-            if min(float(row.point[shown.x]) for row in rows) > 0:
-                axes.set_xscale("log")
-            # A tick for each value of the grid: those of a logarithmic axis are formulas, which this style disables.
-            ticks = {float(row.point[shown.x]): str(row.point[shown.x]) for row in rows}
-            axes.set_xticks(list(ticks), list(ticks.values()))
-            axes.minorticks_off()
-        if len(shown.variants) > 1:
-            panels[-1].legend(frameon=False)
-        return {ending: _saved(drawn, ending) for ending in ("svg", "png")}
-
-
-def _line(axes: Axes, values: Sequence[tuple[float, float]], name: str, look: Look, spread: bool) -> None:
-    """Means over the seeds; around them the standard deviation, or the range and the value of every seed."""
-    colour, dash, mark = look
-    places = sorted({x for x, _ in values})
-    groups = [[y for x, y in values if x == place] for place in places]
-    means = [fmean(group) for group in groups]
-    axes.plot(places, means, color=colour, linestyle=dash, marker=mark, markersize=4, linewidth=1.6, label=name)
-    if spread:
-        low, high = ([end(group) for group in groups] for end in (min, max))
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(*zip(*values, strict=True), color=colour, linestyle="", marker=mark, markersize=3, alpha=0.6)
-    elif any(len(group) > 1 for group in groups):
-        errors = [stdev(group) if len(group) > 1 else 0.0 for group in groups]
-        axes.errorbar(places, means, yerr=errors, color=colour, linestyle="", capsize=3, linewidth=1)
+    seeds = [
+        {"x": float(row.point[shown.x]), "value": row.metrics[metric], "variant": row.variant}
+        for row in rows
+        if row.variant in shown.variants
+    ]
+    means = [_over_seeds(seeds, x, name, shown.kind == "spread") for name in shown.variants for x in _places(seeds)]
+    x = alt.X(
+        "x:Q",
+        title=shown.x,
+        scale=alt.Scale(type="log" if min(_places(seeds)) > 0 else "linear", nice=False, padding=8),
+        # A tick for each value of the grid; by itself a logarithmic axis labels powers of ten alone.
+        axis=alt.Axis(values=_places(seeds), labelExpr="datum.value", labelOverlap=False),
+    )
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
+    legend = alt.Legend(title=None, orient="top") if len(shown.variants) > 1 else None
+    names = alt.Scale(domain=list(shown.variants), range=LINES[: len(shown.variants)])
+    look = {"color": alt.Color("variant:N", scale=names, legend=legend), "x": x}
+    middle = alt.Chart(alt.InlineData(values=[row for row in means if row]))
+    line = middle.mark_line(point=True).encode(y=y, strokeDash=alt.StrokeDash("variant:N", legend=None), **look)
+    if shown.kind != "spread":
+        return specification(alt.layer(middle.mark_rule().encode(y="low:Q", y2="high:Q", **look), line))
+    every = alt.Chart(alt.InlineData(values=seeds)).mark_circle(opacity=0.6).encode(y="value:Q", **look)
+    return specification(alt.layer(middle.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", **look), line, every))
 
 
-def _saved(drawn: Figure, ending: str) -> bytes:
-    buffer = io.BytesIO()
-    # No date and no version: the same numbers give the same bytes.
-    metadata = {"Date": None} if ending == "svg" else {"Software": None}
-    drawn.savefig(buffer, format=ending, dpi=200, metadata=metadata)
-    return buffer.getvalue()
+def _places(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
+    return sorted({row["x"] for row in seeds})
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]], x: float, variant: str, spread: bool) -> dict[str, Any]:
+    """The mean of a variant at a place, and the ends of its range or standard deviation; empty without seeds."""
+    values = [row["value"] for row in seeds if row["x"] == x and row["variant"] == variant]
+    if not values:
+        return {}
+    mean, error = fmean(values), stdev(values) if len(values) > 1 else 0.0
+    low, high = (min(values), max(values)) if spread else (mean - error, mean + error)
+    return {"x": x, "variant": variant, "mean": mean, "low": low, "high": high}

@@ -66,6 +66,9 @@ function update() {
       .join("\n").toLowerCase();
     return words.every((word) => text.includes(word));
   });
+  // A whole id is that dialogue alone: the link of a chart.
+  const named = data.rows.filter((row) => row.id === search.value);
+  if (named.length) matches = named;
   if (order.value === "differ") matches = [...matches].sort((a, b) => b.differ - a.differ);
   count.textContent = `${matches.length} of ${data.rows.length}`;
   list.replaceChildren();
@@ -96,4 +99,9 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-update();
+function follow() {
+  search.value = decodeURIComponent(location.hash.slice(1));
+  update();
+}
+window.addEventListener("hashchange", follow);
+follow();

@@ -107,7 +107,8 @@ class Case:
                 started = time.perf_counter()
                 known = complete(policy, pairs, file, None, "benchmark", self.hardware, pad_id)
                 reference = time.perf_counter() - started
-                trainer = self.trainer(trainer_classes()[1], policy, with_reference(pairs, known), folder)
+                kind = partial(trainer_classes()[1], self.dpo)
+                trainer = self.trainer(kind, policy, with_reference(pairs, known), folder)
                 return reference + measure.timed(trainer)()
 
         return train

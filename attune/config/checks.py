@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from attune.config.loss_checks import check_loss
 from attune.config.schema import (
     COLUMN_READERS,
     DBT,
@@ -48,6 +49,7 @@ def check_across_keys(params: Params, source: str) -> None:
                 f"{source}: {stage}.batch_size = {batch} is no multiple of training.micro_batch_size = "
                 f"{params.hardware.micro_batch_size}"
             )
+    check_loss(params.dpo, params.hardware, source)
     _check_processes(params.hardware, source)
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
+from attune.config.sections.fields import ALL_LINEAR
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
@@ -169,18 +170,39 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
-    """`model` as a PeftModel with a new, seeded LoRA adapter on all linear layers.
+    """`model` as a PeftModel with a new, seeded LoRA adapter on `lora.target_modules`.
 
     An adapted layer computes W x + alpha / r B A x. B starts at 0, so that the result still is the function `model`.
+
+    Raises:
+        ModelError: the model has no module of a name in `lora.target_modules` or `lora.modules_to_save`.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
+    _require_modules(model, lora)
     set_seed(seed)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save or None,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def _require_modules(model: PreTrainedModel, lora: Lora) -> None:
+    """PEFT takes a name that stands for no module, if another one in the list does."""
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    adapted = [] if lora.target_modules == ALL_LINEAR else lora.target_modules
+    for key, names in (("target_modules", adapted), ("modules_to_save", lora.modules_to_save)):
+        if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
+            raise ModelError(
+                f"lora.{key} names {unknown[0]}, which the base model does not have: its modules are "
+                f"{', '.join(sorted(name for name in known if not name.isdecimal() and name))}"
+            )
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:

@@ -9,6 +9,8 @@ from pydantic import Field
 from attune.config.sections.fields import (
     DIALOGUES,
     NO_LOCAL_DIR,
+    AtLeastZero,
+    Modules,
     Name,
     NotNegative,
     Passes,
@@ -20,6 +22,7 @@ from attune.config.sections.fields import (
     Share,
     section,
 )
+from attune.config.sections.preference_losses import F_ALPHA, READERS, REFERENCE_FREE, Loss, Smoothing, names
 from attune.config.sections.weights import Weights
 
 
@@ -144,11 +147,13 @@ class Tiny:
 
 @section
 class Lora:
-    """LoRA adapter on all linear layers (Hu et al. 2021)."""
+    """LoRA adapter (Hu et al. 2021), and the modules that are trained whole with it."""
 
     r: Positive
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Modules
+    modules_to_save: list[Name]
 
 
 @section
@@ -161,6 +166,8 @@ class Sft:
     lr_scheduler: Scheduler
     warmup_steps: NotNegative
     max_length: Positive
+    max_grad_norm: AtLeastZero
+    weight_decay: Share
     loss_on: Literal["assistant", "user"]
 
 
@@ -251,6 +258,15 @@ class Round:
 class Dpo:
     """Hyperparameters of direct preference optimisation (Rafailov et al. 2023); `epochs` is the schedule's length."""
 
+    loss: Loss
+    loss_weights: list[AtLeastZero] | None
+    sft_weight: AtLeastZero
+    label_smoothing: Smoothing | None
+    discopop_tau: Annotated[float, Field(gt=0)] | None
+    simpo_gamma: AtLeastZero | None
+    ld_alpha: Share | None
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+    f_alpha: float | None
     beta: Annotated[float, Field(gt=0)]
     epochs: Positive
     learning_rate: Rate
@@ -258,6 +274,26 @@ class Dpo:
     lr_scheduler: Scheduler
     warmup_steps: NotNegative
     max_length: Positive
+    max_grad_norm: AtLeastZero
+    weight_decay: Share
+
+    @property
+    def losses(self) -> list[str]:
+        """The names in `loss`."""
+        return names(self.loss)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference model."""
+        return not set(self.losses) & set(REFERENCE_FREE)
+
+    def of_loss(self, param: str) -> float:
+        """The value of a param of the losses: as set, or the usual one of the loss; 0 where no loss reads it."""
+        if param == "f_alpha":
+            return F_ALPHA if self.f_alpha is None else self.f_alpha
+        value: float | None = getattr(self, param)
+        usual = [READERS[param][loss] for loss in self.losses if loss in READERS[param]]
+        return value if value is not None else next(iter(usual), 0.0)
 
 
 @section

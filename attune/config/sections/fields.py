@@ -26,6 +26,8 @@ LABEL_RULES = ("opposite_emotion", "random")
 FILE_READERS = ("annomi", "messages", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
 LIBRARY = Path(__file__).parents[2]
+# The value of lora.target_modules that means every linear layer but the head.
+ALL_LINEAR = "all-linear"
 
 Positive = Annotated[int, Field(gt=0)]
 Passes = Annotated[float, Field(gt=0)]
@@ -33,6 +35,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
+AtLeastZero = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -84,6 +87,17 @@ def top_level_names(path: Path) -> set[str]:
     return names
 
 
+def _adapted(modules: str | list[str]) -> str | list[str]:
+    if modules == ALL_LINEAR:
+        return modules
+    if isinstance(modules, str) or not all(modules) or not modules:
+        raise ValueError(f"{ALL_LINEAR}, or a list of names of linear layers such as [q_proj, v_proj]")
+    if "lm_head" in modules:
+        raise ValueError("an adapter on lm_head would never be trained: name it in lora.modules_to_save")
+    return modules
+
+
+Modules = Annotated[str | list[str], AfterValidator(_adapted)]
 Reader = Annotated[str, _module("corpora/readers", "read")]
 Rule = Annotated[str, _module("pairs", "build", RULES)]
 

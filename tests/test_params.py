@@ -278,6 +278,27 @@ REFUSED = {
     "dpo.betta": [(0.1, "key dpo.betta is unknown (value 0.1)")],
     "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
+    "dpo.loss": [
+        ("kto", "dpo.loss = 'kto': value error, 'kto' is none of the losses sigmoid, sigmoid_norm, ipo,"),
+        (["sigmoid", "kto"], "'kto' is none of the losses sigmoid,"),
+        ([], "dpo.loss = []: value error, a list has at least one loss, and each of them once"),
+        (["hinge", "hinge"], "a list has at least one loss, and each of them once"),
+        (["sigmoid", "orpo"], "dpo.loss = sigmoid, orpo: orpo has no reference model and combines with no other loss"),
+        (["robust", "exo_pair"], "dpo.loss = robust, exo_pair share dpo.label_smoothing, whose usual values differ"),
+        ("aot", "set training.micro_batch_size to dpo.batch_size = "),
+    ],
+    "dpo.loss_weights": [([0.5, 0.5], "dpo.loss_weights = [0.5, 0.5], but dpo.loss = sigmoid needs 1 weights")],
+    "dpo.label_smoothing": [
+        (0.1, "dpo.label_smoothing = 0.1 is a param of robust, exo_pair, aot, aot_unpaired, simpo, and dpo.loss = "),
+        (0.5, "dpo.label_smoothing = 0.5: input should be less than 0.5"),
+    ],
+    "dpo.simpo_gamma": [(0.5, "dpo.simpo_gamma = 0.5 is a param of simpo, and dpo.loss = sigmoid does not read it")],
+    "dpo.f_alpha": [(0.5, "dpo.f_alpha = 0.5 is a param of dpo.f_divergence = alpha_divergence")],
+    "dpo.ld_alpha": [(1.5, "dpo.ld_alpha = 1.5: input should be less than or equal to 1")],
+    "lora.target_modules": [
+        ("q_proj", "lora.target_modules = 'q_proj': value error, all-linear, or a list of names of linear layers"),
+        (["q_proj", "lm_head"], "an adapter on lm_head would never be trained: name it in lora.modules_to_save"),
+    ],
     # Two keys that do not go together.
     "sft.batch_size": [(28, "sft.batch_size = 28 is no multiple of training.micro_batch_size = 8")],
     "dpo.batch_size": [(44, "dpo.batch_size = 44 is no multiple of training.micro_batch_size = 8")],
@@ -314,6 +335,39 @@ def test_a_value_that_does_not_fit(key, value, message):
     assert str(raised.value).startswith("some/params.yaml: ")
     assert key.split(".")[0] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "exo_pair", "label_smoothing": 0}, "dpo.label_smoothing = 0, whose logarithm exo_pair takes"),
+        (
+            {"loss": "simpo", "ld_alpha": 0.5},
+            "dpo.ld_alpha = 0.5 is for losses with a reference model, and dpo.loss = ",
+        ),
+        (
+            {"loss": "simpo", "f_divergence": "forward_kl"},
+            "a distance from a reference model, and dpo.loss = simpo has",
+        ),
+        ({"loss": "orpo", "sft_weight": 1}, "but orpo has the chosen side's likelihood as its own part, with weight 1"),
+        ({"loss": "bco_pair", "f_divergence": "js_divergence"}, "is for losses of the difference of two rewards"),
+    ],
+)
+def test_params_of_a_loss_that_does_not_read_them(changes, message):
+    values = composed()
+    values["dpo"] |= changes
+    with pytest.raises(ParamsError, match=re.escape(message)) as raised:
+        check(values, "some/params.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_losses_that_share_params_and_one_batch_that_is_sorted():
+    values = composed()
+    values["dpo"] |= {"loss": ["robust", "exo_pair"], "loss_weights": [1, 0.5], "label_smoothing": 0.01}
+    assert check(values, "conf").dpo.of_loss("label_smoothing") == 0.01
+    values["dpo"] |= {"loss": "aot", "loss_weights": None, "label_smoothing": None}
+    values["training"]["micro_batch_size"] = values["dpo"]["batch_size"]
+    assert check(values, "conf").dpo.of_loss("label_smoothing") == 0
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,7 @@ def check_loss(dpo: Dpo, hardware: Hardware, source: str) -> None:
         if getattr(dpo, param) is None and len({readers[loss] for loss in read}) > 1:
             raise ParamsError(f"{source}: {named} share dpo.{param}, whose usual values differ: set it")
     if "exo_pair" in losses and dpo.label_smoothing == 0:
-        raise ParamsError(
-            f"{source}: dpo.label_smoothing = 0, but exo_pair takes its logarithm: above 0, usually 0.001"
-        )
+        raise ParamsError(f"{source}: dpo.label_smoothing = 0, whose logarithm exo_pair takes: above 0, usually 0.001")
     _check_reference(dpo, free, named, source)
     _check_divergence(dpo, named, source)
     sorting = [loss for loss in losses if loss in SORTING]
@@ -52,7 +50,8 @@ def _check_reference(dpo: Dpo, free: list[str], named: str, source: str) -> None
         return
     if dpo.ld_alpha is not None:
         raise ParamsError(
-            f"{source}: dpo.ld_alpha = {dpo.ld_alpha} is for losses with a reference model: null with {named}"
+            f"{source}: dpo.ld_alpha = {dpo.ld_alpha} is for losses with a reference model, and {named} has none: set "
+            "it to null"
         )
     if dpo.f_divergence != "reverse_kl":
         raise ParamsError(

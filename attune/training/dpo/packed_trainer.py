@@ -1,8 +1,8 @@
 """TRL's DPO trainer on packed pairs, with the reference's log-probabilities in the data set.
 
 Only the batches and the forward pass of TRL's trainer are replaced. Its losses, logging, checkpoints and callbacks
-still work on log-probabilities (2 B, R), the B chosen replies first. A loss without a reference is another trainer's of TRL
-(`trl_losses.reference_free`).
+still work on log-probabilities (2 B, R), the B chosen replies first. A loss without a reference is that of another
+trainer of TRL (`trl_losses.reference_free`).
 
 Every pair has equal weight in an effective batch, however the batch is split over micro-batches and ranks.
 """

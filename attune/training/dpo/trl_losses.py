@@ -129,4 +129,4 @@ def at_zero_margin(trainer: Any) -> tuple[float, float]:
     }
     loss: Any = DPOTrainer._compute_loss(probe, lambda **_: output, batch, False)
     (slopes,) = torch.autograd.grad(loss, log_probs)
-    return float(loss), float(slopes.abs().mean())
+    return loss.item(), slopes.abs().mean().item()

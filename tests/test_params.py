@@ -74,7 +74,13 @@ def test_the_papers_values():
     params = check(composed("recipe=empo"), "recipe=empo")
     assert (params.model.name, params.model.hub_id) == ("zephyr-7b", "alignment-handbook/zephyr-7b-sft-full")
     assert params.corpus.name == "empatheticdialogues"
-    assert asdict(params.lora) == {"r": 1024, "alpha": 256, "dropout": 0.1}
+    assert asdict(params.lora) == {
+        "r": 1024,
+        "alpha": 256,
+        "dropout": 0.1,
+        "target_modules": "all-linear",
+        "modules_to_save": [],
+    }
     assert asdict(params.sft) == {
         "epochs": 1,
         "learning_rate": 1e-5,
@@ -82,12 +88,18 @@ def test_the_papers_values():
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "max_length": 256,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
         "loss_on": "assistant",
     }
     assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
     assert params.pairs.table == "data/opposite_emotions.csv"
     assert [step.init for step in params.rounds.values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
-    assert asdict(params.dpo) == {
+    unset = ("loss_weights", "label_smoothing", "discopop_tau", "simpo_gamma", "ld_alpha", "f_alpha")
+    assert asdict(params.dpo) == dict.fromkeys(unset) | {
+        "loss": "sigmoid",
+        "sft_weight": 0.0,
+        "f_divergence": "reverse_kl",
         "beta": 0.025,
         "epochs": 3,
         "learning_rate": 1e-5,
@@ -95,6 +107,8 @@ def test_the_papers_values():
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "max_length": 256,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
     }
 
 

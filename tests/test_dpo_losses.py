@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import factory
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,13 +14,16 @@ from dpo_models import (
     MAX_LENGTH,
     PAIRS,
     gradients,
+    make_model,
     make_policy,
     make_tokenizer,
+    trainer_of,
     trl_trainer,
     with_made_up_reference,
 )
 
 from attune.config.sections.preference_losses import LOSSES, REFERENCE_FREE
+from attune.models.loading import add_adapter, load_adapter
 from attune.runtime.errors import ModelError, UserError
 from attune.training.common.trainer import run
 from attune.training.dpo.packed_trainer import DUMMY_PAIR
@@ -202,3 +206,30 @@ def test_no_reference_and_no_packed_batches(tmp_path):
     policy = get_peft_model(bloom, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     with pytest.raises(ModelError, match=r"dpo.loss = orpo is computed from packed batches alone, and"):
         make_trainer(policy, make_tokenizer(), PAIRS, replace(DPO, loss="orpo"), HARDWARE, 5, tmp_path)
+
+
+def test_adapted_and_whole_modules(tmp_path):
+    """Only what the params name is trained, the head gets a gradient from packed pairs, and both are saved."""
+    lora = factory.lora(target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+    policy = add_adapter(make_model("llama"), lora, 3)
+    trainer = trainer_of(policy, make_tokenizer(), with_made_up_reference(), tmp_path / "a", True, DPO, MAX_LENGTH)
+    trainer.compute_loss(policy.train(), trainer.data_collator(with_made_up_reference())).backward()
+    grads = gradients(policy)
+    assert {name.split(".")[-4] if "lora_" in name else "lm_head" for name in grads} == {"q_proj", "v_proj", "lm_head"}
+    assert all("lm_head" in name for name in grads if "lora_" not in name)
+    (head,) = (grad for name, grad in grads.items() if "lm_head" in name)
+    assert float(head.abs().max()) > 0
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight += 0.01
+    policy.save_pretrained(str(tmp_path / "adapter"))
+    loaded = load_adapter(make_model("llama"), tmp_path / "adapter", trainable=False)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(loaded.eval()(input_ids=ids).logits, policy.eval()(input_ids=ids).logits)
+
+
+def test_a_module_that_the_model_does_not_have():
+    for names in ({"target_modules": ["q_proj", "query"]}, {"modules_to_save": ["head"]}):
+        with pytest.raises(ModelError, match=r"lora.(target_modules names query|modules_to_save names head), which"):
+            add_adapter(make_model("llama"), factory.lora(**names), 3)

@@ -375,6 +375,18 @@ def test_params_of_a_loss_that_does_not_read_them(changes, message):
     assert "\n" not in str(raised.value)
 
 
+def test_whole_modules_need_weights_that_resolve_a_step():
+    values = composed()
+    values["lora"]["modules_to_save"] = ["lm_head"]
+    assert check(values, "conf").lora.modules_to_save == ["lm_head"]
+    values["compute"] |= {"device": "cuda", "dtype": "bf16"}
+    with pytest.raises(ParamsError, match=r"lora.modules_to_save = .'lm_head'.: .* set compute.dtype = fp32"):
+        check(values, "conf")
+    values["compute"]["dtype"], values["generate"]["engine"] = "fp32", "vllm"
+    with pytest.raises(ParamsError, match="vLLM serves adapters alone"):
+        check(values, "conf")
+
+
 def test_losses_that_share_params_and_one_batch_that_is_sorted():
     values = composed()
     values["dpo"] |= {"loss": ["robust", "exo_pair"], "loss_weights": [1, 0.5], "label_smoothing": 0.01}

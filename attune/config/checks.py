@@ -77,6 +77,7 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
             "generate.engine = builtin"
         )
+    _check_whole_modules(params, source)
     _check_scorers(params, source)
     _check_adapters(params, source)
     if params.bertscore.hub_id is not None and not params.bertscore.revision:
@@ -84,6 +85,18 @@ def check_across_keys(params: Params, source: str) -> None:
     _check_weights(params.encoder, "encoder", source)
     _check_weights(params.model, "model", source)
     _check_model(params.model, source)
+
+
+def _check_whole_modules(params: Params, source: str) -> None:
+    """Modules that are trained whole need weights that resolve a step, and an engine that loads them."""
+    named = f"{source}: lora.modules_to_save = {params.lora.modules_to_save}"
+    if params.lora.modules_to_save and params.hardware.device == "cuda" and params.hardware.dtype == "bf16":
+        raise ParamsError(
+            f"{named}: on a GPU their weights are in compute.dtype, and bf16 resolves no step of a usual learning rate: "
+            "set compute.dtype = fp32"
+        )
+    if params.lora.modules_to_save and params.generate.engine == "vllm":
+        raise ParamsError(f"{named}: vLLM serves adapters alone: set generate.engine = builtin")
 
 
 def _check_variants(params: Params, source: str) -> None:

@@ -188,7 +188,7 @@ def save_adapter(model: Any, target: Path) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    need = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    need = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     with whole_folder(target, need) as partial:
         model.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def _check_whole_modules(params: Params, source: str) -> None:
     named = f"{source}: lora.modules_to_save = {params.lora.modules_to_save}"
     if params.lora.modules_to_save and params.hardware.device == "cuda" and params.hardware.dtype == "bf16":
         raise ParamsError(
-            f"{named}: on a GPU their weights are in compute.dtype, and bf16 resolves no step of a usual learning rate: "
+            f"{named}: on a GPU their weights are in compute.dtype, and bf16 resolves no step of a learning rate: "
             "set compute.dtype = fp32"
         )
     if params.lora.modules_to_save and params.generate.engine == "vllm":

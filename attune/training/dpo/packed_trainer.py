@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,7 @@ def likelihood_tokens(batch: Mapping[str, torch.Tensor], real: torch.Tensor) -> 
 
 
 @functools.cache
-def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer], type[DPOTrainer]]:
+def trainer_classes() -> tuple[type[DPOTrainer], Callable[..., DPOTrainer], Callable[..., DPOTrainer]]:
     """TRL's trainer on encoded pairs with its own padded batches, on packed batches, and that without a reference.
 
     The last two take `dpo`, the hyperparameters.
@@ -213,7 +213,8 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer], type[DPOTrain
             return 1.0
 
         def _log(self, name: str, value: float) -> None:
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
+            policy: Any = self.model
+            self._metrics["train" if policy.training else "eval"][name].append(value)
 
     class PackedPairsTrainer(EncodedPairsTrainer):
         """Packed batches, and the reference's log-probabilities from the columns of the data set."""
@@ -244,15 +245,22 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer], type[DPOTrain
 
         def get_batch_samples(self, *args: Any) -> Any:
             batches, items = super().get_batch_samples(*args)
-            tokens = sum(likelihood_tokens(batch, batch["real"]) for batch in batches)
-            self.batch.begin([batch["real"] for batch in batches], tokens)
+            real = [batch["real"] for batch in batches]
+            tokens = sum(map(likelihood_tokens, batches, real)) if self.has_likelihood else 0
+            self.batch.begin(real, tokens)
             return batches, items
+
+        @property
+        def has_likelihood(self) -> bool:
+            """Whether a part of the loss is a mean over tokens, and not over pairs."""
+            return bool(self.dpo.sft_weight) or self.dpo.losses == ["orpo"]
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             real = inputs["real"]
-            # Of the likelihood part, a mean over tokens and not over pairs.
-            self.share = self.batch.token_share(likelihood_tokens(inputs, real), int(real.sum()))
-            self.examples = all_reduce_sum(int(real.sum()))
+            if self.has_likelihood:
+                examples = int(real.sum())
+                self.share = self.batch.token_share(likelihood_tokens(inputs, real), examples)
+                self.examples = all_reduce_sum(examples)
             with mask_dummies(self.accelerator, real):
                 mean = super().compute_loss(model, inputs, *args, **kwargs)
             self.batch.record_metrics(real, self._metrics["train"])
@@ -260,7 +268,7 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer], type[DPOTrain
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
             rows = kept(inputs["real"])
-            if LIKELIHOOD in self.loss_types:
+            if self.has_likelihood:
                 self.loss_weights[-1] = self.dpo.sft_weight * self.share
 
             def of_kept(**kwargs: Any) -> Any:
@@ -285,14 +293,14 @@ def trainer_classes() -> tuple[type[DPOTrainer], type[DPOTrainer], type[DPOTrain
             log_probs, mask = (_of(rows, values) for values in (output.log_probs, output.label_mask))
             sums, lengths = log_probs.sum(dim=1), mask.sum(dim=1)
             pairs = int(rows.sum())
-            chosen, rejected = (sums / lengths)[: 2 * pairs].chunk(2)
+            chosen, rejected = (sums[: 2 * pairs] / lengths[: 2 * pairs]).chunk(2)
             preference = reference_free(self.dpo, chosen, rejected)
             # All rows but the rejected replies: the contexts, too, if the batch has them.
             likely = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
             likely[pairs : 2 * pairs] = False
-            weight = 1.0 if self.dpo.losses == ["orpo"] else self.dpo.sft_weight
+            weight = self.dpo.sft_weight or 1.0  # of orpo, whose own it is
             loss = preference.losses.mean()
-            if weight:
+            if self.has_likelihood:
                 loss = loss - weight * self.share * sums[likely].sum() / lengths[likely].sum()
                 self._log_likelihood(log_probs[likely], mask[likely])
             margins = preference.chosen_rewards - preference.rejected_rewards

@@ -209,7 +209,7 @@ def _passes(documents: Sequence[Document]) -> list[list[Document]]:
     return [[documents[i] for i in batch] for batch in batches_by_tokens(lengths, TOKENS_PER_PASS)]
 
 
-def at_shared_length(pair: Pair) -> Pair:
+def at_shared_length(pair: Mapping[str, Any]) -> dict[str, Any]:
     """The pair with the longer reply cut to the length of the shorter one, as LD-DPO splits it."""
     shared = min(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
     return {**pair, "chosen_ids": pair["chosen_ids"][:shared], "rejected_ids": pair["rejected_ids"][:shared]}

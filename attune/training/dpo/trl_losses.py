@@ -82,14 +82,16 @@ def reference_free(dpo: Dpo, chosen_logps: torch.Tensor, rejected_logps: torch.T
     if dpo.losses == ["orpo"]:
         from trl.experimental.orpo import ORPOTrainer
 
+        odds_ratio_loss: Any = ORPOTrainer.odds_ratio_loss
         # TRL subtracts the mean of what it returns.
-        gains, chosen, rejected, _, _ = ORPOTrainer.odds_ratio_loss(trainer, chosen_logps, rejected_logps)
+        gains, chosen, rejected, _, _ = odds_ratio_loss(trainer, chosen_logps, rejected_logps)
         return Preference(-gains, chosen, rejected)
     from trl.experimental.cpo import CPOTrainer
 
     trainer.loss_type, trainer.alpha = "simpo", 0.0
     trainer.simpo_gamma, trainer.label_smoothing = dpo.of_loss("simpo_gamma"), dpo.of_loss("label_smoothing")
-    return Preference(*CPOTrainer.cpo_loss(trainer, chosen_logps, rejected_logps))
+    cpo_loss: Any = CPOTrainer.cpo_loss
+    return Preference(*cpo_loss(trainer, chosen_logps, rejected_logps))
 
 
 def at_zero_margin(trainer: Any) -> tuple[float, float]:

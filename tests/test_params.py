@@ -299,7 +299,6 @@ REFUSED = {
         (["hinge", "hinge"], "a list has at least one loss, and each of them once"),
         (["sigmoid", "orpo"], "dpo.loss = sigmoid, orpo: orpo has no reference model and combines with no other loss"),
         (["robust", "exo_pair"], "dpo.loss = robust, exo_pair share dpo.label_smoothing, whose usual values differ"),
-        ("aot", "set training.micro_batch_size to dpo.batch_size = "),
     ],
     "dpo.loss_weights": [([0.5, 0.5], "dpo.loss_weights = [0.5, 0.5], but dpo.loss = sigmoid needs 1 weights")],
     "dpo.label_smoothing": [
@@ -364,6 +363,7 @@ def test_a_value_that_does_not_fit(key, value, message):
             "a distance from a reference model, and dpo.loss = simpo has",
         ),
         ({"loss": "orpo", "sft_weight": 1}, "but orpo has the chosen side's likelihood as its own part, with weight 1"),
+        ({"loss": "aot", "batch_size": 16}, "set training.micro_batch_size to dpo.batch_size = 16"),
         ({"loss": "bco_pair", "f_divergence": "js_divergence"}, "is for losses of the difference of two rewards"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,8 @@ def make_trainer(
     keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
     require_whole_batch(dpo, arguments["gradient_accumulation_steps"])
-    kind = functools.partial(packed if dpo.has_reference else reference_free, dpo) if reason is None else stock
+    ours = functools.partial(packed if dpo.has_reference else reference_free, dpo)
+    kind: Callable[..., DPOTrainer] = stock if reason else ours
     trainer = kind(
         model=policy,
         # Dropout would only add noise to the margin between policy and reference.

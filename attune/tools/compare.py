@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.report.tables import DASH, escape
+from attune.report.tables import DASH, chance_mark, escape
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 
@@ -46,11 +46,17 @@ class Change:
         return low <= self.old <= high
 
     @property
+    def at_chance(self) -> bool:
+        """Whether the interval of the new value holds what guessing gives."""
+        ends = dict(zip((f"{self.metric}.low", f"{self.metric}.high"), self.interval or (), strict=False))
+        return bool(chance_mark(self.metric, ends))
+
+    @property
     def cells(self) -> tuple[str, ...]:
         """A row of the table, under `HEADINGS`."""
         change = None if self.old is None or self.new is None else self.new - self.old
         bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
-        note = "within noise" if self.within_noise else ""
+        note = ", ".join(["within noise"] * self.within_noise + ["at chance"] * self.at_chance)
         return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
 
 

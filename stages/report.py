@@ -4,7 +4,7 @@
 
 writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
 need no network: `reports/samples.html` (all contexts, to search) and `reports/plots.html` (metrics with their
-intervals, rewards of DPO).
+intervals, rewards of DPO, what DPO moved).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.report import figures, samples_page
+from attune.report import figures, movement, samples_page
 from attune.report.read import Results, read
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
@@ -32,7 +32,9 @@ PLOTS = Path("reports/plots.html")
 def plots(results: Results, params: Params) -> str:
     """The page of the figures."""
     metrics = figures.metrics_picture(results.variants, results.intervals, EMPATHY_COLUMNS | COLUMNS)
-    return figures.page("Attune: metrics and DPO", lead(results, params), metrics, figures.dpo_picture(results.dpo))
+    moved = figures.movement_picture(results.dpo)
+    rewards = figures.dpo_picture(results.dpo)
+    return figures.page("Attune: metrics and DPO", lead(results, params), metrics, rewards, moved, movement.HEALTHY)
 
 
 def main(params: Params) -> None:

@@ -105,6 +105,7 @@ pairs = _factory(
     table="data/opposite_emotions.csv",
     fresh=True,
     limit=None,
+    valid=0,
     file=pair_file(),
     margin=0.1,
     samples=2,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attune.report.read import Curve, DpoCurves
 from attune.report.render import render
-from attune.report.tables import DASH, Metrics
+from attune.report.tables import DASH, MOVEMENT_COLUMNS, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,10 +48,20 @@ class Picture(NamedTuple):
     description: str
 
 
-def page(title: str, lead: str, metrics: Picture, dpo: Picture) -> str:
-    """The page as HTML."""
+def page(title: str, lead: str, metrics: Picture, dpo: Picture, movement: Picture | None, healthy: str) -> str:
+    """The page as HTML.
+
+    Args:
+        title: of the page.
+        lead: what was run.
+        metrics: of `metrics_picture`.
+        dpo: of `dpo_picture`.
+        movement: of `movement_picture`.
+        healthy: the ranges of what it shows.
+    """
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return render("plots.html", title=title, lead=lead, policy=policy, metrics=metrics, dpo=dpo)
+    pictures = {"metrics": metrics, "dpo": dpo, "movement": movement}
+    return render("plots.html", title=title, lead=lead, policy=policy, healthy=healthy, **pictures)
 
 
 def metrics_picture(variants: Mapping[str, Metrics], intervals: Mapping[str, Metrics], columns: Columns) -> Picture:
@@ -97,6 +107,30 @@ def dpo_picture(dpo: DpoCurves) -> Picture:
                 axes.axvline(end, color=GREY, linestyle=":", linewidth=1)
     curves = {"chosen": chosen, "rejected": rejected, "accuracy in %": percent}
     ends = ((name, curve[0], curve[-1]) for name, curve in curves.items())
+    words = (f"{name}: {a[1]:.4g} at step {a[0]}, {b[1]:.4g} at step {b[0]}" for name, a, b in ends)
+    return Picture(base64.b64encode(svg.getvalue()).decode(), "; ".join(words) + ".")
+
+
+def movement_picture(dpo: DpoCurves) -> Picture | None:
+    """What the rounds moved on held-out pairs, a panel each; None if no round was measured."""
+    if not dpo.movement:
+        return None
+    # Both sides in one panel, as their distance is what the margin is made of.
+    names = [name for name in MOVEMENT_COLUMNS if name != "rejected_logp"]
+    rows = -(-len(names) // PANELS)
+    with _drawing(2.3 * rows) as (figure, svg):
+        panels = figure.subplots(rows, PANELS, squeeze=False, sharex=True).flatten()
+        for axes, name in zip(panels, names, strict=False):
+            both = name == "chosen_logp"
+            _line(axes, dpo.moved[name], color=BLUE, marker="o", label="chosen")
+            if both:
+                _line(axes, dpo.moved["rejected_logp"], color=RED, marker="s", linestyle="--", label="rejected")
+                axes.legend(frameon=False, fontsize=8)
+            axes.set_title("log-prob" if both else MOVEMENT_COLUMNS[name][0].rstrip(" ↑"))
+            axes.set_xlabel("optimizer step")
+        for axes in panels[len(names) :]:
+            axes.set_axis_off()
+    ends = ((MOVEMENT_COLUMNS[name][0], curve[0], curve[-1]) for name, curve in dpo.moved.items())
     words = (f"{name}: {a[1]:.4g} at step {a[0]}, {b[1]:.4g} at step {b[0]}" for name, a, b in ends)
     return Picture(base64.b64encode(svg.getvalue()).decode(), "; ".join(words) + ".")
 

@@ -198,6 +198,7 @@ class Pairs:
     table: Name
     fresh: bool
     limit: Positive | None
+    valid: NotNegative
     file: PairFile
     margin: Share
     samples: Annotated[int, Field(ge=2)]

@@ -11,4 +11,5 @@ Read the files in this order:
 7. `packed_trainer`   TRL's trainer on packed batches; TRL computes the loss
 8. `trainer`          `make_trainer`, which puts the above together
 9. `round`            `train_round`: one round from its pairs to its checkpoint, called by stage `dpo`
+10. `movement`        what a round moved, on held-out pairs
 """

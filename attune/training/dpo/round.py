@@ -119,9 +119,15 @@ def is_finished(folder: Path, previous: Path | None) -> bool:
     """
 
     def epochs(checkpoint: Path | None) -> float:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
+        return trainer_state(checkpoint)["epoch"] if checkpoint else 0.0
 
     return bool(epochs(last_checkpoint(folder)) >= round(epochs(previous)) + 1)
+
+
+def trainer_state(checkpoint: Path) -> dict[str, float]:
+    """What transformers counts: `epoch` and `global_step`, the optimizer steps, of all rounds of the chain."""
+    state: dict[str, float] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def is_round(init: Path) -> bool:

@@ -9,6 +9,7 @@ model. A variant whose replies were made elsewhere has them from its file, and n
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +42,10 @@ def main(variant: str, params: Params) -> None:
     examples = read_examples(TEST, params.context)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
+    length = settings.max_new_tokens or params.generate.max_new_tokens
+    decoding = replace(params.generate, max_new_tokens=length)
     records, engine = answer_variant(
-        BASE, Path(settings.model), rows, instruction, params.generate, params.hardware, params.seed
+        BASE, Path(settings.model), rows, instruction, decoding, params.hardware, params.seed
     )
     on_main_process(lambda: write_replies(records, REPLIES / f"{variant}.parquet", engine))
 

@@ -15,6 +15,7 @@ from attune.config.schema import Params, chain
 from attune.data.examples import read_examples
 from attune.pairs.build import TRAIN, file, in_memory, opposite_emotion
 from attune.pairs.held_out import valid_pairs
+from attune.pairs.instruction import instructed
 from attune.pairs.metrics import write_pairs
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -38,13 +39,13 @@ def main(key: str, params: Params) -> None:
         metrics = opposite_emotion(params, epoch, target, WORK / key)
     elif params.pairs.rule == "file":
         from_file, metrics = file(params, epoch)
-        write_pairs(from_file, target)
+        write_pairs(instructed(from_file, params.pairs), target)
     else:
         pairs, metrics = in_memory(read_examples(TRAIN, params.context), params, key, epoch)
-        write_pairs(pairs, target)
+        write_pairs(instructed(pairs, params.pairs), target)
     if number > epoch:
         metrics["repeated_rejected"] = 100.0
-    write_pairs(valid_pairs(params), PAIRS / f"{key}.valid.parquet")
+    write_pairs(instructed(valid_pairs(params), params.pairs), PAIRS / f"{key}.valid.parquet")
     write_json(METRICS / f"{key}.json", metrics)
 
 

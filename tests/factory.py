@@ -96,6 +96,7 @@ sft = _factory(
     schema.Sft,
     **SCHEDULE,
     loss_on="assistant",
+    instruction=DIALOGUES,
 )
 adapter = _factory(schema.Adapter, quality="all")
 pair_file = _factory(schema.PairFile, hub_id=None, revision=None, subset=None, train="train", test="test", held_out=0.0)
@@ -106,6 +107,7 @@ pairs = _factory(
     fresh=True,
     limit=None,
     valid=0,
+    instruction=DIALOGUES,
     file=pair_file(),
     margin=0.1,
     samples=2,
@@ -145,6 +147,7 @@ dpo = _factory(
     f_divergence="reverse_kl",
     f_alpha=None,
     beta=0.1,
+    overlong="truncate",
     **SCHEDULE,
 )
 generate = _factory(

@@ -232,6 +232,20 @@ def test_adapted_and_whole_modules(tmp_path):
             assert torch.equal(weights[name], weight), name
 
 
+def test_whole_modules_of_a_model_in_bf16_are_fp32(tmp_path):
+    """As on a GPU; a step that bf16 would round away is still there after saving and loading."""
+    lora = factory.lora(modules_to_save=["lm_head"])
+    policy = add_adapter(make_model("llama").to(torch.bfloat16), lora, 3)
+    (head,) = (weight for name, weight in policy.named_parameters() if "lm_head.modules_to_save" in name)
+    assert head.dtype == torch.float32 and policy.get_input_embeddings().weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        head += 1e-6
+    policy.save_pretrained(str(tmp_path))
+    loaded = load_adapter(make_model("llama").to(torch.bfloat16), tmp_path, trainable=True)
+    (again,) = (weight for name, weight in loaded.named_parameters() if "lm_head.modules_to_save" in name)
+    assert torch.equal(again, head)
+
+
 def test_a_module_that_the_model_does_not_have():
     for names in ({"target_modules": ["q_proj", "query"]}, {"modules_to_save": ["head"]}):
         with pytest.raises(ModelError, match=r"lora.(target_modules names query|modules_to_save names head), which"):

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +91,7 @@ def test_the_papers_values():
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
         "loss_on": "assistant",
+        "instruction": "data/dialogues",
     }
     assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
     assert params.pairs.table == "data/opposite_emotions.csv"
@@ -107,9 +108,28 @@ def test_the_papers_values():
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "max_length": 256,
+        "overlong": "truncate",
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
     }
+
+
+def test_the_values_of_the_papers_code():
+    """What differs from the text: numbers, 4 bits, whole modules, instructions, and a variant of its own length."""
+    text, code = (check(composed(recipe), recipe) for recipe in ("recipe=empo", "recipe=empo-code"))
+    assert code.dpo == replace(
+        text.dpo, beta=0.05, learning_rate=1e-6, warmup_steps=0.1, max_grad_norm=0.3, overlong="drop"
+    )
+    assert code.model == replace(text.model, quantization="nf4")
+    assert code.lora.modules_to_save == ["embed_tokens", "lm_head"]
+    assert (code.sft, code.sft.instruction_file) == (replace(text.sft, max_grad_norm=0.3), None)
+    assert {name: one.max_new_tokens for name, one in code.variants.items()} == {
+        "base": None, "sft": None, "sft-dpo": None, "base-30": 30
+    }  # fmt: skip
+    instructions = {code.pairs.instruction_file, *(one.instruction_file for one in code.variants.values())}
+    assert len(instructions) == 3 and all((ROOT / file).is_file() for file in instructions)
+    small = check(composed("recipe=empo-code", "model=smollm2"), "smollm2")
+    assert (small.model.quantization, small.lora.modules_to_save) == (None, [])
 
 
 @pytest.mark.parametrize("model", ["llama-3-8b", "mistral-7b", "gemma-7b", "tiny", "tiny-mistral", "tiny-gemma"])
@@ -284,7 +304,18 @@ REFUSED = {
     "classifiers": [
         ({}, "scorers = ['text', 'epitome', 'mmlu'], but with these classifiers it must be ['text', 'mmlu']")
     ],
-    "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
+    "variants": [
+        ({}, "variants = {}: dictionary should have at least 1 item"),
+        (
+            {"base": {"model": "models/base", "instruction": "data/dialogues", "max_new_tokens": 256}},
+            "variants.base.max_new_tokens = 256: replies that were made elsewhere have their length, and others leave",
+        ),
+    ],
+    "dpo.overlong": [("cut", "dpo.overlong = 'cut': input should be 'truncate' or 'drop'")],
+    "dpo.warmup_steps": [
+        (-1, "dpo.warmup_steps = -1: input should be greater than or equal to 0"),
+        (1.5, "dpo.warmup_steps = 1.5: value error, a whole number of steps, or a share of them below 1"),
+    ],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
     "model.quantization": [("int8", "model.quantization = 'int8': input should be 'nf4'")],
@@ -377,15 +408,13 @@ def test_params_of_a_loss_that_does_not_read_them(changes, message):
     assert "\n" not in str(raised.value)
 
 
-def test_whole_modules_need_weights_that_resolve_a_step():
+def test_whole_modules_and_vllm():
     values = composed()
     values["lora"]["modules_to_save"] = ["lm_head"]
-    assert check(values, "conf").lora.modules_to_save == ["lm_head"]
     values["compute"] |= {"device": "cuda", "dtype": "bf16"}
-    with pytest.raises(ParamsError, match=r"lora.modules_to_save = .'lm_head'.: .* set compute.dtype = fp32"):
-        check(values, "conf")
-    values["compute"]["dtype"], values["generate"]["engine"] = "fp32", "vllm"
-    with pytest.raises(ParamsError, match="vLLM serves adapters alone"):
+    assert check(values, "conf").lora.modules_to_save == ["lm_head"]
+    values["generate"]["engine"] = "vllm"
+    with pytest.raises(ParamsError, match=r"lora.modules_to_save = .'lm_head'.: vLLM serves adapters alone"):
         check(values, "conf")
 
 

@@ -235,6 +235,20 @@ def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
         torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)
 
 
+def test_overlong_pairs_are_left_out(base, pairs, tmp_path, capfd):
+    """Those that stay are not truncated; by default all stay."""
+    tokenizer = load_tokenizer(base)
+    whole, _ = encode_pairs(tokenizer, pairs, 500)
+    lengths = [len(p["prompt_ids"]) + max(len(p["chosen_ids"]), len(p["rejected_ids"])) for p in whole]
+    limit = sorted(lengths)[11]
+    kept, _ = encode_pairs(tokenizer, pairs, limit, drop=True)
+    assert kept == [p for p, length in zip(whole, lengths, strict=True) if length <= limit] != whole
+    assert f"{24 - len(kept)} of 24 pairs are longer than {limit} tokens: left out" in capfd.readouterr().out
+    assert len(encode_pairs(tokenizer, pairs, limit)[0]) == 24
+    with pytest.raises(UserError, match=r"no pair to train on: raise dpo.max_length = 8 with dpo.overlong = drop"):
+        train_round(base, pairs, base, tmp_path, replace(DPO, max_length=8, overlong="drop"))
+
+
 def test_dpo_starts_at_ln_2(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     first = json.loads((end / "trainer_state.json").read_text())["log_history"][0]

@@ -86,15 +86,12 @@ def check_across_keys(params: Params, source: str) -> None:
 
 
 def _check_whole_modules(params: Params, source: str) -> None:
-    """Modules that are trained whole need weights that resolve a step, and an engine that loads them."""
-    named = f"{source}: lora.modules_to_save = {params.lora.modules_to_save}"
-    if params.lora.modules_to_save and params.hardware.device == "cuda" and params.hardware.dtype == "bf16":
-        raise ParamsError(
-            f"{named}: on a GPU their weights are in compute.dtype, and bf16 resolves no step of a learning rate: "
-            "set compute.dtype = fp32"
-        )
+    """vLLM serves adapters alone."""
     if params.lora.modules_to_save and params.generate.engine == "vllm":
-        raise ParamsError(f"{named}: vLLM serves adapters alone: set generate.engine = builtin")
+        raise ParamsError(
+            f"{source}: lora.modules_to_save = {params.lora.modules_to_save}: vLLM serves adapters alone: set "
+            "generate.engine = builtin"
+        )
 
 
 def _check_variants(params: Params, source: str) -> None:
@@ -105,6 +102,12 @@ def _check_variants(params: Params, source: str) -> None:
             raise ParamsError(
                 f"{source}: variants.{name}.instruction = {variant.instruction!r}: replies that were made elsewhere "
                 f"take none: {DIALOGUES}"
+            )
+        length = variant.max_new_tokens
+        if length and (variant.replies_file or length >= params.generate.max_length):
+            raise ParamsError(
+                f"{source}: variants.{name}.max_new_tokens = {length}: replies that were made elsewhere have their "
+                f"length, and others leave room for a prompt within generate.max_length = {params.generate.max_length}"
             )
 
 

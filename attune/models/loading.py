@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
-    """`model` with the adapter in `folder`, as a PeftModel.
+    """`model` with the adapter in `folder`, as a PeftModel; modules that were trained whole are in fp32.
 
     Raises:
         ModelError: there is no adapter, it is not LoRA, or it has no safetensors (PEFT would load pickled weights).
@@ -166,9 +166,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no adapter ({name} is missing)")
-    kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
-    if kind != "LORA":
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type = {kind!r}, but adapters here are LORA")
+    _to_fp32(model, config.get("modules_to_save") or ())
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
@@ -184,6 +185,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     from transformers import set_seed
 
     _require_modules(model, lora)
+    _to_fp32(model, lora.modules_to_save)
     set_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -194,6 +196,13 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+
+
+def _to_fp32(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Cast modules that are trained whole, which PEFT then copies: bf16 resolves no step of a low learning rate."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names:
+            module.float()
 
 
 def _require_modules(model: PreTrainedModel, lora: Lora) -> None:

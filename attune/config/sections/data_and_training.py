@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,6 +21,8 @@ from attune.config.sections.fields import (
     Rule,
     Scheduler,
     Share,
+    Warmup,
+    named_file,
     section,
 )
 from attune.config.sections.preference_losses import F_ALPHA, READERS, REFERENCE_FREE, Loss, Smoothing, names
@@ -164,11 +167,17 @@ class Sft:
     learning_rate: Rate
     batch_size: Positive
     lr_scheduler: Scheduler
-    warmup_steps: NotNegative
+    warmup_steps: Warmup
     max_length: Positive
     max_grad_norm: AtLeastZero
     weight_decay: Share
     loss_on: Literal["assistant", "user"]
+    instruction: Name
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, or None."""
+        return named_file(self.instruction)
 
 
 @section
@@ -199,12 +208,18 @@ class Pairs:
     fresh: bool
     limit: Positive | None
     valid: NotNegative
+    instruction: Name
     file: PairFile
     margin: Share
     samples: Annotated[int, Field(ge=2)]
     max_new_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, or None."""
+        return named_file(self.instruction)
 
 
 @section
@@ -273,8 +288,9 @@ class Dpo:
     learning_rate: Rate
     batch_size: Positive
     lr_scheduler: Scheduler
-    warmup_steps: NotNegative
+    warmup_steps: Warmup
     max_length: Positive
+    overlong: Literal["truncate", "drop"]
     max_grad_norm: AtLeastZero
     weight_decay: Share
 

@@ -42,6 +42,11 @@ AtLeastZero = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def named_file(path: str) -> Path | None:
+    """The file that a key names, or None where it is the placeholder `DIALOGUES`."""
+    return None if path == DIALOGUES else Path(path)
+
+
 def modules(package: str, function: str) -> list[str]:
     """The modules of `attune/<package>` that have `function`, defined there or imported."""
     paths = sorted((LIBRARY / package).glob("*.py"))
@@ -90,6 +95,12 @@ def top_level_names(path: Path) -> set[str]:
     return names
 
 
+def _share_or_steps(steps: float) -> float:
+    if steps >= 1 and steps != int(steps):
+        raise ValueError("a whole number of steps, or a share of them below 1")
+    return steps
+
+
 def _adapted(modules: str | list[str]) -> str | list[str]:
     if modules == ALL_LINEAR:
         return modules
@@ -100,6 +111,7 @@ def _adapted(modules: str | list[str]) -> str | list[str]:
     return modules
 
 
+Warmup = Annotated[float, Field(ge=0), AfterValidator(_share_or_steps)]
 Modules = Annotated[str | list[str], AfterValidator(_adapted)]
 Reader = Annotated[str, _module("corpora/readers", "read")]
 Rule = Annotated[str, _module("pairs", "build", RULES)]

@@ -90,7 +90,7 @@ def measure(
         None if there is no pair, or the architecture does not take packed sequences.
     """
     tokenizer = load_tokenizer(base)
-    encoded, _ = encode_pairs(tokenizer, pairs, params.dpo.max_length)
+    encoded, _ = encode_pairs(tokenizer, pairs, params.dpo.max_length, params.dpo.overlong == "drop")
     if not encoded:
         return None
     documents = [Document(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in encoded]

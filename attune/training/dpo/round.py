@@ -54,9 +54,12 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     # A later round, too, begins with the reference's weights: its own come with the checkpoint that it resumes from.
     policy = load_adapter(load_base(base, params.hardware), reference, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
-    encoded, future = encode_pairs(tokenizer, pairs, params.dpo.max_length)
+    encoded, future = encode_pairs(tokenizer, pairs, params.dpo.max_length, params.dpo.overlong == "drop")
     if not encoded:
-        raise UserError(f"{pairs} holds no pair: run `dvc repro -f pairs@{key}`")
+        raise UserError(
+            f"{pairs} holds no pair to train on: raise dpo.max_length = {params.dpo.max_length} with dpo.overlong = "
+            f"drop, else run `dvc repro -f pairs@{key}`"
+        )
     if unsupported_reason(policy) is None and params.dpo.has_reference:
         prepare(policy, params.hardware, params.dpo.max_length)
         hashed = identity(base, reference, params.hardware)

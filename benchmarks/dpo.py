@@ -67,12 +67,15 @@ class Case:
         steps = min(STEPS, round(TOKENS_A_ROUND / tokens / batch))
         self.share = batch * max(EPOCHS, steps - steps % EPOCHS)
 
+    def model(self) -> Any:
+        return measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+
     def policy(self) -> Any:
         """A random model with an adapter that is not the identity."""
         import torch
         from peft import LoraConfig, get_peft_model
 
-        model = measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+        model = self.model()
         r, alpha = self.params.lora.r, self.params.lora.alpha
         policy = get_peft_model(
             model, LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -71,7 +71,7 @@ class Preference(NamedTuple):
 
 
 def reference_free(dpo: Dpo, chosen_logps: torch.Tensor, rejected_logps: torch.Tensor) -> Preference:
-    """SimPO (Meng et al. 2024, equation 6) or the odds ratio part of ORPO (Hong et al. 2024, equation 7, times lambda).
+    """SimPO (arXiv:2405.14734) or the odds ratio part of ORPO (arXiv:2403.07691, equation 7, times lambda).
 
     Args:
         dpo: hyperparameters; its loss is simpo or orpo.

@@ -101,8 +101,17 @@ class LossCase(Case):
 
         def train() -> float:
             with tempfile.TemporaryDirectory() as folder:
-                common = {"beta": self.dpo.beta, "max_length": MAX_LENGTH, **self.arguments(self.dpo, folder)}
-                simpo = {"loss_type": "simpo", "simpo_gamma": self.dpo.of_loss("simpo_gamma"), "cpo_alpha": 0.0}
+                common: dict[str, Any] = {
+                    "beta": self.dpo.beta,
+                    "max_length": MAX_LENGTH,
+                    **self.arguments(self.dpo, folder),
+                }
+                simpo: dict[str, Any] = {
+                    "loss_type": "simpo",
+                    "simpo_gamma": self.dpo.of_loss("simpo_gamma"),
+                    "cpo_alpha": 0.0,
+                }
+                kind: Any
                 kind, config = (
                     (ORPOTrainer, ORPOConfig(**common))
                     if self.dpo.loss == "orpo"
@@ -122,7 +131,9 @@ def main(shape: dict[str, Any] = SHAPE, result: str = RESULT) -> None:
     for loss in LOSSES:
         case = LossCase(tokenizer, real[::EPOCHS], params, loss, shape)
         parts = [case.pairs[i * BATCH :][:BATCH] for i in range(measure.ROUNDS + 1)]
-        rounds = measure.turns(*(partial(_next, map(side, parts)) for side in (case.ours, case.trl)))
+        rounds = measure.turns(
+            *(partial(_next, map(side, parts)) for side in (case.ours, case.trl)), rounds=measure.ROUNDS
+        )
         found[loss] = measure.compared(rounds, BATCH, "pairs")
         found[loss]["over_sigmoid"] = round(found[loss]["ratio"] / found[LOSSES[0]]["ratio"], 2)
         headline = {key: found[LOSSES[0]][key] for key in ("ratio", "low", "high", "unit")}

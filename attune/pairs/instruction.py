@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from attune.config.schema import Pairs
 from attune.data.dialogue import Example, add_system, to_turns, turn_list_type
 from attune.data.pair import Pair
 from attune.models.system_prompt import read_instruction
+from attune.pairs.dbt import ScoredPair
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-P = TypeVar("P", bound=Pair)
 
 
 def instruction_of(settings: Pairs) -> str | None:
@@ -27,7 +26,7 @@ def instruction_of(settings: Pairs) -> str | None:
     return read_instruction(file, "pairs") if file else None
 
 
-def instructed(pairs: Iterable[P], settings: Pairs) -> list[P]:
+def instructed(pairs: Iterable[Pair | ScoredPair], settings: Pairs) -> list[Pair | ScoredPair]:
     """The pairs with the instruction before their prompts."""
     text = instruction_of(settings)
     return [replace(pair, prompt=add_system(pair.prompt, text)) if text else pair for pair in pairs]

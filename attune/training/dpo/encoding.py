@@ -30,7 +30,8 @@ def encode_pairs(
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
-    encoded, future = [], []
+    encoded: list[dict[str, list[int]]] = []
+    future: list[dict[str, list[int]]] = []
     rows = pq.read_table(pairs).to_pylist()
     for row in tqdm(rows, desc="tokens", unit="pair"):
         context, chosen = to_turns(row["prompt"]), row["chosen"]

@@ -93,7 +93,7 @@ def supervised_examples(tokenizer: Any, dialogues: Sequence[Dialogue], sft: Sft)
     return examples
 
 
-def instructed(dialogues: Sequence[Dialogue], sft: Sft) -> Sequence[Dialogue]:
+def instructed(dialogues: list[Dialogue], sft: Sft) -> list[Dialogue]:
     """The dialogues with the instruction of `sft.instruction` as their system turn.
 
     Raises:

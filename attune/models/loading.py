@@ -232,8 +232,9 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
 
     model = load_base(base, hardware)
     if is_adapter(folder):
-        adapted = load_adapter(model, folder, trainable=False)
+        # Asked before modules that were trained whole are put in, which are in fp32.
         merge = merge and model.dtype == torch.float32 and not quantization(base)
+        adapted = load_adapter(model, folder, trainable=False)
         model = adapted.merge_and_unload() if merge else adapted
     return model.eval()
 

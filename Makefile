@@ -44,6 +44,7 @@ bench: setup ## Measure speed against peers (docs/performance.md)
 	python -m benchmarks.sft
 	python -m benchmarks.generate
 	python -m benchmarks.dpo
+	python -m benchmarks.losses
 	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
 	python -m benchmarks.data

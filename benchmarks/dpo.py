@@ -67,12 +67,15 @@ class Case:
         steps = min(STEPS, round(TOKENS_A_ROUND / tokens / batch))
         self.share = batch * max(EPOCHS, steps - steps % EPOCHS)
 
+    def model(self) -> Any:
+        return measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+
     def policy(self) -> Any:
         """A random model with an adapter that is not the identity."""
         import torch
         from peft import LoraConfig, get_peft_model
 
-        model = measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+        model = self.model()
         r, alpha = self.params.lora.r, self.params.lora.alpha
         policy = get_peft_model(
             model, LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -107,7 +110,8 @@ class Case:
                 started = time.perf_counter()
                 known = complete(policy, pairs, file, None, "benchmark", self.hardware, pad_id)
                 reference = time.perf_counter() - started
-                trainer = self.trainer(trainer_classes()[1], policy, with_reference(pairs, known), folder)
+                kind = partial(trainer_classes()[1], self.dpo)
+                trainer = self.trainer(kind, policy, with_reference(pairs, known), folder)
                 return reference + measure.timed(trainer)()
 
         return train

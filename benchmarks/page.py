@@ -20,6 +20,7 @@ PAGE = Path("docs/performance.md")
 # Section: the files of `RESULTS` in its table.
 SECTIONS = {
     "dpo": ("dpo", "dpo-precomputed"),
+    "losses": ("losses",),
     "sft": ("sft",),
     "generate": ("generate",),
     "scoring": ("scoring",),
@@ -28,7 +29,7 @@ SECTIONS = {
 }
 LARGE = "Mistral 7 B, LoRA r 1024, on a GPU"
 # The last row of a table: the case that needs a GPU; None: there is none.
-UNMEASURED = {"scoring": "on a GPU", "data": None}
+UNMEASURED = {"scoring": "on a GPU", "data": None, "losses": "on a GPU"}
 # Names of sides and peers, shorter than those in the results.
 SIDES = {
     "ours": "Attune",
@@ -53,6 +54,7 @@ COLUMNS: dict[str, dict[str, Callable[[Case, str], object]]] = {
         "matmul share": lambda case, _: case["ours_share_of_matmul_rate"],
         "peer's share": lambda case, _: case["peer_share_of_matmul_rate"],
     },
+    "losses": {"over sigmoid": lambda case, _: case["over_sigmoid"]},
     "sft": {
         "matmul share": lambda case, _: case["flops_share"]["ours"],
         "peer's share": lambda case, peer: case["flops_share"][peer],
@@ -84,14 +86,16 @@ def page(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
     Raises:
         ValueError: a mark is missing or repeated.
-        KeyError: a section has no result.
+        KeyError: a section has only some of its results.
     """
     for section, names in SECTIONS.items():
         begin = f"<!-- {section}: written by python -m benchmarks.page -->\n"
         end = f"<!-- end of {section} -->\n"
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = before + begin + block(section, [results[name] for name in names]) + end + after
+        measured = names[0] in results
+        shown = block(section, [results[name] for name in names]) if measured else "Not measured yet.\n"
+        text = before + begin + shown + end + after
     return text
 
 

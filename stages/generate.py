@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from attune.config.params import load, named
-from attune.config.schema import Params
+from attune.config.schema import Generate, Params
 from attune.data.examples import read_examples
 from attune.generation.answer import answer_variant, write_replies
 from attune.generation.made_elsewhere import NO_MODEL, left_out, match, read, records
@@ -41,8 +41,10 @@ def main(variant: str, params: Params) -> None:
     examples = read_examples(TEST, params.context)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
+    own = {"max_new_tokens": settings.max_new_tokens} if settings.max_new_tokens else {}
+    decoding = Generate(**vars(params.generate) | own)
     records, engine = answer_variant(
-        BASE, Path(settings.model), rows, instruction, params.generate, params.hardware, params.seed
+        BASE, Path(settings.model), rows, instruction, decoding, params.hardware, params.seed
     )
     on_main_process(lambda: write_replies(records, REPLIES / f"{variant}.parquet", engine))
 

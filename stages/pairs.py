@@ -2,7 +2,8 @@
 
     python -m stages.pairs e2
 
-writes `data/pairs/e2.parquet` and `metrics/pairs/e2.json`.
+writes `data/pairs/e2.parquet`, `metrics/pairs/e2.json`, and `data/pairs/e2.valid.parquet`: pairs of the valid split,
+on which stage `dpo@e2` measures what it moved.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from attune.config.params import load
 from attune.config.schema import Params, chain
 from attune.data.examples import read_examples
 from attune.pairs.build import TRAIN, file, in_memory, opposite_emotion
+from attune.pairs.held_out import valid_pairs
+from attune.pairs.instruction import instructed
 from attune.pairs.metrics import write_pairs
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -36,12 +39,13 @@ def main(key: str, params: Params) -> None:
         metrics = opposite_emotion(params, epoch, target, WORK / key)
     elif params.pairs.rule == "file":
         from_file, metrics = file(params, epoch)
-        write_pairs(from_file, target)
+        write_pairs(instructed(from_file, params.pairs), target)
     else:
         pairs, metrics = in_memory(read_examples(TRAIN, params.context), params, key, epoch)
-        write_pairs(pairs, target)
+        write_pairs(instructed(pairs, params.pairs), target)
     if number > epoch:
         metrics["repeated_rejected"] = 100.0
+    write_pairs(instructed(valid_pairs(params), params.pairs), PAIRS / f"{key}.valid.parquet")
     write_json(METRICS / f"{key}.json", metrics)
 
 

@@ -4,7 +4,7 @@
 
 writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
 need no network: `reports/samples.html` (all contexts, to search) and `reports/report.html` (metrics with their
-intervals, levels beside people's, differences by dialogue, curves).
+intervals, levels beside people's, differences by dialogue, curves, what DPO moved).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.report import charts, samples_page
+from attune.report import charts, movement, samples_page
 from attune.report.read import Results, read
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
@@ -38,8 +38,9 @@ def interactive(results: Results, params: Params) -> str:
         "levels": charts.metric_charts(results.variants, results.intervals, LEVEL_COLUMNS, reference),
         "examples": charts.example_charts(results.replies, results.scores, reference),
         "curves": charts.curve_charts(results.dpo, results.sft),
+        "movement": charts.movement_charts(results.dpo),
     }
-    return charts.page("Attune: metrics, dialogues and training", lead(results, params), sections)
+    return charts.page("Attune: metrics, dialogues and training", lead(results, params), sections, movement.HEALTHY)
 
 
 def main(params: Params) -> None:

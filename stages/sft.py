@@ -33,11 +33,12 @@ def main(name: str, params: Params) -> None:
     from attune.models.system_prompt import tell_joined
     from attune.training.common.resume import last_checkpoint
     from attune.training.common.trainer import export_adapter
-    from attune.training.sft.fine_tune import dialogues_of_quality, fine_tune
+    from attune.training.sft.fine_tune import dialogues_of_quality, fine_tune, instructed
 
     quality, dialogues = named(params.adapters, name, "adapters").quality, read_dialogues(TRAIN)
     if quality != "all":
         dialogues = dialogues_of_quality(dialogues, quality, TRAIN)
+    dialogues = instructed(dialogues, params.sft)
     with checkpoints(f"sft@{name}", params) as folder:
         tokenizer = load_tokenizer(BASE)
         on_main_process(lambda: tell_joined(tokenizer, dialogues))

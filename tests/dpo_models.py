@@ -1,5 +1,7 @@
 """Small models of every supported architecture, preference pairs for them, and TRL's trainer on both."""
 
+from functools import partial
+
 import factory
 import torch
 import transformers
@@ -8,6 +10,7 @@ from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.tiny import train_tokenizer
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.packed_trainer import trainer_classes
+from attune.training.dpo.trl_losses import config_arguments
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 6, 32
 HARDWARE = factory.hardware()
@@ -74,21 +77,23 @@ def make_tokenizer():
     return train_tokenizer(["a b c"], 300, 64)
 
 
-def trl_trainer(name: str, folder, packed: bool, beta: float = 0.5):
+def trl_trainer(name: str, folder, packed: bool, dpo=DPO):
     """`trainer_of` on a policy and pairs of this module."""
-    return trainer_of(make_policy(name), make_tokenizer(), with_made_up_reference(), folder, packed, beta, MAX_LENGTH)
+    return trainer_of(make_policy(name), make_tokenizer(), with_made_up_reference(), folder, packed, dpo, MAX_LENGTH)
 
 
-def trainer_of(policy, tokenizer, rows, folder, packed: bool, beta: float, max_length: int):
+def trainer_of(policy, tokenizer, rows, folder, packed: bool, dpo, max_length: int):
     """A policy in TRL's trainer, on packed batches or on TRL's own, with the reference from the columns of the data."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
-    config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=beta, max_length=max_length,
-                       activation_checkpointing=False, remove_unused_columns=False)  # fmt: skip
+    config = DPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_length=max_length,
+                       activation_checkpointing=False, remove_unused_columns=False,
+                       **config_arguments(dpo))  # fmt: skip
     if packed:
         prepare(policy, HARDWARE, max_length)
-    trainer = trainer_classes()[packed](
+    stock, *ours = trainer_classes()
+    trainer = (partial(ours[not dpo.has_reference], dpo) if packed else stock)(
         model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     trainer.precompute_ref_logps = True

@@ -88,12 +88,15 @@ SCHEDULE = {
     "lr_scheduler": "cosine",
     "warmup_steps": 0,
     "max_length": 64,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
 }
-lora = _factory(schema.Lora, r=4, alpha=8, dropout=0.0)
+lora = _factory(schema.Lora, r=4, alpha=8, dropout=0.0, target_modules="all-linear", modules_to_save=[])
 sft = _factory(
     schema.Sft,
     **SCHEDULE,
     loss_on="assistant",
+    instruction=DIALOGUES,
 )
 adapter = _factory(schema.Adapter, quality="all")
 pair_file = _factory(schema.PairFile, hub_id=None, revision=None, subset=None, train="train", test="test", held_out=0.0)
@@ -103,6 +106,8 @@ pairs = _factory(
     table="data/opposite_emotions.csv",
     fresh=True,
     limit=None,
+    valid=0,
+    instruction=DIALOGUES,
     file=pair_file(),
     margin=0.1,
     samples=2,
@@ -132,7 +137,17 @@ endpoint = _factory(
 dpo_round = _factory(schema.Round, init="models/sft", candidates=DIALOGUES, scorer=DIALOGUES)
 dpo = _factory(
     schema.Dpo,
+    loss="sigmoid",
+    loss_weights=None,
+    sft_weight=0.0,
+    label_smoothing=None,
+    discopop_tau=None,
+    simpo_gamma=None,
+    ld_alpha=None,
+    f_divergence="reverse_kl",
+    f_alpha=None,
     beta=0.1,
+    overlong="truncate",
     **SCHEDULE,
 )
 generate = _factory(

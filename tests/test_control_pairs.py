@@ -150,6 +150,31 @@ def test_pairs_that_are_not_fresh_are_those_of_the_first_epoch(rule, tmp_path, m
     assert all(len(row["future_rejected"]) == 2 for row in found["fresh", "e1"][0])
 
 
+@pytest.mark.parametrize("rule", ["opposite_emotion", "random"])
+def test_an_instruction_is_the_system_turn_of_every_prompt(rule, tmp_path, monkeypatch):
+    """Before the text of a dialogue's own, and in nothing else; of the held-out pairs, too."""
+    monkeypatch.chdir(tmp_path)
+    told = (Turn("system", "Be brief."), *POOL[0].context)
+    pool = [replace(POOL[0], context=told), *POOL[1:]]
+    for split in ("train", "valid"):
+        some = [Dialogue(e.id, "test", split, e.label, (*e.context, Turn("assistant", e.target))) for e in pool]
+        write_dialogues(some, Path(f"data/dialogues/{split}.parquet"))
+    Path("kind.txt").write_text("Be kind.\n", encoding="utf-8")
+    plain = factory.params(pairs=factory.pairs(rule=rule, table=str(ROOT / "data/opposite_emotions.csv"), valid=50))
+    found = {}
+    for instruction in ("data/dialogues", "kind.txt"):
+        main("e1", replace(plain, pairs=replace(plain.pairs, instruction=instruction)))
+        for name in ("e1", "e1.valid"):
+            found.setdefault(name, []).append(pq.read_table(f"data/pairs/{name}.parquet").to_pylist())
+    for before, after in found.values():
+        assert len(before) == len(after) > 20
+        for old, new in zip(before, after, strict=True):
+            has_own = old["id"] == POOL[0].id
+            assert new["prompt"][0]["text"] == ("Be kind.\n\nBe brief." if has_own else "Be kind.")
+            assert new["prompt"][0]["role"] == "system" and new["prompt"][1:] == old["prompt"][has_own:]
+            assert old | {"prompt": ()} == new | {"prompt": ()}
+
+
 def test_a_corpus_of_one_label_has_no_random_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = [

@@ -13,6 +13,7 @@ from attune.labels.miti import ADHERENCE
 from attune.scoring.mmlu.harness import ANSWER_COLUMNS, GROUPS
 from attune.scoring.text.bertscore import NAMES
 from attune.scoring.text.overlap import overlap
+from attune.training.dpo.movement import Movement
 
 MEASURES = ("accuracy", "macro_f1", "rationale_f1", "majority_accuracy", "majority_macro_f1", "valid_accuracy")
 PAGE = Path(__file__).parent.parent / "docs/metrics.md"
@@ -43,7 +44,7 @@ def test_every_metric_has_a_card():
     behaviour |= {f"behaviour_f1_{label}" for label in BEHAVIOURS} | {"behaviour_calibration_error"}
     behaviour |= {f"miti_f1_{label.replace('-', '_')}" for label in ADHERENCE} | {"miti_calibration_error"}
     leaks = {"*_in_test", "*_in_valid", "*_checked", "miti_left_out"}
-    metrics = leaks | dbt | behaviour | replies | classifiers | mmlu | set(NAMES) | bounds
+    metrics = set(Movement._fields) | leaks | dbt | behaviour | replies | classifiers | mmlu | set(NAMES) | bounds
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 
 

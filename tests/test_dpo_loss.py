@@ -47,7 +47,8 @@ def test_random_tensors_give_trls_loss_and_gradient(pairs, tokens, beta, scale, 
     reference = scale * torch.randn(2, pairs, dtype=torch.float64)
     ids = torch.ones(2 * pairs, 1 + tokens, dtype=torch.long)
     batch = {"input_ids": ids, "attention_mask": ids, "completion_mask": ids,
-             "ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}  # fmt: skip
+             "ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1],
+             "real": torch.ones(pairs, dtype=torch.bool)}  # fmt: skip
     monkeypatch.setattr(trainer, "beta", beta)
     trainer.model.train()
     model, before = GivenLogProbs(log_probs), len(trainer._metrics["train"][LOGGED[0]])

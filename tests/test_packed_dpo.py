@@ -35,6 +35,14 @@ from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 
 FAMILIES = ("llama", "mistral", "gemma", "bert")
+# What two processes train: a family, its pairs and loss. Of three pairs in batches of two, the last batch leaves one
+# rank without a pair.
+SHARED = {
+    **{family: (family, PAIRS, {}) for family in FAMILIES},
+    "bco_pair": ("llama", PAIRS[:3], {"loss": "bco_pair", "sft_weight": 0.5}),
+    "simpo": ("llama", PAIRS[:3], {"loss": "simpo", "sft_weight": 0.5}),
+    "orpo": ("llama", PAIRS[:3], {"loss": "orpo"}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +198,13 @@ def test_three_epochs_end_where_stock_trl_does(tokenizer, tmp_path):
     assert torch.equal(margins[0] > 0, margins[1] > 0)
 
 
-def trained(folder: Path, name: str, micro: int) -> dict[str, torch.Tensor]:
-    """Three steps of two pairs, on `WORLD_SIZE` processes that each take `micro` of them."""
-    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=2, max_length=64)
+def trained(folder: Path, case: str, micro: int) -> dict[str, torch.Tensor]:
+    """Two steps of two pairs at most, on `WORLD_SIZE` processes that each take `micro` of them."""
+    name, pairs, loss = SHARED[case]
+    hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=2, max_length=64, **loss)
     policy = make_policy(name)
-    pairs = with_reference(PAIRS, complete(policy, PAIRS, folder / "logps.parquet", None, "r", hardware, 0))
+    if dpo.has_reference:
+        pairs = with_reference(pairs, complete(policy, pairs, folder / "logps.parquet", None, "r", hardware, 0))
     trainer = make_trainer(policy, make_tokenizer(), pairs, dpo, hardware, 5, folder)
     run(trainer, folder / "curves")
     return {name: weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
@@ -202,7 +212,7 @@ def trained(folder: Path, name: str, micro: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """Of every family, in the same two processes."""
+    """Of every family and kind of loss, in the same two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -212,17 +222,17 @@ def test_two_processes_train_as_one(tmp_path):
     done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    for family in FAMILIES:
-        one, start = trained(tmp_path / family, family, 2), dict(make_policy(family).named_parameters())
+    for case, (family, _, _) in SHARED.items():
+        one, start = trained(tmp_path / case, case, 2), dict(make_policy(family).named_parameters())
         for name, trained_weight in one.items():
             weight = trained_weight.detach()
             assert float((weight - start[name].detach()).abs().max()) > 1e-3
             # Of the whole weight: Adam divides by the size of a gradient, which magnifies rounding where it is tiny.
-            assert float((two[family][name].detach() - weight).norm() / weight.norm()) < 1e-5
+            assert float((two[case][name].detach() - weight).norm() / weight.norm()) < 1e-5
 
 
 if __name__ == "__main__":
     with process_group("cpu"):
-        weights = {family: trained(Path(sys.argv[1]) / "ranks" / family, family, 1) for family in FAMILIES}
+        weights = {case: trained(Path(sys.argv[1]) / "ranks" / case, case, 1) for case in SHARED}
     if is_main_process():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import factory
 import pyarrow.parquet as pq
 import pytest
 from helpers import prepare
@@ -18,6 +19,7 @@ from attune.data.examples import examples as examples_of
 from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.opposites import read_opposites
+from attune.pairs.held_out import valid_pairs
 from attune.pairs.metrics import describe, repeated, write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.runtime.errors import DataError
@@ -280,6 +282,23 @@ def test_stage_draws_from_train_only(tmp_path, monkeypatch):
     assert [e["repeated_rejected"] for e in metrics] == [0, round(100 * repeated / 80, 4)]
     assert [e["label_coverage"] for e in metrics] == [12.5, 12.5]
     assert repeated < 20
+
+
+def test_held_out_pairs_are_of_the_valid_split(tmp_path, monkeypatch):
+    """In every round the same ones, at most as many as asked for, and none of a label without its opposite."""
+    monkeypatch.chdir(tmp_path)
+    valid = [*dialogues(80, "valid"), replace(dialogues(1, "valid")[0], id="valid/alone", label="lonely")]
+    write_dialogues(dialogues(80), Path("data/dialogues/train.parquet"))
+    write_dialogues(valid, Path("data/dialogues/valid.parquet"))
+    settings = factory.pairs(table=str(TABLE), valid=40)
+    params = factory.params(pairs=settings, dpo=factory.dpo(epochs=2))
+    first, second = ([main(key, params), pq.read_table(f"data/pairs/{key}.valid.parquet").to_pylist()][1]
+                     for key in ("e1", "e2"))  # fmt: skip
+    assert first == second and len(first) == 40
+    assert all(row[name].startswith("valid/") for row in first for name in ("id", "rejected_id"))
+    assert "lonely" not in {row["label"] for row in first} and {row["epoch"] for row in first} == {0}
+    assert len(valid_pairs(replace(params, pairs=replace(settings, valid=99)))) == 80
+    assert valid_pairs(replace(params, pairs=replace(settings, valid=0))) == []
 
 
 @pytest.fixture(scope="module")

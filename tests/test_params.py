@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -74,7 +74,13 @@ def test_the_papers_values():
     params = check(composed("recipe=empo"), "recipe=empo")
     assert (params.model.name, params.model.hub_id) == ("zephyr-7b", "alignment-handbook/zephyr-7b-sft-full")
     assert params.corpus.name == "empatheticdialogues"
-    assert asdict(params.lora) == {"r": 1024, "alpha": 256, "dropout": 0.1}
+    assert asdict(params.lora) == {
+        "r": 1024,
+        "alpha": 256,
+        "dropout": 0.1,
+        "target_modules": "all-linear",
+        "modules_to_save": [],
+    }
     assert asdict(params.sft) == {
         "epochs": 1,
         "learning_rate": 1e-5,
@@ -82,12 +88,19 @@ def test_the_papers_values():
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "max_length": 256,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
         "loss_on": "assistant",
+        "instruction": "data/dialogues",
     }
     assert (params.pairs.rule, params.pairs.limit) == ("opposite_emotion", None)
     assert params.pairs.table == "data/opposite_emotions.csv"
     assert [step.init for step in params.rounds.values()] == ["models/sft", "models/dpo/e1", "models/dpo/e2"]
-    assert asdict(params.dpo) == {
+    unset = ("loss_weights", "label_smoothing", "discopop_tau", "simpo_gamma", "ld_alpha", "f_alpha")
+    assert asdict(params.dpo) == dict.fromkeys(unset) | {
+        "loss": "sigmoid",
+        "sft_weight": 0.0,
+        "f_divergence": "reverse_kl",
         "beta": 0.025,
         "epochs": 3,
         "learning_rate": 1e-5,
@@ -95,7 +108,28 @@ def test_the_papers_values():
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "max_length": 256,
+        "overlong": "truncate",
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
     }
+
+
+def test_the_values_of_the_papers_code():
+    """What differs from the text: numbers, 4 bits, whole modules, instructions, and a variant of its own length."""
+    text, code = (check(composed(recipe), recipe) for recipe in ("recipe=empo", "recipe=empo-code"))
+    assert code.dpo == replace(
+        text.dpo, beta=0.05, learning_rate=1e-6, warmup_steps=0.1, max_grad_norm=0.3, overlong="drop"
+    )
+    assert code.model == replace(text.model, quantization="nf4")
+    assert code.lora.modules_to_save == ["embed_tokens", "lm_head"]
+    assert (code.sft, code.sft.instruction_file) == (replace(text.sft, max_grad_norm=0.3), None)
+    assert {name: one.max_new_tokens for name, one in code.variants.items()} == {
+        "base": None, "sft": None, "sft-dpo": None, "base-30": 30
+    }  # fmt: skip
+    instructions = {code.pairs.instruction_file, *(one.instruction_file for one in code.variants.values())}
+    assert len(instructions) == 3 and all((ROOT / file).is_file() for file in instructions)
+    small = check(composed("recipe=empo-code", "model=smollm2"), "smollm2")
+    assert (small.model.quantization, small.lora.modules_to_save) == (None, [])
 
 
 @pytest.mark.parametrize("model", ["llama-3-8b", "mistral-7b", "gemma-7b", "tiny", "tiny-mistral", "tiny-gemma"])
@@ -270,7 +304,18 @@ REFUSED = {
     "classifiers": [
         ({}, "scorers = ['text', 'epitome', 'mmlu'], but with these classifiers it must be ['text', 'mmlu']")
     ],
-    "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
+    "variants": [
+        ({}, "variants = {}: dictionary should have at least 1 item"),
+        (
+            {"base": {"model": "models/base", "instruction": "data/dialogues", "max_new_tokens": 256}},
+            "variants.base.max_new_tokens = 256: replies that were made elsewhere have their length, and others leave",
+        ),
+    ],
+    "dpo.overlong": [("cut", "dpo.overlong = 'cut': input should be 'truncate' or 'drop'")],
+    "dpo.warmup_steps": [
+        (-1, "dpo.warmup_steps = -1: input should be greater than or equal to 0"),
+        (1.5, "dpo.warmup_steps = 1.5: value error, a whole number of steps, or a share of them below 1"),
+    ],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
     "model.quantization": [("int8", "model.quantization = 'int8': input should be 'nf4'")],
@@ -280,6 +325,26 @@ REFUSED = {
     "dpo.betta": [(0.1, "key dpo.betta is unknown (value 0.1)")],
     "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
+    "dpo.loss": [
+        ("kto", "dpo.loss = 'kto': value error, 'kto' is none of the losses sigmoid, sigmoid_norm, ipo,"),
+        (["sigmoid", "kto"], "'kto' is none of the losses sigmoid,"),
+        ([], "dpo.loss = []: value error, a list has at least one loss, and each of them once"),
+        (["hinge", "hinge"], "a list has at least one loss, and each of them once"),
+        (["sigmoid", "orpo"], "dpo.loss = sigmoid, orpo: orpo has no reference model and combines with no other loss"),
+        (["robust", "exo_pair"], "dpo.loss = robust, exo_pair share dpo.label_smoothing, whose usual values differ"),
+    ],
+    "dpo.loss_weights": [([0.5, 0.5], "dpo.loss_weights = [0.5, 0.5], but dpo.loss = sigmoid needs 1 weights")],
+    "dpo.label_smoothing": [
+        (0.1, "dpo.label_smoothing = 0.1 is a param of robust, exo_pair, aot, aot_unpaired, simpo, and dpo.loss = "),
+        (0.5, "dpo.label_smoothing = 0.5: input should be less than 0.5"),
+    ],
+    "dpo.simpo_gamma": [(0.5, "dpo.simpo_gamma = 0.5 is a param of simpo, and dpo.loss = sigmoid does not read it")],
+    "dpo.f_alpha": [(0.5, "dpo.f_alpha = 0.5 is a param of dpo.f_divergence = alpha_divergence")],
+    "dpo.ld_alpha": [(1.5, "dpo.ld_alpha = 1.5: input should be less than or equal to 1")],
+    "lora.target_modules": [
+        ("q_proj", "lora.target_modules = 'q_proj': value error, all-linear, or a list of names of linear layers"),
+        (["q_proj", "lm_head"], "an adapter on lm_head would never be trained: name it in lora.modules_to_save"),
+    ],
     # Two keys that do not go together.
     "sft.batch_size": [(28, "sft.batch_size = 28 is no multiple of training.micro_batch_size = 8")],
     "dpo.batch_size": [(44, "dpo.batch_size = 44 is no multiple of training.micro_batch_size = 8")],
@@ -316,6 +381,50 @@ def test_a_value_that_does_not_fit(key, value, message):
     assert str(raised.value).startswith("some/params.yaml: ")
     assert key.split(".")[0] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "exo_pair", "label_smoothing": 0}, "dpo.label_smoothing = 0, whose logarithm exo_pair takes"),
+        (
+            {"loss": "simpo", "ld_alpha": 0.5},
+            "dpo.ld_alpha = 0.5 is for losses with a reference model, and dpo.loss = ",
+        ),
+        (
+            {"loss": "simpo", "f_divergence": "forward_kl"},
+            "a distance from a reference model, and dpo.loss = simpo has",
+        ),
+        ({"loss": "orpo", "sft_weight": 1}, "but orpo has the chosen side's likelihood as its own part, with weight 1"),
+        ({"loss": "aot", "batch_size": 16}, "set training.micro_batch_size to dpo.batch_size = 16"),
+        ({"loss": "bco_pair", "f_divergence": "js_divergence"}, "is for losses of the difference of two rewards"),
+    ],
+)
+def test_params_of_a_loss_that_does_not_read_them(changes, message):
+    values = composed()
+    values["dpo"] |= changes
+    with pytest.raises(ParamsError, match=re.escape(message)) as raised:
+        check(values, "some/params.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_whole_modules_and_vllm():
+    values = composed()
+    values["lora"]["modules_to_save"] = ["lm_head"]
+    values["compute"] |= {"device": "cuda", "dtype": "bf16"}
+    assert check(values, "conf").lora.modules_to_save == ["lm_head"]
+    values["generate"]["engine"] = "vllm"
+    with pytest.raises(ParamsError, match=r"lora.modules_to_save = .'lm_head'.: vLLM serves adapters alone"):
+        check(values, "conf")
+
+
+def test_losses_that_share_params_and_one_batch_that_is_sorted():
+    values = composed()
+    values["dpo"] |= {"loss": ["robust", "exo_pair"], "loss_weights": [1, 0.5], "label_smoothing": 0.01}
+    assert check(values, "conf").dpo.of_loss("label_smoothing") == 0.01
+    values["dpo"] |= {"loss": "aot", "loss_weights": None, "label_smoothing": None}
+    values["training"]["micro_batch_size"] = values["dpo"]["batch_size"]
+    assert check(values, "conf").dpo.of_loss("label_smoothing") == 0
 
 
 @pytest.mark.parametrize(

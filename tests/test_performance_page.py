@@ -14,7 +14,7 @@ def test_the_page_is_current():
 
 
 def test_every_result_is_on_the_page():
-    assert {name for names in SECTIONS.values() for name in names} == read_results().keys()
+    assert {name for names in SECTIONS.values() for name in names} >= read_results().keys()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))

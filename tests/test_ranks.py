@@ -48,6 +48,8 @@ def make(folder: Path) -> Path:
     for epoch in (1, 2):
         pairs = [a_pair(number, epoch) for number in range(EXAMPLES)]
         write_pairs(pairs, folder / f"data/pairs/e{epoch}.parquet")
+        held_out = [a_pair(number, 0) for number in range(EXAMPLES, EXAMPLES + 5)]
+        write_pairs(held_out, folder / f"data/pairs/e{epoch}.valid.parquet")
     test = [replace(small.dialogue(number), split="test", label=("sad", "joyful")[number % 2]) for number in range(9)]
     write_dialogues(test, folder / "data/dialogues/test.parquet")
     shutil.copytree(ROOT / "data/sample/mmlu", folder / "data/sample/mmlu")

@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 from attune.__main__ import main as command
 from attune.config.params import check
 from attune.generation.answer import write_replies
-from attune.report import results
+from attune.report import movement, results
 from attune.report.first_screen import first_screen
+from attune.report.movement import unhealthy
 from attune.report.ratings import Answer, as_csv, items
 from attune.report.read import DPO_CURVES, read, read_curve, read_dpo
 from attune.report.samples import choose, quote
@@ -566,6 +567,28 @@ def test_charts_are_described_in_words():
     # Nothing is loaded, and no script but the three of the page runs.
     assert not {tag for tag, _ in elements} & {"link", "iframe", "object", "embed", "base", "form", "img"}
     assert sum(tag == "script" for tag, _ in elements) == 3
+
+
+START = {"margin": 0.0, "accuracy": 50.0, "kl": 0.0, "chosen_logp": -2.9, "rejected_logp": -3.0, "entropy": 2.8}
+E1 = {"margin": 0.8, "accuracy": 62.5, "kl": 0.05, "chosen_logp": -2.94, "rejected_logp": -3.1, "entropy": 2.6}
+E2 = {"margin": 1.4, "accuracy": 66.0, "kl": 0.3, "chosen_logp": -3.3, "rejected_logp": -3.9, "entropy": 1.3}
+
+
+def test_what_dpo_moved():
+    """A row for the start and each round that was measured, a mark on what is not healthy, and a figure."""
+    for name, value in START.items():
+        write_curve("e1", f"valid/{name}", [(0, value), (8, E1[name])])
+        write_curve("e2", f"valid/{name}", [(16, E2[name])])
+    main(params())
+    shown = rows(SUMMARY.read_text(), "round", "KL")
+    assert list(shown)[2:] == ["before e1", "e1", "e2"]
+    assert shown["before e1"] == ["0.00", "50.0", "0.000", "-2.900", "-3.000", "2.80"]
+    assert shown["e1"] == ["0.80", "62.5", "0.050", "-2.940", "-3.100", "2.60"]
+    assert shown["e2"] == ["1.40", "66.0", "0.300‡", "-3.300‡", "-3.900", "1.30‡"]
+    assert unhealthy(START, START) == ["margin", "accuracy"]
+    told = [attributes.get("aria-label") for _, attributes in Elements(REPORT.read_text()).found]
+    assert "KL: 0 at step 0, 0.3 at step 16." in told
+    assert movement.HEALTHY in html.unescape(REPORT.read_text())
 
 
 def test_hostile_names_are_text():

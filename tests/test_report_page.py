@@ -3,7 +3,7 @@
 import pytest
 from helpers import open_browser
 
-from attune.report.charts import curve_charts, example_charts, metric_charts, page, standing
+from attune.report.charts import curve_charts, example_charts, metric_charts, movement_charts, page, standing
 from attune.report.read import DpoCurves
 from attune.report.samples import MACHINE
 from attune.report.samples_page import page as samples_page
@@ -47,8 +47,9 @@ def folder(tmp_path_factory):
         "levels": [],
         "examples": example_charts(REPLIES, SCORES, "base"),
         "curves": curve_charts(CURVES, {"sft": [(1, 3.0), (9, float("nan")), (20, 2.0)]}),
+        "movement": movement_charts(CURVES),
     }
-    (folder / "report.html").write_text(page("A <run>", "Corpus & more", sections), encoding="utf-8")
+    (folder / "report.html").write_text(page("A <run>", "Corpus & more", sections, "so"), encoding="utf-8")
     (folder / "samples.html").write_text(samples_page(REPLIES, SCORES, "Replies", "", MACHINE), encoding="utf-8")
     return folder
 

@@ -131,7 +131,7 @@ def test_packed_dpo_equals_stock_trl(model, tokenizer, tmp_path):
     for packed in (False, True):
         torch.manual_seed(4)
         policy = get_peft_model(copy.deepcopy(model), adapter)
-        trainer = dpo_models.trainer_of(policy, tokenizer, rows, tmp_path / str(packed), packed, 0.1, 256)
+        trainer = dpo_models.trainer_of(policy, tokenizer, rows, tmp_path / str(packed), packed, factory.dpo(), 256)
         loss = trainer.compute_loss(trainer.model.train(), trainer.data_collator(rows))
         loss.backward()
         log = {key: values[0] for key, values in trainer._metrics["train"].items() if key != "num_tokens"}

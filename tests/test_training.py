@@ -25,6 +25,7 @@ from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
 from attune.training.dpo import round as dpo_round
 from attune.training.dpo.encoding import encode_pairs
+from attune.training.dpo.movement import measure
 from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
 from attune.training.sft.fine_tune import fine_tune as train_adapter
@@ -234,6 +235,20 @@ def test_micro_batches_do_not_change_the_gradient(base, tmp_path):
         torch.testing.assert_close(weight, split[name], rtol=1e-3, atol=2e-5)
 
 
+def test_overlong_pairs_are_left_out(base, pairs, tmp_path, capfd):
+    """Those that stay are not truncated; by default all stay."""
+    tokenizer = load_tokenizer(base)
+    whole, _ = encode_pairs(tokenizer, pairs, 500)
+    lengths = [len(p["prompt_ids"]) + max(len(p["chosen_ids"]), len(p["rejected_ids"])) for p in whole]
+    limit = sorted(lengths)[11]
+    kept, _ = encode_pairs(tokenizer, pairs, limit, drop=True)
+    assert kept == [p for p, length in zip(whole, lengths, strict=True) if length <= limit] != whole
+    assert f"{24 - len(kept)} of 24 pairs are longer than {limit} tokens: left out" in capfd.readouterr().out
+    assert len(encode_pairs(tokenizer, pairs, limit)[0]) == 24
+    with pytest.raises(UserError, match=r"no pair to train on: raise dpo.max_length = 8 with dpo.overlong = drop"):
+        train_round(base, pairs, base, tmp_path, replace(DPO, max_length=8, overlong="drop"))
+
+
 def test_dpo_starts_at_ln_2(base, sft, pairs, tmp_path):
     end = train_round(base, pairs, sft, tmp_path)
     first = json.loads((end / "trainer_state.json").read_text())["log_history"][0]
@@ -253,9 +268,15 @@ def test_dpo_changes_the_policy_and_not_the_reference(base, sft, pairs, tmp_path
 
 
 def test_dpo_raises_the_margin(base, sft, pairs, tmp_path):
+    """In training's log, and where the rounds are measured; there the reference itself moved nothing."""
     end = three_rounds(base, sft, pairs, tmp_path, dpo=replace(DPO, learning_rate=2e-2))
     last = json.loads((end / "trainer_state.json").read_text())["log_history"][-1]
     assert last["rewards/margins"] > 0
+    start, moved = measure(base, end, end / "reference/adapter", pairs, run_params())
+    assert measure(base, sft, sft, pairs, run_params()) == (start, start)
+    assert (start.margin, start.accuracy, start.kl) == (0, 50, 0)
+    assert moved.margin > 0 and moved.accuracy > 50 and moved.kl > 0
+    assert moved.chosen_logp - moved.rejected_logp > start.chosen_logp - start.rejected_logp
 
 
 def test_wrong_reference_is_refused(base, sft, pairs, tmp_path):
@@ -382,15 +403,30 @@ def test_rounds_equal_one_run(base, sft, pairs, tmp_path):
     assert digest(rounds) == digest(whole)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_killed_round_resumes_to_the_bit(dtype, base, sft, pairs, tmp_path):
+KILLED = {
+    "fp32": ({}, {}),
+    "bf16": ({"dtype": "bf16"}, {}),
+    "parts": (
+        {"micro_batch_size": 2},
+        {"loss": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "sft_weight": 1.0},
+    ),
+    "ld": ({}, {"loss": "ipo", "ld_alpha": 0.5}),
+    "sorted": ({}, {"loss": "aot"}),
+    "simpo": ({"micro_batch_size": 2}, {"loss": "simpo", "sft_weight": 0.5}),
+    "orpo": ({"micro_batch_size": 2}, {"loss": "orpo"}),
+}
+
+
+@pytest.mark.parametrize("case", KILLED)
+def test_killed_round_resumes_to_the_bit(case, base, sft, pairs, tmp_path):
     """24 pairs in batches of 4 are 6 steps; a checkpoint is written after the fifth. What follows it is lost."""
-    precision = {"hardware": replace(HARDWARE, dtype=dtype)}
-    undisturbed = train_round(base, pairs, sft, tmp_path / "whole", **precision)
-    train_round(base, pairs, sft, tmp_path / "killed", **precision)
+    machine, loss = KILLED[case]
+    settings = {"hardware": replace(HARDWARE, **machine), "dpo": replace(DPO, **loss)}
+    undisturbed = train_round(base, pairs, sft, tmp_path / "whole", **settings)
+    train_round(base, pairs, sft, tmp_path / "killed", **settings)
     shutil.rmtree(tmp_path / "killed/checkpoints/checkpoint-6")
     assert last_checkpoint(tmp_path / "killed/checkpoints").name == "checkpoint-5"
-    resumed = train_round(base, pairs, sft, tmp_path / "killed", **precision)
+    resumed = train_round(base, pairs, sft, tmp_path / "killed", **settings)
     assert digest(resumed) == digest(undisturbed)
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
 

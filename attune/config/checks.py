@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from attune.config.loss_checks import check_loss
 from attune.config.schema import (
     COLUMN_READERS,
     DBT,
@@ -46,6 +47,7 @@ def check_across_keys(params: Params, source: str) -> None:
                 f"{source}: {stage}.batch_size = {batch} is no multiple of training.micro_batch_size = "
                 f"{params.hardware.micro_batch_size}"
             )
+    check_loss(params.dpo, params.hardware, source)
     _check_processes(params.hardware, source)
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
@@ -73,6 +75,7 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
             "generate.engine = builtin"
         )
+    _check_whole_modules(params, source)
     _check_scorers(params, source)
     _check_adapters(params, source)
     if params.bertscore.hub_id is not None and not params.bertscore.revision:
@@ -80,6 +83,15 @@ def check_across_keys(params: Params, source: str) -> None:
     _check_weights(params.encoder, "encoder", source)
     _check_weights(params.model, "model", source)
     _check_model(params.model, source)
+
+
+def _check_whole_modules(params: Params, source: str) -> None:
+    """vLLM serves adapters alone."""
+    if params.lora.modules_to_save and params.generate.engine == "vllm":
+        raise ParamsError(
+            f"{source}: lora.modules_to_save = {params.lora.modules_to_save}: vLLM serves adapters alone: set "
+            "generate.engine = builtin"
+        )
 
 
 def _check_variants(params: Params, source: str) -> None:
@@ -90,6 +102,12 @@ def _check_variants(params: Params, source: str) -> None:
             raise ParamsError(
                 f"{source}: variants.{name}.instruction = {variant.instruction!r}: replies that were made elsewhere "
                 f"take none: {DIALOGUES}"
+            )
+        length = variant.max_new_tokens
+        if length and (variant.replies_file or length >= params.generate.max_length):
+            raise ParamsError(
+                f"{source}: variants.{name}.max_new_tokens = {length}: replies that were made elsewhere have their "
+                f"length, and others leave room for a prompt within generate.max_length = {params.generate.max_length}"
             )
 
 

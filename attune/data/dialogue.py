@@ -121,6 +121,12 @@ def split_system(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], tuple[Turn, .
     return tuple(turns[:end]), tuple(turns[end:])
 
 
+def add_system(turns: Sequence[Turn], text: str) -> tuple[Turn, ...]:
+    """The turns after a system turn with `text`, and after it the text of their own system turn, if they have one."""
+    system, others = split_system(turns)
+    return (Turn("system", "\n\n".join([text, *(turn.text for turn in system)])), *others)
+
+
 def join_system(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """The turns with the system turn as the beginning of the first user turn, for chat templates that have none."""
     system, others = split_system(turns)

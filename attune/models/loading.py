@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
+from attune.config.sections.fields import ALL_LINEAR
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
@@ -155,7 +156,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
-    """`model` with the adapter in `folder`, as a PeftModel.
+    """`model` with the adapter in `folder`, as a PeftModel; modules that were trained whole are in fp32.
 
     Raises:
         ModelError: there is no adapter, it is not LoRA, or it has no safetensors (PEFT would load pickled weights).
@@ -165,25 +166,55 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no adapter ({name} is missing)")
-    kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
-    if kind != "LORA":
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type = {kind!r}, but adapters here are LORA")
+    _to_fp32(model, config.get("modules_to_save") or ())
     return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
-    """`model` as a PeftModel with a new, seeded LoRA adapter on all linear layers.
+    """`model` as a PeftModel with a new, seeded LoRA adapter on `lora.target_modules`.
 
     An adapted layer computes W x + alpha / r B A x. B starts at 0, so that the result still is the function `model`.
+
+    Raises:
+        ModelError: the model has no module of a name in `lora.target_modules` or `lora.modules_to_save`.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
+    _require_modules(model, lora)
+    _to_fp32(model, lora.modules_to_save)
     set_seed(seed)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save or None,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+
+
+def _to_fp32(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Cast modules that are trained whole, which PEFT then copies: bf16 resolves no step of a low learning rate."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names:
+            module.float()
+
+
+def _require_modules(model: PreTrainedModel, lora: Lora) -> None:
+    """PEFT takes a name that stands for no module, if another one in the list does."""
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    adapted = [] if lora.target_modules == ALL_LINEAR else lora.target_modules
+    for key, names in (("target_modules", adapted), ("modules_to_save", lora.modules_to_save)):
+        if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
+            raise ModelError(
+                f"lora.{key} names {unknown[0]}, which the base model does not have: its modules are "
+                f"{', '.join(sorted(name for name in known if not name.isdecimal() and name))}"
+            )
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:
@@ -201,8 +232,9 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
 
     model = load_base(base, hardware)
     if is_adapter(folder):
-        adapted = load_adapter(model, folder, trainable=False)
+        # Asked before modules that were trained whole are put in, which are in fp32.
         merge = merge and model.dtype == torch.float32 and not quantization(base)
+        adapted = load_adapter(model, folder, trainable=False)
         model = adapted.merge_and_unload() if merge else adapted
     return model.eval()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attune.data.dialogue import Dialogue, Turn, join_system, split_system
+from attune.data.dialogue import Dialogue, Turn, add_system, join_system, split_system
 from attune.models.chat_template import encode_prompt, fit_context, has_system_turn
 from attune.runtime.errors import TemplateError, UserError
 from attune.runtime.io import read_lines
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def read_instruction(path: Path) -> str:
+def read_instruction(path: Path, key: str = "a variant") -> str:
     """The text of an instruction file, without outer white space.
+
+    Args:
+        path: of the file.
+        key: the section that names it, for the errors.
 
     Raises:
         UserError: the file is missing, not UTF-8 or empty.
     """
-    text = "\n".join(read_lines(path, UserError, "a variant names it as its instruction")).strip()
+    text = "\n".join(read_lines(path, UserError, f"{key} names it as its instruction")).strip()
     if not text:
-        raise UserError(f"{path}, the instruction of a variant, is empty: `instruction: data/dialogues` gives none")
+        raise UserError(f"{path}, the instruction of {key}, is empty: `instruction: data/dialogues` gives none")
     return text
 
 
@@ -63,9 +67,7 @@ def tell_joined(tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> None:
 
 def instruct(tokenizer: Tokenizer, context: Sequence[Turn], instruction: str) -> tuple[Turn, ...]:
     """`context` with `instruction` before it, and before the text of its system turn, if it has one."""
-    system, turns = split_system(context)
-    whole = "\n\n".join([instruction, *(turn.text for turn in system)])
-    instructed = (Turn("system", whole), *turns)
+    instructed = add_system(context, instruction)
     return instructed if has_system_turn(tokenizer, tokenizer.chat_template) else join_system(instructed)
 
 

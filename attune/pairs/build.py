@@ -24,6 +24,7 @@ from attune.pairs.dbt import Judge, ScoredPair, Source, classifier_judge, scored
 from attune.pairs.dbt_candidates import corpus_source, policy_source
 from attune.pairs.dbt_llm import llm_judge, llm_source
 from attune.pairs.file import read_preferences
+from attune.pairs.instruction import instructed_examples, instruction_of
 from attune.pairs.metrics import describe, measures, percent, repeated, scores
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
 from attune.pairs.policy import policy_pairs
@@ -50,7 +51,8 @@ def opposite_emotion(params: Params, epoch: int, target: Path, work: Path) -> di
     opposites = read_opposites(Path(params.pairs.table))
     context, limit = params.context, params.pairs.limit
     later = future_epochs(epoch, params)
-    draws = Epoch(TRAIN, context.targets, context.max_turns, opposites, limit, params.seed, epoch, later)
+    instruction = instruction_of(params.pairs)
+    draws = Epoch(TRAIN, context.targets, context.max_turns, opposites, limit, params.seed, epoch, later, instruction)
     counts = write_epoch(draws, target, work)
     return measures(counts, len(opposites)) | {
         "repeated_rejected": percent(counts["repeated_rejected"], counts["pairs"])
@@ -135,7 +137,8 @@ def source_of(settings: Round, train: Sequence[Example], params: Params, epoch: 
 def samples_of(settings: Round, params: Params, epoch: int, samples: int) -> Source:
     """Samples of the model that a round starts from."""
     model, length = Path(settings.candidates), params.dpo.max_length
-    return policy_source(BASE, model, params.pairs, length, params.hardware, params.seed, epoch, samples)
+    source = policy_source(BASE, model, params.pairs, length, params.hardware, params.seed, epoch, samples)
+    return lambda examples: source(instructed_examples(examples, params.pairs))
 
 
 def policy(

@@ -1,6 +1,6 @@
-"""Pairs of human replies to test contexts, for the metric `preference_accuracy`: does a model prefer the target?
+"""Pairs that no model is trained on: of the test split for `preference_accuracy`, of the valid split for DPO's rounds.
 
-They are made by the same rules as the pairs of training, with replies of the test split and epoch 0, which is in no
+They are made by the same rules as the pairs of training, with replies of their split and epoch 0, which is in no
 training. An example without a rejected reply is answered, and not ranked. Rules that cannot make them so:
 
 - dbt judges by a classifier; its held-out pairs need no judge: they reject a reply to the same label with another act.
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from attune.config.schema import Params
 from attune.data.dialogue import Example
+from attune.data.examples import read_examples
 from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
@@ -27,16 +29,17 @@ from attune.pairs.file import read_preferences
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.rules import rule_of
 
+VALID = Path("data/dialogues/valid.parquet")
 HELD_OUT_EPOCH = 0
 
 
 def held_out(
     examples: Sequence[Example], pairs: Callable[[Sequence[Example]], Sequence[Pair]], limit: int | None, seed: int
 ) -> list[tuple[Example, Pair | None]]:
-    """Test examples, each with its held-out pair or None, in order of their ids.
+    """Examples, each with its held-out pair or None, in order of their ids.
 
     Args:
-        examples: of the test split.
+        examples: of the split.
         pairs: the held-out pairs of a subset of them.
         limit: number of examples, a random subset; None: all.
         seed: of the run.
@@ -46,12 +49,28 @@ def held_out(
     return [(example, by_id.get(example.id)) for example in subset]
 
 
+def valid_pairs(params: Params) -> list[Pair]:
+    """The pairs of a random subset of the valid split, `pairs.valid` examples, on which rounds of DPO are measured.
+
+    Under rule opposite_emotion an example has none if the valid split lacks its label's opposite.
+    """
+    if not params.pairs.valid:
+        return []
+    examples = usable = read_examples(VALID, params.context)
+    if params.pairs.rule == "opposite_emotion":
+        opposites, labels = read_opposites(Path(params.pairs.table)), {example.label for example in examples}
+        usable = [example for example in examples if opposites.get(example.label) in labels]
+    pairs = partial(held_out_pairs, examples=examples, params=params)
+    rows = held_out(usable, pairs, params.pairs.valid, params.seed)
+    return [pair for _, pair in rows if pair is not None]
+
+
 def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params: Params) -> Sequence[Pair]:
     """The held-out pairs of the examples in `part`, by the rule in `pairs.rule`.
 
     Args:
         part: examples that get pairs.
-        examples: all of the test split; their targets can be rejected.
+        examples: all of the split; their targets can be rejected.
         params: of the run.
     """
     key = {"seed": params.seed, "epoch": HELD_OUT_EPOCH}

@@ -75,7 +75,8 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, float]:
 
 
 def write_pairs(pairs: Sequence[Pair | ScoredPair], path: Path) -> None:
-    """Write pairs, all of one class, to a parquet file with their fields as columns."""
+    """Write pairs, all of one class, to a parquet file with their fields as columns; it may be none."""
     import pyarrow as pa
 
-    write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema_of(type(pairs[0]))))
+    schema = schema_of(type(pairs[0]) if pairs else Pair)
+    write_table(path, pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=schema))

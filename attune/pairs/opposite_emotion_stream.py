@@ -24,6 +24,7 @@ from attune.data.examples import example_batches
 from attune.data.keyed import BottomK, subset_keys
 from attune.data.pair import Pair, schema_of
 from attune.labels.opposites import check_coverage
+from attune.pairs.instruction import instructed_contexts
 from attune.pairs.opposite_emotion import Positions, draw
 from attune.runtime.arrow_stream import ROWS, in_processes, prefetch, scratch, spill, spilled, table_writer
 from attune.runtime.errors import DataError
@@ -50,6 +51,7 @@ class Epoch:
         seed: of the run.
         number: from 1.
         future_epochs: whose rejected replies the pairs name as well.
+        instruction: the system turn of every prompt; None: none.
     """
 
     train: Path
@@ -60,6 +62,7 @@ class Epoch:
     seed: int
     number: int
     future_epochs: Sequence[int] = ()
+    instruction: str | None = None
 
     def batches(self, rows: int, contexts: bool) -> Iterator[pa.Table]:
         """All examples, in order of their ids, with or without their contexts."""
@@ -285,7 +288,7 @@ def join(batch: pa.Table, drawn: Mapping[str, DrawnReplies], epoch: Epoch) -> pa
     columns = {
         "id": examples["id"],
         "epoch": pa.repeat(pa.scalar(epoch.number, pa.int32()), len(made)),
-        "prompt": examples["context"],
+        "prompt": instructed_contexts(examples["context"], epoch.instruction),
         "chosen": examples["target"],
         "rejected": replies["rejected"].cast(pa.string()),
         "label": examples["label"],

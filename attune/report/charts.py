@@ -18,7 +18,7 @@ from attune.data.keyed import uniform
 from attune.report.read import Curve, DpoCurves
 from attune.report.render import hash_source, render, script
 from attune.report.samples_page import SCORES
-from attune.report.tables import CHANCE, PEOPLE, Metrics, direction, star, with_people
+from attune.report.tables import CHANCE, MOVEMENT_COLUMNS, PEOPLE, Metrics, direction, star, with_people
 
 if TYPE_CHECKING:
     import altair
@@ -62,13 +62,15 @@ class Chart:
     description: str
 
 
-def page(title: str, lead: str, sections: Mapping[str, Sequence[Chart]]) -> str:
+def page(title: str, lead: str, sections: Mapping[str, Sequence[Chart]], healthy: str) -> str:
     """The page as HTML.
 
     Args:
         title: of the page.
         lead: what was run.
-        sections: `metrics`, `levels`, `examples`, `curves`: the charts of each; a section without charts is left out.
+        sections: `metrics`, `levels`, `examples`, `curves`, `movement`: the charts of each; a section without charts is
+            left out.
+        healthy: the ranges of what DPO moved.
     """
     numbered = {name: [(f"{name}-{i}", chart) for i, chart in enumerate(charts)] for name, charts in sections.items()}
     specs = {key: chart.spec for charts in numbered.values() for key, chart in charts}
@@ -80,6 +82,7 @@ def page(title: str, lead: str, sections: Mapping[str, Sequence[Chart]]) -> str:
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src {hash_source(library())} {source_hash}",
         sections=numbered,
         marked=MARKED,
+        healthy=healthy,
         # Inside a script element only "<" could end it.
         specs=json.dumps(specs, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         library=library(),
@@ -295,6 +298,22 @@ def curve_charts(dpo: DpoCurves, sft: Mapping[str, Curve]) -> list[Chart]:
         _curves("DPO: rewards", "reward (beta * nats)", rewards, SIDES, ends, None),
         _curves("DPO: reward accuracy", "reward accuracy (%)", accuracy, SIDES, ends, 50.0),
     ]
+
+
+def movement_charts(dpo: DpoCurves) -> list[Chart]:
+    """What the rounds moved on held-out pairs; none if no round was measured."""
+    if not dpo.movement:
+        return []
+    charts = []
+    for name, (heading, _) in MOVEMENT_COLUMNS.items():
+        # Both sides in one chart, as their distance is what the margin is made of.
+        if name == "chosen_logp":
+            both = {"chosen": dpo.moved["chosen_logp"], "rejected": dpo.moved["rejected_logp"]}
+            charts.append(_curves("log-probability", "nats a token", both, SIDES, [], None))
+        elif name != "rejected_logp":
+            title = heading.removesuffix(" ↑")
+            charts.append(_curves(title, "", {title: dpo.moved[name]}, None, [], None))
+    return charts
 
 
 def _curves(

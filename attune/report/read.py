@@ -17,6 +17,7 @@ from attune.report.results import (
     Artifact,
     data_file,
     dpo_curve_file,
+    movement_file,
     pairs_file,
     read_metrics,
     read_quality,
@@ -29,7 +30,7 @@ from attune.report.results import (
     sft_curve_file,
     unreadable,
 )
-from attune.report.tables import Metrics
+from attune.report.tables import MOVEMENT_COLUMNS, Metrics
 
 SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
@@ -46,6 +47,10 @@ class DpoCurves:
     curves: dict[str, Curve] = field(default_factory=lambda: {name: [] for name in DPO_CURVES})
     ends: dict[str, int] = field(default_factory=dict)
     """Last step of each round."""
+    moved: dict[str, Curve] = field(default_factory=lambda: {name: [] for name in MOVEMENT_COLUMNS})
+    """What the rounds moved on held-out pairs: where a chain starts, and at the end of each round."""
+    movement: dict[str, tuple[Metrics, Metrics]] = field(default_factory=dict)
+    """The same for each round that was measured: where its chain starts, and at its end."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,29 @@ def read_dpo(rounds: Mapping[str, Round]) -> DpoCurves:
         start, end = last_steps.get(Path(settings.init), 0), max(curve[-1][0] for curve in curves.values())
         for name, curve in curves.items():
             joined.curves[name] += [(step - start + offset, value) for step, value in curve if step > start]
+        if movement_file(key, "margin").path.is_file():
+            _add_movement(joined, key, settings, offset - start)
         offset += end - start
         joined.ends[key], last_steps[ROUNDS / key] = offset, end
     return joined
+
+
+def _add_movement(joined: DpoCurves, key: str, settings: Round, shift: int) -> None:
+    """Add what a round moved.
+
+    Args:
+        joined: the curves of the rounds before it.
+        key: of the round.
+        settings: of the round.
+        shift: from its steps to those of all rounds.
+    """
+    curves = {name: read_curve(movement_file(key, name)) for name in MOVEMENT_COLUMNS}
+    for name, curve in curves.items():
+        joined.moved[name] += [(step + shift, value) for step, value in curve]
+    # The first round of a chain has the chain's start as its first point.
+    first = {name: curve[0][1] for name, curve in curves.items()}
+    start, _ = joined.movement.get(Path(settings.init).name, (first, first))
+    joined.movement[key] = start, {name: curve[-1][1] for name, curve in curves.items()}
 
 
 def read_curve(artifact: Artifact) -> Curve:

@@ -95,6 +95,11 @@ def sft_curve_file(key: str, name: str) -> Artifact:
     return Artifact(CURVES / key / "plots" / "metrics" / f"{name}.tsv", f"sft@{key}")
 
 
+def movement_file(key: str, name: str) -> Artifact:
+    """What a round of DPO moved on held-out pairs; the rounds of an architecture that is not packed have none."""
+    return dpo_curve_file(key, f"valid/{name}")
+
+
 def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
     """The metrics and the intervals of every variant, each by variant; see `read_variant`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from attune.config.schema import Params
-from attune.report import win_rates
+from attune.report import movement, win_rates
 from attune.report.read import Results
 from attune.report.results import REPLIES
 from attune.report.tables import (
@@ -73,7 +73,7 @@ Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.it
 
 longer rejected: pairs whose rejected reply is the longer one; far from 50 %, length alone separates chosen from
 rejected. repeated rejected: pairs whose rejected reply an earlier round drew for the same example.
-
+{movement.section(results.dpo)}
 ## Where to look
 
 - `reports/samples.md`: replies of all variants side by side, machine-written and unchecked

@@ -101,6 +101,15 @@ PAIR_COLUMNS = {
     "match_none": ("neither %", 1),
     "candidates": ("to draw from", 0),
 }
+MOVEMENT_COLUMNS = {
+    "margin": ("margin ↑", 2),
+    "accuracy": ("reward acc. % ↑", 1),
+    "kl": ("KL", 3),
+    "chosen_logp": ("log-prob chosen", 3),
+    "rejected_logp": ("log-prob rejected", 3),
+    "entropy": ("entropy", 2),
+}
+"""What a round of DPO moved on held-out pairs: margin in nats a pair, all others but the accuracy in nats a token."""
 
 PEOPLE = "people"
 """Name of the row of the human replies."""

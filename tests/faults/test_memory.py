@@ -97,6 +97,7 @@ def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
         [Pair(one.id, 1, one.turns[:3], one.turns[3].text, small.text(500 + i), "sad", "joyful", "train/x")
          for i, one in enumerate(dialogues)], tmp_path / "data/pairs/e1.parquet",
     )  # fmt: skip
+    write_pairs([], tmp_path / "data/pairs/e1.valid.parquet")
     rounds = {"e1": factory.dpo_round(init="models/base")}
     params = factory.params(dpo=factory.dpo(batch_size=8), rounds=rounds, lora=factory.lora(), seed=5)
     dpo_stage.main("e1", params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +10,8 @@ from pydantic import Field
 from attune.config.sections.fields import (
     DIALOGUES,
     NO_LOCAL_DIR,
+    AtLeastZero,
+    Modules,
     Name,
     NotNegative,
     Passes,
@@ -18,8 +21,11 @@ from attune.config.sections.fields import (
     Rule,
     Scheduler,
     Share,
+    Warmup,
+    named_file,
     section,
 )
+from attune.config.sections.preference_losses import F_ALPHA, READERS, REFERENCE_FREE, Loss, Smoothing, names
 from attune.config.sections.weights import Weights
 
 
@@ -144,11 +150,13 @@ class Tiny:
 
 @section
 class Lora:
-    """LoRA adapter on all linear layers (Hu et al. 2021)."""
+    """LoRA adapter (Hu et al. 2021), and the modules that are trained whole with it."""
 
     r: Positive
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Modules
+    modules_to_save: list[Name]
 
 
 @section
@@ -159,9 +167,17 @@ class Sft:
     learning_rate: Rate
     batch_size: Positive
     lr_scheduler: Scheduler
-    warmup_steps: NotNegative
+    warmup_steps: Warmup
     max_length: Positive
+    max_grad_norm: AtLeastZero
+    weight_decay: Share
     loss_on: Literal["assistant", "user"]
+    instruction: Name
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, or None."""
+        return named_file(self.instruction)
 
 
 @section
@@ -191,12 +207,19 @@ class Pairs:
     table: Name
     fresh: bool
     limit: Positive | None
+    valid: NotNegative
+    instruction: Name
     file: PairFile
     margin: Share
     samples: Annotated[int, Field(ge=2)]
     max_new_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def instruction_file(self) -> Path | None:
+        """The file of the instruction, or None."""
+        return named_file(self.instruction)
 
 
 @section
@@ -251,13 +274,43 @@ class Round:
 class Dpo:
     """Hyperparameters of direct preference optimisation (Rafailov et al. 2023); `epochs` is the schedule's length."""
 
+    loss: Loss
+    loss_weights: list[AtLeastZero] | None
+    sft_weight: AtLeastZero
+    label_smoothing: Smoothing | None
+    discopop_tau: Annotated[float, Field(gt=0)] | None
+    simpo_gamma: AtLeastZero | None
+    ld_alpha: Share | None
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+    f_alpha: float | None
     beta: Annotated[float, Field(gt=0)]
     epochs: Positive
     learning_rate: Rate
     batch_size: Positive
     lr_scheduler: Scheduler
-    warmup_steps: NotNegative
+    warmup_steps: Warmup
     max_length: Positive
+    overlong: Literal["truncate", "drop"]
+    max_grad_norm: AtLeastZero
+    weight_decay: Share
+
+    @property
+    def losses(self) -> list[str]:
+        """The names in `loss`."""
+        return names(self.loss)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference model."""
+        return not set(self.losses) & set(REFERENCE_FREE)
+
+    def of_loss(self, param: str) -> float:
+        """The value of a param of the losses: as set, or the usual one of the loss; 0 where no loss reads it."""
+        if param == "f_alpha":
+            return F_ALPHA if self.f_alpha is None else self.f_alpha
+        value: float | None = getattr(self, param)
+        usual = [READERS[param][loss] for loss in self.losses if loss in READERS[param]]
+        return value if value is not None else next(iter(usual), 0.0)
 
 
 @section

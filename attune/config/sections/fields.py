@@ -29,6 +29,8 @@ LABEL_RULES = ("opposite_emotion", "random")
 FILE_READERS = ("annomi", "messages", "mi", "ufjf")
 COLUMN_READERS = ("mi",)
 LIBRARY = Path(__file__).parents[2]
+# The value of lora.target_modules that means every linear layer but the head.
+ALL_LINEAR = "all-linear"
 
 Positive = Annotated[int, Field(gt=0)]
 Passes = Annotated[float, Field(gt=0)]
@@ -36,7 +38,13 @@ NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
+AtLeastZero = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def named_file(path: str) -> Path | None:
+    """The file that a key names, or None where it is the placeholder `DIALOGUES`."""
+    return None if path == DIALOGUES else Path(path)
 
 
 def modules(package: str, function: str) -> list[str]:
@@ -87,6 +95,24 @@ def top_level_names(path: Path) -> set[str]:
     return names
 
 
+def _share_or_steps(steps: float) -> float:
+    if steps >= 1 and steps != int(steps):
+        raise ValueError("a whole number of steps, or a share of them below 1")
+    return steps
+
+
+def _adapted(modules: str | list[str]) -> str | list[str]:
+    if modules == ALL_LINEAR:
+        return modules
+    if isinstance(modules, str) or not all(modules) or not modules:
+        raise ValueError(f"{ALL_LINEAR}, or a list of names of linear layers such as [q_proj, v_proj]")
+    if "lm_head" in modules:
+        raise ValueError("an adapter on lm_head would never be trained: name it in lora.modules_to_save")
+    return modules
+
+
+Warmup = Annotated[float, Field(ge=0), AfterValidator(_share_or_steps)]
+Modules = Annotated[str | list[str], AfterValidator(_adapted)]
 Reader = Annotated[str, _module("corpora/readers", "read")]
 Rule = Annotated[str, _module("pairs", "build", RULES)]
 

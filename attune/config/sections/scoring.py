@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from attune.config.sections.fields import DIALOGUES, REPLY_FILES, Name, NotNegative, Positive, Rate, Reader, section
+from attune.config.sections.fields import (
+    REPLY_FILES,
+    Name,
+    NotNegative,
+    Positive,
+    Rate,
+    Reader,
+    named_file,
+    section,
+)
 from attune.config.sections.weights import Weights
 
 
@@ -122,15 +131,17 @@ class Variant:
 
     Without an instruction it is `data/dialogues`, on which the replies depend anyway: a DVC dependency cannot be null.
     In place of a model a file of replies that were made elsewhere may be named: both are where the replies come from.
+    `max_new_tokens` is the variant's own; None: that of `Generate`.
     """
 
     model: Name
     instruction: Name
+    max_new_tokens: Positive | None = None
 
     @property
     def instruction_file(self) -> Path | None:
         """The file of the instruction, or None."""
-        return None if self.instruction == DIALOGUES else Path(self.instruction)
+        return named_file(self.instruction)
 
     @property
     def replies_file(self) -> Path | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from attune.runtime.io import write_text
 
 CURVES = (
     "loss",
@@ -62,6 +65,18 @@ def replay(history: list[dict[str, float]], folder: Path) -> Any:
     for entry in history:
         _add_row(live, int(entry["step"]), entry)
     return live
+
+
+def write_curve(folder: Path, name: str, points: Mapping[int, float]) -> None:
+    """Write a curve beside those of a run that has ended, in DVCLive's form.
+
+    Args:
+        folder: of the run's curves.
+        name: of the curve; a slash makes a folder.
+        points: optimizer step to value.
+    """
+    rows = "".join(f"{step}\t{value!r}\n" for step, value in points.items())
+    write_text(folder / "plots" / "metrics" / f"{name}.tsv", f"step\t{name.rpartition('/')[2]}\n{rows}")
 
 
 def _add_row(live: Any, step: int, logs: dict[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 Accelerate gives the micro-batches of one shuffled order to the ranks in turn, so that the ranks together have an
 effective batch of a single process. It completes the last batch of an epoch with examples from the epoch's beginning,
-which would be trained on twice. Here dummy examples, which have no gradient, complete it.
+which would be trained on twice. Here dummy examples, which are left out of the loss, complete it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def shared_loader(trainer: Any, dummy: Any) -> DataLoader[Any]:
 
     Args:
         trainer: transformers' `Trainer` of this rank; there are several ranks.
-        dummy: an example without gradient, in the format of the others.
+        dummy: an example that the loss leaves out, in the format of the others.
     """
     import torch
     from accelerate.data_loader import SeedableRandomSampler
@@ -71,18 +71,32 @@ class EffectiveBatch:
     """
 
     def __init__(self) -> None:
-        # Over all ranks: the examples and micro-batches of the effective batch, and the examples of each micro-batch
-        # that is done.
-        self._examples, self._micro_batches, self._done = 0, 0, list[int]()
+        # Over all ranks: the examples, tokens and micro-batches of the effective batch, and the examples of each
+        # micro-batch that is done.
+        self._examples, self._tokens, self._micro_batches, self._done = 0, 0, 0, list[int]()
 
-    def begin(self, real: Sequence[torch.Tensor]) -> None:
+    def begin(self, real: Sequence[torch.Tensor], tokens: int = 0) -> None:
         """Begin an effective batch.
 
         Args:
             real: for each micro-batch of this rank, (B,) booleans; false for a dummy.
+            tokens: of the real examples of this rank, for `token_share`.
         """
         self._examples = all_reduce_sum(sum(int(mask.sum()) for mask in real))
+        self._tokens = all_reduce_sum(tokens)
         self._micro_batches = len(real) * world_size()
+
+    def token_share(self, tokens: int, examples: int) -> float:
+        """The factor with which a mean over the tokens of a part becomes one in which every token has equal weight.
+
+        Of a loss that is a mean over tokens, that is: with it, `rescale_loss` and `record_metrics`, which weight parts
+        by their examples, give the mean over the tokens of the effective batch.
+
+        Args:
+            tokens: of the part, a micro-batch on this rank or on all.
+            examples: of the part, without dummies.
+        """
+        return tokens / self._tokens * (self._examples / examples) if self._tokens and examples else 1.0
 
     def record_metrics(self, real: torch.Tensor, metrics: Mapping[str, list[float]]) -> None:
         """Count a finished micro-batch; after the last, average the metrics of the effective batch by example.
@@ -103,19 +117,20 @@ class EffectiveBatch:
                 weighted = zip(values[-len(weights) :], weights, strict=True)
                 values[-len(weights) :] = [sum(value * weight for value, weight in weighted) / sum(weights)]
 
-    def rescale_loss(self, mean: torch.Tensor, real: torch.Tensor, dummy_loss: float) -> torch.Tensor:
+    def rescale_loss(self, mean: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Rescale the loss of a micro-batch so that the mean over micro-batches and ranks is that over the examples.
 
-        With B rows of which D are dummies, M micro-batches and N examples in the effective batch:
+        With B real examples in the micro-batch, M micro-batches and N examples in the effective batch:
 
-            loss = (mean * B - D * dummy_loss) * M / N
+            loss = mean * B * M / N
+
+        A micro-batch of dummies alone has the loss and gradient 0.
 
         Args:
-            mean: over the micro-batch, dummies included.
+            mean: over the real examples of the micro-batch; where there is none, any finite value with a gradient.
             real: of the micro-batch, as in `begin`.
-            dummy_loss: the loss of a dummy.
         """
-        dummies = int((~real).sum())
-        if not dummies and len(real) * self._micro_batches in (self._examples, 0):
+        examples = int(real.sum())
+        if examples == len(real) and examples * self._micro_batches in (self._examples, 0):
             return mean
-        return (mean * len(real) - dummies * dummy_loss) * (self._micro_batches / self._examples)
+        return mean * examples * (self._micro_batches / self._examples)

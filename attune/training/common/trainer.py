@@ -59,6 +59,8 @@ def common_arguments(section: Sft | Dpo, hardware: Hardware, seed: int, folder: 
         "gradient_accumulation_steps": share // micro,
         "lr_scheduler_type": section.lr_scheduler,
         "warmup_steps": section.warmup_steps,
+        "max_grad_norm": section.max_grad_norm,
+        "weight_decay": section.weight_decay,
         "optim": optimizer_name(hardware),
         **run_arguments(hardware, seed, folder),
     }
@@ -186,7 +188,7 @@ def save_adapter(model: Any, target: Path) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    need = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    need = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     with whole_folder(target, need) as partial:
         model.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)
@@ -210,11 +212,17 @@ def stop_after_epoch() -> Any:
     return StopAfterEpoch()
 
 
-def assert_first_loss(expected: float, tolerance: float) -> Any:
+def assert_first_loss(expected: float, tolerance: float, likelihood_weight: float = 0.0) -> Any:
     """A callback that stops a run whose loss at the first step is not `expected`.
 
-    In the first step of the first round the policy equals the reference, so that every margin is 0 and the DPO loss is
-    ln 2. Another value means that the reference is not the model that training starts from.
+    In the first step of the first round the policy equals the reference, so that every margin is 0: the loss of DPO is
+    ln 2, every other loss has its own value. Another value means that the reference is not the model that training
+    starts from.
+
+    Args:
+        expected: the loss at margin 0.
+        tolerance: the largest difference of it.
+        likelihood_weight: the weight in the loss of the logged `nll_loss`, which depends on the model and is taken off.
     """
     from transformers import TrainerCallback
 
@@ -223,9 +231,10 @@ def assert_first_loss(expected: float, tolerance: float) -> Any:
             # The last log call of a run has no loss, and comes at step 1 if the round is a single step.
             if state.global_step != 1 or "loss" not in logs:
                 return
-            if not math.isclose(logs["loss"], expected, abs_tol=tolerance):
+            loss = logs["loss"] - likelihood_weight * logs.get("nll_loss", 0.0)
+            if not math.isclose(loss, expected, abs_tol=tolerance):
                 raise UserError(
-                    f"the loss at the first step is {logs['loss']:.4f}, not {expected:.4f}: the reference model is not "
+                    f"the loss at the first step is {loss:.4f}, not {expected:.4f}: the reference model is not "
                     "the model that the first round starts from"
                 )
 

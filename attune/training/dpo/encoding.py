@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, pairs: Path, max_length: int
+    tokenizer: Tokenizer, pairs: Path, max_length: int, drop: bool = False
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
     """The pairs of a parquet file, and the pairs that later rounds will form with the same contexts.
 
@@ -22,6 +22,7 @@ def encode_pairs(
         tokenizer: the base model's.
         pairs: parquet file with the columns `prompt`, `chosen`, `rejected` and optionally `future_rejected`.
         max_length: of `encode_pair`.
+        drop: whether pairs that do not fit are left out, and counted; else they are truncated.
 
     Returns:
         Two lists of `encode_pair`, in the order of the file.
@@ -29,15 +30,24 @@ def encode_pairs(
     import pyarrow.parquet as pq
     from tqdm import tqdm
 
-    encoded, future = [], []
-    for row in tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair"):
+    encoded: list[dict[str, list[int]]] = []
+    future: list[dict[str, list[int]]] = []
+    rows = pq.read_table(pairs).to_pylist()
+    for row in tqdm(rows, desc="tokens", unit="pair"):
         context, chosen = to_turns(row["prompt"]), row["chosen"]
-        encoded.append(encode_pair(tokenizer, context, chosen, row["rejected"], max_length))
-        future += [
-            encode_pair(tokenizer, context, chosen, rejected, max_length)
-            for rejected in row.get("future_rejected") or ()
-        ]
+        for place, rejected in enumerate([row["rejected"], *(row.get("future_rejected") or ())]):
+            if not drop or fits(tokenizer, context, (chosen, rejected), max_length):
+                pair = encode_pair(tokenizer, context, chosen, rejected, max_length)
+                (future if place else encoded).append(pair)
+    if len(encoded) < len(rows):
+        print(f"{len(rows) - len(encoded)} of {len(rows)} pairs are longer than {max_length} tokens: left out")
     return encoded, future
+
+
+def fits(tokenizer: Tokenizer, context: Sequence[Turn], replies: Sequence[str], max_length: int) -> bool:
+    """Whether the context with each of the replies has at most `max_length` tokens."""
+    both = (encode_completion(tokenizer, context, text) for text in replies)
+    return all(len(one.prompt) + len(one.reply) <= max_length for one in both)
 
 
 def encode_pair(

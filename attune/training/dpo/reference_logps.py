@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from attune.config.schema import Hardware
 
 Pair = Mapping[str, Sequence[int]]
+# The columns that TRL reads.
+REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 IDENTITY, DIGEST = b"reference", b"sha256"  # keys of the file's metadata
 # Tokens of one forward pass, without padding: enough to keep two cores or a GPU busy. Without a backward pass it takes
 # little memory compared with training.
@@ -207,12 +209,21 @@ def _passes(documents: Sequence[Document]) -> list[list[Document]]:
     return [[documents[i] for i in batch] for batch in batches_by_tokens(lengths, TOKENS_PER_PASS)]
 
 
-def with_reference(pairs: Sequence[Pair], logps: Mapping[str, float]) -> list[dict[str, Any]]:
+def at_shared_length(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair with the longer reply cut to the length of the shorter one, as LD-DPO splits it."""
+    shared = min(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+    return {**pair, "chosen_ids": pair["chosen_ids"][:shared], "rejected_ids": pair["rejected_ids"][:shared]}
+
+
+def with_reference(
+    pairs: Sequence[Pair], logps: Mapping[str, float], ld_alpha: float | None = None
+) -> list[dict[str, Any]]:
     """The pairs with the columns that TRL reads: `ref_chosen_logps` and `ref_rejected_logps`, in nats.
 
     Args:
         pairs: of `encode_pair`.
-        logps: of `complete`.
+        logps: of `complete`; with `ld_alpha` also of the pairs `at_shared_length`.
+        ld_alpha: weight of the tokens beyond the shared length (LD-DPO); None: 1.
 
     Raises:
         ModelError: a reply has no entry; names the pair and the reply.
@@ -220,17 +231,24 @@ def with_reference(pairs: Sequence[Pair], logps: Mapping[str, float]) -> list[di
     with_columns: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):
         columns: dict[str, Any] = dict(pair)
-        for side in ("chosen", "rejected"):
-            logp = logps.get(reply_key(pair["prompt_ids"], pair[f"{side}_ids"]))
-            if logp is None:
-                raise ModelError(
-                    f"pair {number}: the reference's log-probability of the {side} reply is missing (token ids "
-                    f"{list(pair[f'{side}_ids'])[:8]} after a context of {len(pair['prompt_ids'])} tokens): the pairs "
-                    "are not those that it was computed for"
-                )
-            columns[f"ref_{side}_logps"] = logp
+        for side, name in zip(("chosen", "rejected"), REFERENCE_KEYS, strict=True):
+            columns[name] = _logp(pair, side, number, logps)
+            if ld_alpha is not None:
+                shared = _logp(at_shared_length(pair), side, number, logps)
+                columns[name] = shared + ld_alpha * (columns[name] - shared)
         with_columns.append(columns)
     return with_columns
+
+
+def _logp(pair: Pair, side: str, number: int, logps: Mapping[str, float]) -> float:
+    logp = logps.get(reply_key(pair["prompt_ids"], pair[f"{side}_ids"]))
+    if logp is None:
+        raise ModelError(
+            f"pair {number}: the reference's log-probability of the {side} reply is missing (token ids "
+            f"{list(pair[f'{side}_ids'])[:8]} after a context of {len(pair['prompt_ids'])} tokens): the pairs "
+            "are not those that it was computed for"
+        )
+    return logp
 
 
 def require_reference(pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -240,6 +258,6 @@ def require_reference(pairs: Sequence[Mapping[str, Any]]) -> None:
         ModelError: a pair has not; names the pair and the column.
     """
     for number, pair in enumerate(pairs):
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        for name in REFERENCE_KEYS:
             if pair.get(name) is None or not math.isfinite(pair[name]):
                 raise ModelError(f"pair {number} has no {name}: compute the reference's log-probabilities first")

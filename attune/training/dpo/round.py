@@ -19,7 +19,7 @@ from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import redraw, rescale_step_count, run, save_adapter
 from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.packed_forward import prepare, unsupported_reason
-from attune.training.dpo.reference_logps import complete, identity, with_reference
+from attune.training.dpo.reference_logps import at_shared_length, complete, identity, with_reference
 from attune.training.dpo.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -54,17 +54,22 @@ def train_round(key: str, params: Params, base: Path, pairs: Path, folder: Path,
     # A later round, too, begins with the reference's weights: its own come with the checkpoint that it resumes from.
     policy = load_adapter(load_base(base, params.hardware), reference, trainable=True)
     require_positions(policy, "dpo.max_length", params.dpo.max_length)
-    encoded, future = encode_pairs(tokenizer, pairs, params.dpo.max_length)
+    encoded, future = encode_pairs(tokenizer, pairs, params.dpo.max_length, params.dpo.overlong == "drop")
     if not encoded:
-        raise UserError(f"{pairs} holds no pair: run `dvc repro -f pairs@{key}`")
-    if unsupported_reason(policy) is None:
+        raise UserError(
+            f"{pairs} holds no pair to train on: raise dpo.max_length = {params.dpo.max_length} with dpo.overlong = "
+            f"drop, else run `dvc repro -f pairs@{key}`"
+        )
+    if unsupported_reason(policy) is None and params.dpo.has_reference:
         prepare(policy, params.hardware, params.dpo.max_length)
         hashed = identity(base, reference, params.hardware)
         earlier = previous / REFERENCE / LOGPS if previous else None
         # The pairs of later rounds as well: a context is then read once for all rounds.
         all_pairs = [*encoded, *future]
+        if params.dpo.ld_alpha is not None:
+            all_pairs += map(at_shared_length, list(all_pairs))
         logps = complete(policy, all_pairs, folder / LOGPS, earlier, hashed, params.hardware, tokenizer.pad_token_id)
-        encoded = with_reference(encoded, logps)
+        encoded = with_reference(encoded, logps, params.dpo.ld_alpha)
     trainer = make_trainer(policy, tokenizer, encoded, params.dpo, params.hardware, params.seed, folder)
     end = _train(trainer, previous, folder, curves)
     on_main_process(lambda: save_reference(reference, folder / LOGPS, end / REFERENCE))
@@ -117,9 +122,15 @@ def is_finished(folder: Path, previous: Path | None) -> bool:
     """
 
     def epochs(checkpoint: Path | None) -> float:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] if checkpoint else 0
+        return trainer_state(checkpoint)["epoch"] if checkpoint else 0.0
 
     return bool(epochs(last_checkpoint(folder)) >= round(epochs(previous)) + 1)
+
+
+def trainer_state(checkpoint: Path) -> dict[str, float]:
+    """What transformers counts: `epoch` and `global_step`, the optimizer steps, of all rounds of the chain."""
+    state: dict[str, float] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def is_round(init: Path) -> bool:

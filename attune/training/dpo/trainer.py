@@ -1,17 +1,19 @@
-"""The trainer of one round of DPO: TRL's loss (`loss`) on packed pairs (`packed_trainer`) of a LoRA policy."""
+"""The trainer of one round of DPO: TRL's losses (`trl_losses`) on packed pairs (`packed_trainer`) of a LoRA policy."""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.models.quantization import keep_adapter_fp32
+from attune.runtime.errors import ModelError
 from attune.training.common.trainer import assert_first_loss, common_arguments, stop_after_epoch
-from attune.training.dpo.loss import INITIAL_LOSS
 from attune.training.dpo.packed_forward import prepare, unsupported_reason
 from attune.training.dpo.reference_logps import require_reference
+from attune.training.dpo.trl_losses import at_zero_margin, config_arguments, require_whole_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 # How far the mean margin of the first step, in nats before beta, may be from 0. Policy and reference do the same
 # arithmetic with the same weights but in batches of different shapes, and the order of summation in a matrix product
 # may depend on the shape. In fp32 that changes the last digits, in bf16 some roundings: 16 pairs of SmolLM2 (135 M)
-# were off by 0.022 nats. A wrong reference is off by whole nats. The loss of a small margin m is ln 2 - beta m / 2.
+# were off by 0.022 nats. A wrong reference is off by whole nats. The loss changes by its slope times the margin:
+# that of a small margin m of DPO is ln 2 - beta m / 2.
 MARGIN_TOLERANCE = {"fp32": 2e-3, "bf16": 0.2}
 
 
@@ -51,28 +54,42 @@ def make_trainer(
         folder: for checkpoints.
 
     Raises:
-        ModelError: the pairs lack the reference's log-probabilities.
+        ModelError: the pairs lack the reference's log-probabilities, or the loss has no reference and TRL's batches
+            would have to be padded.
+        UserError: of `require_whole_batch`.
     """
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     from attune.training.dpo.packed_trainer import trainer_classes
 
-    stock, packed = trainer_classes()
+    stock, packed, reference_free = trainer_classes()
     reason = unsupported_reason(policy)
     if reason is None:
-        require_reference(pairs)
+        if dpo.has_reference:
+            require_reference(pairs)
         prepare(policy, hardware, dpo.max_length)
+    elif not dpo.has_reference:
+        raise ModelError(
+            f"dpo.loss = {dpo.losses[0]} is computed from packed batches alone, and {reason}: take another"
+        )
     else:
         warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
     keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
-    tolerance = dpo.beta * MARGIN_TOLERANCE[hardware.dtype] / 2
-    return (stock if reason else packed)(
+    require_whole_batch(dpo, arguments["gradient_accumulation_steps"])
+    ours = functools.partial(packed if dpo.has_reference else reference_free, dpo)
+    kind: Callable[..., DPOTrainer] = stock if reason else ours
+    trainer = kind(
         model=policy,
         # Dropout would only add noise to the margin between policy and reference.
-        args=DPOConfig(beta=dpo.beta, max_length=dpo.max_length, disable_dropout=True, **arguments),
+        args=DPOConfig(max_length=dpo.max_length, disable_dropout=True, **config_arguments(dpo), **arguments),
         train_dataset=Dataset.from_list([dict(pair) for pair in pairs]),
         processing_class=tokenizer,
-        callbacks=[stop_after_epoch(), assert_first_loss(INITIAL_LOSS, tolerance)],
+        callbacks=[stop_after_epoch()],
     )
+    if dpo.has_reference:
+        value, slope = at_zero_margin(trainer)
+        tolerance = slope * MARGIN_TOLERANCE[hardware.dtype]
+        trainer.add_callback(assert_first_loss(value, tolerance, dpo.sft_weight))
+    return trainer

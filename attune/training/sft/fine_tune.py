@@ -8,11 +8,12 @@ y is a rendered dialogue and m its loss mask: 1 on the tokens of the role `sft.l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.data.dialogue import Dialogue
+from attune.data.dialogue import Dialogue, add_system
 from attune.runtime.errors import ModelError, UserError
 
 if TYPE_CHECKING:
@@ -90,6 +91,20 @@ def supervised_examples(tokenizer: Any, dialogues: Sequence[Dialogue], sft: Sft)
             if any(encoded.mask[1:]):
                 examples.append({"input_ids": encoded.ids, "labels": labels})
     return examples
+
+
+def instructed(dialogues: list[Dialogue], sft: Sft) -> list[Dialogue]:
+    """The dialogues with the instruction of `sft.instruction` as their system turn.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 or empty.
+    """
+    from attune.models.system_prompt import read_instruction
+
+    if not sft.instruction_file:
+        return dialogues
+    text = read_instruction(sft.instruction_file, "sft")
+    return [replace(dialogue, turns=add_system(dialogue.turns, text)) for dialogue in dialogues]
 
 
 def dialogues_of_quality(dialogues: Sequence[Dialogue], quality: str, path: Path) -> list[Dialogue]:

@@ -29,6 +29,7 @@ from attune.report.results import (
     unreadable,
 )
 from attune.report.tables import Metrics
+from attune.report.validity import Validity, read_validity
 
 SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
@@ -61,6 +62,7 @@ class Results:
     scores: dict[str, dict[str, Metrics]]
     dpo: DpoCurves
     win_rates: dict[tuple[str, str], Metrics]
+    validity: Validity = field(default_factory=dict)
 
 
 def read(params: Params) -> Results:
@@ -83,6 +85,7 @@ def read(params: Params) -> Results:
         scores={key: read_scores(key) for key in params.variants},
         dpo=read_dpo(params.rounds),
         win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
+        validity=read_validity(),
     )
 
 

@@ -27,6 +27,7 @@ from attune.report.tables import (
     table,
     with_people,
 )
+from attune.report.validity import beside, explanation
 from attune.runtime.errors import visible
 
 Notes = Mapping[str, Mapping[str, str]]
@@ -37,23 +38,27 @@ def summary(results: Results, params: Params) -> str:
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
+    people, agreement = beside(results.validity), explanation(results.validity, results.signature)
+    agreement = f" {agreement}" if agreement else ""
     return f"""# Attune: results of this run
 
 {lead(results, params)}
 
 ## Empathy and understanding
 
-{table("variant", results.variants, EMPATHY_COLUMNS, notes)}
+{table("variant", with_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes, people)}
 
-diff: mean squared difference between the EPITOME level (0 to 2) of a reply and of the human reply. Mean levels:
+Mean EPITOME levels, 0 to 2, of emotional reactions, interpretations and explorations.
 
-{table("variant", with_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes)}
+{table("variant", results.variants, EMPATHY_COLUMNS, notes, people)}
+
+diff: mean squared difference between the level of a reply and of the human reply.{agreement}
 
 Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quality, EMPATHY_CLASSIFIERS)}.
 {dbt(results, notes)}{behaviour(results, notes)}{win_rates.section(results.win_rates)}
 ## Overlap and diversity
 
-{table("variant", results.variants, COLUMNS, notes)}
+{table("variant", results.variants, COLUMNS, notes, people)}
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
 pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
@@ -123,7 +128,7 @@ def dbt(results: Results, notes: Notes) -> str:
     return f"""
 ## Stages of dialectical behaviour therapy
 
-{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes)}
+{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, beside(results.validity))}
 
 gap: absolute difference between the mean probability of a stage in the replies and in the human replies, mean over the
 four stages. diff: mean squared difference by example. adherence: probability of any of the stages.
@@ -138,7 +143,7 @@ def behaviour(results: Results, notes: Notes) -> str:
     return f"""
 ## Behaviours of a counsellor
 
-{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes)}
+{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes, beside(results.validity))}
 
 R:Q: ratio of reflections to questions. input: advice and information. MI-adherent: share of the sentences of a reply
 that adhere to motivational interviewing. Accuracy of the classifiers on held-out examples:

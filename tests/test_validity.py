@@ -3,18 +3,13 @@
 import csv
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from attune.report.tables import VARIANT_COLUMNS
-from attune.report.tables import table as metrics_table
-from attune.report.validity import beside, explanation, read_validity, table
-from attune.runtime.errors import DataError, UserError
+from attune.runtime.errors import DataError
 from attune.scoring.validity import ceiling, ordered_pairs, pairwise_agreement, sentence_bleu, spearman
-from attune.tools import validity
 from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +82,7 @@ def test_levels_lead_and_a_lower_difference_agrees(capsys):
 
 def test_an_empty_reference_is_none_and_n_is_of_each_metric(capsys):
     rows = [[f"Dialogue {i}.", reply, REFERENCE if i < 4 else " ", i] for i, reply in enumerate(REPLIES)]
-    numbers, text = measured(capsys, write(HEADER, rows), "--no-models")
+    numbers, _ = measured(capsys, write(HEADER, rows), "--no-models")
     counts = {name: metric["n"] for name, metric in numbers["metrics"].items()}
     assert counts["rouge_1"] == counts["bleu_4"] == 4 and counts["reply_words"] == counts["dist_1_per_reply"] == 6
     assert rho(numbers, "rouge_1") == 1.0
@@ -96,7 +91,9 @@ def test_an_empty_reference_is_none_and_n_is_of_each_metric(capsys):
 
 def test_a_reply_that_is_the_reference_is_told_apart(capsys):
     rows = [[f"Dialogue {i}.", reply, REFERENCE, i] for i, reply in enumerate(REPLIES)]
-    numbers, text = measured(capsys, write(HEADER, [*rows, ["Dialogue 0.", "I am so sorry, friend!", REFERENCE, 0]]), "--no-models")
+    numbers, text = measured(
+        capsys, write(HEADER, [*rows, ["Dialogue 0.", "I am so sorry, friend!", REFERENCE, 0]]), "--no-models"
+    )
     assert numbers["human_replies"] == {"replies": 1, "rating": 0.0} and numbers["ratings"]["replies"] == 6
     # With it, a perfect overlap would stand beside the lowest rating.
     assert rho(numbers, "rouge_1") == 1.0
@@ -126,7 +123,7 @@ def test_raters_and_scales_in_rows(capsys):
         for system, words in (("a", 1 + dialogue), ("b", 5 + dialogue))
         for rater in (1, 2, 3)
     ]
-    numbers, text = measured(capsys, long(rows), "--no-models")
+    numbers, _ = measured(capsys, long(rows), "--no-models")
     assert numbers["ratings"] | {"sha256": 0} == {
         "source": "ratings.csv", "replies": 6, "dialogues": 3, "ratings": 18, "sha256": 0,
     }  # fmt: skip
@@ -253,7 +250,11 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
         (["context", "reply", "rating"], [[" ", "r", "1"], *GOOD], r"^ratings\.csv:2: context is empty$"),
         # The line where the row begins, before a text of two lines.
         (["context", "reply", "rating"], [["a\nb", "r", "x"], *GOOD], r"^ratings\.csv:2: rating = 'x'"),
-        (["context", "reply", "rating"], GOOD[:2], r"^ratings\.csv: 2 rated replies: a correlation needs at least three$"),
+        (
+            ["context", "reply", "rating"],
+            GOOD[:2],
+            r"^ratings\.csv: 2 rated replies: a correlation needs at least three$",
+        ),
     ],
 )
 def test_invalid_file(header, rows, message):

@@ -1,130 +1,317 @@
-"""Show which metrics changed since a revision: `dvc metrics diff` with the confidence intervals.
+"""Compare this run with another one: what changed, what got better or worse, and what nobody can tell.
 
-    python -m attune compare [REV] [--md] [--all]
+    python -m attune compare [REV|FOLDER|FILE] [--md] [--all]
 
-compares the metrics of the working tree with those of REV (a commit, branch or tag; default HEAD). A change is *within
-noise* if the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are counted but
-not shown, unless `--all` is given. A metric without an interval is always shown. The interval covers the sampling of
-test examples, not another training seed.
+compares the working tree with a revision of Git (a commit, branch or tag; default HEAD), with the folder of another
+run, or with a record that `attune record` wrote. It shows the changed params, a verdict by rule, the metrics that are
+better or worse with the 95 % interval of their paired difference, and apart what cannot be judged. The scores by
+example of a revision come from DVC's cache, by the hashes in that revision's dvc.lock. docs/metrics.md has the rule.
+The intervals cover the choice of test examples, not another training seed.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attune.report.tables import DASH, escape
+from attune.data.dialogue import dialogue_of
+from attune.report import changes as report
+from attune.report.changes import Changes, changed_params, holm, page, unjudged_metrics
+from attune.report.results import (
+    TEXT,
+    metrics_file,
+    mmlu_file,
+    pairs_file,
+    quality_file,
+    replies_file,
+    scores_file,
+    signature_file,
+)
+from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
+from attune.runtime.io import read_yaml
 
-METRICS = Path("metrics")
-INTERVALS = METRICS / "intervals"
-HEADINGS = ("metrics", "metric", "old", "new", "change", "95 % interval", "")
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARAMS = "params.yaml"
+RECORDED_SCORES = Path(".cache/records")
+# Keys of signatures that count or name versions, which move last digits at most.
+APART = ("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine")
 
 
 @dataclass(frozen=True)
-class Change:
-    """A metric that changed: its file below `metrics/` without the suffix, old and new value (None: missing)."""
+class Run:
+    """A run to compare: its name and params, and how its files are read.
 
-    file: str
-    metric: str
-    old: float | None
-    new: float | None
-    interval: tuple[float, float] | None
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the old value lies inside the interval of the new value."""
-        if self.interval is None or self.old is None or self.new is None:
-            return False
-        low, high = self.interval
-        return low <= self.old <= high
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """A row of the table, under `HEADINGS`."""
-        change = None if self.old is None or self.new is None else self.new - self.old
-        bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
-        note = "within noise" if self.within_noise else ""
-        return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
-
-
-def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]]) -> list[Change]:
-    """The changes in the output of `dvc metrics diff --json`, without those of the intervals themselves.
-
-    Args:
-        differences: file to metric to `old` and `new`.
-        intervals: file, as `Change` names it, to the content of its file of intervals.
+    `read` gives the bytes of a path, None if it is not there; a record has no files but `metrics` by variant.
     """
-    return [
-        Change(file, metric, values.get("old"), values.get("new"), _interval(intervals.get(file, {}), metric))
-        for path, metrics in sorted(differences.items())
-        if INTERVALS not in Path(path).parents
-        for file in [Path(path).relative_to(METRICS).with_suffix("").as_posix()]
-        for metric, values in metrics.items()
-    ]
+
+    name: str
+    params: Mapping[str, Any]
+    read: Callable[[Path], bytes | None]
+    recorded: Mapping[str, Any] | None = None
+
+    def keys(self, section: str) -> list[str]:
+        """The keys of a section of the params."""
+        return list(self.params.get(section) or {})
+
+    def object(self, path: Path) -> dict[str, Any]:
+        """A JSON file; empty if it is not there.
+
+        Raises:
+            UserError: it is no JSON object.
+        """
+        content = self.read(path)
+        try:
+            return dict(json.loads(content)) if content is not None else {}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
+
+    def metrics(self, variant: str) -> Metrics:
+        """The metrics of a variant by all scorers, and MMLU."""
+        if self.recorded is not None:
+            mmlu = mmlu_columns(self.recorded.get("mmlu", {}).get(variant, {}))[0]
+            return dict(self.recorded["metrics"].get(variant, {})) | mmlu
+        found = mmlu_columns(self.object(mmlu_file(variant).path))[0]
+        for scorer in (TEXT, *self.keys("classifiers")):
+            found |= self.object(metrics_file(scorer, variant).path)
+        return found
+
+    def signature(self, scorer: str, variant: str) -> dict[str, Any]:
+        """What explains the metrics of a scorer; of a record, of all scorers."""
+        if self.recorded is not None:
+            return dict(self.recorded.get("signature", {}).get(variant, {}))
+        return self.object(signature_file(scorer, variant).path)
+
+    def others(self) -> dict[str, float]:
+        """The numbers of a run that are of no variant, as `pairs e1 longer_rejected`."""
+        if self.recorded is not None:
+            return {}
+        files = {"data": Path("metrics/data.json")}
+        files |= {f"pairs {key}": pairs_file(key).path for key in self.keys("rounds")}
+        files |= {f"classifier {key}": quality_file(key).path for key in self.keys("classifiers")}
+        return {f"{name} {key}": value for name, path in files.items() for key, value in self.object(path).items()}
+
+    def table(self, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame | None:
+        """A parquet file; None if it is not there.
+
+        Raises:
+            UserError: it is no parquet file, or lacks a column.
+        """
+        import io
+
+        import pandas as pd
+        from pyarrow import ArrowException
+
+        content = self.read(path)
+        try:
+            return None if content is None else pd.read_parquet(io.BytesIO(content), columns=columns)
+        except (ArrowException, ValueError) as error:
+            raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
 
 
-def _interval(bounds: dict[str, float], metric: str) -> tuple[float, float] | None:
-    ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
-    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
-
-
-def page(changed: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
-    """The changes as a table, and how many of them are within noise."""
-    shown = [change for change in changed if everything or not change.within_noise]
-    noise = sum(change.within_noise for change in changed)
-    hint = "" if everything or not noise else "; --all shows them"
-    count = f"{len(changed)} changes against {revision}, {noise} of them within noise{hint}."
-    return f"{_table([change.cells for change in shown], markdown)}\n\n{count}" if shown else count
-
-
-def compare(revision: str, root: Path = Path()) -> list[Change]:
-    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
+def folder(path: Path, name: str | None = None) -> Run:
+    """The run in a folder.
 
     Raises:
-        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is not a JSON object.
+        UserError: it has no params.yaml.
     """
-    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    folder = root / INTERVALS
-    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
-    return changes(json.loads(done.stdout), intervals)
+
+    def read(file: Path) -> bytes | None:
+        return (path / file).read_bytes() if (path / file).is_file() else None
+
+    params = read_yaml(path / PARAMS, UserError, "name a revision, the folder of a run, or a record")
+    return Run(name or str(path), params, read)
 
 
-def _read(path: Path) -> dict[str, float]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `dvc repro intervals@{path.stem}`") from None
+def revision(name: str) -> Run:
+    """The run of a revision, with what DVC's cache has of it.
+
+    Raises:
+        UserError: Git does not know it, or it has no params.yaml.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
+    from ruamel.yaml import YAML
+
+    files = DVCFileSystem(rev=name)
+
+    def read(file: Path) -> bytes | None:
+        try:
+            with files.open(file.as_posix(), "rb") as stream:
+                return bytes(stream.read())
+        except RevError as error:
+            raise UserError(f"{name} is no revision, no folder of a run and no record: {error}") from None
+        except (FileNotFoundError, DvcException):
+            return None
+
+    content = read(Path(PARAMS))
+    if content is None:
+        raise UserError(f"{name} has no {PARAMS}")
+    return Run(name, YAML(typ="safe").load(content.decode()), read)
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.6g}" if isinstance(value, int | float) else DASH
+def record(path: Path, here: Run) -> Run:
+    """A record of `attune record`; of several models that of this run.
+
+    Its scores by example are in `.cache/records/` on the machine that recorded it.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    whole = Run(str(path), {}, lambda file: file.read_bytes()).object(path)
+    models = whole.get("models", {"": whole})
+    model = str((here.params.get("model") or {}).get("name"))
+    part = models.get(model) or next(iter(models.values()), {})
+    if "metrics" not in part:
+        raise UserError(f"{path} is no record with metrics: `python -m attune record` writes one")
+    scores = RECORDED_SCORES / str(whole.get("name", path.stem)) / (model if model in models else "")
+
+    def read(file: Path) -> bytes | None:
+        kept = scores / file.parent.name / file.name
+        return kept.read_bytes() if file.parent.parent.name == "scores" and kept.is_file() else None
+
+    return Run(str(path), here.params, read, part)
 
 
-def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    from tabulate import tabulate
+def other_run(what: str, here: Run) -> Run:
+    """The run that an argument names: a record, the folder of a run, else a revision.
 
-    if markdown:
-        rows = [[*map(escape, row[:2]), *row[2:]] for row in rows]
-    return tabulate(rows, HEADINGS, tablefmt="github" if markdown else "simple", disable_numparse=True)
+    Raises:
+        UserError: it is none of them.
+    """
+    path = Path(what)
+    if path.is_file():
+        return record(path, here)
+    return folder(path) if (path / PARAMS).is_file() else revision(what)
+
+
+def compare(before: Run, after: Run) -> Changes:
+    """What changed from one run to another.
+
+    Raises:
+        UserError: a file of one of them cannot be read.
+    """
+    unjudged: dict[str, list[str]] = defaultdict(list)
+    judged, notes = [], list[str]()
+    variants = list(dict.fromkeys([*after.keys("variants"), *before.keys("variants")]))
+    for variant in variants:
+        old, new = before.metrics(variant), after.metrics(variant)
+        if not old or not new:
+            if old or new:
+                unjudged["in one of the two alone"].append(f"variant {variant}")
+            continue
+        found, reasons = _judge(before, after, variant, notes)
+        judged += found
+        names = [one.metric for one in found]
+        for name, text in unjudged_metrics(old, new, names).items():
+            unjudged[_reason(name, reasons)].append(f"{text} ({variant})")
+    old, new = before.others(), after.others()
+    for name in dict.fromkeys([*new, *old]):
+        if old.get(name) != new.get(name):
+            values = (f"{side[name]:.6g}" if name in side else report.DASH for side in (old, new))
+            unjudged["of the run, not of replies"].append(f"{name} {' → '.join(values)}")
+    params = [] if before.recorded is not None else changed_params(before.params, after.params)
+    return Changes(params, holm(judged), dict(unjudged), list(dict.fromkeys(notes)))
+
+
+def _reason(name: str, reasons: Mapping[str, str]) -> str:
+    """Why a metric was not judged."""
+    if name == "mmlu":
+        return "no scores by example"
+    if name.startswith("dist_") or name == "repeated_share":
+        return "counts over all replies, without an interval"
+    scorer = next((key for key, starts in SCORED.items() if name.startswith(starts)), TEXT)
+    return reasons.get("bertscore" if name.startswith("bertscore") else scorer) or reasons.get(
+        scorer, "no common scores"
+    )
+
+
+SCORED = {"epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",)}
+"""Scorer to how the names of its metrics begin; all others are of `text`."""
+
+
+def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[list[report.Change], dict[str, str]]:
+    """The judged metrics of a variant, and by scorer the reason why others are not; `notes` gets what was left out."""
+    judged: list[report.Change] = []
+    reasons: dict[str, str] = {}
+    same = _same_examples(before, after, variant)
+    for scorer in (TEXT, *after.keys("classifiers")):
+        path = scores_file(scorer, variant).path
+        sides = [run.table(path) for run in (before, after)]
+        missing = [run.name for run, side in zip((before, after), sides, strict=True) if side is None]
+        if missing or sides[0] is None or sides[1] is None:
+            reasons[scorer] = f"{missing[0]} has no scores by example here (`dvc fetch` them, or reproduce it)"
+            continue
+        differ = _differing(before.signature(scorer, variant), after.signature(scorer, variant))
+        if hard := [key for key in differ if not key.startswith("bertscore")]:
+            reasons[scorer] = f"measured differently ({', '.join(hard)})"
+            continue
+        drop = [name for name in sides[0] if str(name).startswith("bertscore")] if differ else []
+        if differ:
+            reasons["bertscore"] = f"measured differently ({', '.join(differ)})"
+        ids = [key for key in sorted(set(sides[0]["id"]) & set(sides[1]["id"])) if same is None or key in same]
+        total = len(set(sides[0]["id"]) | set(sides[1]["id"]))
+        if len(ids) < 2:
+            reasons[scorer] = "no test examples in common"
+            continue
+        if len(ids) < total:
+            notes.append(f"{len(ids)} of {total} test examples are in both and equal; the others are not compared.")
+        old, new = (side.set_index("id").loc[ids].drop(columns=drop, errors="ignore") for side in sides)
+        targets = (after.params.get("context") or {}).get("targets", "last")
+        dialogues = [dialogue_of(key, targets) for key in ids]
+        judged += report.paired_changes(old, new, variant, dialogues, int(after.params.get("seed", 0)))
+    return sorted(judged, key=_place), reasons
+
+
+def _place(change: report.Change) -> int:
+    return list(report.VARIANT_COLUMNS).index(change.metric.removesuffix(report.DISTANCE))
+
+
+def _same_examples(before: Run, after: Run, variant: str) -> set[str] | None:
+    """The ids whose context and reference are equal on both sides; None where a side has no replies."""
+    wanted = ["id", "context", "reference"]
+    sides = [run.table(replies_file(variant).path, wanted) for run in (before, after)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    texts = [
+        {
+            key: ([(turn["role"], turn["text"]) for turn in context], reference)
+            for key, context, reference in side[wanted].itertuples(index=False)
+        }
+        for side in sides
+        if side is not None
+    ]
+    return {key for key, value in texts[0].items() if texts[1].get(key) == value}
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys of signatures by which the same replies would get other numbers; none where a side has no signature."""
+    if not before or not after:
+        return []
+    return [key for key in after if key in before and key not in APART and before[key] != after[key]]
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
     parser = command_parser("compare", __doc__)
     parser.add_argument(
-        "revision", nargs="?", default="HEAD", metavar="REV", help="revision to compare with; default HEAD"
+        "what",
+        nargs="?",
+        default="HEAD",
+        metavar="REV|FOLDER|FILE",
+        help="revision, folder of a run, or record to compare with; default HEAD",
     )
-    parser.add_argument("--md", action="store_true", help="as a Markdown table")
-    parser.add_argument("--all", action="store_true", help="also show changes within noise")
+    parser.add_argument("--md", action="store_true", help="as Markdown, for a pull request")
+    parser.add_argument("--all", action="store_true", help="leave nothing out, also what is within noise")
     arguments = parser.parse_args(argv)
-    print(page(compare(arguments.revision), arguments.revision, arguments.md, arguments.all))
+    here = folder(Path(), "the working tree")
+    before = other_run(arguments.what, here)
+    print(page(compare(before, here), before.name, arguments.md, arguments.all))

@@ -273,3 +273,72 @@ def test_missing_file_and_encoding():
 def test_byte_order_mark():
     Path("ratings.csv").write_bytes("\ufeffcontext,reply,rating\nc,r,1\nc,r,2\nc,r,3\n".encode())
     assert [row.rating("rating") for row in read(Path("ratings.csv"))] == [1, 2, 3]
+
+
+# The pages
+
+
+SIGNATURE = {"bertscore_layer": "5", "epitome_classifiers": "trained on epitome"}
+
+
+def written(tmp_path, capsys):
+    """The numbers of a small file of ratings, as they would be in metrics/validity.json."""
+    path = write(HEADER, [[f"Dialogue {i}.", r, REFERENCE, i] for i, r in enumerate(REPLIES)])
+    numbers, _ = measured(capsys, path, "--no-models")
+    Path("metrics").mkdir()
+    Path("metrics/validity.json").write_text(json.dumps(numbers), encoding="utf-8")
+    return numbers
+
+
+def test_a_heading_shows_the_agreement_and_the_legend_what_differs(tmp_path, capsys):
+    assert read_validity() == {} and beside({}) == {} and explanation({}, SIGNATURE) == ""
+    written(tmp_path, capsys)
+    validity = read_validity()
+    headings = metrics_table(
+        "variant", {"base": {"rouge_l": 1.0}}, VARIANT_COLUMNS, None, beside(validity)
+    ).splitlines()[0]
+    assert "ROUGE-L \u2191 (rho +1.00)" in headings and "MMLU \u2191 |" in headings
+    assert "It was measured with others than this run's: bertscore_layer, epitome_classifiers." in explanation(
+        validity, SIGNATURE
+    )
+    same = dict(validity) | {"signature": SIGNATURE}
+    assert "others than" not in explanation(same, SIGNATURE)
+
+
+def test_the_page_keeps_what_is_around_the_table():
+    page = f"before\n{validity.BEGIN}\nold\n{validity.END}\nafter\n"
+    new = validity.into_page("table", page)
+    assert new == f"before\n{validity.BEGIN}\n\ntable\n\n{validity.END}\nafter\n"
+    assert validity.into_page("table", new) == new
+    with pytest.raises(UserError, match="has no lines"):
+        validity.into_page("table", "before")
+
+
+def test_the_committed_numbers_are_those_of_the_page():
+    committed = read_validity(ROOT / "metrics/validity.json")
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert validity.into_page(table(committed) if committed else "", page) == page
+
+
+def test_without_the_corpus_the_error_says_what_to_do(monkeypatch):
+    shutil.copytree(ROOT / "docs", "docs")
+    shutil.copy(ROOT / "params.yaml", ".")
+    Path("data").mkdir()
+    shutil.copy(ROOT / "data/sources.yaml", "data")
+    monkeypatch.delenv("CORPORA_DIR", raising=False)
+    with pytest.raises(UserError, match="put ratings.csv into <folder>/empo_human and set CORPORA_DIR"):
+        main([])
+
+
+@pytest.mark.corpora
+@pytest.mark.skipif(not (CORPORA / "empo_human").is_dir(), reason="no empo_human: set CORPORA_DIR")
+def test_the_published_ratings():
+    """Their counts, and that people rate their own replies lowest: only the others are correlated."""
+    rows = read(CORPORA / "empo_human/ratings.csv")
+    assert len(rows) == 675 and sum(row.human for row in rows) == 135
+    assert {len(row.by_rater("mean")) for row in rows} == {3} and len({row.dialogue for row in rows}) == 135
+    means = {
+        name: np.mean([row.rating("mean") for row in rows if row.system == name])
+        for name in ("people", "base", "base-30", "sft", "sft-dpo")
+    }
+    assert max(means, key=means.get) == "base" and min(means, key=means.get) == "people"

@@ -88,7 +88,7 @@ rejected. repeated rejected: pairs whose rejected reply an earlier round drew fo
 # DPO with another beta (now {params.dpo.beta:g}): only the stages that depend on it run. Name a recipe other than the
 # default with it: -S recipe=empo -S model=smollm2 -S dpo.beta={beta:g}
 dvc exp run -S dpo.beta={beta:g}
-make diff                      # metrics against the last commit, without changes within noise
+make diff                      # what is better or worse than the last commit
 dvc plots diff                 # training curves against the last commit
 ```
 """

@@ -3,13 +3,18 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from attune.runtime.errors import DataError
+from attune.report.tables import VARIANT_COLUMNS
+from attune.report.tables import table as metrics_table
+from attune.report.validity import beside, explanation, read_validity, table
+from attune.runtime.errors import DataError, UserError
 from attune.scoring.validity import ceiling, ordered_pairs, pairwise_agreement, sentence_bleu, spearman
+from attune.tools import validity
 from attune.tools.validity import main, read
 
 ROOT = Path(__file__).parents[1]
@@ -299,9 +304,9 @@ def test_a_heading_shows_the_agreement_and_the_legend_what_differs(tmp_path, cap
     ).splitlines()[0]
     assert "ROUGE-L \u2191 (rho +1.00)" in headings and "MMLU \u2191 |" in headings
     assert "It was measured with others than this run's: bertscore_layer, epitome_classifiers." in explanation(
-        validity, SIGNATURE
+        numbers, SIGNATURE
     )
-    same = dict(validity) | {"signature": SIGNATURE}
+    same = dict(numbers) | {"signature": SIGNATURE}
     assert "others than" not in explanation(same, SIGNATURE)
 
 
@@ -326,7 +331,7 @@ def test_without_the_corpus_the_error_says_what_to_do(monkeypatch):
     Path("data").mkdir()
     shutil.copy(ROOT / "data/sources.yaml", "data")
     monkeypatch.delenv("CORPORA_DIR", raising=False)
-    with pytest.raises(UserError, match="put ratings.csv into <folder>/empo_human and set CORPORA_DIR"):
+    with pytest.raises(UserError, match=r"put ratings\.csv into <folder>/empo_human and set CORPORA_DIR"):
         main([])
 
 

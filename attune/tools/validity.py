@@ -326,7 +326,8 @@ def into_page(text: str, page: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{PAGE} has no lines {BEGIN!r} and {END!r} to write the table between")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    between = f"{text}\n\n" if text else ""
+    return f"{before}{BEGIN}\n\n{between}{END}{after}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -339,16 +340,18 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     params = load()
     if arguments.file is None:
-        page = into_page("", read_text(PAGE, UserError, "run from the project's root")) and PAGE
+        # Before anything is scored, which takes minutes.
+        into_page("", read_text(PAGE, UserError, "run from the project's root"))
         (rows, digest), source = published(), "EmPO"
     else:
         rows, source = read(arguments.file, tuple(arguments.scale or SCALES)), arguments.file.name
-        page, digest = None, sha256_of(arguments.file)
+        digest = sha256_of(arguments.file)
     numbers = measure(rows, source, not arguments.no_models, params)
     numbers["ratings"]["sha256"] = digest
     text = table(numbers)
-    if output := arguments.output or (VALIDITY if page else None):
+    # The published ratings go to the committed file and page, unless they are to go elsewhere.
+    if output := arguments.output or (None if arguments.file else VALIDITY):
         write_json(output, numbers)
-    if page and output == VALIDITY:
-        write_text(page, into_page(text, read_text(page, UserError, "")))
+    if output == VALIDITY and not arguments.file:
+        write_text(PAGE, into_page(text, read_text(PAGE, UserError, "run from the project's root")))
     print(text)

@@ -298,16 +298,13 @@ def written(tmp_path, capsys):
 def test_a_heading_shows_the_agreement_and_the_legend_what_differs(tmp_path, capsys):
     assert read_validity() == {} and beside({}) == {} and explanation({}, SIGNATURE) == ""
     written(tmp_path, capsys)
-    validity = read_validity()
-    headings = metrics_table(
-        "variant", {"base": {"rouge_l": 1.0}}, VARIANT_COLUMNS, None, beside(validity)
-    ).splitlines()[0]
+    numbers = read_validity()
+    rows = {"base": {"rouge_l": 1.0}}
+    headings = metrics_table("", rows, VARIANT_COLUMNS, None, beside(numbers)).splitlines()[0]
     assert "ROUGE-L \u2191 (rho +1.00)" in headings and "MMLU \u2191 |" in headings
-    assert "It was measured with others than this run's: bertscore_layer, epitome_classifiers." in explanation(
-        numbers, SIGNATURE
-    )
-    same = dict(numbers) | {"signature": SIGNATURE}
-    assert "others than" not in explanation(same, SIGNATURE)
+    told = explanation(numbers, SIGNATURE)
+    assert "It was measured with others than this run's: bertscore_layer, epitome_classifiers." in told
+    assert "others than" not in explanation(dict(numbers) | {"signature": SIGNATURE}, SIGNATURE)
 
 
 def test_the_page_keeps_what_is_around_the_table():

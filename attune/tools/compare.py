@@ -31,10 +31,11 @@ from attune.report.results import (
     scores_file,
     signature_file,
 )
-from attune.report.tables import Metrics, mmlu_columns
+from attune.report.tables import DASH, VARIANT_COLUMNS, Metrics, mmlu_columns
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
+from attune.scoring.intervals.bootstrap import DISTANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,11 @@ class Run:
 
         content = self.read(path)
         try:
-            return None if content is None else pd.read_parquet(io.BytesIO(content), columns=columns)
+            return (
+                None
+                if content is None
+                else pd.read_parquet(io.BytesIO(content), columns=list(columns) if columns else None)
+            )
         except (ArrowException, ValueError) as error:
             raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
 
@@ -169,7 +174,7 @@ def record(path: Path, here: Run) -> Run:
     whole = Run(str(path), {}, lambda file: file.read_bytes()).object(path)
     models = whole.get("models", {"": whole})
     model = str((here.params.get("model") or {}).get("name"))
-    part = models.get(model) or next(iter(models.values()), {})
+    part: dict[str, Any] = models.get(model) or next(iter(models.values()), {})
     if "metrics" not in part:
         raise UserError(f"{path} is no record with metrics: `python -m attune record` writes one")
     scores = RECORDED_SCORES / str(whole.get("name", path.stem)) / (model if model in models else "")
@@ -216,7 +221,7 @@ def compare(before: Run, after: Run) -> Changes:
     old, new = before.others(), after.others()
     for name in dict.fromkeys([*new, *old]):
         if old.get(name) != new.get(name):
-            values = (f"{side[name]:.6g}" if name in side else report.DASH for side in (old, new))
+            values = (f"{side[name]:.6g}" if name in side else DASH for side in (old, new))
             unjudged["of the run, not of replies"].append(f"{name} {' → '.join(values)}")
     params = [] if before.recorded is not None else changed_params(before.params, after.params)
     return Changes(params, holm(judged), dict(unjudged), list(dict.fromkeys(notes)))
@@ -245,26 +250,26 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
     same = _same_examples(before, after, variant)
     for scorer in (TEXT, *after.keys("classifiers")):
         path = scores_file(scorer, variant).path
-        sides = [run.table(path) for run in (before, after)]
-        missing = [run.name for run, side in zip((before, after), sides, strict=True) if side is None]
-        if missing or sides[0] is None or sides[1] is None:
-            reasons[scorer] = f"{missing[0]} has no scores by example here (`dvc fetch` them, or reproduce it)"
+        first, second = (run.table(path) for run in (before, after))
+        if first is None or second is None:
+            name = before.name if first is None else after.name
+            reasons[scorer] = f"{name} has no scores by example here (`dvc fetch` them, or reproduce it)"
             continue
         differ = _differing(before.signature(scorer, variant), after.signature(scorer, variant))
         if hard := [key for key in differ if not key.startswith("bertscore")]:
             reasons[scorer] = f"measured differently ({', '.join(hard)})"
             continue
-        drop = [name for name in sides[0] if str(name).startswith("bertscore")] if differ else []
+        drop = [name for name in first if str(name).startswith("bertscore")] if differ else []
         if differ:
             reasons["bertscore"] = f"measured differently ({', '.join(differ)})"
-        ids = [key for key in sorted(set(sides[0]["id"]) & set(sides[1]["id"])) if same is None or key in same]
-        total = len(set(sides[0]["id"]) | set(sides[1]["id"]))
+        ids = [key for key in sorted(set(first["id"]) & set(second["id"])) if same is None or key in same]
+        total = len(set(first["id"]) | set(second["id"]))
         if len(ids) < 2:
             reasons[scorer] = "no test examples in common"
             continue
         if len(ids) < total:
             notes.append(f"{len(ids)} of {total} test examples are in both and equal; the others are not compared.")
-        old, new = (side.set_index("id").loc[ids].drop(columns=drop, errors="ignore") for side in sides)
+        old, new = (side.set_index("id").loc[ids].drop(columns=drop, errors="ignore") for side in (first, second))
         targets = (after.params.get("context") or {}).get("targets", "last")
         dialogues = [dialogue_of(key, targets) for key in ids]
         judged += report.paired_changes(old, new, variant, dialogues, int(after.params.get("seed", 0)))
@@ -272,7 +277,7 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
 
 
 def _place(change: report.Change) -> int:
-    return list(report.VARIANT_COLUMNS).index(change.metric.removesuffix(report.DISTANCE))
+    return list(VARIANT_COLUMNS).index(change.metric.removesuffix(DISTANCE))
 
 
 def _same_examples(before: Run, after: Run, variant: str) -> set[str] | None:

@@ -213,7 +213,7 @@ def _scores(
             sentence_bleu(row.reply, row.reference, order) if row.reference is not None else float("nan")
             for row in replies
         ]
-    return numbers[sorted(numbers, key=_place)], signature
+    return numbers[sorted(map(str, numbers), key=_place)], signature
 
 
 def _place(name: str) -> tuple[int, str]:

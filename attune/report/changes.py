@@ -232,7 +232,7 @@ def _names(changes: Sequence[Change], safe: Any) -> str:
 
 def _bullets(lines: Sequence[str], most: int, safe: Any, everything: bool) -> list[str]:
     shown = lines if everything or len(lines) <= most else lines[: most - 1]
-    kept = [f"- {line if everything else textwrap.shorten(safe(line), 2 * WIDTH, placeholder=' …')}" for line in shown]
+    kept = [f"- {_short(safe(line), 2, everything)}" for line in shown]
     return [*kept, *([f"- and {len(lines) - len(shown)} more (--all)"] if len(shown) < len(lines) else [])]
 
 

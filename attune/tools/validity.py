@@ -22,7 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
@@ -58,6 +58,8 @@ NO_SCORE = (
     "not of replies: preference_accuracy and MMLU, which need the model",
 )
 MISSING = "the first argument names the file of ratings"
+# One object, so that equal rows are equal.
+NOT_GIVEN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def read(path: Path, names: Sequence[str] = SCALES) -> list[Rated]:
         key = (context_key(own.context or ()), system, own.reply) if "rater" in cells else line
         if (earlier := raters.setdefault((key, cells.get("rater", "")), line)) != line:
             raise DataError(f"{where}: rater {cells['rater']!r} rated this reply in line {earlier}, too")
-        row = rows.setdefault(key, Rated(own, system, {name: [] for name in columns}))
+        row = rows.setdefault(key, Rated(replace(own, where=""), system, {name: [] for name in columns}))
         given = {name: list(_given(cells, columns[name], where)) for name in columns}
         if not any(isfinite(value) for values in given.values() for value in values):
             raise DataError(f"{where}: no rating")
@@ -140,7 +142,7 @@ def _given(cells: Mapping[str, str], columns: Sequence[str], where: str) -> Iter
     """The numbers in the cells of a scale, NaN for an empty one."""
     for name in columns:
         text = cells[name].strip()
-        number = _number(text) if text else float("nan")
+        number = _number(text) if text else NOT_GIVEN
         if number is None:
             raise DataError(f"{where}: {name} = {text!r} is not a number")
         yield number

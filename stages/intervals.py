@@ -2,11 +2,11 @@
 
     python -m stages.intervals sft-dpo epitome
 
-reads the scores by example of the variant and of `evaluate.reference`, and writes
+reads the scores by example (of scorer mmlu: by question) of the variant and of `evaluate.reference`, and writes
 `metrics/intervals/epitome/sft-dpo.json`: for every metric with scores by example, and for the corpus metrics computed
 from sums over examples (BLEU, `dbt_gap`, `behaviour_reflection_to_question`), `<metric>.low` and `<metric>.high`; for a
 variant other than the reference also `<metric>.diff` (variant minus reference), `<metric>.diff_low` and
-`<metric>.diff_high`.
+`<metric>.diff_high`. A variant whose replies were made elsewhere has no scores of mmlu, and no intervals of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.config.params import load
-from attune.config.schema import Params
+from attune.config.schema import Params, scoring_stage
 from attune.data.dialogue import Targets, dialogue_of
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SCORES = Path("data/scores")
 INTERVALS = Path("metrics/intervals")
+MMLU = "mmlu"
 DIGITS = 4
 
 
@@ -40,8 +41,7 @@ def read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path).sort_values("id", ignore_index=True)
     except FileNotFoundError:
-        scorer = path.parent.name
-        stage = f"evaluate@{path.stem}" if scorer == "text" else f"scores@{path.stem}-{scorer}"
+        stage = scoring_stage(path.parent.name, path.stem)
         raise DataError(f"{path} is missing: run `dvc repro {stage}`") from None
 
 
@@ -91,12 +91,17 @@ def main(variant: str, scorer: str, params: Params) -> None:
     reference = None if variant == settings.reference else read(folder / f"{settings.reference}.parquet")
     scores = read(folder / f"{variant}.parquet")
     partial = any(params.variants[name].replies_file for name in (variant, settings.reference))
-    bounds = compare(scores, reference, params.context.targets, settings.resamples, params.seed, partial)
+    # Questions have no dialogues: each is drawn by itself.
+    targets: Targets = "last" if scorer == MMLU else params.context.targets
+    if scorer == MMLU and reference is not None and reference.empty:
+        reference = None
+    unscored = scorer == MMLU and scores.empty
+    bounds = {} if unscored else compare(scores, reference, targets, settings.resamples, params.seed, partial)
     path = INTERVALS / scorer / f"{variant}.json"
     write_json(path, {name: round(value, DIGITS) for name, value in bounds.items()})
 
 
 if __name__ == "__main__":
     with reported():
-        arguments = stage_arguments(__doc__, variant="a key of variants", scorer="text or a key of classifiers")
+        arguments = stage_arguments(__doc__, variant="a key of variants", scorer="text, mmlu or a key of classifiers")
         main(arguments.variant, arguments.scorer, load())

@@ -405,7 +405,8 @@ def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     pairs = build_pairs(examples, groups, {"sad": "joyful", "joyful": "sad"}, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
     sampling = factory.pairs(rule="dbt", table="-")
-    samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])
+    policy = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1, samples=sampling.samples)
+    samples = policy(examples[:3])
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
     dpo = factory.dpo(beta=0.5, lr_scheduler="constant")
     rounds = {"e1": factory.dpo_round(init=str(tmp_path / "sft"))}
@@ -420,7 +421,7 @@ def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     assert len(records) == 4 and not any("[" in record["reply"] for record in records)
     subjects = harness.read(Path(__file__).parents[1] / "data/sample/mmlu", shots=1, limit=2)
     few = {"nutrition": subjects["nutrition"]}
-    metrics, signature = measure(aligned, tokenizer, few, factory.mmlu(), HARDWARE)
+    metrics, _, signature = measure(aligned, tokenizer, few, factory.mmlu(), HARDWARE)
     assert 0 <= metrics["acc"] <= 100 and signature["prompts_cut"] == "2 of 2, from the left to 96 tokens"
 
 
@@ -439,7 +440,7 @@ def test_mmlu_equals_hflm(model, tokenizer):
     logps = [
         [
             logp
-            for samples in harness.evaluate(lm, few, 1, log_samples=True)["samples"].values()
+            for samples in harness.evaluate(lm, few, 1)["samples"].values()
             for sample in samples
             for logp, _ in sample["filtered_resps"]
         ]

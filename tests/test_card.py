@@ -53,7 +53,10 @@ def write_scores(variant: str) -> None:
         intervals |= {f"{name}.diff": 0.5 for name in names}
         write_json(results.metrics_file(scorer, variant).path, metrics)
         write_json(results.intervals_file(scorer, variant).path, intervals)
-    write_json(results.mmlu_file(variant).path, {"acc": 25.0, "acc_stderr": 1.0})
+    mmlu = {"acc": 25.0, "acc_stderr": 1.0, "answer_logp": -1.5, "answer_margin": 0.125}
+    write_json(results.mmlu_file(variant).path, mmlu)
+    ends = {"acc.diff": -0.5, "acc.diff_low": -1.5, "acc.diff_high": 0.5, "acc.low": 24.0, "acc.high": 26.0}
+    write_json(results.intervals_file("mmlu", variant).path, ends)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +116,8 @@ def restate(licence: str) -> None:
 def test_metadata(variant, run):
     main(variant, run)
     data = card(variant).data
-    expected = {"mmlu": 25.0}
-    for scorer in run.scorers:
+    expected = {"mmlu": 25.0, "answer_logp": -1.5, "answer_margin": 0.125}
+    for scorer in ("text", "epitome"):
         expected |= read(results.metrics_file(scorer, variant).path)
     assert {result.metric_type: result.metric_value for result in data.eval_results} == expected and len(expected) > 15
     assert (data.license, data.language, data.base_model) == ("cc0-1.0", "en", None)
@@ -136,6 +139,10 @@ def test_text(run):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     low, high, diff = (bounds[f"rouge_l.{name}"] for name in ("low", "high", "diff"))
     assert cells[1:4] == [f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{diff:.2f}"]
+    row = next(line for line in text.splitlines() if line.startswith("| MMLU ↑"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [
+        "25.0†", "23.0 to 27.0", "-0.5", "-1.5 to 0.5",
+    ]  # fmt: skip
     counts = read(ROOT / "metrics/data.json")
     assert f"| train      |     {counts['train_dialogues']:,} | {counts['train_turns']:,} |" in text
     assert "afraid 40, angry 40" in text
@@ -190,7 +197,7 @@ def test_hub_model(run):
     assert "at commit `0123abc`" in text and 'revision="0123abc"' in text
     assert "| google/gemma-7b-it | weights | Gemma Terms of Use |" in text.replace("\\", "")
     assert set(data["attune"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert "4 bits" not in text
+    assert "4 bits" not in text and "AutoPeft" not in text
     main("sft", replace(run, model=replace(model, quantization="nf4")))
     assert "held in 4 bits (NF4, by bitsandbytes) in training and in every measurement" in card("sft").text
     main("base", hub)
@@ -371,10 +378,10 @@ def test_pushed_files(run, tmp_path):
     written = [path for path in Path().rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert TOKEN not in done.stdout + done.stderr and not written
     assert TOKEN.encode() not in b"".join(files.values())
-    loads_as_the_card_says(files, tmp_path / "taken")
+    generates_as_the_card_says(files, tmp_path / "taken")
 
 
-def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
+def generates_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
     """Write the files to `folder`, as a download does, and run the code of the card on them."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -385,7 +392,8 @@ def loads_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
     exec(code, names)
     assert type(names["model"]).__name__.startswith("PeftModel")
     weights = {name for name, _ in names["model"].named_parameters() if "lora_A" in name}
-    assert weights and names["tokenizer"].chat_template
+    assert weights and names["reply"].shape[1] > names["prompt"]["input_ids"].shape[1]
+    assert "`AutoPeftModelForCausalLM` does not find the base model" in files["README.md"].decode()
 
 
 @pytest.mark.parametrize(

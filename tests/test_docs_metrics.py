@@ -10,7 +10,7 @@ from attune.classifiers.dbt import scores as dbt_metrics
 from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.epitome.model import MECHANISMS
 from attune.labels.miti import ADHERENCE
-from attune.scoring.mmlu.harness import GROUPS
+from attune.scoring.mmlu.harness import ANSWER_COLUMNS, GROUPS
 from attune.scoring.text.bertscore import NAMES
 from attune.scoring.text.overlap import overlap
 
@@ -32,6 +32,7 @@ def test_the_examples_are_true():
 
 def test_every_metric_has_a_card():
     mmlu = {f"acc{group}{end}" for group in ("", *(f"_{name}" for name in GROUPS)) for end in ("", "_stderr")}
+    mmlu |= set(ANSWER_COLUMNS)
     bounds = {f"*.{end}" for end in ("low", "high", "diff", "diff_low", "diff_high")}
     empathy = {f"{kind}_{short}" for kind in ("diff", "level", "reference_level") for short in MECHANISMS.values()}
     classifiers = {f"*_{name}" for name in MEASURES}

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import factory
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from attune.models.tiny import make_model, train_tokenizer
 from attune.runtime.errors import DataError, ParamsError
 from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.shared_prefix import Row, can_share, clusters, has_kv_cache, shared_prefix_lm
+from stages import intervals
 from stages import mmlu as stage
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +71,7 @@ def plain_lm(model, tokenizer, batch_size=4):
 
 def answers(lm, subjects, shots=5) -> list[list[tuple[float, bool]]]:
     """The answer to each question: (log-likelihood, greedy) of the four letters."""
-    samples = harness.evaluate(lm, subjects, shots, log_samples=True)["samples"]
+    samples = harness.evaluate(lm, subjects, shots)["samples"]
     return [sample["filtered_resps"] for name in sorted(samples) for sample in samples[name]]
 
 
@@ -304,6 +306,78 @@ def test_groups_are_means_over_questions():
     assert metrics["acc_stderr"] == pytest.approx(100 * math.sqrt(within["all"] / (84 - 5) / 84))
 
 
+class Typist(Oracle):
+    """A model to which each byte of a continuation after its first space costs a nat, and of a right one half a nat."""
+
+    def __init__(self, subjects):
+        super().__init__(subjects, {})
+        right = {q.question: q for subject in subjects.values() for q in subject.test}
+
+        def loglikelihood(requests):
+            rates = []
+            for context, text in (request.args for request in requests):
+                question = right[context.split("\n\n")[-1].removeprefix("Question: ").removesuffix("\nAnswer:")]
+                rates.append((text, 0.5 if text == f" {question.choices[question.answer]}" else 1.0))
+            return [(-rate * len(text[1:].encode()), False) for text, rate in rates]
+
+        self.lm.loglikelihood = loglikelihood
+
+
+def test_cloze_scores_the_text_of_each_choice():
+    """By hand: the accuracy goes by the sum, which favours short choices, and the margin by the byte."""
+    question = harness.Question(" Who? ", ("a dé", "b", "a hero of old", "me"), 0)
+    other = harness.Question("Which one?", ("a hero of old", "b", "me", "c"), 3)
+    subjects = {"nutrition": harness.Subject((question, other), (question, other))}
+    results = harness.evaluate(Typist({"nutrition": strip(subjects["nutrition"])}).lm, subjects, 2, "cloze")
+    answers = harness.answers(results, subjects, "cloze")
+    assert answers["id"].tolist() == ["nutrition/0", "nutrition/1"]
+    # "a dé" is five bytes at half a nat, more than the one byte of "b".
+    assert answers["acc"].tolist() == [0.0, 100.0]
+    assert answers["answer_logp"].tolist() == [-0.5, -0.5] and answers["answer_margin"].tolist() == [0.5, 0.5]
+    assert harness.metrics(results)["acc"] == harness.metrics(results)["acc_other"] == 50
+    assert harness.versions(results) == "group 2, task 1.0"
+    context, text = results["samples"]["mmlu_nutrition_continuation"][0]["arguments"][0]
+    assert context == (
+        "The following are questions (with answers) about nutrition.\n\n"
+        "Question: Who?\nAnswer: a dé\n\nQuestion: Which one?\nAnswer: c\n\nQuestion: Who?\nAnswer:"
+    )
+    assert text == " a dé"
+
+
+def strip(subject):
+    return replace(subject, test=tuple(replace(q, question=q.question.strip()) for q in subject.test))
+
+
+def test_letters_by_question(subjects):
+    right = dict.fromkeys(subjects, 3)
+    answers = harness.answers(harness.evaluate(Oracle(subjects, right).lm, subjects, 5), subjects, "letters")
+    assert answers["id"].tolist() == [f"{name}/{i}" for name in subjects for i in range(6)]
+    assert answers["acc"].tolist() == [100.0, 100.0, 100.0, 0.0, 0.0, 0.0] * len(subjects)
+    # Of a letter the likeliest choice has 0 nats and the others -1: all wrong, or one of the three wrong ones.
+    assert answers["answer_logp"].tolist() == [0.0, 0.0, 0.0, -1.0, -1.0, -1.0] * len(subjects)
+    assert answers["answer_margin"].tolist() == pytest.approx([1.0, 1.0, 1.0, *[-1 / 3] * 3] * len(subjects))
+
+
+def test_cloze_equals_hflm(subjects, tokenizer):
+    model = micro(tokenizer, 1024)
+    few = {name: harness.Subject(subjects[name].dev, subjects[name].test[:3]) for name in ("astronomy", "nutrition")}
+    ours, plain = shared_prefix_lm(model, tokenizer, 4, HARDWARE), plain_lm(model, tokenizer)
+    found, expected = (
+        harness.answers(harness.evaluate(lm, few, 2, "cloze"), few, "cloze").drop(columns="id") for lm in (ours, plain)
+    )
+    assert found.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-4)
+    assert len(set(found["answer_margin"])) == 6
+
+
+def test_groups_of_cloze_equal_those_of_letters(subjects):
+    found = harness.tasks(subjects, 0, "cloze")["group_map"]
+    assert {task: group for group in found["mmlu_continuation"] for task in found[group]} == {
+        f"mmlu_{subject}_continuation": group.replace("_", " ") for subject, group in GROUP_OF.items()
+    }
+    with pytest.raises(DataError, match=r"^'cooking' is not a subject of MMLU: .*abstract_algebra, anatomy"):
+        harness.tasks({"cooking": subjects["nutrition"]}, 5, "cloze")
+
+
 def test_groups_without_subjects_are_left_out(subjects):
     few = {"nutrition": subjects["nutrition"]}
     metrics = harness.metrics(harness.evaluate(Oracle(few, {"nutrition": 3}).lm, few, 5))
@@ -463,30 +537,64 @@ def project(tmp_path, monkeypatch, tokenizer):
 
 def test_stage_is_deterministic(project):
     folder, params = project
-    names = [f"metrics/mmlu/{name}" for name in ("base.json", "base.signature.json")]
+    names = ["metrics/mmlu/base.json", "metrics/mmlu/base.signature.json", "data/scores/mmlu/base.parquet"]
     written = []
     for _ in range(2):
         stage.main("base", params)
         written.append([(folder / name).read_bytes() for name in names])
     assert written[0] == written[1]
-    metrics, signature = (json.loads(text) for text in written[0])
+    metrics, signature = (json.loads(text) for text in written[0][:2])
     groups = ("", "_humanities", "_other", "_social_sciences", "_stem")
-    assert list(metrics) == [f"acc{group}{end}" for group in groups for end in ("", "_stderr")]
-    assert all(
-        isinstance(value, float) and 0 <= value <= 100 and round(value, 4) == value for value in metrics.values()
-    )
+    accuracies = [f"acc{group}{end}" for group in groups for end in ("", "_stderr")]
+    assert list(metrics) == [*accuracies, "answer_logp", "answer_margin"]
+    assert all(isinstance(value, float) and round(value, 4) == value for value in metrics.values())
+    assert all(0 <= metrics[name] <= 100 for name in accuracies)
+    answers = pd.read_parquet(folder / names[2])
+    assert len(answers) == 30 and (answers["answer_logp"] < 0).all()
+    for name in harness.ANSWER_COLUMNS:
+        assert metrics[name] == pytest.approx(answers[name].mean(), abs=1e-4)
     # 30 questions of equal weight.
     assert metrics["acc"] * 30 / 100 == pytest.approx(round(metrics["acc"] * 30 / 100), abs=1e-4)
     assert all(isinstance(value, str) for value in signature.values())
-    assert {name: signature[name] for name in ("lm_eval", "mmlu", "shots", "batch_size", "questions", "commit")} == {
+    assert {
+        name: signature[name] for name in ("lm_eval", "mmlu", "form", "shots", "batch_size", "questions", "commit")
+    } == {
         "lm_eval": "0.4.13",
         "mmlu": "group 2, task 1.0",
+        "form": "letters",
         "shots": "5",
         "batch_size": "4",
         "questions": "30",
         "commit": "none",
     }
     assert signature["adapter"] == "none" and len(signature["rows"].split()[-1]) == 64
+
+
+def test_paired_intervals_of_questions(project):
+    """Of an adapter against the base model; a variant without a model has none, nor do differences to it."""
+    folder, params = project
+    params = replace(params, mmlu=replace(params.mmlu, form="cloze", shots=1), context=factory.context(targets="every"))
+    for variant in ("base", "sft"):
+        stage.main(variant, params)
+        intervals.main(variant, "mmlu", params)
+    base, sft = (json.loads((folder / f"metrics/mmlu/{name}.json").read_text()) for name in ("base", "sft"))
+    bounds = json.loads((folder / "metrics/intervals/mmlu/sft.json").read_text())
+    for name in harness.ANSWER_COLUMNS:
+        assert bounds[f"{name}.diff"] == pytest.approx(sft[name] - base[name], abs=2e-4)
+        assert bounds[f"{name}.low"] <= sft[name] <= bounds[f"{name}.high"]
+    # Each question is drawn by itself, though the targets of dialogues are every reply.
+    assert bounds["answer_logp.low"] < bounds["answer_logp.high"]
+    theirs = params.variants | {"base": factory.variant(model="theirs.jsonl")}
+    for variant in ("base", "sft"):
+        if variant == "base":
+            stage.main(variant, replace(params, variants=theirs))
+        intervals.main(variant, "mmlu", replace(params, variants=theirs))
+    assert json.loads((folder / "metrics/intervals/mmlu/base.json").read_text()) == {}
+    alone = json.loads((folder / "metrics/intervals/mmlu/sft.json").read_text())
+    assert alone == {name: value for name, value in bounds.items() if ".diff" not in name}
+    (folder / "data/scores/mmlu/sft.parquet").unlink()
+    with pytest.raises(DataError, match=r"sft\.parquet is missing: run `dvc repro mmlu@sft`"):
+        intervals.main("sft", "mmlu", params)
 
 
 def test_stage_with_an_adapter(project):

@@ -16,7 +16,7 @@ from attune.config.params import check
 from attune.data.dialogue import Turn
 from attune.models.chat_template import encode_prompt, fit_context
 from attune.models.encoder import encoder_signature, load_encoder
-from attune.models.loading import load_base, load_tokenizer
+from attune.models.loading import add_adapter, load_base, load_tokenizer
 from attune.runtime.errors import ModelError
 from stages import base as base_stage
 
@@ -105,6 +105,9 @@ def test_hub_offline(given, params, tmp_path, monkeypatch):
     assert loads_as(given)
     (repository / "refs/main").unlink()
     assert loads_as(given)
+    # An adapter names the model of the hub, not the folder of this machine's cache.
+    adapter = add_adapter(load_base(Path("models/base"), HARDWARE), params.lora, 1).peft_config["default"]
+    assert (adapter.base_model_name_or_path, adapter.revision) == ("some/model", COMMIT)
     # A commit names itself.
     assert run(params, source="hub", hub_id="some/model", revision=COMMIT)["commit"] == COMMIT
     with pytest.raises(ModelError, match=r"model\.hub_id = 'some/model' at revision 'main' cannot be had: "):

@@ -110,7 +110,7 @@ def test_the_study_of_dbt(model):
         "dpo": "models/dpo/base-e3",
         "sft-dpo": "models/dpo/e3",
     }
-    assert params.scorers == ["text", "epitome", "dbt"]
+    assert params.scorers == ["text", "epitome", "dbt", "mmlu"]
     assert {key: step.source(params.llm) for key, step in rounds.items()} == {
         "e1": "corpus", "e2": "policy", "e3": "policy", "base-e1": "corpus", "base-e2": "policy", "base-e3": "policy",
     }  # fmt: skip
@@ -124,7 +124,7 @@ def test_the_study_of_counselling(model):
     assert {(step.candidates, step.scorer) for step in params.rounds.values()} == {("data/dialogues", "data/dialogues")}
     assert params.variants.keys() >= {"base", "sft", "dpo", "sft-dpo"}
     assert (params.pairs.rule, params.pairs.table) == ("counselling", "data/miti_adherence.csv")
-    assert params.scorers == ["text", "epitome", "behaviour"]
+    assert params.scorers == ["text", "epitome", "behaviour", "mmlu"]
     assert params.classifiers["behaviour"].sentences == params.behaviour.sentences == "data/raw/mi"
 
 
@@ -265,9 +265,11 @@ REFUSED = {
         ({"sft": {"quality": "fair"}}, "adapters.sft.quality = 'fair': input should be 'all', 'high' or 'low'"),
         ({"base": {"quality": "all"}}, "adapters.base: an adapter of SFT is named sft or sft-<name>"),
     ],
-    "scorers": [(["text"], "scorers = ['text'], but with these classifiers it must be ['text', 'epitome']")],
+    "scorers": [(["text"], "scorers = ['text'], but with these classifiers it must be ['text', 'epitome', 'mmlu']")],
     "classifiers.epitome.data": [("data/raw/epitome", "section epitome says 'data/sample/epitome': set epitome.data")],
-    "classifiers": [({}, "scorers = ['text', 'epitome'], but with these classifiers it must be ['text']")],
+    "classifiers": [
+        ({}, "scorers = ['text', 'epitome', 'mmlu'], but with these classifiers it must be ['text', 'mmlu']")
+    ],
     "variants": [({}, "variants = {}: dictionary should have at least 1 item")],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],

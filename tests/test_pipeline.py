@@ -177,7 +177,7 @@ def test_further_round_runs_only_itself(clone):
 def test_another_reference_runs_only_the_intervals(clone):
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft-dpo")
     assert sorted(stages_run(output)) == sorted(
-        [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome")), *PAGES]
+        [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome", "mmlu")), *PAGES]
     )
     assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/text/base.json"))
 
@@ -190,8 +190,8 @@ def test_replies_made_elsewhere_are_a_variant_and_a_changed_row_runs_what_reads_
     file.write_text("".join(json.dumps({"id": row["id"], "reply": "Oh no!"}) + "\n" for row in rows))
     added = [*MICRO, "+variants.theirs={model: my_data/theirs.jsonl, instruction: data/dialogues}"]
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in added))
-    scored = ["evaluate@theirs", "scores@theirs-epitome", "intervals@theirs-text", "intervals@theirs-epitome"]
-    reading = ["generate@theirs", "mmlu@theirs", "card@theirs", *scored]
+    intervals = {f"intervals@theirs-{scorer}" for scorer in ("text", "epitome", "mmlu")}
+    reading = ["generate@theirs", "mmlu@theirs", "card@theirs", "evaluate@theirs", "scores@theirs-epitome", *intervals]
     assert sorted(stages_run(output)) == sorted([*reading, *PAGES])
     assert json.loads(clone.read("metrics/text/theirs.json"))["repeated_share"] == 100.0
     assert "32 of the 32 test examples" in clone.read("reports/cards/theirs.md")
@@ -199,7 +199,7 @@ def test_replies_made_elsewhere_are_a_variant_and_a_changed_row_runs_what_reads_
     file.write_text(file.read_text().replace("Oh no!", "You won!", 1))
     changed = set(stages_run(clone.run("dvc", "repro")))
     # Intervals follow only where a score changed, too.
-    assert {*reading, *PAGES} - {"intervals@theirs-text", "intervals@theirs-epitome"} <= changed <= {*reading, *PAGES}
+    assert {*reading, *PAGES} - intervals <= changed <= {*reading, *PAGES}
     # DVC reads metrics that hold nothing, those of MMLU.
     assert "metrics/text/theirs.json" in clone.run("dvc", "metrics", "show")
     shutil.rmtree(file.parent)
@@ -287,8 +287,8 @@ def test_standard_approaches_add_their_stages_and_change_no_other(tmp_path):
     without, added = resolved(ROOT), composed_pipeline(tmp_path, *STANDARD)
     assert not [name for name in without if "high" in name or "prompted" in name]
     made = {name: stage for name, stage in added.items() if name not in without}
-    every = ("generate@{}", "evaluate@{}", "scores@{}-epitome", "intervals@{}-text", "intervals@{}-epitome", "mmlu@{}",
-             "card@{}")  # fmt: skip
+    every = ("generate@{}", "evaluate@{}", "scores@{}-epitome", "intervals@{}-text", "intervals@{}-epitome",
+             "intervals@{}-mmlu", "mmlu@{}", "card@{}")  # fmt: skip
     assert made.keys() == {"sft@sft-high", *(name.format(key) for name in every for key in ("sft-high", "prompted"))}
     assert {name: added[name] for name in without} == without
     high = made["sft@sft-high"]

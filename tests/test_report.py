@@ -41,6 +41,7 @@ HOSTILE = (
 SUMMARY, SAMPLES, PLOTS, BROWSER = PAGES = [
     Path("reports") / name for name in ("summary.md", "samples.md", "plots.html", "samples.html")
 ]
+MMLU = {"answer_logp": -1.5, "answer_margin": 0.1}
 QUALITY = {"accuracy": 81.4, "majority_accuracy": 66.0}
 LABELS = ("sad", "joyful", "angry")
 VARIANTS = ("base", "sft", "sft-dpo")
@@ -143,7 +144,8 @@ def run(tmp_path, monkeypatch):
     quality = {f"{short}_{name}": value for short in ("er", "ip", "ex") for name, value in QUALITY.items()}
     write_json(results.quality_file("epitome").path, quality)
     for name in VARIANTS:
-        write_json(results.mmlu_file(name).path, {"acc": 25.5, "acc_stderr": 1.0, "acc_stem": 20.0})
+        write_json(results.mmlu_file(name).path, MMLU | {"acc": 25.5, "acc_stderr": 1.0, "acc_stem": 20.0})
+        write_json(results.intervals_file("mmlu", name).path, {})
         write_replies(replies(f"Reply of {name}"), results.replies_file(name).path)
         write_scores(name, 12)
     for i, key in enumerate(("e1", "e2", "e3"), start=1):
@@ -170,8 +172,25 @@ def test_tables_of_the_variants():
     empathy = rows(text, "variant", "MMLU")
     assert empathy["variant"] == ["MMLU ↑", "diff-ER ↓", "diff-EX ↓", "diff-IP ↓", "F-BERT ↑"]
     # 1.96 standard errors of MMLU; half of 0.58 - 0.4.
-    assert empathy["base"] == ["25.5 ± 2.0", "0.500 ± 0.090", "0.500", "0.500", "61.2"]
+    assert empathy["base"] == ["25.5 ± 2.0†", "0.500 ± 0.090", "0.500", "0.500", "61.2"]
     assert "Accuracy of the EPITOME classifiers on held-out posts: ER 81 % (majority class: 66 %), EX 81 %" in text
+
+
+def test_what_is_at_chance_is_marked_and_said():
+    write_json(results.mmlu_file("sft").path, MMLU | {"acc": 29.5, "acc_stderr": 1.0})
+    bounds = {"acc.diff_low": 1.0, "acc.diff_high": 7.0, "answer_margin.low": 0.05, "answer_margin.high": 0.15}
+    write_json(results.intervals_file("mmlu", "sft").path, bounds)
+    main(params())
+    text = SUMMARY.read_text()
+    knowledge = rows(text, "variant", "MMLU log-prob")
+    assert knowledge["variant"] == ["MMLU ↑", "MMLU log-prob ↑", "MMLU margin ↑"]
+    assert knowledge["base"] == ["25.5 ± 2.0†", "-1.500", "0.100"]
+    assert knowledge["sft"] == ["29.5 ± 2.0*", "-1.500", "0.100 ± 0.050"]
+    assert "**At chance on MMLU: base, sft-dpo.**" in text and "`-S mmlu.form=cloze` asks" in text
+    main(params("mmlu.form=cloze"))
+    assert "MMLU by cloze." in SUMMARY.read_text() and "-S mmlu.form=cloze" not in SUMMARY.read_text()
+    screen = first_screen(params())
+    assert "25.5†" in screen and "29.5†" not in screen and "†: at chance." in screen
 
 
 def test_a_star_means_that_the_interval_excludes_0():
@@ -324,8 +343,8 @@ def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured
     write_metrics("sft", preference_accuracy=71.25, level_er=1.25)
     screen = first_screen(params())
     table = [line.split() for line in screen.split("\n\n")[1].splitlines()]
-    assert " ".join(table[0]) == "variant prefers human % repeated % words F-BERT ER IP EX MMLU"
-    assert table[2] == ["sft", "71.2", "12.5", "9.0", "61.2", "1.25", "0.50", "0.50", "25.5"]
+    assert " ".join(table[0]) == "variant accuracy % repeated % words F-BERT ER IP EX MMLU"
+    assert table[2] == ["sft", "71.2", "12.5", "9.0", "61.2", "1.25", "0.50", "0.50", "25.5†"]
     assert table[4] == ["people", *["\u2013"] * 4, "0.50", "0.50", "0.50", "\u2013"]
     # The reference has no pairs, so that nothing is compared.
     verdict = " ".join(screen.split("\n\n")[0].split())
@@ -339,7 +358,8 @@ def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured
     for name in six:
         write_metrics(name, preference_accuracy=80.0)
         write_intervals(name, **{f"preference_accuracy.{end}": -12.5 for end in ("diff", "diff_low", "diff_high")})
-        write_json(results.mmlu_file(name).path, {"acc": 25.5})
+        write_json(results.mmlu_file(name).path, {"acc": 25.5, "acc_stderr": 1.0})
+        write_json(results.intervals_file("mmlu", name).path, {})
         write_replies(replies("Reply \x1b[31m of many words " * 20), results.replies_file(name).path)
     chosen = replace(params(), variants=six, evaluate=replace(params().evaluate, reference="sft-dpo-0"))
     lines = first_screen(chosen).splitlines()
@@ -562,10 +582,11 @@ def test_figures_are_images_with_a_description():
 def test_hostile_names_are_text():
     name = '<b id="f1-title">&amp;$x$_{'
     given = params()
-    for scorer in given.scorers:
+    for scorer in (results.TEXT, results.EPITOME):
         for file in (results.metrics_file, results.intervals_file, results.scores_file):
             shutil.copy(file(scorer, "sft").path, file(scorer, name).path)
         shutil.copy(results.signature_file(scorer, "base").path, results.signature_file(scorer, name).path)
+    shutil.copy(results.intervals_file("mmlu", "sft").path, results.intervals_file("mmlu", name).path)
     for file in (results.mmlu_file, results.replies_file):
         shutil.copy(file("sft").path, file(name).path)
     main(replace(given, variants={name: given.variants["sft"]}))

@@ -14,6 +14,7 @@ from attune.config.schema import (
     LOGGING_STEPS,
     NO_FOLDER,
     NO_LOCAL_DIR,
+    PAIR_FILES,
     Corpus,
     Hardware,
     Model,
@@ -23,9 +24,6 @@ from attune.config.schema import (
     chain,
 )
 from attune.runtime.errors import ParamsError
-
-# The endings that rule file reads; a folder has none.
-PAIR_FILES = ("", ".jsonl", ".json", ".parquet")
 
 
 def check_across_keys(params: Params, source: str) -> None:
@@ -174,7 +172,8 @@ def _check_pair_file(pairs: Pairs, source: str) -> None:
     if pairs.rule != "file":
         return
     if pairs.file.hub_id is None:
-        if Path(pairs.table).suffix not in PAIR_FILES:
+        # A folder has no ending.
+        if Path(pairs.table).suffix not in ("", *PAIR_FILES):
             raise ParamsError(
                 f"{source}: pairs.table = {pairs.table!r}, but pairs.rule = 'file' reads a .jsonl, .json or .parquet "
                 "file, or a folder with a file train and perhaps a file test"
@@ -193,7 +192,7 @@ def _check_choice(where: str, name: str, value: str, choices: Sequence[str], rul
 
 def _check_scorers(params: Params, source: str) -> None:
     """`classifiers` and `scorers` repeat for DVC what the classifiers' sections say: they must not differ."""
-    wanted = ["text", *params.classifiers]
+    wanted = ["text", *params.classifiers, "mmlu"]
     if params.scorers != wanted:
         raise ParamsError(f"{source}: scorers = {params.scorers}, but with these classifiers it must be {wanted}")
     if "epitome" not in params.classifiers:

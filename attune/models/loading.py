@@ -13,7 +13,7 @@ from attune.compute.process import set_up_process
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
-from attune.runtime.errors import ModelError
+from attune.runtime.errors import ModelError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +87,10 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     disable_cpu_repacking(model)
     # `device_map` has already put a quantized model onto its device.
     loaded: PreTrainedModel = model if quantized else model.to(hardware.device)
+    name, commit = origin(base)
+    if commit is not None:
+        # PEFT writes both into an adapter's configuration, where the folder in this machine's cache would help nobody.
+        loaded.name_or_path, loaded.config._commit_hash = name, commit
     return loaded
 
 
@@ -97,10 +101,9 @@ def _loading(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         # The other lines of the message say how to run remote code.
-        first = str(error).strip().splitlines()[0].rstrip(" .")
         raise ModelError(
-            f"the model in {folder} cannot be loaded: {first}. Take one with safetensors that transformers knows; no "
-            "pickled weights are loaded, and no code that comes with a model is run"
+            f"the model in {folder} cannot be loaded: {reason(error)}. Take one with safetensors that transformers "
+            "knows; no pickled weights are loaded, and no code that comes with a model is run"
         ) from None
 
 
@@ -180,7 +183,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:

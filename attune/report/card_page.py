@@ -17,6 +17,7 @@ from attune.report.tables import (
     PAIR_COLUMNS,
     VARIANT_COLUMNS,
     Metrics,
+    chance_mark,
     escape,
     markdown_table,
     measured,
@@ -193,7 +194,7 @@ def scores(metrics: Metrics, intervals: Metrics, params: Params) -> str:
         if key in metrics:
             ends = (intervals.get(f"{key}.{end}") for end in ("low", "high", "diff", "diff_low", "diff_high"))
             low, high, diff, diff_low, diff_high = (DASH if end is None else f"{end:,.{digits}f}" for end in ends)
-            value = f"{metrics[key]:,.{digits}f}"
+            value = f"{metrics[key]:,.{digits}f}{chance_mark(key, intervals)}"
             rows.append([heading, value, _span(low, high), diff, _span(diff_low, diff_high)])
     return markdown_table(rows)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from attune.config.schema import BASE, ROUNDS, Variant
 from attune.data.dialogue import Targets, dialogue_of
-from attune.report.results import scores_file
+from attune.report.results import MMLU, scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction
 from attune.runtime.errors import UserError
 from attune.scoring.intervals.bootstrap import DISTANCE, columns, distances, intervals, metrics
@@ -66,7 +66,9 @@ def load_scores(folder: Path) -> dict[str, Scores]:
     scores: dict[str, Scores] = {}
     for path in sorted(folder.glob("*/*.parquet")):
         frame = pd.read_parquet(path).sort_values("id", ignore_index=True)
-        scores.setdefault(path.stem, {})[path.parent.name] = frame
+        # Variants without a model have no scores of MMLU.
+        if not frame.empty:
+            scores.setdefault(path.stem, {})[path.parent.name] = frame
     if not scores:
         raise UserError(f"{folder} holds no scores: remove the record's JSON and record it again")
     return scores
@@ -98,7 +100,8 @@ def differences(first: Scores, second: Scores, bootstrap: Bootstrap) -> Metrics:
             columns(second[scorer]),
             bootstrap.resamples,
             bootstrap.seed,
-            [dialogue_of(key, bootstrap.targets) for key in ids],
+            # Questions have no dialogues.
+            ids if scorer == MMLU else [dialogue_of(key, bootstrap.targets) for key in ids],
             lambda scores, weights: metrics(scores, weights) | distances(scores, weights),
         )
     return {name: round(value, DIGITS) for name, value in values.items() if name in shown}

@@ -17,7 +17,7 @@ from attune.data.dialogue import dialogue_of
 from attune.report.results import TEXT, read_replies, read_rows, read_variants, scores_file
 from attune.report.samples import choose
 from attune.report.summary import other_beta
-from attune.report.tables import DASH, Metrics, measured, with_people
+from attune.report.tables import AT_CHANCE, DASH, Metrics, chance_mark, measured, with_people
 from attune.runtime.errors import visible
 from attune.scoring.intervals.bootstrap import intervals
 
@@ -26,7 +26,7 @@ SAMPLES = 2
 # Lines of a text that a sample shows.
 LINES = 2
 COLUMNS = {
-    "preference_accuracy": ("prefers human %", 1),
+    "preference_accuracy": ("accuracy %", 1),
     "repeated_share": ("repeated %", 1),
     "reply_words": ("words", 1),
     "bertscore_f1": ("F-BERT", 1),
@@ -48,7 +48,12 @@ def first_screen(params: Params) -> str:
     after = params.last_model
     before = next(name for name in (params.evaluate.reference, *params.variants) if name != after or len(metrics) == 1)
     replies = {name: read_replies(name) for name in dict.fromkeys([before, after])}
-    parts = [verdict(params, metrics, bounds), numbers(metrics), samples(replies, params.seed), following(params)]
+    parts = [
+        verdict(params, metrics, bounds),
+        numbers(metrics, bounds),
+        samples(replies, params.seed),
+        following(params),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -108,17 +113,22 @@ def judged(bounds: Metrics, key: str) -> str:
     return f"{word} ({diff:+.1f} [{low:.1f}, {high:.1f}])"
 
 
-def numbers(metrics: Mapping[str, Metrics]) -> str:
+def numbers(metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> str:
     """The table of the variants, without the columns that no variant has a number in; the levels of people, too."""
     columns = measured(metrics, COLUMNS)
     rows = [["variant", *(heading for heading, _ in columns.values())]]
     for name, values in with_people(metrics, columns).items():
-        cells = (f"{values[key]:,.{digits}f}" if key in values else DASH for key, (_, digits) in columns.items())
+        ends = bounds.get(name, {})
+        cells = (
+            f"{values[key]:,.{digits}f}{chance_mark(key, ends)}" if key in values else DASH
+            for key, (_, digits) in columns.items()
+        )
         rows.append([visible(name), *cells])
     alignment = ["left", *["right"] * len(columns)]
     table = tabulate.tabulate(rows, headers="firstrow", tablefmt="plain", colalign=alignment, disable_numparse=True)
-    levels = "ER, IP, EX: levels of empathy, 0 to 2. " if "level_er" in columns else ""
-    return f"{table}\n{levels}All numbers: reports/summary.md"
+    levels = "ER, IP, EX: empathy, 0 to 2. " if "level_er" in columns else ""
+    chance = f"{AT_CHANCE}: at chance. " if AT_CHANCE in table else ""
+    return f"{table}\n{levels}{chance}All numbers: reports/summary.md"
 
 
 def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:

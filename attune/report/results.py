@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.config.schema import Params
+from attune.config.schema import Params, scoring_stage
 from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 
@@ -22,7 +22,7 @@ REPLIES = Path("data/replies")
 CURVES = Path("reports/curves")
 RATINGS = Path("data/ratings.csv")
 
-TEXT, EPITOME = "text", "epitome"
+TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
@@ -37,12 +37,12 @@ class Artifact:
 
 def metrics_file(scorer: str, variant: str) -> Artifact:
     """The means of a scorer over the test examples."""
-    return Artifact(METRICS / scorer / f"{variant}.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.json", scoring_stage(scorer, variant))
 
 
 def signature_file(scorer: str, variant: str) -> Artifact:
     """The versions and settings behind a scorer's metrics."""
-    return Artifact(METRICS / scorer / f"{variant}.signature.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.signature.json", scoring_stage(scorer, variant))
 
 
 def intervals_file(scorer: str, variant: str) -> Artifact:
@@ -52,16 +52,12 @@ def intervals_file(scorer: str, variant: str) -> Artifact:
 
 def scores_file(scorer: str, variant: str) -> Artifact:
     """The scores of a scorer by example."""
-    return Artifact(SCORES / scorer / f"{variant}.parquet", _scoring_stage(scorer, variant))
-
-
-def _scoring_stage(scorer: str, variant: str) -> str:
-    return f"evaluate@{variant}" if scorer == TEXT else f"scores@{variant}-{scorer}"
+    return Artifact(SCORES / scorer / f"{variant}.parquet", scoring_stage(scorer, variant))
 
 
 def mmlu_file(variant: str) -> Artifact:
-    """Accuracy on MMLU."""
-    return Artifact(METRICS / "mmlu" / f"{variant}.json", f"mmlu@{variant}")
+    """The metrics of MMLU."""
+    return metrics_file(MMLU, variant)
 
 
 def quality_file(classifier: str) -> Artifact:
@@ -105,16 +101,21 @@ def read_variants(params: Params) -> tuple[dict[str, Metrics], dict[str, Metrics
 
 
 def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
-    """The metrics of a variant by all its scorers and MMLU, and the ends of their intervals.
+    """The metrics of a variant by all its scorers that the tables show, and the ends of their intervals.
 
     Raises:
         UserError: as `read_metrics`.
     """
-    metrics, intervals = mmlu_columns(read_metrics(mmlu_file(variant)))
-    for scorer in params.scorers:
+    metrics, intervals = mmlu_columns(read_metrics(mmlu_file(variant)), read_metrics(intervals_file(MMLU, variant)))
+    for scorer in of_replies(params.scorers):
         metrics |= read_metrics(metrics_file(scorer, variant))
         intervals |= read_metrics(intervals_file(scorer, variant))
     return metrics, intervals
+
+
+def of_replies(scorers: Sequence[str]) -> list[str]:
+    """The scorers that read replies: all but MMLU, which asks the model."""
+    return [scorer for scorer in scorers if scorer != MMLU]
 
 
 def read_quality(params: Params) -> Metrics:
@@ -133,12 +134,12 @@ def read_quality(params: Params) -> Metrics:
 
 
 def read_signature(params: Params, variant: str) -> dict[str, Any]:
-    """The signatures of all scorers of a variant as one object.
+    """The signatures of all scorers of a variant's replies as one object.
 
     Raises:
         UserError: as `read_object`.
     """
-    signatures = [read_object(signature_file(scorer, variant)) for scorer in params.scorers]
+    signatures = [read_object(signature_file(scorer, variant)) for scorer in of_replies(params.scorers)]
     return {key: value for signature in signatures for key, value in signature.items()}
 
 

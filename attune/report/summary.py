@@ -11,16 +11,19 @@ from attune.report import win_rates
 from attune.report.read import Results
 from attune.report.results import REPLIES
 from attune.report.tables import (
+    AT_CHANCE,
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
     COLUMNS,
     DBT_COLUMNS,
     EMPATHY_CLASSIFIERS,
     EMPATHY_COLUMNS,
+    KNOWLEDGE_COLUMNS,
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
     VARIANT_COLUMNS,
     accuracies,
+    chance_mark,
     escape,
     margins,
     measured,
@@ -55,7 +58,7 @@ Mean EPITOME levels, 0 to 2, of emotional reactions, interpretations and explora
 diff: mean squared difference between the level of a reply and of the human reply.{agreement}
 
 Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quality, EMPATHY_CLASSIFIERS)}.
-{dbt(results, notes)}{behaviour(results, notes)}{win_rates.section(results.win_rates)}
+{sections(results, params, notes)}
 ## Overlap and diversity
 
 {table("variant", results.variants, COLUMNS, notes, people)}
@@ -64,7 +67,8 @@ Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quali
 pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
 ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval over its
 questions). Star: the 95 % interval of the paired difference to the reference variant
-({escape(params.evaluate.reference)}) excludes 0. The intervals do not cover the variation between training seeds.
+({escape(params.evaluate.reference)}) excludes 0. {AT_CHANCE}: at chance, the interval holds what guessing gives (MMLU
+25, pref. acc. 50). The intervals do not cover the variation between training seeds.
 
 Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.items())}
 
@@ -118,6 +122,34 @@ def lead(results: Results, params: Params) -> str:
         f"{train:,.0f} train and {test:,.0f} test dialogues, {examples:,} test examples answered; "
         f"pairs per round: {rounds}.{elsewhere}"
     )
+
+
+def sections(results: Results, params: Params, notes: Notes) -> str:
+    """The sections that not every run has."""
+    parts = (knowledge(results, notes, params), dbt(results, notes), behaviour(results, notes))
+    return "".join([*parts, win_rates.section(results.win_rates)])
+
+
+def knowledge(results: Results, notes: Notes, params: Params) -> str:
+    """The section on MMLU, and which variants are at chance; empty if no variant was measured."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "mmlu" in metrics}
+    if not rows:
+        return ""
+    guessing = [escape(name) for name in rows if chance_mark("mmlu", results.intervals[name])]
+    says = ""
+    if guessing:
+        other = "" if params.mmlu.form == "cloze" else ", and `-S mmlu.form=cloze` asks in a form for small models"
+        says = f"""
+
+**At chance on MMLU: {", ".join(guessing)}.** Their accuracy cannot show a loss of knowledge. The margin can{other}."""
+    return f"""
+## General knowledge
+
+{table("variant", rows, {"mmlu": EMPATHY_COLUMNS["mmlu"]} | KNOWLEDGE_COLUMNS, notes)}
+
+MMLU by {params.mmlu.form}. log-prob: mean log-probability of the right answers, nats a byte. margin: the same less the
+mean of the wrong ones; 0 is guessing.{says}
+"""
 
 
 def dbt(results: Results, notes: Notes) -> str:

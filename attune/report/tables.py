@@ -26,6 +26,14 @@ EMPATHY_COLUMNS = {
     "bertscore_f1": ("F-BERT ↑", 1),
 }
 """In the order of EmPO's table 1; shares x 100."""
+KNOWLEDGE_COLUMNS = {
+    "answer_logp": ("MMLU log-prob ↑", 3),
+    "answer_margin": ("MMLU margin ↑", 3),
+}
+"""Log-probability of MMLU's right answers, nats a byte, and the same less that of the wrong ones."""
+CHANCE = {"mmlu": 25.0, "acc": 25.0, "preference_accuracy": 50.0}
+"""Metric to what guessing gives; `mmlu` is `acc` under the name of the tables."""
+AT_CHANCE = "†"
 LEVEL_COLUMNS = {
     "level_er": ("ER", 2),
     "level_ip": ("IP", 2),
@@ -66,6 +74,7 @@ COLUMNS = {
 GROUPS = {
     "Levels of empathy": LEVEL_COLUMNS,
     "Empathy and understanding": EMPATHY_COLUMNS,
+    "General knowledge": KNOWLEDGE_COLUMNS,
     "Overlap and diversity": COLUMNS,
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
@@ -194,7 +203,7 @@ def classifier_rows(quality: Metrics) -> dict[str, Metrics]:
 
 
 def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """The margin of error that follows a number: ± half the width of its 95 % interval, and a star.
+    """The margin of error that follows a number: ± half the width of its 95 % interval, a star, and `AT_CHANCE`.
 
     The star means that the interval of the difference to the reference variant excludes 0.
 
@@ -210,23 +219,44 @@ def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[
         if f"{key}.low" in intervals:
             half = (intervals[f"{key}.high"] - intervals[f"{key}.low"]) / 2
             low, high = (intervals.get(f"{key}.diff_{end}", 0.0) for end in ("low", "high"))
-            texts[key] = f" ± {half:,.{digits}f}{'*' if low > 0 or high < 0 else ''}"
+            texts[key] = f" ± {half:,.{digits}f}{star(low, high)}{chance_mark(key, intervals)}"
     return texts
 
 
-def mmlu_columns(values: Metrics) -> tuple[Metrics, Metrics]:
-    """The accuracy on MMLU and the ends of its interval under the names of the tables.
+def star(low: float, high: float) -> str:
+    """A star if the interval of a difference excludes 0, else ""."""
+    return "*" if low > 0 or high < 0 else ""
 
-    The interval is the normal one by the standard error over the questions; none if that is 0 or missing.
+
+def chance_mark(key: str, intervals: Metrics) -> str:
+    """`AT_CHANCE` if the interval of the metric holds what guessing gives, else ""."""
+    low, high = (intervals.get(f"{key}.{end}") for end in ("low", "high"))
+    if key not in CHANCE or low is None or high is None:
+        return ""
+    return AT_CHANCE if low <= CHANCE[key] <= high else ""
+
+
+def mmlu_columns(values: Metrics, intervals: Metrics) -> tuple[Metrics, Metrics]:
+    """The metrics of MMLU that the tables show, and the ends of their intervals, under the names of the tables.
+
+    The interval of the accuracy is the normal one by the standard error over the questions; none if that is 0 or
+    missing. Those of its difference to the reference variant and of the log-probabilities are the bootstrap's.
 
     Args:
         values: of `metrics/mmlu/<variant>.json`.
+        intervals: of `metrics/intervals/mmlu/<variant>.json`; records from before there were any have none.
     """
     if "acc" not in values:
         return {}, {}
     error = 1.96 * values.get("acc_stderr", 0.0)
-    bounds = {"mmlu.low": values["acc"] - error, "mmlu.high": values["acc"] + error}
-    return {"mmlu": values["acc"]}, bounds if error else {}
+    bounds = {"mmlu.low": values["acc"] - error, "mmlu.high": values["acc"] + error} if error else {}
+    for name, end in intervals.items():
+        metric, _, which = name.partition(".")
+        if metric in KNOWLEDGE_COLUMNS:
+            bounds[name] = end
+        elif metric == "acc" and which.startswith("diff"):
+            bounds[f"mmlu.{which}"] = end
+    return {"mmlu": values["acc"]} | {key: values[key] for key in KNOWLEDGE_COLUMNS if key in values}, bounds
 
 
 def escape(text: str) -> str:

@@ -77,9 +77,9 @@ class Run:
     def metrics(self, variant: str) -> Metrics:
         """The metrics of a variant by all scorers, and MMLU."""
         if self.recorded is not None:
-            mmlu = mmlu_columns(self.recorded.get("mmlu", {}).get(variant, {}))[0]
+            mmlu = mmlu_columns(self.recorded.get("mmlu", {}).get(variant, {}), {})[0]
             return dict(self.recorded["metrics"].get(variant, {})) | mmlu
-        found = mmlu_columns(self.object(mmlu_file(variant).path))[0]
+        found = mmlu_columns(self.object(mmlu_file(variant).path), {})[0]
         for scorer in (TEXT, *self.keys("classifiers")):
             found |= self.object(metrics_file(scorer, variant).path)
         return found

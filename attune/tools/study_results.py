@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 from attune.report.figures import BLUE, GREY, RED, style
 from attune.report.paper_results import TABLE_1, dbt_table
-from attune.report.tables import VARIANT_COLUMNS, Metrics, mmlu_columns, table
+from attune.report.results import of_replies
+from attune.report.tables import AT_CHANCE, VARIANT_COLUMNS, Metrics, chance_mark, mmlu_columns, table
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_bytes, write_text
 from attune.tools.study_plan import SEED, Grid, Study
@@ -37,7 +38,7 @@ PAPERS = {"empo-table1": lambda: TABLE_1, "dbt-table1": dbt_table}
 
 @dataclass(frozen=True)
 class Row:
-    """A variant of an experiment: its point of the grid, its seed, its Git revision, its metrics."""
+    """A variant of an experiment: its point of the grid, its seed, its Git revision, its metrics, those at chance."""
 
     experiment: str
     point: dict[str, Any]
@@ -45,6 +46,7 @@ class Row:
     variant: str
     revision: str
     metrics: Metrics
+    at_chance: frozenset[str] = frozenset()
 
 
 def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -> None:
@@ -88,32 +90,44 @@ def _value(params: Mapping[str, Any], key: str) -> Any:
 
 
 def _rows(
-    experiment: str, revision: str, point: dict[str, Any], metrics: Mapping[str, Metrics], study: Study
+    experiment: str,
+    revision: str,
+    point: dict[str, Any],
+    metrics: Mapping[str, tuple[Metrics, Metrics]],
+    study: Study,
 ) -> list[Row]:
     seed, rest = point[SEED], {key: value for key, value in point.items() if key != SEED}
     rows = []
-    for variant, values in metrics.items():
+    for variant, (values, intervals) in metrics.items():
         if missing := [key for key in study.shown.metrics if key not in values]:
             raise UserError(
                 f"experiment {experiment} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
             )
         shown = {key: values[key] for key in study.shown.metrics}
-        rows.append(Row(experiment, rest, seed, variant, revision, shown))
+        guessing = frozenset(key for key in shown if chance_mark(key, intervals))
+        rows.append(Row(experiment, rest, seed, variant, revision, shown, guessing))
     return rows
 
 
-def measured(files: Any, variant: str, scorers: Sequence[str]) -> Metrics:
-    """The metrics of a variant by `scorers` and MMLU, and the means of `MEANS`, from a DVC file system."""
+def measured(files: Any, variant: str, scorers: Sequence[str]) -> tuple[Metrics, Metrics]:
+    """The metrics of a variant by `scorers` and MMLU, with the means of `MEANS`, and their intervals.
+
+    Args:
+        files: a DVC file system; a file that the study's targets do not write is left out.
+        variant: a key of `variants`.
+        scorers: of the params.
+    """
 
     def read(folder: str) -> Metrics:
         path = f"metrics/{folder}/{variant}.json"
         return dict(json.loads(files.read_text(path, encoding="utf-8"))) if files.exists(path) else {}
 
-    metrics = mmlu_columns(read("mmlu"))[0]
-    for scorer in scorers:
+    metrics, intervals = mmlu_columns(read("mmlu"), read("intervals/mmlu"))
+    for scorer in of_replies(scorers):
         metrics |= read(scorer)
+        intervals |= read(f"intervals/{scorer}")
     complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
-    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}
+    return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}, intervals
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
@@ -133,28 +147,44 @@ def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[floa
     """(the point as text, variant) to the values of each metric, a value per seed; in the order of the rows."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
-        point = ", ".join(f"{key}={value}" for key, value in row.point.items())
         for metric, value in row.metrics.items():
-            values.setdefault((point, row.variant), {}).setdefault(metric, []).append(value)
+            values.setdefault((point_text(row.point), row.variant), {}).setdefault(metric, []).append(value)
     return values
+
+
+def always_at_chance(rows: Sequence[Row]) -> dict[tuple[str, str], frozenset[str]]:
+    """(the point as text, variant) to the metrics that are at chance with every seed."""
+    found: dict[tuple[str, str], frozenset[str]] = {}
+    for row in rows:
+        key = point_text(row.point), row.variant
+        found[key] = found.get(key, row.at_chance) & row.at_chance
+    return found
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """A point of the grid as text."""
+    return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
 def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
     """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers."""
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
-    notes = {}
+    notes, at_chance = {}, always_at_chance(rows)
     for (point, variant), values in over_seeds(rows).items():
         row = ", ".join(part for part in (point, variant) if part)
         means = means | {row: {key: fmean(seeds) for key, seeds in values.items()}}
-        notes[row] = {key: f" ± {stdev(seeds):,.{COLUMNS[key][1]}f}" for key, seeds in values.items() if len(seeds) > 1}
+        spread = {key: f" ± {stdev(seeds):,.{COLUMNS[key][1]}f}" for key, seeds in values.items() if len(seeds) > 1}
+        guessing = at_chance[point, variant]
+        notes[row] = {key: spread.get(key, "") + (AT_CHANCE if key in guessing else "") for key in values}
     columns = {key: COLUMNS[key] for key in study.shown.metrics}
     seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
     lines = [
         f"# {study.title}",
         f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; `docs/metrics.md` "
-        f"defines every number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; {AT_CHANCE}: at "
+        "chance with every seed; `docs/metrics.md` defines every number. Each experiment and its Git revision: "
+        f"[{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes),
     ]

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.data.dialogue import normalise
+from attune.data.dialogue import context_key, normalise
 from attune.download.fetch import from_local
 from attune.download.sources import load as load_sources
-from attune.generation.made_elsewhere import OwnReply, context_key
+from attune.generation.made_elsewhere import OwnReply
 from attune.generation.made_elsewhere import read as read_replies
 from attune.report.validity import MEAN, VALIDITY, better, table
 from attune.runtime.cli import command_parser

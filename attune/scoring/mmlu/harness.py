@@ -12,14 +12,25 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_csv
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LETTERS = "ABCD"
 # The harness's groups, in its order; groups without subjects are left out.
 GROUPS = ("stem", "other", "social_sciences", "humanities")
+Form = Literal["letters", "cloze"]
+FOLDERS = {"letters": "default", "cloze": "continuation"}
+"""Form to the folder of its tasks below the harness's `tasks/mmlu`."""
+ENDINGS = {"letters": "", "cloze": "_continuation"}
+"""Form to the end of the names of its tasks."""
+ANSWER_COLUMNS = ("acc", "answer_logp", "answer_margin")
+"""The scores of a question; `metrics` gives their means."""
 # The fewest values that have a standard error.
 FEWEST_QUESTIONS = 2
 
@@ -100,29 +111,29 @@ def questions(subjects: Mapping[str, Subject]) -> int:
     return sum(len(subject.test) for subject in subjects.values())
 
 
-def evaluate(lm: Any, subjects: Mapping[str, Subject], shots: int, log_samples: bool = False) -> dict[str, Any]:
+def evaluate(lm: Any, subjects: Mapping[str, Subject], shots: int, form: Form = "letters") -> dict[str, Any]:
     """Run the harness's MMLU on the rows.
 
     Args:
         lm: an `lm_eval` model.
         subjects: of `read`.
         shots: solved questions before each question.
-        log_samples: include the prompts and answers of every question in the result.
+        form: `letters`, the harness's `mmlu`, or `cloze`, its `mmlu_continuation`.
 
     Returns:
-        The harness's result.
+        The harness's result, with the prompts and answers of every question.
 
     Raises:
         DataError: the harness has no such subject.
     """
     from lm_eval.evaluator import evaluate as harness
 
-    results = harness(lm, tasks(subjects, shots), log_samples=log_samples)
+    results = harness(lm, tasks(subjects, shots, form), log_samples=True)
     assert results is not None  # lm_eval returns None where lm.rank > 0; it is 0 on each rank here
     return dict(results)
 
 
-def tasks(subjects: Mapping[str, Subject], shots: int) -> Any:
+def tasks(subjects: Mapping[str, Subject], shots: int, form: Form = "letters") -> Any:
     """The harness's tasks and groups for these subjects, as its `TaskManager` loads them.
 
     Raises:
@@ -132,24 +143,31 @@ def tasks(subjects: Mapping[str, Subject], shots: int) -> Any:
     from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
 
-    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / FOLDERS[form]
     manager = TaskManager(include_path=folder, include_defaults=False)
     index = manager.task_index
     for name in subjects:
-        if f"mmlu_{name}" not in index:
-            known = ", ".join(task.removeprefix("mmlu_") for task in manager.all_subtasks)
+        if _task(name, form) not in index:
+            ending = ENDINGS[form]
+            known = ", ".join(task.removeprefix("mmlu_").removesuffix(ending) for task in manager.all_subtasks)
             raise DataError(f"{name!r} is not a subject of MMLU: name its files after one of {known}")
-    top = Group.from_config({**index["mmlu"].cfg, "task": []})
-    for name in GROUPS:
-        group = Group.from_config({**index[f"mmlu_{name}"].cfg, "task": []})
+    whole = index[f"mmlu{ENDINGS[form]}"].cfg
+    top = Group.from_config({**whole, "task": []})
+    # The groups of `letters` have files of their own; those of `cloze` stand in the file of the whole.
+    for part in (index[entry].cfg if isinstance(entry, str) else entry for entry in whole["task"]):
+        group = Group.from_config({**part, "task": []})
         # A group of the harness has the tasks that carry its tag.
-        members = [subject for subject in subjects if index[f"mmlu_{subject}"].cfg["tag"] == f"mmlu_{name}_tasks"]
+        members = [subject for subject in subjects if index[_task(subject, form)].cfg["tag"] in part["task"]]
         for subject in members:
-            config = {**index[f"mmlu_{subject}"].cfg, **_local_rows(subjects[subject], shots)}
-            group.add(manager.load([config])["tasks"][f"mmlu_{subject}"])
+            config = {**index[_task(subject, form)].cfg, **_local_rows(subjects[subject], shots)}
+            group.add(manager.load([config])["tasks"][_task(subject, form)])
         if len(group):
             top.add(group)
     return manager.load([top])
+
+
+def _task(subject: str, form: Form) -> str:
+    return f"mmlu_{subject}{ENDINGS[form]}"
 
 
 def _local_rows(subject: Subject, shots: int) -> dict[str, Any]:
@@ -170,16 +188,51 @@ def metrics(results: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         `acc`, `acc_stderr`, and `acc_<group>`, `acc_<group>_stderr` for the groups that have subjects.
     """
+    found = {_group(name): values for name, values in results["groups"].items()}
     accuracies = {}
-    for name, suffix in (("mmlu", ""), *((f"mmlu_{group}", f"_{group}") for group in sorted(GROUPS))):
-        if name in results["groups"]:
-            values = results["groups"][name]
-            accuracies[f"acc{suffix}"] = 100 * float(values["acc,none"])
-            accuracies[f"acc{suffix}_stderr"] = 100 * float(values["acc_stderr,none"])
+    for name, suffix in (("", ""), *((group, f"_{group}") for group in sorted(GROUPS))):
+        if name in found:
+            accuracies[f"acc{suffix}"] = 100 * float(found[name]["acc,none"])
+            accuracies[f"acc{suffix}_stderr"] = 100 * float(found[name]["acc_stderr,none"])
     return accuracies
+
+
+def _group(name: str) -> str:
+    """`social_sciences` of `mmlu_social_sciences` and of `social sciences`; "" of the whole."""
+    whole = name in (f"mmlu{ending}" for ending in ENDINGS.values())
+    return "" if whole else name.removeprefix("mmlu_").replace(" ", "_")
+
+
+def answers(results: Mapping[str, Any], subjects: Mapping[str, Subject], form: Form) -> pd.DataFrame:
+    """The scores of each question.
+
+    Args:
+        results: of `evaluate` on `subjects` in this form.
+        subjects: of `read`.
+        form: of the task.
+
+    Returns:
+        (N,) rows in the order of the subjects and their questions: `id` (`<subject>/<number>`, from 0) and
+        `ANSWER_COLUMNS`. `acc` is 100 or 0. A choice's rate is its log-probability in nats divided by the bytes of its
+        text, a letter or the whole choice, without the space before it: `answer_logp` is the rate of the right choice,
+        `answer_margin` that less the mean rate of the wrong ones.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, subject in subjects.items():
+        samples = {sample["doc_id"]: sample for sample in results["samples"][_task(name, form)]}
+        for number, question in enumerate(subject.test):
+            texts = LETTERS if form == "letters" else question.choices
+            logps = [logp for logp, _ in samples[number]["filtered_resps"]]
+            rates = [logp / len(text.encode()) for logp, text in zip(logps, texts, strict=True)]
+            right = rates.pop(question.answer)
+            rows.append((f"{name}/{number}", 100.0 * samples[number]["acc"], right, right - fmean(rates)))
+    return pd.DataFrame(rows, columns=["id", *ANSWER_COLUMNS])
 
 
 def versions(results: Mapping[str, Any]) -> str:
     """The versions of the harness's group and of its tasks."""
     tasks = sorted({str(version) for name, version in results["versions"].items() if name not in results["groups"]})
-    return f"group {results['versions']['mmlu']}, task {', '.join(tasks)}"
+    whole = next(name for name in results["groups"] if not _group(name))
+    return f"group {results['versions'][whole]}, task {', '.join(tasks)}"

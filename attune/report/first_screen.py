@@ -126,7 +126,7 @@ def numbers(metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> st
         rows.append([visible(name), *cells])
     alignment = ["left", *["right"] * len(columns)]
     table = tabulate.tabulate(rows, headers="firstrow", tablefmt="plain", colalign=alignment, disable_numparse=True)
-    levels = "ER, IP, EX: levels of empathy, 0 to 2. " if "level_er" in columns else ""
+    levels = "ER, IP, EX: empathy, 0 to 2. " if "level_er" in columns else ""
     chance = f"{AT_CHANCE}: at chance. " if AT_CHANCE in table else ""
     return f"{table}\n{levels}{chance}All numbers: reports/summary.md"
 

@@ -138,7 +138,7 @@ def parts(params: Params) -> dict[str, Iterable[Text]]:
     texts: dict[str, Iterable[Text]] = {"pairs": of_pairs(params)}
     if params.model.is_made:
         texts["base"] = of_base(params)
-    if params.epitome.checkpoints is None:
+    if params.epitome.published is None:
         texts["epitome"] = of_epitome(params)
     for name, settings in (("dbt", params.dbt), ("behaviour", params.behaviour)):
         if name in params.classifiers and Path(settings.data) != DIALOGUES:

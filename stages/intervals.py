@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.config.params import load
-from attune.config.schema import Params
+from attune.config.schema import Params, scoring_stage
 from attune.data.dialogue import Targets, dialogue_of
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
@@ -41,9 +41,7 @@ def read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path).sort_values("id", ignore_index=True)
     except FileNotFoundError:
-        scorer = path.parent.name
-        stages = {"text": f"evaluate@{path.stem}", MMLU: f"mmlu@{path.stem}"}
-        stage = stages.get(scorer, f"scores@{path.stem}-{scorer}")
+        stage = scoring_stage(path.parent.name, path.stem)
         raise DataError(f"{path} is missing: run `dvc repro {stage}`") from None
 
 

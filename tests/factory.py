@@ -96,7 +96,7 @@ sft = _factory(
     loss_on="assistant",
 )
 adapter = _factory(schema.Adapter, quality="all")
-pair_file = _factory(schema.PairFile, hub_id=None, revision=None, config=None, train="train", test="test", held_out=0.0)
+pair_file = _factory(schema.PairFile, hub_id=None, revision=None, subset=None, train="train", test="test", held_out=0.0)
 pairs = _factory(
     schema.Pairs,
     rule="opposite_emotion",
@@ -149,7 +149,7 @@ encoder = _factory(schema.Encoder, name="e", source="made", **NOWHERE)
 epitome = _factory(
     schema.Epitome,
     data="data/sample/epitome",
-    checkpoints=None,
+    checkpoints="data/sample/epitome",
     epochs=2,
     learning_rate=1e-3,
     head_learning_rate=1e-3,

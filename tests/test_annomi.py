@@ -135,7 +135,7 @@ def test_files_that_are_none(tmp_path):
         (b"a,b\n", r":1: no column transcript_id, .*; found a, b$"),
         (b"caf\xe9", r":1: not UTF-8 at byte 3: save it as UTF-8$"),
         (",".join(HEADER).encode() + b'\n1,"high', r":2: no valid csv: "),
-        (",".join(HEADER).encode() + b"\n\n1,high\n", r":3: 2 columns, expected 11: '1'$"),
+        (",".join(HEADER).encode() + b"\n\n1,high\n", r":3: 2 fields, but the header has 11: '1'$"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):

@@ -49,7 +49,7 @@ def params(behaviour=False):
         rounds={"e1": base.rounds["e1"]},
         model=replace(base.model, source="made"),
         tiny=replace(base.tiny, corpus="mine"),
-        epitome=replace(base.epitome, data="data/raw/epitome"),
+        epitome=replace(base.epitome, data="data/raw/epitome", checkpoints="data/raw/epitome"),
         behaviour=replace(base.behaviour, data="data/raw/mine"),
         classifiers=classifiers,
     )

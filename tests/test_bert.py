@@ -405,7 +405,8 @@ def test_sft_dpo_generate_and_mmlu(base, tmp_path):
     pairs = build_pairs(examples, groups, {"sad": "joyful", "joyful": "sad"}, seed=1, epoch=1)
     write_pairs(pairs, tmp_path / "e1.parquet")
     sampling = factory.pairs(rule="dbt", table="-")
-    samples = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1)(examples[:3])
+    policy = policy_source(base, tmp_path / "sft", sampling, 64, HARDWARE, seed=1, epoch=1, samples=sampling.samples)
+    samples = policy(examples[:3])
     assert [len(replies) for replies in samples.replies] == [2, 2, 2]
     dpo = factory.dpo(beta=0.5, lr_scheduler="constant")
     rounds = {"e1": factory.dpo_round(init=str(tmp_path / "sft"))}

@@ -36,22 +36,27 @@ def with_bos(backend, bos):
     )
 
 
-def llama3():
-    """Byte-level BPE over Llama 3's words."""
+def byte_level(words, special, texts, vocab_size):
+    """Byte-level BPE, trained on `texts`, over the parts of the pre-tokenizer `words`."""
     backend = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    backend.pre_tokenizer = words
     backend.decoder = decoders.ByteLevel()
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=800,
+        vocab_size=vocab_size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(TEXTS, trainer)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def llama3():
+    """Byte-level BPE over Llama 3's words."""
+    words = pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated")
+    parts = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    backend = byte_level(parts, special, TEXTS, 800)
     with_bos(backend, special[0])
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,

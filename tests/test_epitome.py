@@ -29,8 +29,8 @@ from attune.classifiers.epitome.annotations import (
 )
 from attune.classifiers.epitome.files import PUBLISHED, load_published, save
 from attune.classifiers.epitome.files import load as load_classifiers
-from attune.classifiers.epitome.learn import describe, make_models, train_and_measure
-from attune.classifiers.epitome.levels import level_logits, lowered, score, seeker_post, states_of, tokens_of
+from attune.classifiers.epitome.learn import describe, learn, make_models, train_and_measure
+from attune.classifiers.epitome.levels import level_logits, score, seeker_post, states_of, tokens_of
 from attune.classifiers.epitome.model import (
     MECHANISMS,
     Classifiers,
@@ -49,6 +49,7 @@ from attune.data.dialogue import Example, Turn
 from attune.data.examples import examples
 from attune.models.encoder import load_encoder
 from attune.runtime.errors import ModelError
+from attune.runtime.io import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
@@ -172,14 +173,12 @@ def test_levels_depend_on_the_seeker_post(classifiers):
 # Texts
 
 
-def test_lower_case_keeps_offsets():
-    assert lowered("İstanbul AND Straße É 😀") == "İstanbul and straße é 😀"
-    assert lowered("SORRY") == "sorry"
-
-
 def test_tokens_are_lower_case(tiny_tokenizer):
     ids = tokens_of(Classifiers({}, tiny_tokenizer, 5), ["I AM so sorry for you, my friend"])
     assert ids == [tiny_tokenizer("i am so sorry for you, my friend")["input_ids"][:5]]
+    # The lower case of İ is two characters. As the authors' code, which reads `str.lower`.
+    [turkish] = tokens_of(Classifiers({}, tiny_tokenizer, 9), ["İ"])
+    assert tiny_tokenizer.decode(turkish, skip_special_tokens=True) == "i\u0307"
 
 
 def test_seeker_post_is_the_last_user_turn():
@@ -216,19 +215,20 @@ def test_published_annotations(corpora_dir):
 
 
 def spans(response, *rationales):
-    return [response[a:b] for a, b in rationale_spans(Annotation("", response, 1, rationales))]
+    return [response.lower()[a:b] for a, b in rationale_spans(Annotation("", response, 1, rationales))]
 
 
 @pytest.mark.parametrize(
     ("response", "rationales", "expected"),
     [
-        ("I'm sorry. Hang in there.", ["Hang in there."], ["Hang in there."]),
-        ("I'm SORRY. ok", ["i'm sorry."], ["I'm SORRY."]),
-        ("Stay  strong\nfriend", ["Stay strong friend"], ["Stay  strong\nfriend"]),
+        ("I'm sorry. Hang in there.", ["Hang in there."], ["hang in there."]),
+        ("I'm SORRY. ok", ["i'm sorry."], ["i'm sorry."]),
+        ("Stay  strong\nfriend", ["Stay strong friend"], ["stay  strong\nfriend"]),
         ("ok", ["sorry"], []),
         ("", ["sorry"], []),
         ("so sad 😢😢 for you", ["😢 for"], ["😢 for"]),
         ("İ am sorry", ["am sorry"], ["am sorry"]),
+        ("İ am sorry", ["İ am"], ["i\u0307 am"]),
         ("why? (why?)", ["(why?)"], ["(why?)"]),
     ],
 )
@@ -632,6 +632,21 @@ def test_published_checkpoints_are_not_trained(published, encoder, minilm, tmp_p
     metrics = train_and_measure(classifiers, annotations, settings, HARDWARE, 5, folder)
     assert same(before, digest(classifiers.models["explorations"]))
     assert "ex_accuracy" in metrics and not list(folder.iterdir())
+
+
+def test_the_signature_names_the_published_files(published, classifiers, tmp_path, monkeypatch):
+    """And not the hash of an encoder whose weights are not used; another file is another signature."""
+    classifiers.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder = encoder_of(classifiers.models["explorations"], "seeker_encoder")
+    encoder.save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.chdir(ROOT)
+    ours = factory.encoder(name="roberta", source="folder", folder=str(tmp_path / "tokenizer"))
+    params = factory.params(epitome=replace(SETTINGS, checkpoints=str(published)), encoder=ours)
+    learn(params, tmp_path, tmp_path / "epitome")
+    signature = epitome.signature(tmp_path / "epitome")
+    files = {f"epitome_sha256_{short}": sha256_of(published / PUBLISHED[name]) for name, short in MECHANISMS.items()}
+    assert files.items() <= signature.items() and "epitome_encoder_sha256" not in signature
+    assert (signature["epitome_classifiers"], signature["epitome_encoder"]) == (str(published), "roberta")
 
 
 def test_label_references(classifiers, tmp_path):

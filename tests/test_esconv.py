@@ -68,7 +68,7 @@ BROKEN = {
     "speaker": (record(seeker("a"), {"text": "b", "speaker": "bot"}), "train.txt:1, turn 2: speaker 'bot' is none of"),
     "empty text": (record(seeker("  ")), "train.txt:1, turn 1: text should be a text, found '  '"),
     "strategy": (record(supporter("a", 3)), "train.txt:1, turn 1: strategy should be a text, found 3"),
-    "surrogate": (record(seeker("a\ud800")), "train.txt:1, turn 1: text has half of a surrogate pair"),
+    "surrogate": (record(seeker("a\ud800")), "train.txt:1, turn 1: text: half of a surrogate pair"),
 }
 
 

@@ -24,10 +24,10 @@ import stages.scores
 from attune.classifiers.epitome import levels
 from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import compose, load
-from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
+from attune.data.dialogue import Dialogue, Example, Turn, context_key, normalise, write_dialogues
 from attune.data.examples import read_examples
 from attune.generation.answer import write_replies
-from attune.generation.made_elsewhere import OwnReply, context_key, match, read, records
+from attune.generation.made_elsewhere import OwnReply, match, read, records
 from attune.report.first_screen import first_screen
 from attune.report.read import DPO_CURVES
 from attune.report.results import dpo_curve_file
@@ -113,7 +113,7 @@ def test_every_format_gives_the_same_rows(name):
         ("c", "Since when?\nTell me.", None, None),
     ]
     assert [turn.text for turn in rows[1].context] == ["Hi.", "Hello!", "I won, you know."]
-    assert rows[0].where in (f"{name.lower()}:1", f"{name.lower()}:2", f"{name.lower()}: row 1")
+    assert rows[0].where in (f"{name.lower()}:1", f"{name.lower()}:2", f"{name.lower()}, row 1")
     assert not +dropped
 
 
@@ -186,7 +186,7 @@ BROKEN = [
     ("r.jsonl", jsonl(GOOD, "{'reply': 'Oh.'}\n"), "r.jsonl:2: no valid JSON: Expecting property name"),
     ("r.jsonl", jsonl(GOOD, '"Oh."\n'), "r.jsonl:2: 'Oh.' is no JSON object"),
     ("r.jsonl", jsonl(GOOD, '["Oh."]\n'), "is no JSON object"),
-    ("r.jsonl", jsonl(GOOD, "null\n"), "r.jsonl:2: 'None' is no JSON object"),
+    ("r.jsonl", jsonl(GOOD, "null\n"), "r.jsonl:2: null is no JSON object"),
     ("r.jsonl", jsonl(GOOD, '{"reply": "a", "reply": "b"}\n'), "r.jsonl:2: the key 'reply' is there twice"),
     ("r.jsonl", jsonl(GOOD, "[" * 100_000 + "\n"), "r.jsonl:2: no valid JSON: "),
     ("r.jsonl", jsonl(GOOD, '{"reply": ' + "9" * 5000 + "}\n"), "r.jsonl:2: no valid JSON: "),
@@ -195,10 +195,10 @@ BROKEN = [
     ("r.jsonl", jsonl(GOOD) + b'{"reply": "caf\xe9"}\n', "r.jsonl:2: not UTF-8 at byte"),
     ("r.jsonl", jsonl(GOOD).decode().encode("utf-16"), "r.jsonl:1: not UTF-8 at byte 0"),
     ("r.jsonl", jsonl(GOOD) + b'{"reply": "\x00"}\n', "r.jsonl:2: a NUL at byte"),
-    ("r.json", jsonl(GOOD), "r.json: a dict, not a list of objects; with an object a line it is .jsonl"),
+    ("r.json", jsonl(GOOD), " is no list of objects; with an object a line it is .jsonl"),
     ("r.json", jsonl(GOOD, GOOD), "r.json:2: no valid JSON: Extra data"),
-    ("r.json", b'{"data": []}', "r.json: a dict, not a list"),
-    ("r.json", b'[{"reply": "a"},\n "b"]', "r.json: row 2: 'b' is no JSON object"),
+    ("r.json", b'{"data": []}', "r.json: {'data': []} is no list of objects"),
+    ("r.json", b'[{"reply": "a"},\n "b"]', "r.json, row 2: 'b' is no JSON object"),
     ("r.json", b'[{"reply": "a"},\n {"reply": "b"]', "r.json:2: no valid JSON: "),
     ("r.csv", b"question,answer\nHi.,Oh.\n", "r.csv:2: no column reply; found question, answer (--column"),
     ("r.csv", b"context;reply\nHi.;Oh.\n", "r.csv:2: no column reply; found context;reply"),
@@ -206,47 +206,47 @@ BROKEN = [
     ("r.csv", CSV + b"Hi.,Oh.\n", "r.csv:3: 2 fields, but the header has 3"),
     ("r.csv", CSV + b'Hi.,"Oh.,No.\n', "r.csv:3: no valid csv: unexpected end of data"),
     ("r.csv", CSV + b'Hi.,"Oh."!,No.\n', "r.csv:3: no valid csv: "),
-    ("r.csv", b"reply,reply\nOh.,No.\n", "r.csv:1: column reply, reply is there twice"),
-    ("r.csv", CSV + b",Oh.,No.\n", "r.csv:3: context is empty"),
-    ("r.csv", CSV + b'"Hi.\n\nHo.",Oh.,No.\n,Oh.,No.\n', "r.csv:6: context is empty"),
+    ("r.csv", b"reply,reply\nOh.,No.\n", "r.csv:1: column reply is there twice: reply, reply"),
+    ("r.csv", CSV + b",Oh.,No.\n", "r.csv:3: message 1 of context: the text of user should not be empty"),
+    ("r.csv", CSV + b'"Hi.\n\nHo.",Oh.,No.\n,Oh.,No.\n', "r.csv:6: message 1 of context: the text of"),
     ("r.csv", CSV + b"\"[{'role': 'user', 'content': 'Hi.'}]\",Oh.,\n", "write it by json.dumps, not by str"),
-    ("r.csv", CSV + b'"[{""role"": ""user""",Oh.,\n', "r.csv:3: context begins as a list of messages, but is no valid"),
-    ("r.csv", CSV + b'"[{""role"": ""user""}]",Oh.,\n', "r.csv:3: message 1 of context: content = 'None' is no text"),
-    ("r.csv", b"reply,id\nOh.,1\nNo.,\n", "r.csv:3: id = '' is neither a text nor an integer"),
-    ("r.csv", b"reply,id\nOh.,1\nNo.,2\nHm.,1\n", "r.csv:4: id '1' is that of r.csv:2, too"),
+    ("r.csv", CSV + b'"[{""role"": ""user""",Oh.,\n', "r.csv:3, column context: no valid JSON: "),
+    ("r.csv", CSV + b'"[{""role"": ""user""}]",Oh.,\n', "r.csv:3: message 1 of context: no key content or"),
+    ("r.csv", b"reply,id\nOh.,1\nNo.,\n", "r.csv:3: id should be a text or a whole number, found ''"),
+    ("r.csv", b"reply,id\nOh.,1\nNo.,2\nHm.,1\n", "r.csv:4: id '1' is also that of r.csv:2"),
     ("r.parquet", b"", "r.parquet is no valid parquet file"),
     ("r.parquet", jsonl(GOOD), "r.parquet is no valid parquet file"),
     ("r.parquet", parquet(pa.table({"reply": ["a"]}), cut=9), "r.parquet is no valid parquet file"),
     ("r.parquet", parquet(DUPLICATE), "r.parquet: column reply is there twice"),
-    ("r.parquet", parquet(BINARY), "r.parquet: row 1: reply = "),
-    ("r.parquet", parquet(NO_UTF8), "r.parquet is no valid parquet file: 'utf-8' codec"),
-    ("r.parquet", parquet(pa.table({"reply": ["a", None]})), "r.parquet: row 2: reply = 'None' is no text"),
-    ("r.parquet", parquet(pa.table({"text": ["a"]})), "r.parquet: row 1: no column reply; found text"),
-    ("r.parquet", parquet(pa.table({"reply": ["a"], "id": [1.5]})), "r.parquet: row 1: id = '1.5' is neither"),
+    ("r.parquet", parquet(BINARY), "r.parquet, row 1: reply should be a text, found b'"),
+    ("r.parquet", parquet(NO_UTF8), "r.parquet is no valid parquet file after row 0: 'utf-8' codec"),
+    ("r.parquet", parquet(pa.table({"reply": ["a", None]})), "r.parquet, row 2: reply should be a text, found null"),
+    ("r.parquet", parquet(pa.table({"text": ["a"]})), "r.parquet, row 1: no column reply; found text"),
+    ("r.parquet", parquet(pa.table({"reply": ["a"], "id": [1.5]})), "r.parquet, row 1: id should be a text or a"),
     ("r.jsonl", jsonl(GOOD, {"context": "Hi.", "output": "Oh."}), "r.jsonl:2: no column reply; found context, output"),
     ("r.jsonl", jsonl(GOOD, {"reply": "Oh."}), "r.jsonl:2: no column context; found reply"),
-    ("r.jsonl", second(reply=None), "r.jsonl:2: reply = 'None' is no text"),
-    ("r.jsonl", second(reply=3), "r.jsonl:2: reply = '3' is no text"),
-    ("r.jsonl", second(reply=["Oh."]), "is no text"),
-    ("r.jsonl", second(reply={"role": "assistant", "content": "Oh."}), "r.jsonl:2: reply = "),
+    ("r.jsonl", second(reply=None), "r.jsonl:2: reply should be a text, found null"),
+    ("r.jsonl", second(reply=3), "r.jsonl:2: reply should be a text, found 3"),
+    ("r.jsonl", second(reply=["Oh."]), "should be a text"),
+    ("r.jsonl", second(reply={"role": "assistant", "content": "Oh."}), "r.jsonl:2: reply should be a text, found {"),
     ("r.jsonl", jsonl(GOOD, '{"context": "Hi.", "reply": "\\ud83d"}\n'), "r.jsonl:2: half of a surrogate pair"),
-    ("r.jsonl", second(reference=3), "r.jsonl:2: reference = '3' is no text"),
-    ("r.jsonl", second(reference=["No."]), "is no text"),
-    ("r.jsonl", second(label=3), "r.jsonl:2: label = '3' is no text"),
-    ("r.jsonl", jsonl(GOOD | {"id": "a"}, GOOD | {"id": "a"}), "r.jsonl:2: id 'a' is that of r.jsonl:1, too"),
-    ("r.jsonl", jsonl(GOOD | {"id": "1"}, GOOD | {"id": 1}), "r.jsonl:2: id '1' is that of r.jsonl:1, too"),
-    ("r.jsonl", jsonl(GOOD | {"id": True}), "r.jsonl:1: id = 'True' is neither a text nor an integer"),
-    ("r.jsonl", jsonl(GOOD | {"id": None}), "r.jsonl:1: id = 'None' is neither a text nor an integer"),
-    ("r.jsonl", second(context=None), "r.jsonl:2: context = 'None' is neither a text nor a list of chat messages"),
-    ("r.jsonl", second(context={"role": "user"}), "is neither a text nor a list of chat messages"),
+    ("r.jsonl", second(reference=3), "r.jsonl:2: reference should be a text, found 3"),
+    ("r.jsonl", second(reference=["No."]), "should be a text, found ['No.']"),
+    ("r.jsonl", second(label=3), "r.jsonl:2: label should be a text, found 3"),
+    ("r.jsonl", jsonl(GOOD | {"id": "a"}, GOOD | {"id": "a"}), "r.jsonl:2: id 'a' is also that of r.jsonl:1"),
+    ("r.jsonl", jsonl(GOOD | {"id": "1"}, GOOD | {"id": 1}), "r.jsonl:2: id '1' is also that of r.jsonl:1"),
+    ("r.jsonl", jsonl(GOOD | {"id": True}), "r.jsonl:1: id should be a text or a whole number, found True"),
+    ("r.jsonl", jsonl(GOOD | {"id": None}), "r.jsonl:1: id should be a text or a whole number, found null"),
+    ("r.jsonl", second(context=None), "r.jsonl:2: context should be a text or a list of chat messages, found null"),
+    ("r.jsonl", second(context={"role": "user"}), "should be a text or a list of chat messages, found {'role'"),
     ("r.jsonl", second(context=[]), "r.jsonl:2: context does not end with a user turn"),
     ("r.jsonl", second(context=chat_of("Hi.", "Oh.")), "r.jsonl:2: context does not end with a user turn"),
     ("r.jsonl", second(context=[{"role": "system", "content": "Be kind."}]), "does not end with a user turn"),
-    ("r.jsonl", second(context=["Hi."]), "r.jsonl:2: message 1 of context: 'Hi.' is no message"),
-    ("r.jsonl", second(context=[{"role": "human", "content": "Hi."}]), "role 'human' is none of system, user,"),
-    ("r.jsonl", second(context=[{"from": "user", "value": "Hi."}]), "message 1 of context: role 'None' is none of"),
-    ("r.jsonl", second(context=chat_of("Hi.", " ", "No.")), "message 2 of context: content = ' ' is no text"),
-    ("r.jsonl", second(context=[{"role": "user", "content": [{"type": "text"}]}]), "message 1 of context: content = "),
+    ("r.jsonl", second(context=["Hi."]), "r.jsonl:2: message 1 of context: expected an object"),
+    ("r.jsonl", second(context=[{"role": "tool", "content": "Hi."}]), "role 'tool' is none of system, user,"),
+    ("r.jsonl", second(context=[{"role": None, "content": "Hi."}]), "message 1 of context: role null is none of"),
+    ("r.jsonl", second(context=chat_of("Hi.", " ", "No.")), "message 2 of context: the text of assistant should"),
+    ("r.jsonl", second(context=[{"role": "user", "content": [{"type": "text"}]}]), "a part of the content is 'text'"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import factory
 import pandas as pd
 import pytest
@@ -186,51 +185,6 @@ def test_system_turns_are_kept_joined_or_refused(tmp_path, capsys):
         DataError, match=r"train\.jsonl:1, turn 1: a system turn, and corpus\.messages\.system = refuse"
     ):
         one(tmp_path, record, system="refuse")
-
-
-def hub_cache(folder: Path, monkeypatch, **splits) -> str:
-    """A data set in the cache of datasets, as loading it from the hub leaves it; returns its commit."""
-    commit = "a" * 40
-    written = folder / "somebody___chats/default/0.0.0" / commit
-    kind = datasets.ClassLabel(names=["sad", "joyful"])
-    for split, some in splits.items():
-        made = datasets.Dataset.from_list([{"messages": c["messages"], "label": c["label"]} for c in some])
-        made.cast_column("label", kind).to_parquet(folder / "parquet" / f"{split}.parquet")
-    files = {split: str(folder / "parquet" / f"{split}.parquet") for split in splits}
-    builder = datasets.load_dataset_builder("parquet", data_files=files, cache_dir=str(folder / "made"))
-    builder.download_and_prepare()
-    shutil.copytree(builder.cache_dir, written)
-    for path in written.glob("parquet-*"):
-        path.rename(path.with_name(path.name.replace("parquet-", "chats-", 1)))
-    info = json.loads((written / "dataset_info.json").read_text())
-    info |= {"dataset_name": "chats", "config_name": "default"}
-    for split in info["splits"].values():
-        split["dataset_name"] = "chats"
-    (written / "dataset_info.json").write_text(json.dumps(info))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
-    return commit
-
-
-def test_a_data_set_of_the_hub_comes_from_its_cache_with_its_commit(tmp_path, monkeypatch):
-    from attune.download.hub import from_hub
-    from attune.runtime.errors import DownloadError
-
-    commit = hub_cache(tmp_path / "cache", monkeypatch, train_sft=rows(6), test_sft=rows(4))
-    names = {"train_sft": "train", "test_sft": "test"}
-    settings = replace(USUAL, hub_id="somebody/chats", splits=names)
-    target = put(tmp_path / "raw")
-    assert from_hub(settings, target) == {
-        "train_sft.parquet": f"hf://datasets/somebody/chats@{commit}",
-        "test_sft.parquet": f"hf://datasets/somebody/chats@{commit}",
-    }
-    dialogues, _ = read(target, messages=settings)
-    assert {d.label for d in dialogues} == {"sad", "joyful"} and Counter(d.split for d in dialogues)["test"] == 4
-    with pytest.raises(DownloadError, match=f"is commit {'b' * 40}, but the cache of datasets holds {commit}"):
-        from_hub(replace(settings, revision="b" * 40), target)
-    with pytest.raises(DownloadError, match="has no split train: it has train_sft, test_sft"):
-        from_hub(replace(settings, splits={"train": "train"}), target)
-    with pytest.raises(DownloadError, match=r"'some/other' at revision 'main' cannot be had: .*OfflineModeIsEnabled"):
-        from_hub(replace(settings, hub_id="some/other"), target)
 
 
 def prepare(folder: Path, monkeypatch, rule="opposite_emotion", **files: bytes) -> None:

@@ -1,10 +1,7 @@
 """Rule file: TRL's formats, broken files, held-out pairs, epochs, the hub's cache, and the way back by export."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +26,6 @@ from stages.pairs import main as stage
 EXAMPLES = ROOT / "examples/pairs"
 USER, GOOD, BAD = "I lost my dog.", "I am sorry!", "So what?"
 TEXT = {"prompt": USER, "chosen": GOOD, "rejected": BAD}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def user(text=USER):
@@ -96,6 +92,15 @@ USUAL = (Turn("user", USER),)
             MESSAGES | {"prompt": [system("Be kind."), user("Hi."), system("Be short."), user()]},
             (Turn("system", "Be kind.\n\nBe short."), Turn("user", f"Hi. {USER}")),
         ),
+        # As ShareGPT, and a content in parts.
+        (
+            {
+                side: [{"from": "human", "value": USER}, {"from": "gpt", "value": text}]
+                for side, text in (("chosen", GOOD), ("rejected", BAD))
+            },
+            USUAL,
+        ),
+        (MESSAGES | {"prompt": [user([{"type": "text", "text": USER}])]}, USUAL),
         # An opening turn of the assistant is left out.
         (MESSAGES | {"prompt": [assistant("Welcome!"), user()]}, USUAL),
         (
@@ -156,24 +161,24 @@ BROKEN = {
     "no JSON": ("a.jsonl", b"{", ":1: no valid JSON: Expecting property name enclosed in double quotes"),
     "second line": ("a.jsonl", jsonl(TEXT) + b"{}x\n", ":2: no valid JSON: Extra data"),
     "two objects": ("a.jsonl", jsonl(TEXT).strip() + jsonl(TEXT), ":1: no valid JSON: Extra data"),
-    "list a line": ("a.jsonl", b"[1]\n", ":1: a row is an object with chosen and rejected, not [1]"),
-    "text a line": ("a.jsonl", b'"hi"\n', ':1: a row is an object with chosen and rejected, not "hi"'),
-    "null a line": ("a.jsonl", b"null\n", ":1: a row is an object with chosen and rejected, not null"),
+    "list a line": ("a.jsonl", b"[1]\n", ":1: [1] is no JSON object, {column: value, …}"),
+    "text a line": ("a.jsonl", b'"hi"\n', ":1: 'hi' is no JSON object"),
+    "null a line": ("a.jsonl", b"null\n", ":1: null is no JSON object"),
     "number": ("a.jsonl", b"9" * 5000, ":1: no valid JSON: Exceeds the limit"),
     "depth": ("a.jsonl", b"[" * 100_000, ":1: no valid JSON: maximum recursion depth"),
     "latin-1": ("a.jsonl", b'{"prompt": "caf\xe9"}', ":1: not UTF-8 at byte 15: save it as UTF-8"),
     "utf-16": ("a.jsonl", '{"prompt"'.encode("utf-16-le"), ":1: a NUL at byte 1"),
-    "surrogate": ("a.jsonl", jsonl(TEXT | {"chosen": "\ud83d"}), ":1: half of a surrogate pair in '\\ud83d'"),
+    "surrogate": ("a.jsonl", jsonl(TEXT | {"chosen": "\ud83d"}), ":1: half of a surrogate pair, which no"),
     "surrogate in prompt": ("a.jsonl", jsonl(TEXT | {"prompt": "\ude00"}), ":1: half of a surrogate pair"),
-    "lines in a list": ("a.json", jsonl(TEXT, TEXT), ": no valid JSON: Extra data: line 2 column 1 (char 78); an"),
-    "object, no list": ("a.json", jsonl(TEXT), " holds no list of objects: write"),
-    "list of texts": ("a.json", b'[{"chosen": "a", "rejected": "a b", "prompt": "c"}, "b"]', ", row 2: a row is an"),
+    "lines in a list": ("a.json", jsonl(TEXT, TEXT), ":2: no valid JSON: Extra data at character 1; with an"),
+    "object, no list": ("a.json", jsonl(TEXT), ": {'prompt': 'I lost my dog.', 'chosen'"),
+    "list of texts": ("a.json", b'[{"chosen": "a", "rejected": "a b", "prompt": "c"}, "b"]', ", row 2: 'b' is no"),
     "empty json": ("a.json", b"", ": no valid JSON: Expecting value"),
     "no parquet": ("a.parquet", jsonl(TEXT), " is no valid parquet file after row 0: Parquet magic bytes not found"),
     "empty parquet": ("a.parquet", b"", " is no valid parquet file after row 0: Parquet file size is 0 bytes"),
     "half a parquet": ("a.parquet", parquet(TEXT)[:200], " is no valid parquet file after row 0: "),
-    "csv": ("a.csv", b"prompt,chosen,rejected\n", " is no .jsonl, .json, .parquet file: pairs.table names the"),
-    "pickle": ("a.pkl", b"\x80\x04.", " is no .jsonl, .json, .parquet file"),
+    "csv": ("a.csv", b"prompt,chosen,rejected\n", ": the ending is none of .jsonl, .json, .parquet, which"),
+    "pickle": ("a.pkl", b"\x80\x04.", ": the ending is none of .jsonl, .json, .parquet"),
     "no chosen": ("a.jsonl", jsonl({"prompt": USER, "rejected": BAD}), ":1: no chosen; found prompt, rejected"),
     "no rejected": ("a.jsonl", jsonl({"prompt": USER, "chosen": BAD}), ":1: no rejected; found prompt, chosen"),
     "no column": ("a.jsonl", b"{}\n", ":1: no chosen; found nothing"),
@@ -219,31 +224,32 @@ BROKEN = {
     "prompt of system": ("a.jsonl", jsonl(MESSAGES | {"prompt": [system("a")]}), ":1: the prompt ends with"),
     "no message": ("a.jsonl", jsonl(MESSAGES | {"prompt": []}), ":1: prompt holds no message"),
     "no reply": ("a.jsonl", jsonl(MESSAGES | {"chosen": []}), ":1: chosen holds no message"),
-    "text as message": ("a.jsonl", jsonl(MESSAGES | {"prompt": [USER]}), ":1: message 1 of prompt is 'I lost my dog.'"),
-    "no content": ("a.jsonl", jsonl(MESSAGES | {"prompt": MESSAGE_2}), ":1: message 2 of prompt is {'role'"),
-    "no role": ("a.jsonl", jsonl(MESSAGES | {"chosen": [{"content": "a"}]}), ":1: message 1 of chosen is {'content'"),
+    "text as message": ("a.jsonl", jsonl(MESSAGES | {"prompt": [USER]}), ":1: message 1 of prompt: expected an object"),
+    "no content": ("a.jsonl", jsonl(MESSAGES | {"prompt": MESSAGE_2}), ":1: message 2 of prompt: no key content"),
+    "no role": ("a.jsonl", jsonl(MESSAGES | {"chosen": [{"content": "a"}]}), ":1: message 1 of chosen: no key role"),
     "unknown role": (
-        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "human", "content": "a"}]}),
-        ":1: message 1 of prompt has the role 'human', none of system, user, assistant",
+        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "narrator", "content": "a"}]}),
+        ":1: message 1 of prompt: role 'narrator' is none of system, user, human, assistant",
     ),
     "tool": (
-        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "tool", "content": "a"}]}), ":1: message 1 of prompt has",
+        "a.jsonl", jsonl(MESSAGES | {"prompt": [{"role": "tool", "content": "a"}]}),
+        ":1: message 1 of prompt: role 'tool' is none of",
     ),
     "null role": (
         "a.parquet", parquet(MESSAGES | {"prompt": [{"role": None, "content": "a"}]}),
-        ", row 1: message 1 of prompt has the role null",
+        ", row 1: message 1 of prompt: role null is none of",
     ),
-    "parts as content": (
-        "a.jsonl", jsonl(MESSAGES | {"prompt": [user([{"type": "text", "text": "a"}])]}),
-        ":1: the content of message 1 of prompt is [{'type': 'text', 'text': 'a'}], no text",
+    "an image": (
+        "a.jsonl", jsonl(MESSAGES | {"prompt": [user([{"type": "image", "url": "a"}])]}),
+        ":1: message 1 of prompt: a part of the content is 'image': only parts of type text can be read",
     ),
-    "null content": ("a.jsonl", jsonl(MESSAGES | {"chosen": [assistant(None)]}), ":1: the content of message 1"),
+    "null content": ("a.jsonl", jsonl(MESSAGES | {"chosen": [assistant(None)]}), ":1: message 1 of chosen: the text"),
     "id twice": (
         "a.jsonl", jsonl(TEXT | {"id": 1}, TEXT | {"id": "1"}), ":2: id '1' is also that of {path}:1: ids are unique",
     ),
-    "list as id": ("a.jsonl", jsonl(TEXT | {"id": [1]}), ":1: id is [1], no text or integer"),
-    "true as id": ("a.jsonl", jsonl(TEXT | {"id": True}), ":1: id is True, no text or integer"),
-    "number as label": ("a.jsonl", jsonl(TEXT | {"label": 3}), ":1: label is 3, no text"),
+    "list as id": ("a.jsonl", jsonl(TEXT | {"id": [1]}), ":1: id should be a text or a whole number, found [1]"),
+    "true as id": ("a.jsonl", jsonl(TEXT | {"id": True}), ":1: id should be a text or a whole number, found True"),
+    "number as label": ("a.jsonl", jsonl(TEXT | {"label": 3}), ":1: label should be a text, found 3"),
     "epoch 0": ("a.jsonl", jsonl(TEXT | {"epoch": 0}), ":1: epoch is 0, no integer from 1"),
     "epoch as text": ("a.jsonl", jsonl(TEXT | {"epoch": "1"}), ":1: epoch is '1', no integer from 1"),
     "epoch 1.5": ("a.jsonl", jsonl(TEXT | {"epoch": 1.5}), ":1: epoch is 1.5, no integer from 1"),
@@ -457,55 +463,7 @@ def test_the_file_is_a_dependency_of_the_stages_that_read_it(run):
     with Repo() as repo:
         deps = {stage.addressing: {str(dep) for dep in stage.deps} for stage in repo.index.stages}
     readers = {name for name, paths in deps.items() if "mine/my.jsonl" in paths}
-    assert readers == {*(f"pairs@{key}" for key in ("e1", "e2", "e3")), *(f"generate@{key}" for key in run.variants)}
-
-
-HUB = """
-import sys
-from attune.config.schema import PairFile
-from attune.pairs.preference_files import hub_parts
-from attune.runtime.errors import DataError
-names = ("one", "/one", "script", "part", "url", "root", "up")
-for arguments in (("me/one", "f" * 40, "train"), ("me/one", sys.argv[1], "other"),
-                  *((f"me/{name}", sys.argv[1], "train") for name in names)):
-    hub_id, revision, split = arguments
-    try:
-        train, test = hub_parts(PairFile(hub_id, revision, None, split, "test", 0.0), hub_id)
-        print([(where, row["chosen"]) for where, row in train], test and len(list(test)))
-    except DataError as error:
-        print(error)
-"""
-
-
-def cached(home, hub_id, files):
-    """A commit of a dataset in the hub's cache."""
-    folder = home / "hub" / f"datasets--{hub_id.replace('/', '--')}" / "snapshots" / COMMIT
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
-def test_a_dataset_of_the_hub_is_read_from_the_cache_at_its_commit(tmp_path):
-    cached(tmp_path, "me/one", {"data/train-00000-of-00001.parquet": parquet(TEXT, MESSAGES | TEXT), "README.md": b"",
-                                "data/test-00000-of-00001.parquet": parquet(TEXT)})  # fmt: skip
-    ran = tmp_path / "ran"
-    cached(tmp_path, "me/script", {"script.py": f"open({str(ran)!r}, 'w')\n".encode()})
-    cached(tmp_path, "me/part", {"data/train-00000-of-00002.parquet": parquet(TEXT)})
-    outside = {"url": "http://127.0.0.1:9/a.jsonl", "root": str(tmp_path / "a.jsonl"), "up": "data/../../a.jsonl"}
-    for name, path in outside.items():
-        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {path}\n---\n"
-        cached(tmp_path, f"me/{name}", {"README.md": card.encode(), "train.jsonl": jsonl(TEXT)})
-    environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", HUB, COMMIT], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert len(lines) == 9, lines
-    places = [(f"me/one, split train, row {n}", GOOD) for n in (1, 2)]
-    assert lines[2] == f"{places} 1"
-    assert lines[0].startswith(f"pairs.file.hub_id = 'me/one' at commit {'f' * 40} cannot be had: ")
-    assert "has no split 'other' but train, test: set pairs.file.train" in lines[1]
-    assert lines[3].startswith("pairs.file.hub_id = 'me//one' at commit ")
-    assert lines[4].startswith("pairs.file.hub_id = 'me/script' at commit ") and not ran.exists()
-    assert lines[5].startswith(f"me/part at commit {COMMIT}: the hub's cache lacks train-00001-of-00002.parquet: ")
-    for line, path in zip(lines[6:], outside.values(), strict=True):
-        assert f"README.md names a file outside of the dataset, '{path[:40]}" in line
+    pairs, replies = (
+        {f"{stage}@{key}" for key in keys} for stage, keys in (("pairs", run.rounds), ("generate", run.variants))
+    )
+    assert readers == {"prepare"} | pairs | replies

@@ -188,7 +188,7 @@ def test_empty_opposite_group_is_an_error():
         ("emotion,opposite\nsad,sad\n", "table.csv:2: emotion 'sad', opposite 'sad': empty, equal or repeated"),
         ("emotion,opposite\nsad,\n", "table.csv:2: emotion 'sad', opposite '': empty, equal or repeated"),
         ("emotion,opposite\n,sad\n", "table.csv:2: emotion '', opposite 'sad': empty, equal or repeated"),
-        ("emotion,opposite\nsad\n", "table.csv:2: 1 columns, expected 2: 'sad'"),
+        ("emotion,opposite\nsad\n", "table.csv:2: 1 fields, but the header has 2: 'sad'"),
     ],
 )
 def test_broken_table_of_opposites(tmp_path, text, message):

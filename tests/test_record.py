@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 from helpers import project as folder
 
 from attune.config.params import compose, load
-from attune.report import results
+from attune.report import first_screen, results
+from attune.report import front as first_page
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json
@@ -82,11 +84,20 @@ def test_human_replies_and_classifiers():
 
 
 def test_readme_block():
-    text = front([measured("counselling"), measured("dbt"), measured(EMPO)])
-    assert rows(text) == rows(headline(measured(EMPO)))
+    shown = measured(EMPO) | {"verdict": "Better.", "dialogue": {"message": "Hi *all*", "replies": {"base": "Hello."}}}
+    text = front([measured("counselling"), measured("dbt"), shown])
+    found = rows(text)
+    assert found[""] == ["base", "sft"]
+    assert found["likeness to the human reply (BERTScore F1)"] == ["61.2", "61.2"]
+    assert found["knows answers to exam questions, % (MMLU, chance 25)"] == ["25.0 ± 2.0†", "26.0"]
+    assert text.startswith("Better.\n") and "> **Somebody:** Hi \\*all\\*\n>\n> **base:** Hello" in text
+    assert "commit 0123456789ab" in text
     links = "[counselling](docs/results.md#counselling), [dbt](docs/results.md#dbt)"
     assert text.endswith(f"\n\nMore records: {links}.\n")
-    assert front([measured(EMPO)]) == headline(measured(EMPO))
+
+
+def test_the_first_screens_tell_of_the_same_metrics():
+    assert first_page.WORDS.keys() == first_screen.COLUMNS.keys() > first_page.TITLES.keys()
 
 
 def test_without_a_record_only_the_readme_is_written(tmp_path, monkeypatch):
@@ -100,7 +111,9 @@ def test_without_a_record_only_the_readme_is_written(tmp_path, monkeypatch):
     write_json(tool.RECORDS / "empo.json", measured(EMPO))
     tool.main([])
     assert tool.PAGE.read_text(encoding="utf-8") == page([measured(EMPO)])
-    assert headline(measured(EMPO)) in Path("README.md").read_text(encoding="utf-8")
+    assert front([measured(EMPO)]) in Path("README.md").read_text(encoding="utf-8")
+    svg = ElementTree.parse(tool.FIGURE).getroot()
+    assert svg.tag.endswith("svg")
 
 
 def test_the_readme_is_current():

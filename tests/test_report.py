@@ -343,7 +343,7 @@ def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured
     write_metrics("sft", preference_accuracy=71.25, level_er=1.25)
     screen = first_screen(params())
     table = [line.split() for line in screen.split("\n\n")[1].splitlines()]
-    assert " ".join(table[0]) == "variant prefers human % repeated % words F-BERT ER IP EX MMLU"
+    assert " ".join(table[0]) == "variant accuracy % repeated % words F-BERT ER IP EX MMLU"
     assert table[2] == ["sft", "71.2", "12.5", "9.0", "61.2", "1.25", "0.50", "0.50", "25.5†"]
     assert table[4] == ["people", *["\u2013"] * 4, "0.50", "0.50", "0.50", "\u2013"]
     # The reference has no pairs, so that nothing is compared.

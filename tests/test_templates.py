@@ -2,6 +2,7 @@
 special tokens: every template is served, and SFT, DPO, log-probabilities and generation read the same tokens."""
 
 import datetime
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,22 +16,24 @@ import pytest
 import transformers
 from conftest import SENTENCES
 from helpers import ROOT
-from test_chat import sentencepiece, turns, with_bos
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from test_chat import byte_level, sentencepiece, turns, with_bos
+from tokenizers import AddedToken, decoders, pre_tokenizers
 
 from attune.data.dialogue import Dialogue, Turn
 from attune.generation.generate import generate_replies
 from attune.models.chat_template import (
+    TODAY,
     check_template,
     encode_completion,
     encode_examples,
     encode_prompt,
+    has_system_turn,
     messages,
     render,
     stop_tokens,
 )
 from attune.models.loading import tokenizer_in
-from attune.models.system_prompt import fit_instructed, has_system_turn, instruct
+from attune.models.system_prompt import fit_instructed, instruct
 from attune.runtime.errors import TemplateError
 from attune.training.dpo.encoding import encode_pair
 from attune.training.sft.fine_tune import supervised_examples
@@ -77,18 +80,9 @@ FORMATS = {
 TEXTS = [*SENTENCES * 3, *["user", "assistant", "model", "system", "\n\n"] * 3]
 
 
-def byte_level(form):
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+def byte_level_of(form):
     special = [AddedToken(token, rstrip=form.rstrip, normalized=False, special=True) for token in form.special]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(TEXTS, trainer)
+    backend = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), special, TEXTS, 600)
     if form.adds_bos:
         with_bos(backend, form.bos)
     return transformers.PreTrainedTokenizerFast(
@@ -109,7 +103,7 @@ def bare_tokenizer(name):
     if name.startswith(("gemma", "mistral")):
         tokenizer = sentencepiece("", list(form.special), form.bos, form.eos, prepend=False)
     else:
-        tokenizer = byte_level(form)
+        tokenizer = byte_level_of(form)
     tokenizer.chat_template = (ROOT / f"tests/templates/{name}.jinja").read_text(encoding="utf-8")
     return tokenizer
 
@@ -349,6 +343,16 @@ def test_system_turn(form, tokenizer):
     assert "I lost my dog." in tokenizer.decode(shared)
 
 
+def test_a_system_turn_of_the_corpus(tokenizer):
+    """Training, DPO and generation read it alike, as a turn of its own or as the user's first words."""
+    dialogue = (Turn("system", "Be a friend."), *DIALOGUE)
+    for i, before, reply in sequences(tokenizer, dialogue):
+        assert before == encode_prompt(tokenizer, dialogue[:i], 1024)
+        assert tokenizer.decode(before).count("Be a friend.") == 1
+        pair = encode_pair(tokenizer, dialogue[:i], dialogue[i].text, "No.", 1024)
+        assert (pair["prompt_ids"], pair["chosen_ids"]) == (before, reply)
+
+
 def test_every_window(form, tokenizer):
     """A dialogue, a prompt and a pair fit into a window, with whole replies; the prompts are the same."""
     end = tokenizer.convert_tokens_to_ids(form.end)
@@ -520,3 +524,34 @@ def test_a_thought_in_a_reply(thought):
     """A template that takes thoughts out of a reply is no reason for wrong tokens."""
     with pytest.raises(TemplateError, match="take out of the reply what the template reads as its own"):
         encode_completion(tokenizer_of("qwen3"), DIALOGUE[:1], thought)
+
+
+# A word of the template's row in docs/extend.md.
+NAMES = {
+    "qwen2_5": "Qwen 2.5", "qwen3": "Qwen 3", "llama3_1": "Llama 3.1", "llama3_2": "Llama 3.2", "phi3": "Phi 3",
+    "phi4_mini": "Phi 4 mini", "gemma2": "Gemma 2", "gemma3": "Gemma 3", "mistral0_3": "Mistral 0.3",
+    "smollm2": "SmolLM 2", "smollm3": "SmolLM 3", "olmo2": "OLMo 2", "granite3": "Granite 3",
+}  # fmt: skip
+REMEDIES = {
+    "nothing ends a reply": "add `eos_token` after the content of the assistant",
+    "EOS ends the last reply alone": "add `eos_token` after the content of the assistant",
+    "another token ends the last reply": "end every reply alike",
+    "the end of a reply is not a token": "add it as a special token, or write `eos_token`",
+    "a turn is left out": "write the content of every message",
+    "content in parts": "correct it, or take a model of text alone",
+    "a mistake in the template": "correct it, or take a model of text alone",
+    "a date of unknown form": "replace `strftime_now(…)` by a fixed text",
+}
+SAME_TEXT = "write the same text before every reply and, with `add_generation_prompt`, at the end of a prompt"
+
+
+def test_the_page_lists_what_is_served_and_what_is_refused():
+    text = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+    section = text.split("### Chat templates\n")[1].split("\n## ")[0]
+    served, refused = section.split("| the template | remedy |")
+    assert NAMES.keys() == FORMATS.keys()
+    listed = [name.strip() for row in re.findall(r"^\| (.+?) \|", served, re.MULTILINE) for name in row.split(",")]
+    assert sorted(listed[1:]) == sorted(NAMES.values())
+    remedies = {row.rpartition("| ")[2] for row in re.findall(r"^\| (.+) \|$", refused, re.MULTILINE)}
+    assert remedies == {REMEDIES.get(case, SAME_TEXT) for case in REFUSED}
+    assert f"{TODAY.day} {TODAY:%B %Y}" in section

@@ -73,7 +73,7 @@ def test_several_raters(capsys):
     found, text = printed(capsys, path)
     assert found["reply_words"][0] == "1.000"
     assert "rouge_l" not in found and "bertscore_f1" not in found
-    assert "The file has no column reference: ROUGE, BERTScore and diff are left out." in text
+    assert "The file has no references: ROUGE, BERTScore and diff are left out." in text
 
 
 def test_seed_determines_the_output(capsys):
@@ -152,3 +152,16 @@ def test_missing_file_and_encoding():
 def test_byte_order_mark():
     Path("ratings.csv").write_bytes("\ufeffcontext,reply,rating\nc,r,1\nc,r,2\nc,r,3\n".encode())
     assert [row.rating for row in read(Path("ratings.csv"))] == [1, 2, 3]
+
+
+def test_a_reply_without_reference_is_left_out_of_the_metrics_of_the_reference(capsys):
+    """And counted: they are those of a file without its row."""
+    header = ["context", "reply", "reference", "rating"]
+    rows = [["My dog died.", reply, REFERENCE, i] for i, reply in enumerate(REPLIES)]
+    found, _ = printed(capsys, write(header, [*rows, ["c", "i am so sorry friend", " ", 0]]))
+    without, _ = printed(capsys, write(header, rows))
+    assert found["reply_words"][-1] == "7"
+    for metric in ("rouge_1", "rouge_l", "bertscore_f1"):
+        assert found[metric] == without[metric] and found[metric][-1] == "6"
+    two, _ = printed(capsys, write(header, [*rows[:2], *([*row[:2], "", row[3]] for row in rows[2:])]))
+    assert two["rouge_l"] == ["\u2013", "\u2013", "\u2013", "2"]

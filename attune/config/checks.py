@@ -14,6 +14,7 @@ from attune.config.schema import (
     LOGGING_STEPS,
     NO_FOLDER,
     NO_LOCAL_DIR,
+    PAIR_FILES,
     Corpus,
     Hardware,
     Model,
@@ -23,9 +24,6 @@ from attune.config.schema import (
     chain,
 )
 from attune.runtime.errors import ParamsError
-
-# The endings that rule file reads; a folder has none.
-PAIR_FILES = ("", ".jsonl", ".json", ".parquet")
 
 
 def check_across_keys(params: Params, source: str) -> None:
@@ -174,7 +172,8 @@ def _check_pair_file(pairs: Pairs, source: str) -> None:
     if pairs.rule != "file":
         return
     if pairs.file.hub_id is None:
-        if Path(pairs.table).suffix not in PAIR_FILES:
+        # A folder has no ending.
+        if Path(pairs.table).suffix not in ("", *PAIR_FILES):
             raise ParamsError(
                 f"{source}: pairs.table = {pairs.table!r}, but pairs.rule = 'file' reads a .jsonl, .json or .parquet "
                 "file, or a folder with a file train and perhaps a file test"

@@ -39,6 +39,8 @@ from attune.config.sections.fields import (
     LABEL_RULES,
     LOGGING_STEPS,
     NO_LOCAL_DIR,
+    PAIR_FILES,
+    REPLY_FILES,
     ROUNDS,
     Name,
     NotNegative,
@@ -56,6 +58,7 @@ from attune.config.sections.scoring import (
     Mmlu,
     TurnTraining,
     Variant,
+    scoring_stage,
 )
 from attune.config.sections.weights import NO_FOLDER, Weights
 from attune.runtime.errors import ParamsError
@@ -70,6 +73,8 @@ __all__ = [
     "LOGGING_STEPS",
     "NO_FOLDER",
     "NO_LOCAL_DIR",
+    "PAIR_FILES",
+    "REPLY_FILES",
     "ROUNDS",
     "Adapter",
     "Behaviour",
@@ -110,6 +115,7 @@ __all__ = [
     "bertscore_encoder",
     "chain",
     "rules",
+    "scoring_stage",
 ]
 
 

@@ -58,9 +58,9 @@ class Dialogue:
 class Example:
     """A target, which is an assistant turn, and its context, the turns before it.
 
-    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. Before it
-    stands the dialogue's system turn, if it has one. `act` is the
-    target's, `label` and `quality` are the dialogue's.
+    The context alternates, and starts and ends with a user turn: chat templates require a user turn first. The
+    dialogue's system turn, if it has one, comes before that. `act` is the target's, `label` and `quality` are the
+    dialogue's.
     """
 
     id: str
@@ -88,6 +88,12 @@ def text_keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     from pandas.util import hash_array
 
     return hash_array(np.array(texts, object), categorize=False)
+
+
+def context_key(turns: Sequence[Turn]) -> str:
+    """What is equal for equal contexts: the words of all turns, without case, punctuation and spacing."""
+    text = " ".join(turn.text for turn in turns)
+    return normalise(text) or text.strip()
 
 
 def join_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:

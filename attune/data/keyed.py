@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from attune.data.dialogue import Example
-
 Draws = npt.NDArray[np.uint64]
 SEPARATOR = "\x1f"
+
+
+class HasId(Protocol):
+    """An example or a pair."""
+
+    @property
+    def id(self) -> str:
+        """Of its dialogue or row."""
+
+
+Item = TypeVar("Item", bound=HasId)
 
 
 def uniform(n: int, *key: object) -> int:
@@ -50,11 +58,11 @@ def subset_keys(ids: Sequence[str], seed: int) -> Draws:
     return uniforms(2**64, ids, (seed, "part"))
 
 
-def random_subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """The `limit` examples with the lowest `subset_keys`, the same in every epoch; all if `limit` is None."""
-    keys = subset_keys([example.id for example in examples], seed).tolist()
-    ordered = sorted(zip(keys, examples, strict=True), key=lambda pair: (pair[0], pair[1].id))
-    return [example for _, example in ordered][:limit]
+def random_subset(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """The `limit` items with the lowest `subset_keys`, the same in every epoch; all if `limit` is None."""
+    keys = subset_keys([item.id for item in items], seed).tolist()
+    ordered = sorted(zip(keys, items, strict=True), key=lambda keyed: (keyed[0], keyed[1].id))
+    return [item for _, item in ordered][:limit]
 
 
 class BottomK:

@@ -9,7 +9,7 @@ from pathlib import Path
 def is_tracked(folder: str) -> bool:
     """Whether experiments in temporary folders find `folder`: Git or DVC tracks it, or its path is absolute.
 
-    True outside of a Git repository, where there are no experiments.
+    True outside a Git repository, which has no experiments.
     """
     path = Path(folder)
     if path.expanduser().is_absolute() or not path.exists():

@@ -137,22 +137,40 @@ def answer(
         for text in (pair.chosen, pair.rejected)
     ]
     logps = mean_logps(model, tokenizer, completions, hardware)
-    scores = {
-        "reference_logp": dict(zip((p.id for p in pairs), logps[::2], strict=True)),
-        "rejected_logp": dict(zip((p.id for p in pairs), logps[1::2], strict=True)),
-    }
+    ids = [pair.id for pair in pairs]
+    chosen, rejected = (dict(zip(ids, logps[side::2], strict=True)) for side in (0, 1))
     return [
-        {
-            "id": example.id,
-            "label": example.label,
-            "context": [asdict(turn) for turn in example.context],
-            "reference": example.target,
-            "reply": reply,
-            "rejected": pair.rejected if pair else None,
-            **{name: values.get(example.id) for name, values in scores.items()},
-        }
+        record(example, reply, pair, *(values.get(example.id) for values in (chosen, rejected)))
         for (example, pair), reply in zip(rows, replies, strict=True)
     ]
+
+
+def record(
+    example: Example,
+    reply: str,
+    pair: Pair | None = None,
+    chosen_logp: float | None = None,
+    rejected_logp: float | None = None,
+) -> dict[str, Any]:
+    """A row of `data/replies/<variant>.parquet`.
+
+    Args:
+        example: that is answered.
+        reply: to it.
+        pair: its held-out pair.
+        chosen_logp: mean log-probability per token (nats) of the pair's chosen reply.
+        rejected_logp: the same of its rejected reply.
+    """
+    return {
+        "id": example.id,
+        "label": example.label,
+        "context": [asdict(turn) for turn in example.context],
+        "reference": example.target,
+        "reply": reply,
+        "rejected": pair.rejected if pair else None,
+        "reference_logp": chosen_logp,
+        "rejected_logp": rejected_logp,
+    }
 
 
 def write_replies(records: Sequence[dict[str, Any]], path: Path, engine: str | None = None) -> None:

@@ -6,21 +6,24 @@ Such a file is scored by `python -m attune score`, and it is a variant beside th
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from attune.data.dialogue import Example, Turn, from_first_user, join_turns, normalise
+from attune.config.schema import REPLY_FILES
+from attune.data.chat import read_turn, text_or_number
+from attune.data.dialogue import Example, Turn, context_key, from_first_user, join_turns
+from attune.generation.answer import record
 from attune.runtime.errors import DataError
-from attune.runtime.records import read_rows
+from attune.runtime.io import require_utf8
+from attune.runtime.records import CELL, parse_json, read_rows, shown
 
 COLUMNS = ("reply", "context", "reference", "label", "id")
 """Of these only `reply` must be there."""
-ROLES = ("system", "user", "assistant")
 MISSING = "name a file of replies, with a column reply"
 NO_MODEL = "made elsewhere"
 # How a cell of text begins that holds chat messages.
@@ -43,9 +46,9 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
     """Read and check a file of replies.
 
     Args:
-        path: jsonl, json, csv or parquet. reply: a text, which may be empty. context: chat messages, `{"role": …,
-            "content": …}` (in csv as JSON), or a text, which is one user turn. reference, label: text or empty. id: a
-            text or an integer, different in every row.
+        path: jsonl, json, csv or parquet. reply: a text, which may be empty. context: chat messages of `read_turn` (in
+            csv as JSON), or a text, which is one user turn. reference, label: text or empty. id: a text or a whole
+            number, different in every row.
         names: of `COLUMNS` that may have another name in the file to that name.
 
     Returns:
@@ -55,8 +58,11 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
     Raises:
         DataError: names file, line or row, and column.
     """
-    records = read_rows(path, DataError, MISSING)
-    first, given = records[0][1], names or {}
+    records = read_rows(path, REPLY_FILES, DataError, MISSING)
+    start = next(records, None)
+    if start is None:
+        raise DataError(f"{path}: there are no rows")
+    first, given = start[1], names or {}
     # Of several files some may have the usual name.
     columns = {
         name: name if name in first and given.get(name) not in first else given.get(name, name) for name in COLUMNS
@@ -64,7 +70,7 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
     wanted = {"reply", *given, *(name for name, column in columns.items() if column in first)}
     dropped: Counter[str] = Counter()
     rows, places = [], dict[str, str]()
-    for where, values in records:
+    for where, values in chain([start], records):
         # The others may be absent, as they may be empty; but not in every row, if they were named.
         needed = wanted if values is first else wanted & {"reply", "context", "id"}
         if lost := [columns[name] for name in COLUMNS if name in needed and columns[name] not in values]:
@@ -72,7 +78,7 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
             raise DataError(f"{where}: no column {lost[0]}; found {found} (--column of `attune score` names another)")
         row = _row(where, {name: values.get(column) for name, column in columns.items()}, wanted, dropped)
         if row.id is not None and places.setdefault(row.id, where) != where:
-            raise DataError(f"{where}: id {row.id!r} is that of {places[row.id]}, too")
+            raise DataError(f"{where}: id {row.id!r} is also that of {places[row.id]}")
         rows.append(row)
     return rows, dropped
 
@@ -80,15 +86,13 @@ def read(path: Path, names: Mapping[str, str] | None = None) -> tuple[list[OwnRe
 def _row(where: str, values: Mapping[str, Any], wanted: set[str], dropped: Counter[str]) -> OwnReply:
     reply = values["reply"]
     if not isinstance(reply, str):
-        raise DataError(f"{where}: reply = {str(reply)[:40]!r} is no text")
+        raise DataError(f"{where}: reply should be a text, found {shown(reply)}")
     texts = {name: _optional(values[name], name, where) for name in ("reference", "label")}
     context = _context(values["context"], where, dropped) if "context" in wanted else None
-    row = OwnReply(where, reply, context, **texts, id=_id(values["id"], where) if "id" in wanted else None)
-    try:
-        json.dumps([asdict(row)], ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: half of a surrogate pair, such as \\ud83d alone, is no text") from None
-    return row
+    name = text_or_number(values["id"], f"{where}: id", DataError) if "id" in wanted else None
+    for text in filter(None, (reply, *texts.values())):
+        require_utf8(text, where, DataError)
+    return OwnReply(where, reply, context, **texts, id=name)
 
 
 def _optional(value: object, name: str, where: str) -> str | None:
@@ -97,32 +101,21 @@ def _optional(value: object, name: str, where: str) -> str | None:
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name} = {str(value)[:40]!r} is no text")
+        raise DataError(f"{where}: {name} should be a text, found {shown(value)}")
     return value
-
-
-def _id(value: object, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"{where}: id = {str(value)[:40]!r} is neither a text nor an integer")
-    return str(value)
 
 
 def _context(value: object, where: str, dropped: Counter[str]) -> tuple[Turn, ...]:
     if isinstance(value, str) and MESSAGES.match(value):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as problem:
-            raise DataError(
-                f"{where}: context begins as a list of messages, but is no valid JSON ({problem}): write it by "
-                "json.dumps, not by str"
-            ) from None
+        value = parse_json(value, f"{where}, column context", DataError, CELL)
     if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}: context is empty")
-        return (Turn("user", value),)
+        value = [{"role": "user", "content": value}]
     if not isinstance(value, list):
-        raise DataError(f"{where}: context = {str(value)[:40]!r} is neither a text nor a list of chat messages")
-    turns = [_turn(message, f"{where}: message {number} of context") for number, message in enumerate(value, start=1)]
+        raise DataError(f"{where}: context should be a text or a list of chat messages, found {shown(value)}")
+    turns = [
+        read_turn(message, f"{where}: message {number} of context", DataError)
+        for number, message in enumerate(value, start=1)
+    ]
     spoken = join_turns(turn for turn in turns if turn.role != "system")
     context = from_first_user(spoken)
     if not context or context[-1].role != "user":
@@ -130,24 +123,6 @@ def _context(value: object, where: str, dropped: Counter[str]) -> tuple[Turn, ..
     dropped["system messages"] += sum(turn.role == "system" for turn in turns)
     dropped["opening assistant turns"] += len(spoken) - len(context)
     return context
-
-
-def _turn(message: object, where: str) -> Turn:
-    """A chat message, with its text in `content`, or in `text` as in `data/replies`."""
-    if not isinstance(message, dict):
-        raise DataError(f'{where}: {str(message)[:40]!r} is no message {{"role": …, "content": …}}')
-    role, text = message.get("role"), message.get("content", message.get("text"))
-    if role not in ROLES:
-        raise DataError(f"{where}: role {str(role)[:40]!r} is none of {', '.join(ROLES)}")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: content = {str(text)[:40]!r} is no text")
-    return Turn(role, text)
-
-
-def context_key(context: Sequence[Turn]) -> str:
-    """What is equal for equal contexts: the words of all turns, without case, punctuation and spacing."""
-    text = " ".join(turn.text for turn in context)
-    return normalise(text) or text.strip()
 
 
 def match(
@@ -200,26 +175,13 @@ def match(
 
 
 def records(replies: Mapping[str, OwnReply], subset: Sequence[Example]) -> list[dict[str, Any]]:
-    """The rows of `data/replies/<variant>.parquet`, as those of `answer.answer`; no log-probabilities without a model.
+    """The rows of `data/replies/<variant>.parquet`, as those of `answer`; no log-probabilities without a model.
 
     Args:
         replies: of `match`.
         subset: examples in the order of the rows; one without a reply has no row.
     """
-    return [
-        {
-            "id": example.id,
-            "label": example.label,
-            "context": [asdict(turn) for turn in example.context],
-            "reference": example.target,
-            "reply": replies[example.id].reply.strip(),
-            "rejected": None,
-            "reference_logp": None,
-            "rejected_logp": None,
-        }
-        for example in subset
-        if example.id in replies
-    ]
+    return [record(example, replies[example.id].reply.strip()) for example in subset if example.id in replies]
 
 
 def left_out(dropped: Counter[str]) -> str:

@@ -32,7 +32,6 @@ MARK = "\ue000"
 TODAY = datetime(2024, 7, 26)
 DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 THINKING = "enable_thinking"
-SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,6 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) ->
     """
     if split_system(turns)[0] and not has_system_turn(tokenizer, tokenizer.chat_template):
         turns = join_system(turns)
-    return _render(tokenizer, turns, prompt)
-
-
-def _render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: bool = False) -> str:
     text = _apply(tokenizer, turns, prompt)
     if not prompt and _adds_final_eos(tokenizer, tokenizer.chat_template):
         text = text.removesuffix(tokenizer.eos_token)
@@ -174,22 +169,21 @@ def has_system_turn(tokenizer: Tokenizer, template: str) -> bool:
     Gemma 2's refuses a system turn. Others drop it, or render it like a turn of the user or the assistant, which no
     model was trained on. Mistral 0.3's writes it into the last turn, and leaves it out where that is a reply.
     """
-    system = _render_after(tokenizer, "system")
-    if system is None or MARK not in system or system in {_render_after(tokenizer, role) for role in SPEAKERS}:
+    from jinja2 import TemplateError as Refusal
+
+    def after(role: Role) -> str | None:
+        """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
+        try:
+            return _apply(tokenizer, [Turn(role, MARK), Turn("user", "a")], prompt=False)
+        except Refusal:
+            return None
+
+    system = after("system")
+    if system is None or MARK not in system or system in {after("user"), after("assistant")}:
         return False
     before = system.partition(MARK)[0]
     turns = [Turn("system", MARK), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
-    return all(_render(tokenizer, turns[:end]).startswith(before + MARK) for end in (3, 4, 5))
-
-
-def _render_after(tokenizer: Tokenizer, role: Role) -> str | None:
-    """The text of a turn of `role` and a user turn after it; None if the template refuses them."""
-    from jinja2 import TemplateError as Refusal
-
-    try:
-        return _render(tokenizer, [Turn(role, MARK), Turn("user", "a")])
-    except Refusal:
-        return None
+    return all(_apply(tokenizer, turns[:end], prompt=False).startswith(before + MARK) for end in (3, 4, 5))
 
 
 def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Role, max_length: int) -> Supervised:
@@ -212,7 +206,7 @@ def _supervised(tokenizer: Tokenizer, turns: tuple[Turn, ...], learned: Sequence
     spans = [_span(tokenizer, turns, i, encoded.text) for i in learned]
     # By overlap, not containment: a sentencepiece token includes the space before its word, which is outside the span.
     # But not a special token before a text, which may take the white space at the text's beginning (Phi 3).
-    special = set(tokenizer.get_added_vocab().values())
+    special = _special_tokens(tokenizer)
     mask = [
         any(a < end and start < b and (start <= a or token not in special) for start, end in spans)
         for token, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)
@@ -248,8 +242,8 @@ def fit_context(tokenizer: Tokenizer, context: Sequence[Turn], max_length: int) 
     """Truncate a context until its prompt has at most `max_length` tokens.
 
     The oldest exchanges (a user turn and the reply to it) go first, so that a user turn still opens the context, after
-    the system turn, which is never cut. If the
-    last turn is still too long, its first words go, since the last words matter most to a reply.
+    the system turn, which is never cut. If the last turn is still too long, its first words go, since the last words
+    matter most to a reply.
 
     Raises:
         TemplateError: a single character does not fit.
@@ -371,8 +365,13 @@ def stop_tokens(tokenizer: Tokenizer, of_model: int | Sequence[int] | None = Non
     """
     end_of_turn = encode_completion(tokenizer, [Turn("user", "a")], "b").reply[-1]
     others = [of_model] if isinstance(of_model, int) else of_model or []
-    special = set(tokenizer.get_added_vocab().values())
-    return sorted({end_of_turn, tokenizer.eos_token_id} - {None} | special.intersection(others))
+    return sorted({end_of_turn, tokenizer.eos_token_id} - {None} | _special_tokens(tokenizer).intersection(others))
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of tokens that are no pieces of words; reading them takes longer than tokenising a short dialogue."""
+    return frozenset(tokenizer.get_added_vocab().values())
 
 
 def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.runtime.errors import ModelError
+from attune.runtime.errors import ModelError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -28,8 +28,9 @@ def dequantised(path: Path) -> tuple[Any, Tokenizer]:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path} cannot be dequantised: {reason} (install it again, or take another model)") from None
+        raise ModelError(
+            f"{path} cannot be dequantised: {reason(error)} (install it again, or take another model)"
+        ) from None
     config = loaded.config
     # transformers 5.23 keeps the quantization of the file in the configuration, and then refuses to save the model.
     del config.quantization_config

@@ -13,7 +13,7 @@ from attune.compute.process import set_up_process
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
-from attune.runtime.errors import ModelError
+from attune.runtime.errors import ModelError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,10 +101,9 @@ def _loading(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         # The other lines of the message say how to run remote code.
-        first = str(error).strip().splitlines()[0].rstrip(" .")
         raise ModelError(
-            f"the model in {folder} cannot be loaded: {first}. Take one with safetensors that transformers knows; no "
-            "pickled weights are loaded, and no code that comes with a model is run"
+            f"the model in {folder} cannot be loaded: {reason(error)}. Take one with safetensors that transformers "
+            "knows; no pickled weights are loaded, and no code that comes with a model is run"
         ) from None
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.runtime.errors import ModelError
+from attune.runtime.hub import commit_of, hub_errors
 from attune.runtime.io import sha256_of
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ CONFIG, TOKENIZER = "config.json", ("tokenizer.json", "tokenizer.model", "vocab.
 LAYOUT = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 # The same weights once more, in the original format of Mistral and Llama.
 DUPLICATES = ["consolidated*", "original/*"]
+LOCAL = "source = folder a local folder"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 # Cached, since a stage needs the hash several times and the file does not change while it runs.
 file_hash = cache(sha256_of)
@@ -154,24 +153,16 @@ def package_version(package: str) -> str:
 
 
 def commit(weights: Weights, section: str) -> str:
-    """The commit that `hub_id` at `revision` is now; with HF_HUB_OFFLINE=1 that of the hub's cache.
+    """The commit that `hub_id` at `revision` is now; that of the hub's cache where the hub is not reached.
 
     A revision that is a commit is taken as it is, without asking the hub.
 
     Raises:
         ModelError: the hub cannot be reached or has no such model or revision, or the cache does not have it.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-
     hub_id, revision = str(weights.hub_id), str(weights.revision)
-    if re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
-    with _hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}"):
-        if constants.HF_HUB_OFFLINE:
-            # The folder of a cached snapshot is named after its commit.
-            cached = snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG], local_files_only=True)
-            return Path(cached).name
-        return str(HfApi().model_info(hub_id, revision=revision).sha)
+    with hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}", ModelError, LOCAL):
+        return commit_of(hub_id, revision, "model")
 
 
 def snapshot(hub_id: str, commit: str) -> Path:
@@ -188,26 +179,6 @@ def snapshot(hub_id: str, commit: str) -> Path:
         folder = Path(snapshot_download(hub_id, **asked, local_files_only=True))
         weight_files(folder)
     except (LocalEntryNotFoundError, ModelError):
-        with _hub_errors(f"{hub_id} at commit {commit}"):
+        with hub_errors(f"{hub_id} at commit {commit}", ModelError, LOCAL):
             folder = Path(snapshot_download(hub_id, **asked))
     return folder
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Within the block, errors of the hub become a `ModelError` of one sentence.
-
-    huggingface_hub 2.4 raises its own, httpx2's where there is no network (no OSError), and ValueError for an id
-    that is none.
-    """
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except (HfHubHTTPError, httpx2.TransportError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(" .:")
-        raise ModelError(
-            f"{what} cannot be had: {reason}. Check the id, the network and HF_TOKEN; HF_HUB_OFFLINE=1 takes what the "
-            "hub's cache has, and source = folder a local folder"
-        ) from None

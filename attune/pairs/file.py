@@ -12,16 +12,17 @@ hash of their words: all pairs of a prompt are on the same side, whatever the or
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attune.config.schema import Pairs
-from attune.data.dialogue import Turn, normalise
-from attune.data.keyed import subset_keys, uniform
+from attune.data.dialogue import context_key, from_first_user
+from attune.data.keyed import random_subset, uniform
 from attune.data.pair import Pair
-from attune.pairs.preference_files import Row, read_parts
+from attune.pairs.preference_files import read_parts
 from attune.pairs.preference_formats import read_pair
 from attune.runtime.errors import DataError
+from attune.runtime.records import Record
 
 # Steps of a share.
 STEPS = 1_000_000
@@ -46,7 +47,7 @@ class Preferences:
     def of_epoch(self, epoch: int, limit: int | None, seed: int) -> list[Pair]:
         """The pairs to train on in an epoch, from 1, in order of their ids; at most `limit` random ones."""
         pairs = [replace(pair, epoch=epoch) for pair in self.train if pair.epoch in (0, epoch)]
-        return sorted(random_pairs(pairs, limit, seed), key=lambda pair: pair.id)
+        return sorted(random_subset(pairs, limit, seed), key=lambda pair: pair.id)
 
 
 def read_preferences(settings: Pairs) -> Preferences:
@@ -62,13 +63,13 @@ def read_preferences(settings: Pairs) -> Preferences:
     else:
         held_out, unusable = usable(test_rows)
         left_out["of_test"] = unusable["equal"] + unusable["empty"]
-    prompts = {prompt_words(pair) for pair in held_out}
-    kept = [pair for pair in train if prompt_words(pair) not in prompts]
+    prompts = {context_key(pair.prompt) for pair in held_out}
+    kept = [pair for pair in train if context_key(pair.prompt) not in prompts]
     left_out["held_out"] = len(train) - len(kept)
     return Preferences(kept, held_out, left_out)
 
 
-def usable(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
+def usable(rows: Iterable[Record]) -> tuple[list[Pair], Counter[str]]:
     """The pairs of the rows, and how many rows have `equal` replies, an `empty` text or an `opening_turn` too many.
 
     Raises:
@@ -82,7 +83,7 @@ def usable(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
             raise DataError(f"{where}: id {pair.id!r} is also that of {other}: ids are unique in an epoch")
         if bool(pair.epoch) is not bool(next(iter(places))[0]):
             raise DataError(f"{where}: a column epoch in some rows only: give all rows an epoch, or none")
-        prompt = without_opening_turn(pair.prompt)
+        prompt = from_first_user(pair.prompt)
         left_out["opening_turn"] += prompt != pair.prompt
         pair = replace(pair, prompt=prompt)
         if pair.chosen.split() == pair.rejected.split():
@@ -94,24 +95,6 @@ def usable(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
     return pairs, left_out
 
 
-def without_opening_turn(prompt: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """A prompt without the assistant's turn before the user's first; a system turn stays."""
-    start = int(prompt[0].role == "system")
-    return (*prompt[:start], *prompt[start + 1 :]) if prompt[start].role == "assistant" else prompt
-
-
 def is_held_out(pair: Pair, share: float) -> bool:
     """Whether the prompt is in the held-out share, 0 to 1."""
-    return uniform(STEPS, "held-out prompt", prompt_words(pair)) < round(share * STEPS)
-
-
-def prompt_words(pair: Pair) -> str:
-    """The words of a prompt, by which prompts are compared."""
-    text = "\n".join(turn.text for turn in pair.prompt)
-    return normalise(text) or text
-
-
-def random_pairs(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:
-    """As `random_subset` of examples: the `limit` pairs with the lowest keys, in their order; None: all."""
-    keys = subset_keys([pair.id for pair in pairs], seed).tolist()
-    return [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: (keys[i], pairs[i].id))][:limit]
+    return uniform(STEPS, "held-out prompt", context_key(pair.prompt)) < round(share * STEPS)

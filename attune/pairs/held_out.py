@@ -23,7 +23,7 @@ from attune.labels.miti import read_adherence
 from attune.labels.opposites import read_opposites
 from attune.pairs.counselling import counselling_pairs, group_by_match, sides
 from attune.pairs.dbt_candidates import other_act_pairs
-from attune.pairs.file import random_pairs, read_preferences
+from attune.pairs.file import read_preferences
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.rules import rule_of
 
@@ -74,6 +74,6 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
 
 def beside(part: Sequence[Example], pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """A random pair for each example, with the example's id and the pair's own prompt; none once the pairs run out."""
-    drawn = random_pairs(pairs, len(part), seed)
+    drawn = random_subset(pairs, len(part), seed)
     ordered = sorted(part, key=lambda example: example.id)
     return [replace(pair, id=example.id) for example, pair in zip(ordered, drawn, strict=False)]

@@ -15,11 +15,15 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from attune.data.chat import read_turn, text_or_number
 from attune.data.dialogue import Turn, join_turns
 from attune.data.pair import Pair
 from attune.runtime.errors import DataError
+from attune.runtime.io import require_utf8
+from attune.runtime.records import shown
 
-ROLES = ("system", "user", "assistant")
+# Optional columns of text, as the fields of a pair.
+TEXTS = ("label", "rejected_label", "rejected_id")
 
 
 def read_pair(row: Mapping[str, Any], where: str, default_id: str) -> Pair:
@@ -37,14 +41,14 @@ def read_pair(row: Mapping[str, Any], where: str, default_id: str) -> Pair:
         DataError: the row fits no format; names `where`.
     """
     prompt, chosen, rejected = split_prompt(row, where)
-    texts = [str(row.get(name) or "") for name in ("label", "rejected_label", "rejected_id")]
-    for name in ("label", "rejected_label", "rejected_id"):
+    texts = [str(row.get(name) or "") for name in TEXTS]
+    for name in TEXTS:
         if not isinstance(row.get(name), str | None):
-            refuse(where, f"{name} is {shown(row[name])}, no text")
-    pair = Pair(_id(row, where, default_id), _epoch(row, where), prompt, chosen, rejected, *texts)
-    for text in (pair.id, pair.chosen, pair.rejected, *texts, *(turn.text for turn in prompt)):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            refuse(where, f"half of a surrogate pair in {shown(text)}: save the file as UTF-8")
+            refuse(where, f"{name} should be a text, found {shown(row[name])}")
+    name = default_id if row.get("id") is None else text_or_number(row["id"], f"{where}: id", DataError)
+    pair = Pair(name, _epoch(row, where), prompt, chosen, rejected, *texts)
+    for text in (chosen, rejected, *texts, *(turn.text for turn in prompt)):
+        require_utf8(text, where, DataError)
     return pair
 
 
@@ -117,20 +121,14 @@ def turns_of(value: Any, name: str, where: str) -> list[Turn]:
     """The messages of a column as turns.
 
     Raises:
-        DataError: it is no list of messages with a role and a text.
+        DataError: it is no list of messages, or one of them has no role or no text.
     """
     if not isinstance(value, list):
         refuse(where, f"{name} is {shown(value)}: prompt, chosen and rejected are all texts or all lists of messages")
-    turns = []
-    for number, message in enumerate(value, start=1):
-        place = f"message {number} of {name}"
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            refuse(where, f"{place} is {shown(message)}, no object with role and content")
-        if message["role"] not in ROLES:
-            refuse(where, f"{place} has the role {shown(message['role'])}, none of {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            refuse(where, f"the content of {place} is {shown(message['content'])}, no text")
-        turns.append(Turn(message["role"], message["content"].strip()))
+    turns = [
+        read_turn(message, f"{where}: message {number} of {name}", DataError, empty=True)
+        for number, message in enumerate(value, start=1)
+    ]
     if not turns:
         refuse(where, f"{name} holds no message")
     return turns
@@ -149,24 +147,11 @@ def reply_of(turns: Sequence[Turn], name: str, where: str) -> str:
     return turns[0].text
 
 
-def _id(row: Mapping[str, Any], where: str, default: str) -> str:
-    value = row.get("id")
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        refuse(where, f"id is {shown(value)}, no text or integer")
-    return default if value is None else str(value)
-
-
 def _epoch(row: Mapping[str, Any], where: str) -> int:
     value = row.get("epoch", 0)
     if "epoch" in row and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31):
         refuse(where, f"epoch is {shown(value)}, no integer from 1")
     return value
-
-
-def shown(value: Any) -> str:
-    """A value in an error, cut."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def refuse(where: str, problem: str) -> NoReturn:

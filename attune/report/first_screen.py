@@ -26,7 +26,7 @@ SAMPLES = 2
 # Lines of a text that a sample shows.
 LINES = 2
 COLUMNS = {
-    "preference_accuracy": ("prefers human %", 1),
+    "preference_accuracy": ("accuracy %", 1),
     "repeated_share": ("repeated %", 1),
     "reply_words": ("words", 1),
     "bertscore_f1": ("F-BERT", 1),

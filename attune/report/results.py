@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.config.schema import Params
+from attune.config.schema import Params, scoring_stage
 from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 
@@ -37,12 +37,12 @@ class Artifact:
 
 def metrics_file(scorer: str, variant: str) -> Artifact:
     """The means of a scorer over the test examples."""
-    return Artifact(METRICS / scorer / f"{variant}.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.json", scoring_stage(scorer, variant))
 
 
 def signature_file(scorer: str, variant: str) -> Artifact:
     """The versions and settings behind a scorer's metrics."""
-    return Artifact(METRICS / scorer / f"{variant}.signature.json", _scoring_stage(scorer, variant))
+    return Artifact(METRICS / scorer / f"{variant}.signature.json", scoring_stage(scorer, variant))
 
 
 def intervals_file(scorer: str, variant: str) -> Artifact:
@@ -52,11 +52,7 @@ def intervals_file(scorer: str, variant: str) -> Artifact:
 
 def scores_file(scorer: str, variant: str) -> Artifact:
     """The scores of a scorer by example."""
-    return Artifact(SCORES / scorer / f"{variant}.parquet", _scoring_stage(scorer, variant))
-
-
-def _scoring_stage(scorer: str, variant: str) -> str:
-    return {TEXT: f"evaluate@{variant}", MMLU: f"mmlu@{variant}"}.get(scorer, f"scores@{variant}-{scorer}")
+    return Artifact(SCORES / scorer / f"{variant}.parquet", scoring_stage(scorer, variant))
 
 
 def mmlu_file(variant: str) -> Artifact:

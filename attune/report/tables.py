@@ -215,9 +215,13 @@ def margins(intervals: Metrics, columns: Mapping[str, tuple[str, int]]) -> dict[
         if f"{key}.low" in intervals:
             half = (intervals[f"{key}.high"] - intervals[f"{key}.low"]) / 2
             low, high = (intervals.get(f"{key}.diff_{end}", 0.0) for end in ("low", "high"))
-            star = "*" if low > 0 or high < 0 else ""
-            texts[key] = f" ± {half:,.{digits}f}{star}{chance_mark(key, intervals)}"
+            texts[key] = f" ± {half:,.{digits}f}{star(low, high)}{chance_mark(key, intervals)}"
     return texts
+
+
+def star(low: float, high: float) -> str:
+    """A star if the interval of a difference excludes 0, else ""."""
+    return "*" if low > 0 or high < 0 else ""
 
 
 def chance_mark(key: str, intervals: Metrics) -> str:

@@ -135,6 +135,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in text)
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says, to quote: its first line without the full stop, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+
+
 def storage_message(path: Path, number: int, need: int | None = None) -> str:
     """Why `path` cannot be written, by the number of the error; `need` in bytes."""
     needed = "" if need is None else f" {need} bytes are needed and"

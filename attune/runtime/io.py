@@ -18,12 +18,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from attune.runtime.errors import UserError, writing
-
-if TYPE_CHECKING:
-    pass
 
 # Bytes that `read_lines` reads at a time.
 BLOCK = 1 << 22
@@ -103,18 +100,15 @@ def _decoded(content: bytes, path: Path, error: type[UserError], start: int = 0,
 
 
 def read_csv(path: Path, error: type[UserError], missing: str) -> list[tuple[int, list[str]]]:
-    """The rows of a csv file, each with the line that it begins on; blank rows are left out.
+    """The rows of a csv file (or csv.gz), each with the line that it begins on; blank rows are left out.
 
     Quotes are read strictly: after an unclosed quote the rest of the file would be a single field.
 
     Raises:
         UserError: as `read_text`, and where the file is not valid csv.
     """
-    return parse_csv(read_text(path, error, missing), path, error)
-
-
-def parse_csv(text: str, path: Path, error: type[UserError]) -> list[tuple[int, list[str]]]:
-    """As `read_csv`, from the text of the file."""
+    read = read_gzip if path.name.lower().endswith(".gz") else read_text
+    text = read(path, error, missing)
     # With newline="": line ends inside quotes are kept.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, line = [], 1
@@ -129,16 +123,17 @@ def parse_csv(text: str, path: Path, error: type[UserError]) -> list[tuple[int, 
 
 
 def read_header(
-    path: Path, rows: Sequence[tuple[int, list[str]]], columns: Sequence[str], error: type[UserError]
+    path: Path, rows: Sequence[tuple[int, list[str]]], columns: Sequence[str] | None, error: type[UserError]
 ) -> list[str]:
     """The names of the columns, from the first row of `read_csv`.
 
     Raises:
-        UserError: `error`, if one of `columns` is missing or occurs twice.
+        UserError: `error`, if one of `columns` (None: of all that are there) is missing or occurs twice.
     """
     line, values = rows[0] if rows else (1, [])
     header = [name.strip() for name in values]
     names = ", ".join(header)[:200] or "nothing"
+    columns = list(dict.fromkeys(header)) if columns is None else columns
     if lost := [name for name in columns if name not in header]:
         raise error(f"{path}:{line}: no column {', '.join(lost)}; found {names}")
     if twice := [name for name in columns if header.count(name) > 1]:
@@ -147,9 +142,15 @@ def read_header(
 
 
 def read_records(
-    path: Path, columns: Sequence[str], error: type[UserError], missing: str
+    path: Path, columns: Sequence[str] | None, error: type[UserError], missing: str
 ) -> list[tuple[int, dict[str, str]]]:
     """The rows of a csv file with a header, each with the line that it begins on; columns not in `columns` are kept.
+
+    Args:
+        path: of the file.
+        columns: that must be there, once; None: any, each once.
+        error: the class to raise.
+        missing: what to do if there is no such file.
 
     Raises:
         UserError: as `read_csv` and `read_header`, and where a row has more or fewer fields than the header.
@@ -157,9 +158,28 @@ def read_records(
     rows = read_csv(path, error, missing)
     header = read_header(path, rows, columns, error)
     for line, values in rows[1:]:
-        if len(values) != len(header):
-            raise error(f"{path}:{line}: {len(values)} columns, expected {len(header)}: {values[0][:40]!r}")
+        if problem := wrong_length(values, header):
+            raise error(f"{path}:{line}: {problem}")
     return [(line, dict(zip(header, values, strict=True))) for line, values in rows[1:]]
+
+
+def wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:
+    """The problem if a row of csv has more or fewer fields than the header."""
+    if len(values) == len(header):
+        return None
+    return f"{len(values)} fields, but the header has {len(header)}: {values[0][:40]!r}"
+
+
+def require_utf8(text: str, where: str, error: type[Exception]) -> None:
+    r"""Refuse a text that UTF-8 cannot hold; JSON can, as `\ud83d` alone.
+
+    Raises:
+        Exception: `error`, for half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise error(f"{where}: half of a surrogate pair, which no text file can hold") from None
 
 
 def read_yaml(path: Path, error: type[UserError], missing: str) -> Any:

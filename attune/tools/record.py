@@ -2,10 +2,10 @@
 
     python -m attune record empo recipe=empo hardware=gpu
 
-composes `params.yaml`, reproduces stage by stage and writes `docs/results/empo.json`; from all records there it writes
-`docs/results.md` and the tables of the README (those of `empo`). Without a name only these pages are written; without a
-record there is no page, and the README says so. After an interruption the same command continues with the remaining
-stages.
+composes `params.yaml`, reproduces stage by stage and writes `docs/results/empo.json` and `docs/figures/empo.svg`; from
+all records it writes `docs/results.md` and the first screen of the README (that of `empo`). Without a name only these
+pages are written; without a record there is no page, and the README says so. After an interruption the same command
+continues with the remaining stages.
 
     python -m attune record dbt recipe=dbt model=mistral-7b,gemma-7b hardware=gpu
 
@@ -26,7 +26,8 @@ from typing import Any
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report import comparison, results
+from attune.report import comparison, first_screen, results
+from attune.report import front as first_page
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
 from attune.report.tables import (
@@ -48,6 +49,7 @@ from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
+from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
 
 RECORDS = Path("docs/results")
@@ -57,6 +59,9 @@ SCORES = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO = "empo"
+FIGURE = Path(f"docs/figures/{EMPO}.svg")
+# Written for this project: the data of most corpora may not be shown.
+MESSAGE = "I failed my driving test for the third time today. Everyone at work knows, and I feel so stupid."
 NO_RECORD = "Results of a real model follow with the next record.\n"
 CLASSIFIERS = "On held-out examples, in percent; guessing: always the most frequent label."
 BEGIN, END = "<!-- results: written by python -m attune record -->", "<!-- end of results -->"
@@ -78,6 +83,9 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             params = load()
             comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
             part |= _results(params) | _comparisons(params, SCORES / name / model)
+            if name == EMPO:
+                verdict = first_screen.verdict(params, *results.read_variants(params))
+                part |= {"verdict": verdict, "dialogue": _dialogue(params)}
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
                 record[BETWEEN] = comparison.against_specialised(done, SCORES / name, _bootstrap(params))
@@ -122,6 +130,16 @@ def _results(params: Params) -> dict[str, Any]:
     }
 
 
+def _dialogue(params: Params) -> dict[str, Any]:
+    """The replies of the variants with a model to a message, by the code of `attune chat`."""
+    replies = {}
+    for name, variant in params.variants.items():
+        if variant.replies_file is None:
+            reply, _ = begin(require(name, params), params).say(MESSAGE)
+            replies[name] = "".join(reply)
+    return {"message": MESSAGE, "replies": replies}
+
+
 def _comparisons(params: Params, scores: Path) -> dict[str, Any]:
     """Whether the model is specialised or a substitute, and the differences of DPO from the standard approaches."""
     return {
@@ -150,29 +168,37 @@ def page(records: list[dict[str, Any]]) -> str:
 
 def headline(record: dict[str, Any]) -> str:
     """A record's tables of variants, and the sentence that says how they were produced."""
+    rows, notes = _variants(record)
+    # Older records lack the metrics of some tables.
+    shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
+    tables = (table("variant", with_people(rows, columns), columns, notes) for columns in shown)
+    return "\n\n".join([*tables, _origin(record)]) + "\n"
+
+
+def _origin(record: dict[str, Any]) -> str:
+    """How a record was produced."""
     computer, parts = record["machine"], parts_of(record)
     data, pairs = next((part["data"], part["pairs"]) for part in parts.values())
     hardware = (
         f"{computer['processor']}, {computer['cores']} cores, {computer['memory_gib']} GiB, "
         f"{computer['gpu'] or 'no GPU'}"
     )
-    origin = (
+    return (
         f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}: "
         f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
         f"{next(iter(pairs.values()))['pairs']} pairs in the first round."
     )
-    rows, notes = _variants(record)
-    # Older records lack the metrics of some tables.
-    shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
-    tables = (table("variant", with_people(rows, columns), columns, notes) for columns in shown)
-    return "\n\n".join([*tables, origin]) + "\n"
 
 
 def front(records: list[dict[str, Any]]) -> str:
     """The block of the README: the record of EmPO, and links to the others; `NO_RECORD` without any."""
     if not records:
         return NO_RECORD
-    shown = [headline(record) for record in records if record["name"] == EMPO]
+    shown = [
+        f"{first_page.block(record, *_variants(record), FIGURE)}\n\n{_origin(record)}\n"
+        for record in records
+        if record["name"] == EMPO
+    ]
     links = [f"[{record['name']}]({PAGE}#{record['name']})" for record in records if record["name"] != EMPO]
     return "\n".join([*shown, *([f"More records: {', '.join(links)}.\n"] if links else [])])
 
@@ -184,7 +210,13 @@ def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dict[str, str]]]:
     """The record's variants with MMLU among their metrics, and their margins."""
-    rows, notes = {}, {}
+    rows, intervals = _measured(record)
+    return rows, {name: margins(bounds, VARIANT_COLUMNS) for name, bounds in intervals.items()}
+
+
+def _measured(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+    """The metrics and the intervals of the record's variants, with MMLU's among them."""
+    rows, found = {}, {}
     for model, part in parts_of(record).items():
         for key, metrics in part["metrics"].items():
             name = f"{model}, {key}" if model else key
@@ -192,8 +224,8 @@ def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dic
             intervals = part.get("intervals", {}).get(key, {})
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}), intervals)
             rows[name] = metrics | mmlu
-            notes[name] = margins(intervals | bounds, VARIANT_COLUMNS)
-    return rows, notes
+            found[name] = intervals | bounds
+    return rows, found
 
 
 def insert(readme: str, block: str) -> str:
@@ -268,4 +300,7 @@ def main(argv: Sequence[str]) -> None:
     records = [_read(path) for path in sorted(RECORDS.glob("*.json"))]
     if records:
         write_text(PAGE, page(records))
+    for record in records:
+        if record["name"] == EMPO:
+            write_text(FIGURE, first_page.picture(*_measured(record)))
     write_text(README, insert(README.read_text(encoding="utf-8"), front(records)))

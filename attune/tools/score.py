@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from attune.classifiers import by_key
 from attune.config.params import load
 from attune.config.schema import Params, bertscore_encoder
-from attune.data.dialogue import Example
-from attune.generation.made_elsewhere import COLUMNS, OwnReply, context_key, left_out, read
+from attune.data.dialogue import Example, context_key
+from attune.generation.made_elsewhere import COLUMNS, OwnReply, left_out, read
+from attune.report.tables import star
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError, UserError, visible
 from attune.runtime.io import sha256_of, write_json
@@ -270,7 +271,7 @@ def _differences(pair: Compared) -> list[list[Any]]:
     rows = []
     for name in (key.removesuffix(".diff") for key in pair.differences if key.endswith(".diff")):
         diff, low, high = (pair.differences[f"{name}.{end}"] for end in ("diff", "diff_low", "diff_high"))
-        rows.append([name, diff, low, high, "*" if low > 0 or high < 0 else ""])
+        rows.append([name, diff, low, high, star(low, high)])
     return rows
 
 

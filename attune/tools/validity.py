@@ -3,8 +3,9 @@
     python -m attune validity ratings.csv
 
 reads a csv with the columns `context` (the turn before the reply), `reply`, `rating` (a number; with several raters
-`rating_1`, `rating_2`, …, whose mean is taken over those that are not empty) and optionally `reference` (a human
-reply), and prints Spearman's correlation of every metric with the ratings, its 95 % interval and the number of replies.
+`rating_1`, `rating_2`, …, whose mean is taken over those that are not empty) and optionally `reference` (a human reply;
+metrics of the reference leave out a reply whose cell is empty), and prints Spearman's correlation of every metric with
+the ratings, its 95 % interval and the number of replies.
 Encoder and layer are those of params.yaml; without `models/epitome` the levels of empathy are left out.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -28,12 +29,14 @@ from attune.scoring.text import overlap
 
 EPITOME = Path("models/epitome")
 COLUMNS = {"rho": ("Spearman", 3), "low": ("from", 3), "high": ("to", 3), "n": ("n", 0)}
+# Replies of a correlation.
+LEAST = 3
 Scores = dict[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Rated:
-    """A reply with its context, its mean rating, and the human reply if the file has that column."""
+    """A reply with its context, its mean rating, and the human reply if the file has one."""
 
     context: str
     reply: str
@@ -48,7 +51,7 @@ def read(path: Path) -> list[Rated]:
         DataError: the file is missing, is not UTF-8, lacks a column, or has an invalid row; names file and line.
     """
     rows = list(_rows(read_csv(path, DataError, "the first argument names the file of ratings"), path))
-    if len(rows) < 3:
+    if len(rows) < LEAST:
         raise DataError(f"{path}: {len(rows)} rows: a correlation needs at least three")
     return rows
 
@@ -64,7 +67,7 @@ def _rows(rows: Sequence[tuple[int, list[str]]], path: Path) -> Iterator[Rated]:
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
         row = dict(zip(header, cells, strict=True))
-        yield Rated(row["context"], row["reply"], row.get("reference"), _rating(row, raters, where))
+        yield Rated(row["context"], row["reply"], row.get("reference", "").strip() or None, _rating(row, raters, where))
 
 
 def _rating(row: dict[str, str], raters: Sequence[str], where: str) -> float:
@@ -87,17 +90,20 @@ def _number(text: str) -> float | None:
 
 
 def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
-    """Every available metric by reply, and a sentence for each group that is not available."""
+    """Every available metric by reply, and a sentence for each group that is not available.
+
+    Metrics of the reference are NaN for a reply without one.
+    """
     replies = [row.reply for row in rows]
-    references = [row.reference for row in rows if row.reference is not None]
+    referenced = [i for i, row in enumerate(rows) if row.reference is not None]
     values: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
     left_out = []
-    if references:
-        values |= _overlap(replies, references, params)
+    if referenced:
+        values |= _everywhere(_overlap([rows[i] for i in referenced], params), referenced, len(rows))
     else:
-        left_out.append("The file has no column reference: ROUGE, BERTScore and diff are left out.")
+        left_out.append("The file has no references: ROUGE, BERTScore and diff are left out.")
     if (EPITOME / "epitome.json").is_file():
-        values |= _levels(rows, references, params)
+        values |= _levels(rows, referenced, params)
     else:
         left_out.append(
             f"{EPITOME} is missing (`dvc repro classifier@epitome` trains it): the levels of empathy are left out."
@@ -105,29 +111,43 @@ def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
     return values, left_out
 
 
-def _overlap(replies: Sequence[str], references: Sequence[str], params: Params) -> Scores:
+def _everywhere(values: Scores, indices: Sequence[int], length: int) -> Scores:
+    """Scores of the rows at `indices` as columns of all rows, NaN at the others."""
+    return {
+        name: [dict(zip(indices, column, strict=True)).get(i, nan) for i in range(length)]
+        for name, column in values.items()
+    }
+
+
+def _overlap(rows: Sequence[Rated], params: Params) -> Scores:
     from attune.models.encoder import load_encoder
     from attune.scoring.text.bertscore import bertscore
 
     model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
     settings = params.bertscore
+    replies, references = [row.reply for row in rows], [str(row.reference) for row in rows]
     return {
         **overlap.rouge_per_example(replies, references),
         **bertscore(replies, references, model, tokenizer, settings.layer, settings.batch_size),
     }
 
 
-def _levels(rows: Sequence[Rated], references: Sequence[str], params: Params) -> Scores:
-    """`level_*`, and with references `diff_*`."""
+def _levels(rows: Sequence[Rated], referenced: Sequence[int], params: Params) -> Scores:
+    """`level_*`, and `diff_*` of the rows with a reference."""
     from attune.classifiers.epitome.levels import score
 
     posts = [row.context for row in rows]
     levels = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
     values: Scores = {f"level_{MECHANISMS[name]}": column for name, column in levels.items()}
-    if references:
-        human = score(EPITOME, posts, references, params.hardware)
-        for name, short in MECHANISMS.items():
-            values[f"diff_{short}"] = [(a - b) ** 2 for a, b in zip(levels[name], human[name], strict=True)]
+    if referenced:
+        human = score(
+            EPITOME, [posts[i] for i in referenced], [str(rows[i].reference) for i in referenced], params.hardware
+        )
+        gaps: Scores = {
+            f"diff_{short}": [(levels[name][i] - level) ** 2 for i, level in zip(referenced, human[name], strict=True)]
+            for name, short in MECHANISMS.items()
+        }
+        values |= _everywhere(gaps, referenced, len(rows))
     return values
 
 
@@ -138,11 +158,17 @@ def page(rows: Sequence[Rated], values: Scores, left_out: Sequence[str], resampl
     from attune.scoring.validity import spearman
 
     ratings = np.array([row.rating for row in rows], dtype=float)
-    lines = {}
+    lines: dict[str, dict[str, float]] = {}
     for name, column in values.items():
-        result = spearman(np.array(column, dtype=float), ratings, resamples, seed)
-        lines[name] = {key: value for key, value in result._asdict().items() if isfinite(value)} | {"n": len(rows)}
-    notes = ["A dash: all replies have the same score. diff: lower is better, so a good metric correlates negatively."]
+        scored = np.isfinite(numbers := np.array(column, dtype=float))
+        lines[name] = {"n": int(scored.sum())}
+        if lines[name]["n"] >= LEAST:
+            result = spearman(numbers[scored], ratings[scored], resamples, seed)
+            lines[name] |= {key: value for key, value in result._asdict().items() if isfinite(value)}
+    notes = [
+        "A dash: all replies have the same score, or fewer than three have one.",
+        "diff: lower is better, so a good metric correlates negatively.",
+    ]
     return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
 
 

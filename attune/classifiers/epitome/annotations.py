@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attune.classifiers.epitome.levels import lowered
 from attune.classifiers.epitome.model import Classifiers
 from attune.data.dialogue import normalise
 from attune.runtime.errors import ModelError
@@ -80,15 +79,15 @@ def split_of(seeker_post: str) -> str:
 
 
 def rationale_spans(annotation: Annotation) -> list[tuple[int, int]]:
-    """The (start, end) of the rationales in the response, in characters; a rationale that does not occur has none.
+    """The (start, end) of the rationales in the lower-cased response; a rationale that does not occur has none.
 
     Matching ignores case and the kind of white space. Of several occurrences, the first one counts that overlaps no
     earlier rationale.
     """
-    response = lowered(annotation.response_post)
+    response = annotation.response_post.lower()
     spans: list[tuple[int, int]] = []
     for rationale in annotation.rationales:
-        pattern = r"\s+".join(re.escape(word) for word in lowered(rationale).split())
+        pattern = r"\s+".join(re.escape(word) for word in rationale.lower().split())
         matches = [match.span() for match in re.finditer(pattern, response)]
         free = [(a, b) for a, b in matches if not any(a < end and start < b for start, end in spans)]
         spans += (free or matches)[:1]
@@ -97,7 +96,7 @@ def rationale_spans(annotation: Annotation) -> list[tuple[int, int]]:
 
 def encode(classifiers: Classifiers, annotations: Sequence[Annotation]) -> list[Encoded]:
     """Token ids of the responses, lower-cased and cut; a token that overlaps a rationale is labelled 1."""
-    texts = [lowered(annotation.response_post) for annotation in annotations]
+    texts = [annotation.response_post.lower() for annotation in annotations]
     cut = {"truncation": True, "max_length": classifiers.max_length}
     encoded = classifiers.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, **cut)
     examples = []

@@ -35,8 +35,9 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     """
     import torch
 
-    from attune.classifiers.epitome.files import save
+    from attune.classifiers.epitome.files import PUBLISHED, save
     from attune.models.encoder import encoder_signature, load_encoder
+    from attune.models.weights import file_hash
 
     settings, folder = params.epitome, Path(params.epitome.data)
     annotations = {mechanism: read_annotations(folder / file) for mechanism, file in FILES.items()}
@@ -45,14 +46,18 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     encoder, tokenizer = load_encoder(params.encoder, params.hardware)
     classifiers = Classifiers(make_models(encoder, settings, params.seed), tokenizer, settings.max_length)
     metrics = train_and_measure(classifiers, annotations, settings, params.hardware, params.seed, checkpoints)
-    origin = settings.checkpoints or trained_on(folder, params.corpus.name)
-    signature = encoder_signature(params.encoder) | describe(annotations)
-    save(classifiers, {"classifiers": origin, **signature}, target)
+    if published := settings.published:
+        # Of the encoder only architecture and tokenizer are used.
+        hashes = {f"sha256_{short}": file_hash(published / PUBLISHED[name]) for name, short in MECHANISMS.items()}
+        origin = {"classifiers": str(published), "encoder": params.encoder.name, **hashes}
+    else:
+        origin = {"classifiers": trained_on(folder, params.corpus.name), **encoder_signature(params.encoder)}
+    save(classifiers, origin | describe(annotations), target)
     return metrics
 
 
 def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
-    """The classifier of each mechanism: the published one if `settings.checkpoints` is set, else an untrained one.
+    """The classifier of each mechanism: the published one if `settings.published`, else an untrained one.
 
     Untrained classifiers start from the same random heads. They share `encoder`, frozen, as their seeker encoder and as
     the frozen layers of their responder encoders.
@@ -62,8 +67,8 @@ def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
     from attune.classifiers.epitome.files import load_published
     from attune.classifiers.epitome.model import make_classifier
 
-    if settings.checkpoints:
-        return load_published(Path(settings.checkpoints), encoder)
+    if settings.published:
+        return load_published(settings.published, encoder)
     models = {}
     for mechanism in MECHANISMS:
         torch.manual_seed(seed)
@@ -108,7 +113,7 @@ def train_and_measure(
             split: encode(classifiers, [row for row in annotations[mechanism] if split_of(row.seeker_post) == split])
             for split in ("train", "valid", "test")
         }
-        if not settings.checkpoints:
+        if not settings.published:
             train(model, splits["train"], states, settings, hardware, f"{seed}:{mechanism}", checkpoints / mechanism)
         quality = measure(model, splits["test"], states, hardware)
         quality["valid_accuracy"] = measure(model, splits["valid"], states, hardware)["accuracy"]

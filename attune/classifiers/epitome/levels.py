@@ -35,11 +35,6 @@ def seeker_post(context: Sequence[Turn]) -> str:
     return next((turn.text for turn in reversed(context) if turn.role == "user"), "")
 
 
-def lowered(text: str) -> str:
-    """Lower case, except for characters whose lower case is two characters (İ), so that offsets stay valid."""
-    return "".join(low if len(low := character.lower()) == 1 else character for character in text)
-
-
 def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardware: Hardware) -> dict[str, list[int]]:
     """Levels of N responses, each to its seeker post.
 
@@ -139,11 +134,14 @@ def _level_logits(
 
 
 def tokens_of(classifiers: Classifiers, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of the lower-cased texts with special tokens, cut at the classifiers' maximum length."""
+    """Token ids of the lower-cased texts with special tokens, cut at the classifiers' maximum length.
+
+    By `str.lower`, as the authors' code.
+    """
     if not texts:
         return []
     cut = {"truncation": True, "max_length": classifiers.max_length}
-    return list(classifiers.tokenizer([lowered(text) for text in texts], **cut)["input_ids"])
+    return list(classifiers.tokenizer([text.lower() for text in texts], **cut)["input_ids"])
 
 
 def states_of(encoder: Any, tokens: Sequence[list[int]], batch_size: int, layers: int) -> list[Any]:

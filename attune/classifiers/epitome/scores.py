@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Keys of `epitome.json` that explain a metric.
-EXPLAINS = ("classifiers", "encoder", "encoder_origin", "encoder_sha256", "max_length")
+EXPLAINS = (
+    *("classifiers", "encoder", "encoder_origin", "encoder_sha256", "max_length"),
+    *(f"sha256_{short}" for short in MECHANISMS.values()),
+)
 
 
 def per_example(levels: Mapping[str, Sequence[int]], references: pd.DataFrame) -> dict[str, list[int]]:

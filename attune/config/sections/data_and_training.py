@@ -177,7 +177,7 @@ class PairFile:
 
     hub_id: Name | None
     revision: Name | None
-    config: Name | None
+    subset: Name | None
     train: Name
     test: Name
     held_out: Annotated[float, Field(ge=0, lt=1)]

@@ -18,6 +18,9 @@ BASE = "models/base"
 DBT = "models/dbt"
 DIALOGUES = "data/dialogues"
 RULES = ("opposite_emotion", "dbt", "counselling", "policy", "file")
+# The files that rule file reads, and those of replies that were made elsewhere.
+PAIR_FILES = (".jsonl", ".json", ".parquet")
+REPLY_FILES = (".jsonl", ".json", ".csv", ".parquet")
 # The value of corpus.local_dir that means none.
 NO_LOCAL_DIR = "data/sources.yaml"
 # Preference rules that need the labels of dialogues.

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from attune.config.sections.fields import DIALOGUES, Name, NotNegative, Positive, Rate, Reader, section
+from attune.config.sections.fields import DIALOGUES, REPLY_FILES, Name, NotNegative, Positive, Rate, Reader, section
 from attune.config.sections.weights import Weights
-from attune.runtime.records import FORMATS
 
 
 @section
@@ -22,7 +21,7 @@ class Epitome:
     """The EPITOME classifiers (Sharma et al. 2020): training data and hyperparameters."""
 
     data: Literal["data/sample/epitome", "data/raw/epitome"]
-    checkpoints: Name | None
+    checkpoints: Name
     epochs: Positive
     learning_rate: Rate
     head_learning_rate: Rate
@@ -32,6 +31,16 @@ class Epitome:
     frozen_layers: NotNegative
     lambda_level: Annotated[float, Field(ge=0)]
     lambda_rationale: Annotated[float, Field(ge=0)]
+
+    @property
+    def published(self) -> Path | None:
+        """The folder of published checkpoints; None: the classifiers are trained."""
+        return None if self.checkpoints == self.data else Path(self.checkpoints)
+
+    @property
+    def table(self) -> str:
+        """The folder of checkpoints, which DVC watches as it does the tables of other classifiers."""
+        return self.checkpoints
 
 
 @section
@@ -127,4 +136,9 @@ class Variant:
     def replies_file(self) -> Path | None:
         """The file of replies that were made elsewhere, or None where the variant has a model."""
         path = Path(self.model)
-        return path if path.suffix.lower() in FORMATS else None
+        return path if path.suffix.lower() in REPLY_FILES else None
+
+
+def scoring_stage(scorer: str, variant: str) -> str:
+    """The stage that writes the metrics and the scores of a scorer."""
+    return {"text": f"evaluate@{variant}", "mmlu": f"mmlu@{variant}"}.get(scorer, f"scores@{variant}-{scorer}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attune.runtime.errors import DataError
-from attune.runtime.io import read_csv, read_header
+from attune.runtime.io import read_csv, read_header, wrong_length
 
 # Bad rows that an error lists.
 SHOWN = 20
@@ -47,7 +47,7 @@ def read_rows(path: Path, columns: Sequence[str], check: Check, optional: Sequen
         _refuse_others(path, header, [*columns, *optional])
     rows, problems = [], []
     for line, values in table[1:]:
-        wrong = _wrong_length(values, header)
+        wrong = wrong_length(values, header)
         fields = dict(zip(header, (" ".join(value.split()) for value in values), strict=False))
         if problem := wrong or check(fields):
             problems.append((line, problem))
@@ -128,9 +128,3 @@ def _refuse_others(path: Path, header: Sequence[str], known: Sequence[str]) -> N
         raise DataError(f"{path}:1: unknown column {', '.join(map(repr, others))}: the columns are {', '.join(known)}")
     if len(set(header)) < len(header):
         raise DataError(f"{path}:1: repeated column: {', '.join(header)}")
-
-
-def _wrong_length(values: Sequence[str], header: Sequence[str]) -> str | None:
-    if len(values) == len(header):
-        return None
-    return f"{len(values)} columns, expected {len(header)}: {values[0][:40]!r}"

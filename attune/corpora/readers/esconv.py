@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from attune.corpora.splits import SHARES, text_hash
 from attune.data.dialogue import SPLITS, Dialogue, Role, Turn, join_turns, normalise
 from attune.runtime.errors import DataError
-from attune.runtime.io import read_lines, read_text
+from attune.runtime.io import read_lines, read_text, require_utf8
 
 CORPUS = "esconv"
 WHOLE = "ESConv.json"
@@ -142,8 +142,7 @@ def _string(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} should be a text, found {_shown(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {key} has half of a surrogate pair, which no text file can hold")
+    require_utf8(value, f"{where}: {key}", DataError)
     return value.strip()
 
 

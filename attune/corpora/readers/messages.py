@@ -9,7 +9,7 @@
 
 A dialogue begins with at most one system turn, by `corpus.messages.system`. Its split is that of its file's name, else
 that of its column; splits that neither names are cut from the train dialogues by a hash of the id, or of the words
-where there is no id.
+if it has no id.
 """
 
 from __future__ import annotations
@@ -28,21 +28,13 @@ import numpy.typing as npt
 from attune.config.schema import Messages, Shares
 from attune.corpora.readers.message_files import Names, data_files, read_file
 from attune.corpora.splits import split_by_hash, text_hash
-from attune.data.dialogue import Dialogue, Role, Turn, join_system, join_turns, normalise
+from attune.data.chat import read_turn, text_or_number
+from attune.data.dialogue import Dialogue, Turn, join_system, join_turns, normalise
 from attune.runtime.errors import DataError
+from attune.runtime.records import shown
 
 CORPUS = "messages"
 TURNS = ("messages", "conversations", "conversation", "turns")
-ROLE_KEYS = ("role", "from")
-TEXT_KEYS = ("content", "value", "text")
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
 SPLIT_NAMES = {
     "train": "train",
     "valid": "valid",
@@ -135,20 +127,18 @@ class _Chats:
         }
         self._done: Counter[str] = Counter()
 
-    def records(self) -> Iterator[tuple[str, Any, str | None]]:
+    def records(self) -> Iterator[tuple[str, dict[str, Any], str | None]]:
         """The place of each dialogue, its record, and the split that its file names."""
         for source in self._sources:
             for where, record in read_file(source.path, self._names):
                 yield where, record, source.split
 
-    def dialogue(self, where: str, record: Any, split: str | None) -> Dialogue:
+    def dialogue(self, where: str, record: Mapping[str, Any], split: str | None) -> Dialogue:
         """The dialogue of a record.
 
         Raises:
             BadRecord: it is none.
         """
-        if not isinstance(record, dict):
-            raise BadRecord(f": expected an object with a list of turns, found {_shown(record)}")
         turns = _turns(record, self._settings, self._done)
         name = _value(record, self._settings.id, "id")
         split = split or self._named(where, record) or "train"
@@ -212,16 +202,16 @@ class _Chats:
 
     def _named_in_records(self) -> set[str | None]:
         """The splits that dialogues name: which are missing is known only after all of them."""
-        return {self._named(where, record) for where, record, _ in self.records() if isinstance(record, dict)}
+        return {self._named(where, record) for where, record, _ in self.records()}
 
     def _named(self, where: str, record: Mapping[str, Any]) -> str | None:
-        """The split that a record names; None where there is none."""
+        """The split that a record names; None if it names none."""
         name = record.get(self._names.split)
         if name is None and self._settings.split is None:
             return None
         if not isinstance(name, str) or name not in self._known:
             raise DataError(
-                f"{where}: {self._names.split} {_shown(name)} is none of {', '.join(self._known)}: "
+                f"{where}: {self._names.split} {shown(name)} is none of {', '.join(self._known)}: "
                 "corpus.messages.splits says which split another name means"
             )
         return self._known[name]
@@ -236,8 +226,11 @@ def _turns(record: Mapping[str, Any], settings: Messages, counted: Counter[str])
         raise BadRecord(f": no column {' or '.join(columns)}; found {found}: name it in corpus.messages.turns")
     listed = record[column]
     if not isinstance(listed, list) or not listed:
-        raise BadRecord(f": {column} should be a list of turns, found {_shown(listed)}")
-    turns = [_turn(turn, settings, f", turn {number}") for number, turn in enumerate(listed, start=1)]
+        raise BadRecord(f": {column} should be a list of turns, found {shown(listed)}")
+    turns = [
+        read_turn(turn, f", turn {number}", BadRecord, settings.role, settings.content)
+        for number, turn in enumerate(listed, start=1)
+    ]
     first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if late := [number for number, turn in enumerate(turns, start=1) if turn.role == "system" and number > first]:
         raise BadRecord(f", turn {late[0]}: a system turn after the first turn of user or assistant: put it first")
@@ -250,61 +243,9 @@ def _turns(record: Mapping[str, Any], settings: Messages, counted: Counter[str])
     return join_system(joined) if first and settings.system == "join" else joined
 
 
-def _turn(turn: Any, settings: Messages, where: str) -> Turn:
-    if not isinstance(turn, dict):
-        raise BadRecord(f"{where}: expected an object with role and content, found {_shown(turn)}")
-    speaker, text = _key(turn, settings.role, ROLE_KEYS, where), _key(turn, settings.content, TEXT_KEYS, where)
-    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
-    if role is None:
-        raise BadRecord(
-            f"{where}: role {_shown(speaker)} is none of {', '.join(ROLES)}; calls of tools and their results are not "
-            "trained on: leave such turns out"
-        )
-    if isinstance(text, list):
-        text = _text_of_parts(text, where)
-    if not isinstance(text, str) or not text.strip():
-        raise BadRecord(f"{where}: the text of {speaker} should not be empty, found {_shown(text)}")
-    _require_text(text, where)
-    act = turn.get("act")
-    if act is not None and not isinstance(act, str):
-        raise BadRecord(f"{where}: act should be a text, found {_shown(act)}")
-    return Turn(role, text.strip(), act or None)
-
-
-def _text_of_parts(parts: list[Any], where: str) -> str:
-    """The text of a content in parts, `[{"type": "text", "text": …}]`, a part a line."""
-    texts = []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else _shown(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise BadRecord(f"{where}: a part of the content is {_shown(kind)}: only parts of type text can be read")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _key(turn: Mapping[str, Any], named: str | None, usual: tuple[str, ...], where: str) -> Any:
-    keys = (named,) if named else usual
-    key = next((key for key in keys if key in turn), None)
-    if key is None:
-        raise BadRecord(f"{where}: no key {' or '.join(keys)}; found {', '.join(map(str, turn))}")
-    return turn[key]
-
-
 def _value(record: Mapping[str, Any], named: str | None, usual: str) -> str | None:
     """A text or number of a record's column as text; None where the column has a usual name and is not there."""
     value = record.get(named or usual)
     if value is None and named is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise BadRecord(f": {named or usual} should be a text or a whole number, found {_shown(value)}")
-    _require_text(str(value), f": {named or usual}")
-    return str(value).strip()
-
-
-def _require_text(text: str, where: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRecord(f"{where}: half of a surrogate pair, which no text file can hold")
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80] if value is None or isinstance(value, str | int | float) else type(value).__name__
+    return text_or_number(value, f": {named or usual}", BadRecord)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attune.data.dialogue import Role, Turn
 from attune.runtime.errors import DataError
-from attune.runtime.io import read_lines
+from attune.runtime.io import read_lines, require_utf8
 
 FILE = "dialogues.jsonl"
 ROLES: tuple[Role, Role] = ("user", "assistant")
@@ -47,6 +47,5 @@ def _turns(line: str, where: str) -> tuple[Turn, ...]:
     for i, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{expected}: turn {i} is no text: {str(text)[:40]!r}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where}: turn {i} has half of a surrogate pair, which no text file can hold")
+        require_utf8(text, f"{where}: turn {i}", DataError)
     return tuple(Turn(ROLES[i % 2], text) for i, text in enumerate(texts))

@@ -20,7 +20,7 @@ from attune.config.params import compose, load
 from attune.config.schema import Params
 from attune.report.tables import markdown_table
 from attune.runtime.cli import command_parser
-from attune.runtime.errors import ModelError
+from attune.runtime.errors import ModelError, reason
 from attune.tools.memory.footprint import Kept, kept
 from attune.tools.memory.sizes import Size, Step, size
 from attune.training.dpo.packed_forward import SUPPORTED_ARCHITECTURES
@@ -72,10 +72,9 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the configuration of {source} cannot be loaded: {reason} Download its config.json into a folder on a "
-            "machine with a network, and name that folder: --config FOLDER"
+            f"the configuration of {source} cannot be loaded: {reason(error)}. Download its config.json into a "
+            "folder on a machine with a network, and name that folder: --config FOLDER"
         ) from None
     if model.as_decoder:
         config.update(AS_DECODER)

@@ -148,7 +148,7 @@ def knowledge(results: Results, notes: Notes, params: Params) -> str:
 {table("variant", rows, {"mmlu": EMPATHY_COLUMNS["mmlu"]} | KNOWLEDGE_COLUMNS, notes)}
 
 MMLU by {params.mmlu.form}. log-prob: mean log-probability of the right answers, nats a byte. margin: the same less the
-mean of the wrong ones; 0 is guessing.{says}
+mean of the wrong ones; compare it between variants.{says}
 """
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,23 +47,31 @@ HARD = RANDOM.normal(20, 8, N)
 """How high an example scores under any variant: what pairing takes out."""
 
 
-def write_run(variant, shift=0.0, noise=0.0, context="context", levels=1, encoder="a", mmlu=25.0):
+QUESTIONS = 40
+
+
+def write_run(variant, shift=0.0, noise=0.0, context="context", levels=1, encoder="a", mmlu=25.0, form="letters"):
     """Scores by example, metrics, replies and signatures of a variant, as the stages write them."""
     rouge = HARD + shift + noise * np.random.default_rng(8).normal(0, 5, N)
     ids = [f"test/{i:03}" for i in range(N)]
     text = pd.DataFrame({"id": ids, "label": "sad", "rouge_l": rouge, "bertscore_f1": rouge / 2, "reply_words": 9.0})
     level = pd.DataFrame({"id": ids, "level_er": levels, "reference_level_er": 1, "diff_er": (levels - 1) ** 2})
-    for scorer, frame in (("text", text), ("epitome", level)):
+    answers = pd.DataFrame({
+        "id": [f"law/{i}" for i in range(QUESTIONS)],
+        "acc": [100.0 * (i < QUESTIONS * mmlu / 100) for i in range(QUESTIONS)],
+        "answer_logp": np.linspace(-3, -1, QUESTIONS) + mmlu / 100,
+        "answer_margin": 0.5,
+    })  # fmt: skip
+    for scorer, frame in (("text", text), ("epitome", level), ("mmlu", answers)):
         path = Path(f"data/scores/{scorer}/{variant}.parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         frame.to_parquet(path, index=False)
         means = {name: float(frame[name].mean()) for name in frame.select_dtypes("number")}
-        write_json(
-            Path(f"metrics/{scorer}/{variant}.json"), means | ({"dist_1": 30.0 + shift} if scorer == "text" else {})
-        )
+        extra = {"text": {"dist_1": 30.0 + shift}, "mmlu": {"acc_stderr": 1.0}}.get(scorer, {})
+        write_json(Path(f"metrics/{scorer}/{variant}.json"), means | extra)
     write_json(Path(f"metrics/text/{variant}.signature.json"), {"bertscore_encoder": encoder, "tokeniser": "13a"})
-    write_json(Path(f"metrics/mmlu/{variant}.json"), {"acc": mmlu, "acc_stderr": 1.0})
+    write_json(Path(f"metrics/mmlu/{variant}.signature.json"), {"form": form, "adapter": f"{variant} {shift}"})
     turn = [{"role": "user", "text": context, "act": None}]
     rows = [{"id": key, "label": "sad", "context": turn, "reference": "yes", "reply": "a"} for key in ids]
     path = Path(f"data/replies/{variant}.parquet")
@@ -143,6 +152,16 @@ def test_a_level_is_judged_by_its_distance_from_people(repository, capsys):
     assert "0.00" in lines[0] and "1.00" in lines[0]
 
 
+def test_knowledge_is_compared_question_by_question(repository, capsys):
+    """Two of forty questions more are no finding, at chance; each right answer likelier by 0.05 is one."""
+    write_run("sft", mmlu=30.0)
+    text = printed(capsys, "--all")
+    assert "Verdict: better. 1 better, 0 worse, of 2 metrics" in text
+    rows = {line.split("  ")[0]: line for line in text.splitlines() if "MMLU" in line}
+    assert "MMLU log-prob ↑" in rows[BETTER] and "+0.050 to +0.050" in rows[BETTER]
+    assert re.search(r"MMLU ↑ +25\.0 +30\.0†", rows[NOISE]) and "†: at chance." in text
+
+
 def test_params_come_first(repository, capsys):
     params = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n"), encoding="utf-8")
@@ -151,13 +170,13 @@ def test_params_come_first(repository, capsys):
 
 
 def test_what_cannot_be_judged_stands_apart_with_the_reason(repository, capsys):
-    write_run("sft", shift=3.0, encoder="b", mmlu=30.0)
+    write_run("sft", shift=3.0, encoder="b", mmlu=30.0, form="cloze")
     write_json(Path("metrics/data.json"), {"test_dialogues": 12})
     text = printed(capsys)
     assert "Verdict: better. 1 better, 0 worse, of 1 metrics" in text
     apart = text.partition("Not judged:")[2]
     assert "- measured differently (bertscore_encoder): F-BERT" in apart
-    assert "- no scores by example: MMLU 25.0 → 30.0 (sft)" in apart
+    assert "- measured differently (form): MMLU 25.0 → 30.0 (sft), MMLU log-prob" in apart
     assert "- counts over all replies, without an interval: Dist-1 30.00 → 33.00 (sft)" in apart
     assert "- of the run, not of replies: data test_dialogues 200 → 12" in apart
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from attune.report.tables import DASH, VARIANT_COLUMNS, Metrics, direction, escape
+from attune.report.tables import AT_CHANCE, DASH, VARIANT_COLUMNS, Metrics, chance_mark, direction, escape
 from attune.runtime.errors import visible
 from attune.scoring.intervals.bootstrap import DISTANCE, columns, distances, metrics, resample_weights
 
@@ -40,6 +40,8 @@ class Change:
     high: float
     p: float
     corrected: float = 1.0
+    chance: str = ""
+    """`AT_CHANCE` if the value after is at chance."""
 
     @property
     def heading(self) -> str:
@@ -63,6 +65,7 @@ class Change:
         """A row of the table, under `HEADINGS`."""
         digits = VARIANT_COLUMNS[self.metric.removesuffix(DISTANCE)][1]
         before, after = (f"{value:.{digits}f}" for value in (self.before, self.after))
+        after += self.chance
         difference, low, high = (f"{value:+z.{digits}f}" for value in (self.after - self.before, self.low, self.high))
         p = DASH if self.verdict == NEITHER else f"{self.corrected:.3f}" if self.corrected >= 0.001 else "< 0.001"
         return self.verdict, self.variant, self.heading, before, after, difference, f"{low} to {high}", p
@@ -111,8 +114,8 @@ def paired_changes(
     for weights in resample_weights(len(before), RESAMPLES, seed, dialogues) if names else ():
         measured = measure(weights)
         for name in names:
-            parts[name].append(measured[name][1] - measured[name][0])
-    return [_change(variant, name, values[name][:, 0], np.concatenate(parts[name])) for name in names]
+            parts[name].append(measured[name])
+    return [_change(variant, name, values[name][:, 0], np.concatenate(parts[name], axis=1)) for name in names]
 
 
 def _in_order(values: Mapping[str, object]) -> list[str]:
@@ -133,14 +136,18 @@ def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return any(not np.array_equal(old[one], new[one], equal_nan=True) for one in parts)
 
 
-def _change(variant: str, name: str, values: Any, differences: Any) -> Change:
+def _change(variant: str, name: str, values: Any, resampled: Any) -> Change:
+    """From the (2,) values before and after, and the same of (2, R) resamples."""
     import numpy as np
 
-    drawn = differences[~np.isnan(differences)]
+    old, new = resampled[:, ~np.isnan(resampled).any(axis=0)]
+    drawn = new - old
     low, high = np.percentile(drawn, [2.5, 97.5])
     smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p = min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
-    return Change(variant, name, float(values[0]), float(values[1]), float(low), float(high), p)
+    ends = dict(zip((f"{name}.low", f"{name}.high"), np.percentile(new, [2.5, 97.5]).tolist(), strict=True))
+    mark = chance_mark(name, ends)
+    return Change(variant, name, float(values[0]), float(values[1]), float(low), float(high), p, chance=mark)
 
 
 def holm(changes: Sequence[Change]) -> list[Change]:
@@ -199,7 +206,10 @@ def page(changes: Changes, name: str, markdown: bool = False, everything: bool =
     parts.append(f"**{verdict(changes)}**" if markdown else verdict(changes))
     rows, more = _rows(changes.judged, everything)
     if rows:
-        parts.append("\n".join([_table(rows, markdown), *([f"{more} more: --all shows them."] if more else [])]))
+        parts.append(_table(rows, markdown))
+        below = [f"{more} more: --all shows them."] if more else []
+        below += [f"{AT_CHANCE}: at chance."] if any(AT_CHANCE in row[4] for row in rows) else []
+        parts += [" ".join(below)] if below else []
     noise = [one for one in changes.judged if one.verdict == NOISE]
     if noise and not everything:
         parts.append(_short(f"Within noise, {len(noise)}: {_names(noise, safe)}", 3, everything))

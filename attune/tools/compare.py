@@ -22,9 +22,11 @@ from attune.data.dialogue import dialogue_of
 from attune.report import changes as report
 from attune.report.changes import Changes, changed_params, holm, page, unjudged_metrics
 from attune.report.results import (
+    MMLU,
     TEXT,
     metrics_file,
     mmlu_file,
+    of_replies,
     pairs_file,
     quality_file,
     replies_file,
@@ -42,8 +44,11 @@ if TYPE_CHECKING:
 
 PARAMS = "params.yaml"
 RECORDED_SCORES = Path(".cache/records")
-# Keys of signatures that count or name versions, which move last digits at most.
-APART = ("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine")
+# Keys of signatures that count, name the model or name versions, which move last digits at most.
+APART = (
+    *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
+    *("model", "commit", "adapter", "quantization", "prompts_cut"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Run:
             mmlu = mmlu_columns(self.recorded.get("mmlu", {}).get(variant, {}), {})[0]
             return dict(self.recorded["metrics"].get(variant, {})) | mmlu
         found = mmlu_columns(self.object(mmlu_file(variant).path), {})[0]
-        for scorer in (TEXT, *self.keys("classifiers")):
+        for scorer in of_replies(self.keys("scorers")):
             found |= self.object(metrics_file(scorer, variant).path)
         return found
 
@@ -229,8 +234,6 @@ def compare(before: Run, after: Run) -> Changes:
 
 def _reason(name: str, reasons: Mapping[str, str]) -> str:
     """Why a metric was not judged."""
-    if name == "mmlu":
-        return "no scores by example"
     if name.startswith("dist_") or name == "repeated_share":
         return "counts over all replies, without an interval"
     scorer = next((key for key, starts in SCORED.items() if name.startswith(starts)), TEXT)
@@ -239,7 +242,9 @@ def _reason(name: str, reasons: Mapping[str, str]) -> str:
     )
 
 
-SCORED = {"epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",)}
+SCORED = {
+    "epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",), MMLU: (MMLU, "answer_"),
+}  # fmt: skip
 """Scorer to how the names of its metrics begin; all others are of `text`."""
 
 
@@ -248,7 +253,7 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
     judged: list[report.Change] = []
     reasons: dict[str, str] = {}
     same = _same_examples(before, after, variant)
-    for scorer in (TEXT, *after.keys("classifiers")):
+    for scorer in after.keys("scorers"):
         path = scores_file(scorer, variant).path
         first, second = (run.table(path) for run in (before, after))
         if first is None or second is None:
@@ -262,16 +267,23 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
         drop = [name for name in first if str(name).startswith("bertscore")] if differ else []
         if differ:
             reasons["bertscore"] = f"measured differently ({', '.join(differ)})"
-        ids = [key for key in sorted(set(first["id"]) & set(second["id"])) if same is None or key in same]
+        equal = None if scorer == MMLU else same
+        ids = [key for key in sorted(set(first["id"]) & set(second["id"])) if equal is None or key in equal]
         total = len(set(first["id"]) | set(second["id"]))
+        examples = "questions" if scorer == MMLU else "test examples"
         if len(ids) < 2:
-            reasons[scorer] = "no test examples in common"
+            reasons[scorer] = f"no {examples} in common"
             continue
         if len(ids) < total:
-            notes.append(f"{len(ids)} of {total} test examples are in both and equal; the others are not compared.")
-        old, new = (side.set_index("id").loc[ids].drop(columns=drop, errors="ignore") for side in (first, second))
+            notes.append(f"{len(ids)} of {total} {examples} are in both and equal; the others are not compared.")
+        # The tables call the accuracy by the name of the scorer.
+        old, new = (
+            side.set_index("id").loc[ids].drop(columns=drop, errors="ignore").rename(columns={"acc": MMLU})
+            for side in (first, second)
+        )
         targets = (after.params.get("context") or {}).get("targets", "last")
-        dialogues = [dialogue_of(key, targets) for key in ids]
+        # Questions have no dialogues.
+        dialogues = ids if scorer == MMLU else [dialogue_of(key, targets) for key in ids]
         judged += report.paired_changes(old, new, variant, dialogues, int(after.params.get("seed", 0)))
     return sorted(judged, key=_place), reasons
 

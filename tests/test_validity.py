@@ -251,8 +251,8 @@ GOOD = [["c", "r", "1"], ["c", "r", "2"], ["c", "r", "3"]]
         ),
         (["context", "reply", "rating"], [*GOOD[:2], ["c", "r", "nan"]], r"^ratings\.csv:4: rating = 'nan' is not a n"),
         (["context", "reply", "rating"], [["c", "r", " "], *GOOD], r"^ratings\.csv:2: no rating$"),
-        (["context", "reply", "rating"], [["c", "r"]], r"^ratings\.csv:2: 2 columns, expected 3"),
-        (["context", "reply", "rating"], [[" ", "r", "1"], *GOOD], r"^ratings\.csv:2: context is empty$"),
+        (["context", "reply", "rating"], [["c", "r"]], r"^ratings\.csv:2: 2 fields, but the header has 3"),
+        (["context", "reply", "rating"], [[" ", "r", "1"], *GOOD], r"^ratings\.csv:2: message 1 of context: the te"),
         # The line where the row begins, before a text of two lines.
         (["context", "reply", "rating"], [["a\nb", "r", "x"], *GOOD], r"^ratings\.csv:2: rating = 'x'"),
         (

@@ -25,7 +25,7 @@ ALPHA = 0.05
 BETTER, WORSE, NOISE, NEITHER = "better", "worse", "within noise", "no better direction"
 HEADINGS = ("", "variant", "metric", "before", "after", "difference", "95 % interval", "p (Holm)")
 # Lines of a page are at most 40: rows of the table on each side, params, and lines of what is not judged.
-ROWS, PARAMS, LINES, WIDTH = 6, 5, 6, 118
+ROWS, PARAMS, LINES, WIDTH = 6, 5, 5, 118
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from attune.report.tables import (
     with_people,
 )
 from attune.report.validity import beside, explanation
+from attune.report.verdicts import verdicts
 from attune.runtime.errors import visible
 
 Notes = Mapping[str, Mapping[str, str]]
@@ -41,11 +42,18 @@ def summary(results: Results, params: Params) -> str:
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
+    said = "\n".join(f"- {escape(verdict.sentence)}" for verdict in verdicts(results, params))
     people, agreement = beside(results.validity), explanation(results.validity, results.signature)
     agreement = f" {agreement}" if agreement else ""
     return f"""# Attune: results of this run
 
 {lead(results, params)}
+
+## Verdicts
+
+{said}
+
+By rule, from the numbers below; `docs/metrics.md` has the rules and the healthy ranges.
 
 ## Empathy and understanding
 

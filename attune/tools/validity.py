@@ -306,16 +306,28 @@ def published() -> tuple[list[Rated], str]:
         UserError: CORPORA_DIR is not set.
         DownloadError: the folder has no such file, or another one.
     """
+    with TemporaryDirectory() as made:
+        (path,) = corpus_files((FILE,), Path(made))
+        return read(path), sha256_of(path)
+
+
+def corpus_files(names: Sequence[str], target: Path) -> list[Path]:
+    """Copies of files of EmPO's human evaluation from the folder of corpora, in `target`, with their published hashes.
+
+    Raises:
+        UserError: CORPORA_DIR is not set.
+        DownloadError: the folder has no such file, or another one.
+    """
     folder = os.environ.get("CORPORA_DIR")
     source = load_sources(SOURCES)[CORPUS]
     if not folder:
         raise UserError(
-            f"{CORPUS} has no public address that could be fetched: put {FILE} into <folder>/{CORPUS} and set "
-            f"CORPORA_DIR to <folder>, or name a csv of ratings. {source.hint}"
+            f"{CORPUS} has no public address that could be fetched: put {', '.join(names)} into <folder>/{CORPUS} and "
+            f"set CORPORA_DIR to <folder>, or name a file of your own. {source.hint}"
         )
-    with TemporaryDirectory() as made:
-        from_local(Path(folder).expanduser() / CORPUS, source, Path(made))
-        return read(Path(made) / FILE), sha256_of(Path(made) / FILE)
+    wanted = replace(source, files=tuple(single for single in source.files if single.file in names))
+    from_local(Path(folder).expanduser() / CORPUS, wanted, target)
+    return [target / name for name in names]
 
 
 def into_page(text: str, page: str) -> str:

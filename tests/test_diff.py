@@ -129,6 +129,19 @@ def test_a_change_within_noise_is_called_so_and_a_real_one_is_found(repository, 
     assert kinds == [BETTER, BETTER, WORSE, WORSE]
 
 
+def test_a_small_change_of_the_same_examples_is_found_inside_the_marginal_interval(repository, capsys):
+    """Half a point less on each example, give or take one: the mean alone is uncertain by more than a point."""
+    write_run("sft", shift=-0.5, noise=0.2)
+    scores = pd.read_parquet("data/scores/text/sft.parquet")["rouge_l"]
+    low, high = (scores.mean() + side * 1.96 * scores.std() / N**0.5 for side in (-1, 1))
+    assert low < HARD.mean() < high
+    text = printed(capsys)
+    assert "Verdict: worse. 0 better, 2 worse, of 2 metrics" in text
+    row = next(line for line in text.splitlines() if "ROUGE-L ↑" in line)
+    value, low, high = map(float, re.search(r"([-+.\d]+) +([-+.\d]+) to ([-+.\d]+) +< 0.001", row).groups())
+    assert low < value < high < 0 and value == pytest.approx(-0.5, abs=0.2)
+
+
 def test_the_other_revision_is_compared_by_its_own_scores(repository, capsys):
     write_run("sft", shift=3.0, noise=1.0)
     subprocess.run(["dvc", "commit", "-fq"], check=True)

@@ -34,6 +34,7 @@ from attune.config.params import load
 from attune.config.schema import Params
 from attune.data.dialogue import context_key, normalise
 from attune.download.fetch import from_local
+from attune.download.sources import Source
 from attune.download.sources import load as load_sources
 from attune.generation.made_elsewhere import OwnReply
 from attune.generation.made_elsewhere import read as read_replies
@@ -215,7 +216,8 @@ def _scores(
             sentence_bleu(row.reply, row.reference, order) if row.reference is not None else float("nan")
             for row in replies
         ]
-    return numbers[sorted(map(str, numbers), key=_place)], signature
+    names = sorted([str(name) for name in numbers], key=_place)
+    return numbers[names], signature
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -325,7 +327,7 @@ def corpus_files(names: Sequence[str], target: Path) -> list[Path]:
             f"{CORPUS} has no public address that could be fetched: put {', '.join(names)} into <folder>/{CORPUS} and "
             f"set CORPORA_DIR to <folder>, or name a file of your own. {source.hint}"
         )
-    wanted = replace(source, files=tuple(single for single in source.files if single.file in names))
+    wanted = Source(**vars(source) | {"files": tuple(single for single in source.files if single.file in names)})
     from_local(Path(folder).expanduser() / CORPUS, wanted, target)
     return [target / name for name in names]
 

@@ -15,9 +15,9 @@ from attune.report.published_page import difference
 from attune.report.tables import PEOPLE
 from attune.runtime.errors import DataError, UserError
 from attune.tools import published
+from attune.tools.rated import read as read_ratings
 from attune.tools.record import main, page
 from attune.tools.score import score_rows
-from attune.tools.validity import read as read_ratings
 
 REFERENCES = ("i am so sorry to hear that", "that is great news", "what happened then")
 

@@ -15,7 +15,8 @@ from attune.report.validity import beside, explanation, read_validity, table
 from attune.runtime.errors import DataError, UserError
 from attune.scoring.validity import ceiling, ordered_pairs, pairwise_agreement, sentence_bleu, spearman
 from attune.tools import validity
-from attune.tools.validity import main, read
+from attune.tools.rated import read
+from attune.tools.validity import main
 
 ROOT = Path(__file__).parents[1]
 CORPORA = Path(os.environ.get("CORPORA_DIR") or ROOT.parent / "shared/data")

@@ -19,9 +19,10 @@ from attune.report.tables import PEOPLE, Metrics
 from attune.report.validity import MEAN
 from attune.runtime.errors import DataError
 from attune.runtime.io import read_records, sha256_of
+from attune.tools.rated import CORPUS, FILE, Rated, corpus_files
+from attune.tools.rated import read as read_ratings
 from attune.tools.score import Scored, compare, score_rows
-from attune.tools.validity import CORPUS, FILE, Rated, corpus_files, say
-from attune.tools.validity import read as read_ratings
+from attune.tools.validity import say
 
 BASE, *OTHERS = SYSTEMS = ("base", "base-30", "sft", "sft-dpo")
 """Of 7 B parameters; the first is the one that the others are compared with."""

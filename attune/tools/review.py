@@ -21,7 +21,9 @@ from attune.report.samples import MACHINE, choose, quote
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.tools import compare
+from attune.tools.compare import compare
+from attune.tools.runs import folder
+from attune.tools.runs import revision as at
 
 Replies = Mapping[str, dict[str, Any]]
 
@@ -55,8 +57,7 @@ def comment(revision: str, name: str, variant: str, params: Params, plots: str |
     named(params.variants, variant, "variants")
     after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
-    run = compare.revision(revision)
-    changed = compare.compare(run, compare.folder(Path(), "the working tree"))
+    changed = compare(at(revision), folder(Path(), "the working tree"))
     return "\n\n".join([
         f"## Changes against {escape(name)}",
         page(changed, name, markdown=True),

@@ -50,12 +50,15 @@ HARD = RANDOM.normal(20, 8, N)
 QUESTIONS = 40
 
 
-def write_run(variant, shift=0.0, noise=0.0, context="context", levels=1, encoder="a", mmlu=25.0, form="letters"):
+def write_run(
+    variant, shift=0.0, noise=0.0, context="context", levels=1, human=1, encoder="a", mmlu=25.0, form="letters"
+):
     """Scores by example, metrics, replies and signatures of a variant, as the stages write them."""
     rouge = HARD + shift + noise * np.random.default_rng(8).normal(0, 5, N)
     ids = [f"test/{i:03}" for i in range(N)]
     text = pd.DataFrame({"id": ids, "label": "sad", "rouge_l": rouge, "bertscore_f1": rouge / 2, "reply_words": 9.0})
-    level = pd.DataFrame({"id": ids, "level_er": levels, "reference_level_er": 1, "diff_er": (levels - 1) ** 2})
+    gap = (levels - human) ** 2
+    level = pd.DataFrame({"id": ids, "level_er": levels, "reference_level_er": human, "diff_er": gap})
     answers = pd.DataFrame({
         "id": [f"law/{i}" for i in range(QUESTIONS)],
         "acc": [100.0 * (i < QUESTIONS * mmlu / 100) for i in range(QUESTIONS)],
@@ -163,6 +166,14 @@ def test_a_level_is_judged_by_its_distance_from_people(repository, capsys):
     # Levels lead, differences follow.
     assert ["distance of ER ↓" in lines[0], "diff-ER ↓" in lines[1]] == [True, True]
     assert "0.00" in lines[0] and "1.00" in lines[0]
+
+
+def test_levels_of_another_classifier_are_not_compared(repository, capsys):
+    """Its signature is the same; the human replies show it."""
+    write_run("sft", levels=2, human=2)
+    text = printed(capsys)
+    assert "Verdict: not judged." in text
+    assert "- measured by another classifier: the human replies score otherwise: ER 1.00 → 2.00 (sft)" in text
 
 
 def test_knowledge_is_compared_question_by_question(repository, capsys):

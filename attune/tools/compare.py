@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attune.data.dialogue import dialogue_of
 from attune.report import changes as report
@@ -25,6 +25,11 @@ from attune.runtime.cli import command_parser
 from attune.scoring.intervals.bootstrap import DISTANCE
 from attune.tools.runs import Run, folder, other_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAME_SHARE = 0.99
+"""Share of the human replies whose scores are equal if both sides have the same classifier."""
 # Keys of signatures that count, name the model or name versions, which move last digits at most.
 APART = (
     *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
@@ -110,6 +115,9 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
             side.set_index("id").loc[ids].drop(columns=drop, errors="ignore").rename(columns={"acc": MMLU})
             for side in (first, second)
         )
+        if scorer != TEXT and _scored_otherwise(old, new):
+            reasons[scorer] = "measured by another classifier: the human replies score otherwise"
+            continue
         targets = (after.params.get("context") or {}).get("targets", "last")
         # Questions have no dialogues.
         dialogues = ids if scorer == MMLU else [dialogue_of(key, targets) for key in ids]
@@ -136,6 +144,18 @@ def _same_examples(before: Run, after: Run, variant: str) -> set[str] | None:
         if side is not None
     ]
     return {key for key, value in texts[0].items() if texts[1].get(key) == value}
+
+
+def _scored_otherwise(old: pd.DataFrame, new: pd.DataFrame) -> bool:
+    """Whether the human replies have other scores; signatures do not tell one trained classifier from another.
+
+    Some may differ in their last digits, or in a level, between machines.
+    """
+    import numpy as np
+
+    names = [name for name in old if "reference_" in str(name) and name in new]
+    same = (np.isclose(old[name], new[name], rtol=1e-3, atol=1e-6, equal_nan=True).mean() for name in names)
+    return any(share < SAME_SHARE for share in same)
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

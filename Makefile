@@ -25,7 +25,7 @@ repro: setup ## Run the stages that have changed, then show the result on one sc
 	@python -m attune repro
 	@echo && python -m attune show
 
-diff: setup ## Show which metrics changed since REV (make diff REV=main; default HEAD), except within noise
+diff: setup ## Show what is better or worse than REV (make diff REV=main; default HEAD)
 	@python -m attune compare $(REV)
 
 test: setup ## Run all tests but the slow ones: what a change needs before a commit

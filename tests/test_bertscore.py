@@ -1,14 +1,15 @@
-"""BERTScore against the package bert-score, and where the package fails."""
+"""BERTScore against the entry points of the package bert-score, and where those fail."""
 
 import json
 import sys
 
 import pytest
 import torch
-from helpers import small_mpnet
+from helpers import ROOT, small_mpnet
 
+from attune.corpora.readers import empathetic_dialogues
 from attune.runtime.errors import ModelError
-from attune.scoring.text.bertscore import bertscore, limit, match
+from attune.scoring.text.bertscore import bertscore, limit
 
 PREDICTIONS = [
     "I am so sorry to hear that.",
@@ -154,21 +155,27 @@ def test_order_and_batch_size(minilm):
 def test_distinct_texts_are_encoded_once(minilm):
     model, tokenizer = minilm
     seen = []
-    hook = model.register_forward_pre_hook(lambda *given: seen.append(given[-1]["input_ids"]), with_kwargs=True)
+    hook = model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     bertscore(["yes"] * 5 + ["no way"], ["no way"] * 3 + ["yes "] * 3, model, tokenizer, 5, batch_size=64)
     hook.remove()
     assert [tuple(batch.shape) for batch in seen] == [(2, 4)]
 
 
-def test_matching_by_hand():
-    # [CLS], two tokens, [SEP] against [CLS], one token, [SEP], in two dimensions.
-    x, y, diagonal = (1.0, 0.0), (0.0, 1.0), (0.6, 0.8)
-    p, r, f1 = match(torch.tensor([y, x, diagonal, y]), torch.tensor([diagonal, x, y]))
-    # x finds x (1); the diagonal finds the special token that is equal to it (1).
-    assert (p, r) == pytest.approx((1.0, 1.0))
-    # x finds the special token at 0.6, the diagonal itself.
-    p, r, f1 = match(torch.tensor([y, x, diagonal, y]), torch.tensor([diagonal, y, y]))
-    assert (p, r, f1) == pytest.approx((0.8, 1.0, 2 * 0.8 / 1.8))
+def test_texts_of_the_corpus_equal_bert_score(minilm):
+    """Real sentences, some of them repeated, in batches of other texts than the package's."""
+    dialogues, _ = empathetic_dialogues.read(ROOT / "data/sample/empatheticdialogues")
+    texts = [turn.text for one in dialogues for turn in one.turns if turn.role == "assistant"][:25]
+    predictions, references = [*texts[1:], *texts[:8]], [*texts[:-1], *texts[3:11]]
+    ours = bertscore(predictions, references, *minilm, 5, batch_size=16)
+    for column, expected in zip(ours.values(), package(minilm_folder(), 5, predictions, references), strict=True):
+        assert column == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_text_without_tokens(minilm):
+    """Not empty, but nothing is left of it: a zero-width space."""
+    ours = bertscore(["\u200b", "yes", "yes"], ["yes", "\u200b", "yes"], *minilm, 5, batch_size=8)
+    for column in ours.values():
+        assert column == [0, 0, pytest.approx(100, abs=1e-3)]
 
 
 @pytest.mark.parametrize("layer", [-1, 7])

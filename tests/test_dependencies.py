@@ -31,7 +31,7 @@ TABLE = {
     "pairs": SAMPLE,
     "report": {"card", "report"},
     "scoring/common": {"evaluate", "scores"},
-    "scoring/intervals": {"intervals"},
+    "scoring/intervals": {"intervals", "report"},
     "scoring/mmlu": {"mmlu"},
     "scoring/text": {"evaluate", "card", "report"},
     "training/common": TRAIN,

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from itertools import product
@@ -18,7 +19,7 @@ import uvicorn
 from helpers import ROOT, open_browser
 
 from attune.config.params import load
-from attune.report.ratings import Answer, Store, as_csv, current, first, items, order, read_csv
+from attune.report.ratings import COMMON, Answer, Store, as_csv, current, drawn, first, items, order, read_csv
 from attune.report.win_rates import alpha, compared, section, summary, wilson
 from attune.runtime.errors import DataError, UserError
 from attune.tools.rate import app, export, read, share
@@ -43,19 +44,25 @@ def an_answer(rater="ann", example=0, choice="b", **changes):
     return replace(Answer(rater, item.example, *NAMES, choice, "", "a", item.replies, "2024-01-31"), **changes)
 
 
-@pytest.fixture
-def server(tmp_path):
+@contextmanager
+def serving(pairs, folder):
     """The page on a local port: (port, store of the answers)."""
-    store = Store(tmp_path / "answers.sqlite")
+    store = Store(folder / "answers.sqlite")
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    served = uvicorn.Server(uvicorn.Config(app(ITEMS, NAMES, store, 13, [f"127.0.0.1:{port}"]), log_level="error"))
+    served = uvicorn.Server(uvicorn.Config(app(pairs, NAMES, store, 13, [f"127.0.0.1:{port}"]), log_level="error"))
     thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
     thread.start()
     yield port, store
     served.should_exit = True
     thread.join()
     listening.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    with serving(ITEMS, tmp_path) as served:
+        yield served
 
 
 def ask(port, method, path, body=None, **headers):
@@ -80,6 +87,31 @@ def test_orders():
     begun = Counter(first(item, "ann", 13) for item in many)
     assert 160 < begun["a"] < 240
     assert [first(item, "ann", 13) for item in many] != [first(item, "ben", 13) for item in many]
+
+
+def test_all_raters_begin_with_the_same_contexts():
+    """Fifty who stop after twenty of 400 have all answered the same ones; --limit is a part of the same draw."""
+    many = drawn(items(replies("plain", 400), replies("warm", 400)), 13)
+    blocks = [[item.example for item in order(many, f"rater {i}", 13)][:COMMON] for i in range(50)]
+    assert {frozenset(block) for block in blocks} == {frozenset(item.example for item in many[:COMMON])}
+    assert len({tuple(block) for block in blocks}) == 50
+    assert drawn(many, 13, limit=30) == many[:30] and drawn(many[::-1], 13) == many != drawn(many, 14)
+
+
+def test_an_answer_that_is_taken_back_is_asked_again(server):
+    port, store = server
+    item = ask(port, "GET", "/next?rater=ann")[1]["item"]
+    body = {"rater": "ann", "example": item["example"], "hash": item["hash"], "better": "first"}
+    for rater in ("ann", "ben"):
+        assert ask(port, "POST", "/answer", body | {"rater": rater})[0] == 200
+    assert ask(port, "GET", "/next?rater=ann")[1]["item"]["example"] != item["example"]
+    assert ask(port, "POST", "/undo", body) == (200, {"undone": item["example"]})
+    assert ask(port, "GET", "/next?rater=ann")[1] == {"done": 0, "all": len(ITEMS), "item": item}
+    assert [answer.rater for answer in store.answers()] == ["ben"]
+    # There is none any more, and none of an example that is not rated.
+    assert ask(port, "POST", "/undo", body) == (200, {"undone": None})
+    assert ask(port, "POST", "/undo", body | {"example": "test/99"})[0] == 400
+    assert ask(port, "POST", "/undo", body, Content_Type="text/plain")[0] == 400
 
 
 def test_rater_answers_everything_once(server):
@@ -228,6 +260,10 @@ def test_export(tmp_path, capsys):
         assert [row["choice"] for row in csv.DictReader(file)] == ["b"] * 9
     text = capsys.readouterr().out
     assert "sft-dpo is better than sft in 100.0 % (65.7 to 100.0) of 9 answers" in text
+    assert text.endswith("; no agreement can be computed from 1 contexts that several raters answered\n")
+    apart = [*answers, an_answer(rater="ben", example=1, choice="a"), an_answer(rater="eve", example=9)]
+    export(apart, tmp_path / "out.csv", load(ROOT / "params.yaml"))
+    assert "over n = 2 contexts that several raters answered" in capsys.readouterr().out
     assert as_csv(answers).count("\n") == 10
 
 
@@ -305,6 +341,12 @@ def test_browser(server):
             expected = sides if first(item, "ann", 13) == "a" else sides[::-1]
             assert [page.locator(place).inner_text() for place in ("#first", "#second")] == expected
             if i == 0:
+                # Taken back once, and answered otherwise.
+                page.keyboard.press("1")
+                page.get_by_text(f"1 of {len(ITEMS)}", exact=True).wait_for()
+                page.click("#undo")
+                page.get_by_text(f"0 of {len(ITEMS)}", exact=True).wait_for()
+                assert page.locator("#undo").is_hidden() and page.locator("#first").inner_text() == expected[0]
                 page.fill("#reason", "it listens")
                 page.click("#take-second")
             else:
@@ -313,3 +355,30 @@ def test_browser(server):
         assert page.title() == "Which reply is better?" and page.locator("img").count() == 0
     kept = store.answers()
     assert len(kept) == len(ITEMS) and [answer.reason for answer in kept if answer.reason] == ["it listens"]
+
+
+def test_a_phone_shows_context_replies_and_buttons_at_once(tmp_path):
+    """At 390 x 844, with a context and replies that are longer than any recorded one."""
+    many = [{"id": "test/0", "context": [{"role": "user", "text": f"line {i} " * 30} for i in range(9)], "reply": ""}]
+    pairs = items([{**many[0], "reply": "plain words " * 60}], [{**many[0], "reply": "warm words " * 60}])
+    with serving(pairs, tmp_path) as (port, _), open_browser() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.fill("#rater", "ann")
+        page.keyboard.press("Enter")
+        page.locator("#compare").wait_for(state="visible")
+        for place in (
+            "#context",
+            "#first >> xpath=..",
+            "#second >> xpath=..",
+            "#take-first",
+            "#take-tie",
+            "#take-second",
+        ):
+            box = page.locator(place).bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= 844 and box["x"] + box["width"] <= 390, place
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        # The last message, which the replies answer, is in sight.
+        assert page.evaluate(
+            "(c => c.scrollTop + c.clientHeight >= c.scrollHeight - 1)(document.querySelector('#context'))"
+        )

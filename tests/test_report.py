@@ -115,6 +115,11 @@ def write_scores(variant, count):
         pq.write_table(pa.Table.from_pylist([{"id": f"test/{i}", **values} for i in range(count)]), path)
 
 
+def write_signatures(variant):
+    write_json(results.signature_file("text", variant).path, {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
+    write_json(results.signature_file("epitome", variant).path, {"diff": "mean squared"})
+
+
 def write_curve(key, name, points):
     rows = "".join(f"{step}\t{value}\n" for step, value in points)
     write_text(results.dpo_curve_file(key, name).path, f"step\t{name.split('/')[-1]}\n{rows}")
@@ -138,8 +143,6 @@ def run(tmp_path, monkeypatch):
     write_intervals("sft", **{"rouge_l.diff_low": -1.0, "rouge_l.diff_high": 1.0})
     better = {"diff_er.diff_low": -0.2, "diff_er.diff_high": -0.1, "rouge_l.diff_low": 0.0, "rouge_l.diff_high": 2.0}
     write_intervals("sft-dpo", **better)
-    write_json(results.signature_file("text", "base").path, {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
-    write_json(results.signature_file("epitome", "base").path, {"diff": "mean squared"})
     quality = {f"{short}_{name}": value for short in ("er", "ip", "ex") for name, value in QUALITY.items()}
     write_json(results.quality_file("epitome").path, quality)
     for name in VARIANTS:
@@ -147,6 +150,7 @@ def run(tmp_path, monkeypatch):
         write_json(results.intervals_file("mmlu", name).path, {})
         write_replies(replies(f"Reply of {name}"), results.replies_file(name).path)
         write_scores(name, 12)
+        write_signatures(name)
     for i, key in enumerate(("e1", "e2", "e3"), start=1):
         shares = {"dropped": 0.0, "label_coverage": 90.625, "longer_rejected": 42.9688, "repeated_rejected": 17.1875}
         write_json(results.pairs_file(key).path, {"pairs": 1024, "chosen_words": 12.16, "rejected_words": i} | shares)
@@ -224,6 +228,9 @@ def test_behaviours_of_a_counsellor():
         path = results.metrics_file("behaviour", name).path
         write_json(path, values | {"behaviour_reference_reflections": 60.0})
         write_json(results.intervals_file("behaviour", name).path, ends)
+        path = results.scores_file("behaviour", name).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([{"id": "test/0", "behaviour_reflections": 100.0}]), path)
     write_json(results.signature_file("behaviour", "base").path, {})
     with pytest.raises(
         UserError, match=r"classifiers/behaviour\.json is missing: run `dvc repro classifier@behaviour`"
@@ -329,7 +336,8 @@ def test_the_verdict_also_compares_with_the_model_that_dpo_starts_from():
     preference(25.0, 10.0, 40.0)
     for name, right in {"sft": 3, "sft-dpo": 9}.items():
         write_metrics(name, preference_accuracy=100 * right / 12)
-        scores = [{"id": f"test/{i}", "preference_accuracy": 100.0 * (i < right)} for i in range(12)]
+        shown = {"rouge_l": 12.5, "bertscore_f1": 45.25}
+        scores = [{"id": f"test/{i}", **shown, "preference_accuracy": 100.0 * (i < right)} for i in range(12)]
         pq.write_table(pa.Table.from_pylist(scores), results.scores_file("text", name).path)
     text = " ".join(first_screen(params()).split("\n\n")[0].split())
     assert "base in 50.0 %: better (+25.0 [10.0, 40.0]); sft in 25.0 %: better (+50.0 [25.0, 75.0])" in text
@@ -357,10 +365,13 @@ def test_the_first_screen_fits_a_terminal_and_has_the_columns_that_were_measured
         write_json(results.mmlu_file(name).path, {"acc": 25.5, "acc_stderr": 1.0})
         write_json(results.intervals_file("mmlu", name).path, {})
         write_replies(replies("Reply \x1b[31m of many words " * 20), results.replies_file(name).path)
+        write_scores(name, 12)
+        write_signatures(name)
     chosen = replace(params(), variants=six, evaluate=replace(params().evaluate, reference="sft-dpo-0"))
     lines = first_screen(chosen).splitlines()
     assert len(lines) <= 30 and max(map(len, lines)) <= 80
-    assert "\x1b" not in "".join(lines) and sum(line.endswith(" …") for line in lines) == 4
+    # Two contexts, two replies to each, and what to look out for.
+    assert "\x1b" not in "".join(lines) and sum(line.endswith(" …") for line in lines) == 5
 
 
 def test_the_first_screen_has_two_replies_before_and_after_and_the_next_command():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from attune.tools.repro import RUNNING, SECONDS, SKIPPED, TYPICAL, Plan, Progress, in_words
+from attune.tools.repro import RUNNING, SECONDS, SKIPPED, TYPICAL, Plan, Progress, dry, in_words
 
 # Stage `train` waits for a signal where there is a file `wait`, and keeps something when it comes.
 TRAIN = """
@@ -97,6 +97,59 @@ def test_each_stage_that_runs_has_its_line_and_its_time_is_kept(project):
     # What did not change has a number and no line.
     assert done(repro(project))[2] == ["[3/4] score@a", "[4/4] score@b"]
     assert done(repro(project))[::2] == (0, [])
+
+
+FOLDER = """
+  one:
+    cmd: "mkdir -p both && cp model both/out"
+    deps: [model]
+    outs: [both/out]
+  all:
+    cmd: cat both/* > whole
+    deps: [both]
+    params: [seed, dpo]
+    outs: [whole]
+"""
+
+
+def would(*arguments):
+    """What --dry lists, by stage."""
+    from dvc.cli import parse_args
+
+    head, *lines = dry(parse_args(["repro", "--dry", *arguments])).splitlines()
+    assert head == (f"{len(lines)} of 6 stages would run:" if lines else "None of 6 stages would run.")
+    return dict(line.strip().split(": ", 1) for line in lines)
+
+
+@pytest.mark.slow
+def test_a_clone_without_data_lists_what_would_run(project, monkeypatch):
+    """Where DVC's own --dry fails: stage `all` depends on a folder of an out beside a file of Git."""
+    monkeypatch.chdir(project)
+    (project / "dvc.yaml").write_text(PIPELINE + FOLDER)
+    (project / "both").mkdir()
+    (project / "both/kept").write_text("by Git")
+    everything = {"draw": "dvc.lock has no run of it", "all": "dvc.lock has no run of it, after one"}
+    assert would().items() >= everything.items() and len(would()) == 6
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    assert would() == {}
+    for name in ("data", "model", "a", "b", "both/out", "whole"):
+        (project / name).unlink()
+    shutil.rmtree(project / ".dvc/cache")
+    assert would("--allow-missing") == {}
+    assert would()["draw"] == "data is not in cache"
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n"), encoding="utf-8")
+    assert would("--allow-missing") == {"all": "params seed"}
+    (project / "train.py").write_text("# changed")
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing"]
+    assert subprocess.run(command, capture_output=True).returncode == 255, "DVC lists it: dry_run.py can go"
+    assert would("--allow-missing") == {
+        "train": "train.py",
+        "score@a": "after train",
+        "score@b": "after train",
+        "one": "after train",
+        "all": "params seed, after one",
+    }
 
 
 @pytest.mark.slow

@@ -22,24 +22,27 @@ STAGES = """stages:
     cmd: "true"
     outs:
       - data/replies/sft-dpo.parquet
+      - data/scores/text/sft-dpo.parquet
     metrics:
-      - metrics/sft-dpo.json: {cache: false}
-      - metrics/intervals/sft-dpo.json: {cache: false}
+      - metrics/text/sft-dpo.json: {cache: false}
 """
 LABELS = ("sad", "joyful", "proud")
 
 
 def state(rouge_l, texts):
     """Metrics and replies as the stages write them."""
-    write_json(Path("metrics/sft-dpo.json"), {"rouge_l": rouge_l, "diff_er": 1.0})
-    write_json(Path("metrics/intervals/sft-dpo.json"), {"rouge_l.low": rouge_l - 1, "rouge_l.high": rouge_l + 1})
+    write_json(Path("metrics/text/sft-dpo.json"), {"rouge_l": rouge_l})
+    scores = [{"id": f"test/{i}", "rouge_l": rouge_l} for i in range(len(texts))]
+    for path, made in (("data/replies/sft-dpo.parquet", None), ("data/scores/text/sft-dpo.parquet", scores)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        if made:
+            pq.write_table(pa.Table.from_pylist(made), path)
     rows = [
         {"id": f"test/{i}", "label": LABELS[i % 3], "context": [{"role": "user", "text": f"context {i}", "act": None}],
          "reference": "yes", "reply": text}
         for i, text in enumerate(texts)
     ]  # fmt: skip
-    Path("data/replies").mkdir(parents=True, exist_ok=True)
-    Path("data/replies/sft-dpo.parquet").unlink(missing_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), "data/replies/sft-dpo.parquet")
 
 
@@ -65,8 +68,21 @@ def printed(capsys, *arguments):
 
 
 def test_ten_changed_replies_follow_the_metrics(changed, capsys):
-    text = printed(capsys, "HEAD", "--name", "main")
-    assert re.search(r"sft-dpo +\| rouge\\_l +\| 20 +\| 20\.5 +\| \+0\.5 +\| 19\.5 to 21\.5 +\| within noise", text)
+    write_text(Path("params.yaml"), Path("params.yaml").read_text(encoding="utf-8").replace("seed: 13", "seed: 14"))
+    text = printed(capsys, "HEAD", "--name", "main", "--plots", "plots/index.html")
+    # Params, verdict, what is better, plots, replies.
+    places = [
+        text.index(part)
+        for part in (
+            "- seed: 13 → 14",
+            "**Verdict: better. 1 better",
+            "| better |",
+            "[Plots of both](plots/index.html)",
+            "**before:**",
+        )
+    ]
+    assert places == sorted(places)
+    assert re.search(r"better \| sft-dpo +\| ROUGE-L ↑ +\| 20\.00 +\| 20\.50 +\| \+0\.50 +\| \+0\.50 to \+0\.50", text)
     assert "20 of 30 replies to the same context differ. Written by a machine, unchecked" in text
     numbers = re.findall(r"\*\*before:\*\* old (\d+)\n\n> \*\*after:\*\* \\<b\\>new\\</b\\> (\d+)$", text, re.MULTILINE)
     assert len(numbers) == 10 and all(before == after and int(before) < 20 for before, after in numbers)

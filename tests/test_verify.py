@@ -9,8 +9,7 @@ from helpers import ROOT, git
 
 from attune.runtime.errors import UserError
 from attune.tools import verify
-from attune.tools.compare import Change
-from attune.tools.verify import hashes, outside
+from attune.tools.verify import Change, hashes, outside
 
 STDERR = {"acc": 25.0, "acc_stderr": 4.0}
 

@@ -6,18 +6,19 @@ Nothing is wider than 80 columns, and six variants take 30 lines at most. `repor
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tabulate
 
-from attune.config.schema import ROUNDS, Params, chain
+from attune.config.schema import Params
 from attune.data.dialogue import dialogue_of
-from attune.report.results import TEXT, read_replies, read_rows, read_variants, scores_file
+from attune.report.read import read
+from attune.report.results import TEXT, read_rows, scores_file
 from attune.report.samples import choose
 from attune.report.summary import other_beta
 from attune.report.tables import AT_CHANCE, DASH, Metrics, chance_mark, measured, with_people
+from attune.report.verdicts import cautions, start_of, verdicts
 from attune.runtime.errors import visible
 from attune.scoring.intervals.bootstrap import intervals
 
@@ -44,13 +45,14 @@ def first_screen(params: Params) -> str:
     Raises:
         UserError: a file is missing or is invalid; names the file and the stage that writes it.
     """
-    metrics, bounds = read_variants(params)
+    results = read(params)
+    metrics, bounds = results.variants, results.intervals
     after = params.last_model
     before = next(name for name in (params.evaluate.reference, *params.variants) if name != after or len(metrics) == 1)
-    replies = {name: read_replies(name) for name in dict.fromkeys([before, after])}
+    replies = {name: results.replies[name] for name in dict.fromkeys([before, after])}
     parts = [
         verdict(params, metrics, bounds),
-        numbers(metrics, bounds),
+        f"{numbers(metrics, bounds)}\n{look_out(cautions(verdicts(results, params)))}".rstrip(),
         samples(replies, params.seed),
         following(params),
     ]
@@ -79,15 +81,6 @@ def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str,
         beside = f" (of {reference}: {metrics[reference][repeated]:.1f} %)" if reference != last else ""
         sentences.append(f"{metrics[last][repeated]:.1f} % of its replies repeat another one{beside}.")
     return textwrap.fill(visible(" ".join(sentences)), WIDTH, break_on_hyphens=False)
-
-
-def start_of(params: Params, variant: str) -> str | None:
-    """The variant that the first round of DPO behind `variant` starts from; None where there is none."""
-    model = Path(params.variants[variant].model)
-    if model.parent != ROUNDS or model.name not in params.rounds:
-        return None
-    start = params.rounds[chain(params.rounds, model.name)[0]].init
-    return next((name for name, one in params.variants.items() if one.model == start), None)
 
 
 def gain(params: Params, variant: str, start: str, key: str) -> Metrics:
@@ -129,6 +122,11 @@ def numbers(metrics: Mapping[str, Metrics], bounds: Mapping[str, Metrics]) -> st
     levels = "ER, IP, EX: empathy, 0 to 2. " if "level_er" in columns else ""
     chance = f"{AT_CHANCE}: at chance. " if AT_CHANCE in table else ""
     return f"{table}\n{levels}{chance}All numbers: reports/summary.md"
+
+
+def look_out(said: Sequence[str]) -> str:
+    """What asks for caution, by the rules of `verdicts`; empty if nothing does."""
+    return _wrapped("Look out: ", "; ".join(said)) if said else ""
 
 
 def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:

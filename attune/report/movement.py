@@ -11,6 +11,8 @@ OUTSIDE = "‡"
 # The largest KL, as a share of the reference's entropy, and the range of the entropy, relative to the reference's.
 KL_SHARE = 0.1
 ENTROPY_RANGE = 0.5, 1.5
+RANGES = ("margin", "accuracy", "kl", "chosen_logp", "entropy")
+"""The numbers that have a healthy range, in words:"""
 HEALTHY = f"""margin above 0 and growing; reward accuracy above 50; KL below {KL_SHARE:.0%} of the starting entropy;
 log-prob of chosen no lower than its start less the KL, which is about what any likely text loses in a policy that far
 away: below that, training pushes down the chosen replies themselves; entropy from {ENTROPY_RANGE[0]:g} to
@@ -46,11 +48,11 @@ def unhealthy(start: Metrics, end: Metrics) -> list[str]:
         end: of the round.
     """
     low, high = (factor * start["entropy"] for factor in ENTROPY_RANGE)
-    healthy = {
-        "margin": end["margin"] > 0,
-        "accuracy": end["accuracy"] > 50,
-        "kl": end["kl"] <= KL_SHARE * start["entropy"],
-        "chosen_logp": end["chosen_logp"] >= start["chosen_logp"] - end["kl"],
-        "entropy": low <= end["entropy"] <= high,
-    }
-    return [name for name, is_healthy in healthy.items() if not is_healthy]
+    healthy = (
+        end["margin"] > 0,
+        end["accuracy"] > 50,
+        end["kl"] <= KL_SHARE * start["entropy"],
+        end["chosen_logp"] >= start["chosen_logp"] - end["kl"],
+        low <= end["entropy"] <= high,
+    )
+    return [name for name, is_healthy in zip(RANGES, healthy, strict=True) if not is_healthy]

@@ -23,6 +23,8 @@ from attune.runtime.errors import DataError
 
 Choice = Literal["a", "b", "tie"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
+COMMON = 20
+"""Contexts that every rater sees before the others: agreement needs contexts that several have answered."""
 COLUMNS = ("rater", "example", "variant_a", "variant_b", "choice", "reason", "first", "replies", "time")
 # Seconds that a writer waits for other writers.
 PATIENCE = 30.0
@@ -73,9 +75,25 @@ def items(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-def order(unordered: Iterable[Item], rater: str, seed: int) -> list[Item]:
-    """The items in the order in which a rater sees them, which differs between raters."""
-    return sorted(unordered, key=lambda item: (uniform(2**64, seed, "rating", rater, item.example), item.example))
+def drawn(found: Iterable[Item], seed: int, limit: int | None = None) -> list[Item]:
+    """The items, or `limit` of them, in a random order that is the same for all raters; the first are common."""
+    ordered = sorted(found, key=lambda item: (uniform(2**64, seed, "common", item.example), item.example))
+    return ordered[:limit]
+
+
+def order(common_first: Sequence[Item], rater: str, seed: int) -> list[Item]:
+    """The items in the order in which a rater sees them: the common ones, then the others, each in the rater's own.
+
+    Args:
+        common_first: of `drawn`.
+        rater: the name.
+        seed: of the order.
+    """
+
+    def place(item: Item) -> tuple[int, str]:
+        return uniform(2**64, seed, "rating", rater, item.example), item.example
+
+    return [*sorted(common_first[:COMMON], key=place), *sorted(common_first[COMMON:], key=place)]
 
 
 def first(item: Item, rater: str, seed: int) -> Literal["a", "b"]:
@@ -124,6 +142,19 @@ class Store:
         marks = ", ".join("?" * len(COLUMNS))
         with self._open() as base:
             base.execute(f"INSERT OR REPLACE INTO answers VALUES ({marks})", [getattr(answer, c) for c in COLUMNS])
+
+    def withdraw(self, rater: str, item: Item, names: tuple[str, str]) -> bool:
+        """Remove a rater's answer to an item; whether there was one.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        key = (rater, item.example, *names, item.replies)
+        with self._open() as base:
+            done = base.execute(
+                "DELETE FROM answers WHERE (rater, example, variant_a, variant_b, replies) = (?, ?, ?, ?, ?)", key
+            )
+            return done.rowcount == 1
 
     def answers(self, rater: str | None = None) -> list[Answer]:
         """All answers, or those of one rater, sorted by rater and example."""

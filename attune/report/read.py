@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attune.config.schema import ROUNDS, Params, Round
 from attune.report import win_rates
@@ -18,6 +18,7 @@ from attune.report.results import (
     data_file,
     dpo_curve_file,
     movement_file,
+    of_replies,
     pairs_file,
     read_metrics,
     read_quality,
@@ -31,6 +32,10 @@ from attune.report.results import (
     unreadable,
 )
 from attune.report.tables import MOVEMENT_COLUMNS, Metrics
+from attune.report.validity import Validity, read_validity
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
@@ -68,6 +73,9 @@ class Results:
     sft: dict[str, Curve]
     dpo: DpoCurves
     win_rates: dict[tuple[str, str], Metrics]
+    validity: Validity = field(default_factory=dict)
+    examples: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Variant to its scores by example, all numbers, with the ids as index."""
 
 
 def read(params: Params) -> Results:
@@ -91,6 +99,8 @@ def read(params: Params) -> Results:
         sft={key: read_curve(sft_curve_file(key, "loss")) for key in params.adapters},
         dpo=read_dpo(params.rounds),
         win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
+        validity=read_validity(),
+        examples={key: read_examples(params, key) for key in params.variants},
     )
 
 
@@ -105,6 +115,19 @@ def read_scores(variant: str) -> dict[str, Metrics]:
         for row in read_rows(scores_file(scorer, variant), ["id", *columns]):
             scores.setdefault(row.pop("id"), {}).update(row)
     return scores
+
+
+def read_examples(params: Params, variant: str) -> pd.DataFrame:
+    """The scores of a variant's replies by all its scorers: a row for each example.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    import pandas as pd
+
+    tables = (read_rows(scores_file(scorer, variant)) for scorer in of_replies(params.scorers))
+    parts = [pd.DataFrame(rows).set_index("id").select_dtypes("number") for rows in tables]
+    return pd.concat(parts, axis="columns")
 
 
 def read_dpo(rounds: Mapping[str, Round]) -> DpoCurves:

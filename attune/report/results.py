@@ -162,8 +162,8 @@ def read_replies(variant: str) -> list[dict[str, Any]]:
     return read_rows(replies_file(variant), REPLY_COLUMNS)
 
 
-def read_rows(artifact: Artifact, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Read columns of a parquet file as one dict per row.
+def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Read columns (None: all) of a parquet file as one dict per row.
 
     Raises:
         UserError: the file is missing, is no parquet, lacks a column or has no rows.
@@ -172,13 +172,14 @@ def read_rows(artifact: Artifact, columns: Sequence[str]) -> list[dict[str, Any]
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(artifact.path, columns=list(columns)).to_pylist()
+        table = pq.read_table(artifact.path, columns=list(columns) if columns else None)
     except FileNotFoundError:
         raise missing(artifact) from None
     except pa.ArrowInvalid as error:
         raise unreadable(artifact, str(error)) from None
-    if not rows:
+    if not len(table):
         raise unreadable(artifact, "there are no rows")
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 

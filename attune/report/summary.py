@@ -30,6 +30,8 @@ from attune.report.tables import (
     table,
     with_people,
 )
+from attune.report.validity import beside, explanation
+from attune.report.verdicts import verdicts
 from attune.runtime.errors import visible
 
 Notes = Mapping[str, Mapping[str, str]]
@@ -40,23 +42,34 @@ def summary(results: Results, params: Params) -> str:
     references = [row["reference"] for row in next(iter(results.replies.values()))]
     beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
+    said = "\n".join(f"- {escape(verdict.sentence)}" for verdict in verdicts(results, params))
+    people, agreement = beside(results.validity), explanation(results.validity, results.signature)
+    agreement = f" {agreement}" if agreement else ""
     return f"""# Attune: results of this run
 
 {lead(results, params)}
 
+## Verdicts
+
+{said}
+
+By rule, from the numbers below; `docs/metrics.md` has the rules and the healthy ranges.
+
 ## Empathy and understanding
 
-{table("variant", results.variants, EMPATHY_COLUMNS, notes)}
+{table("variant", with_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes, people)}
 
-diff: mean squared difference between the EPITOME level (0 to 2) of a reply and of the human reply. Mean levels:
+Mean EPITOME levels, 0 to 2, of emotional reactions, interpretations and explorations.
 
-{table("variant", with_people(results.variants, LEVEL_COLUMNS), LEVEL_COLUMNS, notes)}
+{table("variant", results.variants, EMPATHY_COLUMNS, notes, people)}
+
+diff: mean squared difference between the level of a reply and of the human reply.{agreement}
 
 Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quality, EMPATHY_CLASSIFIERS)}.
 {sections(results, params, notes)}
 ## Overlap and diversity
 
-{table("variant", results.variants, COLUMNS, notes)}
+{table("variant", results.variants, COLUMNS, notes, people)}
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
 pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
@@ -87,7 +100,7 @@ rejected. repeated rejected: pairs whose rejected reply an earlier round drew fo
 # DPO with another beta (now {params.dpo.beta:g}): only the stages that depend on it run. Name a recipe other than the
 # default with it: -S recipe=empo -S model=smollm2 -S dpo.beta={beta:g}
 dvc exp run -S dpo.beta={beta:g}
-make diff                      # metrics against the last commit, without changes within noise
+make diff                      # what is better or worse than the last commit
 dvc plots diff                 # training curves against the last commit
 ```
 """
@@ -143,7 +156,7 @@ def knowledge(results: Results, notes: Notes, params: Params) -> str:
 {table("variant", rows, {"mmlu": EMPATHY_COLUMNS["mmlu"]} | KNOWLEDGE_COLUMNS, notes)}
 
 MMLU by {params.mmlu.form}. log-prob: mean log-probability of the right answers, nats a byte. margin: the same less the
-mean of the wrong ones; 0 is guessing.{says}
+mean of the wrong ones; compare it between variants.{says}
 """
 
 
@@ -155,7 +168,7 @@ def dbt(results: Results, notes: Notes) -> str:
     return f"""
 ## Stages of dialectical behaviour therapy
 
-{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes)}
+{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, beside(results.validity))}
 
 gap: absolute difference between the mean probability of a stage in the replies and in the human replies, mean over the
 four stages. diff: mean squared difference by example. adherence: probability of any of the stages.
@@ -170,7 +183,7 @@ def behaviour(results: Results, notes: Notes) -> str:
     return f"""
 ## Behaviours of a counsellor
 
-{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes)}
+{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes, beside(results.validity))}
 
 R:Q: ratio of reflections to questions. input: advice and information. MI-adherent: share of the sentences of a reply
 that adhere to motivational interviewing. Accuracy of the classifiers on held-out examples:

@@ -72,14 +72,14 @@ COLUMNS = {
     **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
 GROUPS = {
-    "Empathy and understanding": EMPATHY_COLUMNS,
     "Levels of empathy": LEVEL_COLUMNS,
+    "Empathy and understanding": EMPATHY_COLUMNS,
     "General knowledge": KNOWLEDGE_COLUMNS,
     "Overlap and diversity": COLUMNS,
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
 }
-"""The tables of the metrics of variants, in the order of the pages."""
+"""The tables of the metrics of variants, in the order of the pages: levels lead, since people agree with them most."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}
 """The columns of all groups."""
 PAIR_COLUMNS = {
@@ -130,6 +130,7 @@ def table(
     rows: Mapping[str, Metrics],
     columns: Mapping[str, tuple[str, int]],
     notes: Mapping[str, Mapping[str, str]] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> str:
     """A Markdown table of metrics.
 
@@ -138,8 +139,11 @@ def table(
         rows: name of the row to its metrics; a missing metric becomes a dash.
         columns: metric to its heading and number of decimals.
         notes: name of the row to text that follows its numbers, by metric, as of `margins`.
+        beside: metric to text that follows its heading, as of `validity.beside`.
     """
-    cells = [[corner, *(heading for heading, _ in columns.values())]]
+    said = beside or {}
+    heads = (f"{heading} ({said[key]})" if key in said else heading for key, (heading, _) in columns.items())
+    cells = [[corner, *heads]]
     for name, values in rows.items():
         row_notes = (notes or {}).get(name, {})
         numbers = (

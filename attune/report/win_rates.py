@@ -24,6 +24,7 @@ COLUMNS = {
     "wins_b": ("B wins", 0),
     "win_rate": ("win rate of B %", 1),
     "agreement": ("alpha", 2),
+    "several": ("n of alpha", 0),
 }
 
 
@@ -35,9 +36,9 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
         targets: the setting `targets`, which tells how the id of an example contains that of its dialogue.
 
     Returns:
-        `answers`, `dialogues`, `raters`, `wins_a`, `ties`, `wins_b`: counts; `win_rate`: percentage of answers for b, a
-        tie counting half, with its 95 % interval `win_rate.low` and `win_rate.high` of `wilson`; and `agreement`, if
-        `alpha` is defined.
+        `answers`, `dialogues`, `raters`, `wins_a`, `ties`, `wins_b`, `several` (examples that several raters answered):
+        counts; `win_rate`: percentage of answers for b, a tie counting half, with its 95 % interval `win_rate.low` and
+        `win_rate.high` of `wilson`; and `agreement`, if `alpha` is defined.
 
     Raises:
         DataError: there are no answers.
@@ -59,6 +60,7 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
         "win_rate.low": 100 * low,
         "win_rate.high": 100 * high,
     }
+    result["several"] = sum(count > 1 for count in Counter(answer.example for answer in answers).values())
     agreement = alpha(answers)
     return result if agreement is None else result | {"agreement": agreement}
 
@@ -138,5 +140,5 @@ def section(summaries: Mapping[tuple[str, str], Metrics]) -> str:
 Blind comparisons of these replies (`python -m attune rate`); answers to earlier replies do not count. Win rate: a tie
 counts half; in brackets the 95 % Wilson interval, with the effective number of dialogues in place of the number of
 answers, since answers to the same dialogue are dependent. alpha: Krippendorff's alpha, the agreement of raters on
-examples that several of them answered; 1 is perfect, 0 chance.
+the n examples that several of them answered; 1 is perfect, 0 chance.
 """

@@ -1,136 +1,183 @@
-"""Show which metrics changed since a revision: `dvc metrics diff` with the confidence intervals.
+"""Compare this run with another one: what changed, what got better or worse, and what nobody can tell.
 
-    python -m attune compare [REV] [--md] [--all]
+    python -m attune compare [REV|FOLDER|FILE] [--md] [--all]
 
-compares the metrics of the working tree with those of REV (a commit, branch or tag; default HEAD). A change is *within
-noise* if the old value lies inside the new value's 95 % interval (`metrics/intervals/`): such changes are counted but
-not shown, unless `--all` is given. A metric without an interval is always shown. The interval covers the sampling of
-test examples, not another training seed.
+compares the working tree with a revision of Git (a commit, branch or tag; default HEAD), with the folder of another
+run, or with a record that `attune record` wrote. It shows the changed params, a verdict by rule, the metrics that are
+better or worse with the 95 % interval of their paired difference, and apart what cannot be judged. The scores by
+example of a revision come from DVC's cache, by the hashes in that revision's dvc.lock. docs/metrics.md has the rule.
+The intervals cover the choice of test examples, not another training seed.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attune.report.tables import DASH, chance_mark, escape
+from attune.data.dialogue import dialogue_of
+from attune.report import changes as report
+from attune.report.changes import Changes, changed_params, holm, page, unjudged_metrics
+from attune.report.results import MMLU, TEXT, replies_file, scores_file
+from attune.report.tables import DASH, VARIANT_COLUMNS
 from attune.runtime.cli import command_parser
-from attune.runtime.errors import UserError
+from attune.scoring.intervals.bootstrap import DISTANCE
+from attune.tools.runs import Run, folder, other_run
 
-METRICS = Path("metrics")
-INTERVALS = METRICS / "intervals"
-HEADINGS = ("metrics", "metric", "old", "new", "change", "95 % interval", "")
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-@dataclass(frozen=True)
-class Change:
-    """A metric that changed: its file below `metrics/` without the suffix, old and new value (None: missing)."""
-
-    file: str
-    metric: str
-    old: float | None
-    new: float | None
-    interval: tuple[float, float] | None
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the old value lies inside the interval of the new value."""
-        if self.interval is None or self.old is None or self.new is None:
-            return False
-        low, high = self.interval
-        return low <= self.old <= high
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether the interval of the new value holds what guessing gives."""
-        ends = dict(zip((f"{self.metric}.low", f"{self.metric}.high"), self.interval or (), strict=False))
-        return bool(chance_mark(self.metric, ends))
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """A row of the table, under `HEADINGS`."""
-        change = None if self.old is None or self.new is None else self.new - self.old
-        bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
-        note = ", ".join(["within noise"] * self.within_noise + ["at chance"] * self.at_chance)
-        return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
+SAME_SHARE = 0.99
+"""Share of the human replies whose scores are equal if both sides have the same classifier."""
+# Keys of signatures that count, name the model or name versions, which move last digits at most.
+APART = (
+    *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
+    *("model", "commit", "adapter", "quantization", "prompts_cut"),
+)
 
 
-def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]]) -> list[Change]:
-    """The changes in the output of `dvc metrics diff --json`, without those of the intervals themselves.
-
-    Args:
-        differences: file to metric to `old` and `new`.
-        intervals: file, as `Change` names it, to the content of its file of intervals.
-    """
-    return [
-        Change(file, metric, values.get("old"), values.get("new"), _interval(intervals.get(file, {}), metric))
-        for path, metrics in sorted(differences.items())
-        if INTERVALS not in Path(path).parents
-        for file in [Path(path).relative_to(METRICS).with_suffix("").as_posix()]
-        for metric, values in metrics.items()
-    ]
-
-
-def _interval(bounds: dict[str, float], metric: str) -> tuple[float, float] | None:
-    ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
-    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
-
-
-def page(changed: Sequence[Change], revision: str, markdown: bool, everything: bool) -> str:
-    """The changes as a table, and how many of them are within noise."""
-    shown = [change for change in changed if everything or not change.within_noise]
-    noise = sum(change.within_noise for change in changed)
-    hint = "" if everything or not noise else "; --all shows them"
-    count = f"{len(changed)} changes against {revision}, {noise} of them within noise{hint}."
-    return f"{_table([change.cells for change in shown], markdown)}\n\n{count}" if shown else count
-
-
-def compare(revision: str, root: Path = Path()) -> list[Change]:
-    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
+def compare(before: Run, after: Run) -> Changes:
+    """What changed from one run to another.
 
     Raises:
-        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is not a JSON object.
+        UserError: a file of one of them cannot be read.
     """
-    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
-    folder = root / INTERVALS
-    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
-    return changes(json.loads(done.stdout), intervals)
+    unjudged: dict[str, list[str]] = defaultdict(list)
+    judged, notes = [], list[str]()
+    variants = list(dict.fromkeys([*after.keys("variants"), *before.keys("variants")]))
+    for variant in variants:
+        old, new = before.metrics(variant), after.metrics(variant)
+        if not old or not new:
+            if old or new:
+                unjudged["in one of the two alone"].append(f"variant {variant}")
+            continue
+        found, reasons = _judge(before, after, variant, notes)
+        judged += found
+        names = [one.metric for one in found]
+        for name, text in unjudged_metrics(old, new, names).items():
+            unjudged[_reason(name, reasons)].append(f"{text} ({variant})")
+    old, new = before.others(), after.others()
+    for name in dict.fromkeys([*new, *old]):
+        if old.get(name) != new.get(name):
+            values = (f"{side[name]:.6g}" if name in side else DASH for side in (old, new))
+            unjudged["of the run, not of replies"].append(f"{name} {' → '.join(values)}")
+    params = [] if before.recorded is not None else changed_params(before.params, after.params)
+    return Changes(params, holm(judged), dict(unjudged), list(dict.fromkeys(notes)))
 
 
-def _read(path: Path) -> dict[str, float]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `dvc repro intervals@{path.stem}`") from None
+def _reason(name: str, reasons: Mapping[str, str]) -> str:
+    """Why a metric was not judged."""
+    if name.startswith("dist_") or name == "repeated_share":
+        return "counts over all replies, without an interval"
+    scorer = next((key for key, starts in SCORED.items() if name.startswith(starts)), TEXT)
+    return reasons.get("bertscore" if name.startswith("bertscore") else scorer) or reasons.get(
+        scorer, "no common scores"
+    )
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.6g}" if isinstance(value, int | float) else DASH
+SCORED = {
+    "epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",), MMLU: (MMLU, "answer_"),
+}  # fmt: skip
+"""Scorer to how the names of its metrics begin; all others are of `text`."""
 
 
-def _table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    from tabulate import tabulate
+def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[list[report.Change], dict[str, str]]:
+    """The judged metrics of a variant, and by scorer the reason why others are not; `notes` gets what was left out."""
+    judged: list[report.Change] = []
+    reasons: dict[str, str] = {}
+    same = _same_examples(before, after, variant)
+    for scorer in after.keys("scorers"):
+        path = scores_file(scorer, variant).path
+        first, second = (run.table(path) for run in (before, after))
+        if first is None or second is None:
+            name = before.name if first is None else after.name
+            reasons[scorer] = f"{name} has no scores by example here (`dvc fetch` them, or reproduce it)"
+            continue
+        differ = _differing(before.signature(scorer, variant), after.signature(scorer, variant))
+        if hard := [key for key in differ if not key.startswith("bertscore")]:
+            reasons[scorer] = f"measured differently ({', '.join(hard)})"
+            continue
+        drop = [name for name in first if str(name).startswith("bertscore")] if differ else []
+        if differ:
+            reasons["bertscore"] = f"measured differently ({', '.join(differ)})"
+        equal = None if scorer == MMLU else same
+        ids = [key for key in sorted(set(first["id"]) & set(second["id"])) if equal is None or key in equal]
+        total = len(set(first["id"]) | set(second["id"]))
+        examples = "questions" if scorer == MMLU else "test examples"
+        if len(ids) < 2:
+            reasons[scorer] = f"no {examples} in common"
+            continue
+        if len(ids) < total:
+            notes.append(f"{len(ids)} of {total} {examples} are in both and equal; the others are not compared.")
+        # The tables call the accuracy by the name of the scorer.
+        old, new = (
+            side.set_index("id").loc[ids].drop(columns=drop, errors="ignore").rename(columns={"acc": MMLU})
+            for side in (first, second)
+        )
+        if scorer != TEXT and _scored_otherwise(old, new):
+            reasons[scorer] = "measured by another classifier: the human replies score otherwise"
+            continue
+        targets = (after.params.get("context") or {}).get("targets", "last")
+        # Questions have no dialogues.
+        dialogues = ids if scorer == MMLU else [dialogue_of(key, targets) for key in ids]
+        judged += report.paired_changes(old, new, variant, dialogues, int(after.params.get("seed", 0)))
+    return sorted(judged, key=_place), reasons
 
-    if markdown:
-        rows = [[*map(escape, row[:2]), *row[2:]] for row in rows]
-    return tabulate(rows, HEADINGS, tablefmt="github" if markdown else "simple", disable_numparse=True)
+
+def _place(change: report.Change) -> int:
+    return list(VARIANT_COLUMNS).index(change.metric.removesuffix(DISTANCE))
+
+
+def _same_examples(before: Run, after: Run, variant: str) -> set[str] | None:
+    """The ids whose context and reference are equal on both sides; None where a side has no replies."""
+    wanted = ["id", "context", "reference"]
+    sides = [run.table(replies_file(variant).path, wanted) for run in (before, after)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    texts = [
+        {
+            key: ([(turn["role"], turn["text"]) for turn in context], reference)
+            for key, context, reference in side[wanted].itertuples(index=False)
+        }
+        for side in sides
+        if side is not None
+    ]
+    return {key for key, value in texts[0].items() if texts[1].get(key) == value}
+
+
+def _scored_otherwise(old: pd.DataFrame, new: pd.DataFrame) -> bool:
+    """Whether the human replies have other scores; signatures do not tell one trained classifier from another.
+
+    Some may differ in their last digits, or in a level, between machines.
+    """
+    import numpy as np
+
+    names = [name for name in old if "reference_" in str(name) and name in new]
+    same = (np.isclose(old[name], new[name], rtol=1e-3, atol=1e-6, equal_nan=True).mean() for name in names)
+    return any(share < SAME_SHARE for share in same)
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys of signatures by which the same replies would get other numbers; none where a side has no signature."""
+    if not before or not after:
+        return []
+    return [key for key in after if key in before and key not in APART and before[key] != after[key]]
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the comparison."""
     parser = command_parser("compare", __doc__)
     parser.add_argument(
-        "revision", nargs="?", default="HEAD", metavar="REV", help="revision to compare with; default HEAD"
+        "what",
+        nargs="?",
+        default="HEAD",
+        metavar="REV|FOLDER|FILE",
+        help="revision, folder of a run, or record to compare with; default HEAD",
     )
-    parser.add_argument("--md", action="store_true", help="as a Markdown table")
-    parser.add_argument("--all", action="store_true", help="also show changes within noise")
+    parser.add_argument("--md", action="store_true", help="as Markdown, for a pull request")
+    parser.add_argument("--all", action="store_true", help="leave nothing out, also what is within noise")
     arguments = parser.parse_args(argv)
-    print(page(compare(arguments.revision), arguments.revision, arguments.md, arguments.all))
+    here = folder(Path(), "the working tree")
+    before = other_run(arguments.what, here)
+    print(page(compare(before, here), before.name, arguments.md, arguments.all))

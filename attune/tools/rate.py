@@ -5,23 +5,37 @@
     python -m attune rate sft sft-dpo --share           # adds the answers to the file that `report` reads
 
 Each rater gives a name, sees the two replies to a context in random order without the variants' names, chooses the
-better one or a tie with an optional reason, and may continue later. Answers are stored in `ratings/answers.sqlite`;
-`--export` writes the answers to the current replies as csv and prints the win rate and the raters' agreement. `--share`
-adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage `report` depends on that file, since
-a clone has no database and DVC runs no stage with a missing dependency. Only this machine can open the page; `--host`
-serves it to others, without a password.
+better one or a tie with an optional reason, may take answers back, and may continue later. All raters see the same 20
+contexts first, so that their agreement can be computed; `--limit` has them rate that many contexts alone. Answers are
+stored in `ratings/answers.sqlite`; `--export` writes the answers to the current replies as csv and prints the win rate
+and the raters' agreement. `--share` adds them, without names and reasons, to `data/ratings.csv`, which is in Git: stage
+`report` depends on that file, since a clone has no database and DVC runs no stage with a missing dependency. Only this
+machine can open the page; `--host` serves it to others, without a password.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.report.ratings import Answer, Item, Store, as_csv, current, first, items, order, read_csv, shared
+from attune.report.ratings import (
+    COMMON,
+    Answer,
+    Item,
+    Store,
+    as_csv,
+    current,
+    drawn,
+    first,
+    items,
+    order,
+    read_csv,
+    shared,
+)
 from attune.report.results import RATINGS, read_replies
 from attune.report.win_rates import summary
 from attune.runtime.cli import command_parser
@@ -62,7 +76,7 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
     """The web application: the page, the next item, and the endpoint for answers.
 
     Args:
-        pairs: the pairs of replies to rate, from `ratings.items`.
+        pairs: the pairs of replies to rate, from `ratings.drawn`.
         names: of the variants a and b.
         store: of the answers.
         seed: of the orders.
@@ -90,24 +104,39 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
         state: dict[str, Any] = {"done": len(done), "all": len(pairs)}
         return JSONResponse(state | ({"item": shown(left[0], rater, seed)} if left else {}))
 
-    async def answer(request: Request) -> Response:
-        """Store an answer; confirmed once it is on disk."""
+    async def sent(request: Request, read: Callable[[Any], Any]) -> Any:
+        """What `read` makes of the JSON that the page sent."""
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             raise DataError("an answer is JSON")
         try:
-            answered = _answer(await request.json(), by_example, names, seed)
+            return read(await request.json())
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"not an answer of this page: {error!r}") from None
+
+    async def answer(request: Request) -> Response:
+        """Store an answer; confirmed once it is on disk."""
+        answered = await sent(request, lambda given: _answer(given, by_example, names, seed))
         # SQLite waits for the disk and for other writers.
         await run_in_threadpool(store.keep, answered)
         return JSONResponse({"kept": answered.example})
+
+    async def undo(request: Request) -> Response:
+        """Remove an answer, so that its item comes again."""
+        rater, item = await sent(request, lambda given: (_rater(given["rater"]), by_example[given["example"]]))
+        removed = await run_in_threadpool(store.withdraw, rater, item, names)
+        return JSONResponse({"undone": item.example if removed else None})
 
     def refused(request: Request, error: Exception) -> Response:
         """Status 400 with the message of a `DataError`."""
         return JSONResponse({"error": str(error)}, 400)
 
     return Starlette(
-        routes=[Route("/", page), Route("/next", upcoming), Route("/answer", answer, methods=["POST"])],
+        routes=[
+            Route("/", page),
+            Route("/next", upcoming),
+            Route("/answer", answer, methods=["POST"]),
+            Route("/undo", undo, methods=["POST"]),
+        ],
         middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={DataError: refused},
     )
@@ -159,8 +188,11 @@ def export(answers: Sequence[Answer], path: Path, params: Params) -> None:
     """Write the answers as csv and print their summary."""
     result = summary(answers, params.context.targets)
     write_text(path, as_csv(answers))
+    several = f"{result['several']:.0f} contexts that several raters answered"
     agreed = (
-        f"Krippendorff's alpha {result['agreement']:.2f}" if "agreement" in result else "no agreement can be computed"
+        f"Krippendorff's alpha {result['agreement']:.2f} over n = {several}"
+        if "agreement" in result
+        else f"no agreement can be computed from {several}"
     )
     print(
         f"{answers[0].variant_b} is better than {answers[0].variant_a} in {result['win_rate']:.1f} % "
@@ -189,9 +221,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("b", help="another variant")
     parser.add_argument("--host", default=LOOPBACK, help="address to listen on; default: this machine only")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    parser.add_argument("--limit", type=int, metavar="N", help="rate N contexts, the same for all raters; default: all")
     parser.add_argument("--export", type=Path, metavar="CSV", help="write the answers and serve nothing")
     parser.add_argument("--share", action="store_true", help=f"add the answers to {RATINGS} and serve nothing")
     arguments = parser.parse_args(argv)
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error("--limit: expected a number of contexts, at least 1")
     params, names = load(), (arguments.a, arguments.b)
     pairs, store = read(names, params), Store(ANSWERS)
     if arguments.export:
@@ -204,5 +239,7 @@ def main(argv: Sequence[str]) -> None:
 
     host, port = arguments.host, arguments.port
     hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")] if host == LOOPBACK else []
-    print(f"{len(pairs)} contexts: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
-    uvicorn.run(app(pairs, names, store, params.seed, hosts), host=host, port=port, log_level="warning")
+    shown_pairs = drawn(pairs, params.seed, arguments.limit)
+    common = f"the first {min(COMMON, len(shown_pairs))} of them the same for all raters"
+    print(f"{len(shown_pairs)} contexts: http://{host}:{port}/ (Ctrl-C ends); {common}", flush=True)
+    uvicorn.run(app(shown_pairs, names, store, params.seed, hosts), host=host, port=port, log_level="warning")

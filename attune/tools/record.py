@@ -12,6 +12,11 @@ continues with the remaining stages.
 runs several models one after another into one record; the results of a model are read before the next is composed. The
 scores by example are kept in `.cache/records/` (which `make clean` removes), to compare generalist with specialised
 models.
+
+    python -m attune record --published
+
+runs nothing: it scores EmPO's published replies, those of systems of 7 B parameters, and writes
+`docs/results/empo-7b.json` (attune/tools/published.py).
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import Any
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report import comparison, first_screen, results
+from attune.report import comparison, first_screen, published_page, results
 from attune.report import front as first_page
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
@@ -49,6 +54,7 @@ from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
 from attune.runtime.machine import machine
+from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
 
@@ -58,7 +64,7 @@ PAGE = Path("docs/results.md")
 SCORES = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
-EMPO = "empo"
+EMPO, PUBLISHED = "empo", "empo-7b"
 FIGURE = Path(f"docs/figures/{EMPO}.svg")
 # Written for this project: the data of most corpora may not be shown.
 MESSAGE = "I failed my driving test for the third time today. Everyone at work knows, and I feel so stupid."
@@ -90,6 +96,16 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
                 record[BETWEEN] = comparison.against_specialised(done, SCORES / name, _bootstrap(params))
             write_json(path, record)
+
+
+def run_published(folder: Path) -> None:
+    """Write the record of EmPO's published systems.
+
+    Raises:
+        UserError: as of `run` and of `published.results`.
+    """
+    record = _identity(PUBLISHED, "python -m attune record --published") | published.results(load())
+    write_json(folder / f"{PUBLISHED}.json", record)
 
 
 def compositions(overrides: list[str]) -> dict[str, list[str]]:
@@ -163,7 +179,11 @@ def page(records: list[dict[str, Any]]) -> str:
         "repeated replies are counted over all replies at once and have no interval. One training seed each; the "
         "intervals do not cover the variation between seeds.\n"
     )
-    return "\n".join([opening, *(_section(record) for record in records)])
+    sections_of = (
+        published_page.section(record, _origin(record)) if "ratings" in record else _section(record)
+        for record in records
+    )
+    return "\n".join([opening, *sections_of])
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -178,14 +198,16 @@ def headline(record: dict[str, Any]) -> str:
 def _origin(record: dict[str, Any]) -> str:
     """How a record was produced."""
     computer, parts = record["machine"], parts_of(record)
-    data, pairs = next((part["data"], part["pairs"]) for part in parts.values())
     hardware = (
         f"{computer['processor']}, {computer['cores']} cores, {computer['memory_gib']} GiB, "
         f"{computer['gpu'] or 'no GPU'}"
     )
+    run = f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}"
+    if "ratings" in record:
+        return f"{run}."
+    data, pairs = next((part["data"], part["pairs"]) for part in parts.values())
     return (
-        f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}: "
-        f"{data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
+        f"{run}: {data['train_dialogues']} train and {data['test_dialogues']} test dialogues, "
         f"{next(iter(pairs.values()))['pairs']} pairs in the first round."
     )
 
@@ -263,22 +285,30 @@ def _tables(model: str, part: dict[str, Any]) -> list[str]:
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     """The interrupted record if it has the same commit and command and lacks results; else a new record."""
-    if _output("git", "status", "--porcelain", "--", "attune", "stages", "conf", "dvc.yaml", "data/sources.yaml"):
-        raise UserError(
-            "attune, stages, conf or dvc.yaml differ from the commit: commit first, so that the record names what ran"
-        )
-    identity = {
-        "name": name,
-        "command": " ".join(["python -m attune record", name, *overrides]),
-        "commit": _output("git", "rev-parse", "HEAD").strip(),
-    }
+    new = _identity(name, " ".join(["python -m attune record", name, *overrides]))
+    identity = {key: new[key] for key in ("name", "command", "commit")}
     if path.is_file():
         old = _read(path)
         done = all("metrics" in old.get("models", {}).get(model, old) for model in compositions(overrides))
         if identity.items() <= old.items() and not done:
             return old
     times: dict[str, Any] = {"models": {}} if len(compositions(overrides)) > 1 else {"wall_seconds": {}}
-    return identity | {"date": date.today().isoformat(), "machine": machine()} | times
+    return new | times
+
+
+def _identity(name: str, command: str) -> dict[str, Any]:
+    """What a record says of how it was made.
+
+    Raises:
+        UserError: the working tree differs from its commit.
+    """
+    if _output("git", "status", "--porcelain", "--", "attune", "stages", "conf", "dvc.yaml", "data/sources.yaml"):
+        raise UserError(
+            "attune, stages, conf or dvc.yaml differ from the commit: commit first, so that the record names what ran"
+        )
+    commit = _output("git", "rev-parse", "HEAD").strip()
+    made = {"date": date.today().isoformat(), "machine": machine()}
+    return {"name": name, "command": command, "commit": commit} | made
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -294,7 +324,12 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("record", __doc__)
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=smollm2")
+    parser.add_argument("--published", action="store_true", help="score EmPO's published replies instead")
     arguments = parser.parse_args(argv)
+    if arguments.published and arguments.name:
+        parser.error("--published runs no recipe: leave the name out")
+    if arguments.published:
+        run_published(RECORDS)
     if arguments.name:
         run(arguments.name, arguments.overrides, RECORDS)
     records = [_read(path) for path in sorted(RECORDS.glob("*.json"))]

@@ -3,6 +3,7 @@
     python -m attune repro                       # all stages: what `make repro` runs
     python -m attune repro evaluate@sft          # a stage and what it depends on
     python -m attune repro -- --force dpo@e1     # options of `dvc repro` stand after --
+    python -m attune repro -- --dry              # lists what would run, and why
 
     [12/35] generate@sft · 3 min 10 s so far · about 4 min left
 
@@ -10,7 +11,8 @@ What else is printed comes from DVC and the stages, and the exit status is DVC's
 that may still run: those that differ from dvc.lock, and those that depend on a stage that ran. A stage is expected to
 take as long as in its last run by this command (`.cache/stage_seconds.json`). Before that, with the embedded corpus and
 SmolLM2, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
-SIGTERM end the running stage, which keeps its checkpoint, and then DVC.
+SIGTERM end the running stage, which keeps its checkpoint, and then DVC. `--dry --allow-missing` also lists in a clone
+that has no data (attune/tools/dry_run.py).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from attune.generation import made_elsewhere
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped
 from attune.runtime.io import write_json
+from attune.tools.dry_run import listed, would_run
 
 SECONDS = Path(".cache/stage_seconds.json")
 RUNNING = "Running stage '%s':"
@@ -131,22 +134,44 @@ def plan(arguments: Any) -> Plan:
     Raises:
         DvcException: DVC refuses the pipeline or a target.
     """
-    from dvc.dvcfile import PROJECT_FILE
     from dvc.repo import Repo
-    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     with Repo() as repo:
-        graph = get_active_graph(repo.index.graph)
-        targets = [] if arguments.all_pipelines else arguments.targets or [PROJECT_FILE]
-        stages = collect_stages(repo, targets, arguments.recursive, arguments.glob)
-        if not arguments.single_item:
-            stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)
+        graph, stages = looked_at(repo, arguments)
         needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
         return Plan(needs, set(needs if arguments.force else repo.status()))
 
 
+def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
+    """The graph of all stages, and those that `dvc repro` looks at, in its order."""
+    from dvc.dvcfile import PROJECT_FILE
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    graph = get_active_graph(repo.index.graph)
+    targets = [] if arguments.all_pipelines else arguments.targets or [PROJECT_FILE]
+    stages = collect_stages(repo, targets, arguments.recursive, arguments.glob)
+    if not arguments.single_item:
+        stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)
+    return graph, stages
+
+
+def dry(arguments: Any) -> str:
+    """What `dvc repro` with these parsed arguments would run, and why.
+
+    Raises:
+        DvcException: DVC refuses the pipeline or a target.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        graph, stages = looked_at(repo, arguments)
+        if arguments.force:
+            return listed({stage.addressing: ["--force"] for stage in stages}, len(stages))
+        return listed(would_run(stages, graph, arguments.allow_missing), len(stages))
+
+
 def progress(argv: Sequence[str]) -> Progress | None:
-    """The progress of `dvc` with these arguments; None where it runs nothing, or will say itself what is wrong.
+    """The progress of `dvc` with these arguments; None where it will say itself what is wrong. Ends after `--dry`.
 
     Raises:
         DataError: a file of replies is broken, which its stage would find after the training of others.
@@ -157,7 +182,8 @@ def progress(argv: Sequence[str]) -> Progress | None:
     try:
         arguments = parse_args(argv)
         if arguments.dry:
-            return None
+            print(dry(arguments))
+            sys.exit()
         planned = plan(arguments)
     except DvcParserError:
         # It has been said; the status is that of `dvc`.

@@ -1,8 +1,8 @@
-"""The comment on a pull request: the metrics that changed, and ten replies before and after.
+"""The comment on a pull request: changed params, a verdict, what is better or worse, and ten replies before and after.
 
     python -m attune review main > comment.md
 
-compares the working tree with REV (a commit, branch or tag). Changes within the new value's interval are marked.
+compares the working tree with REV (a commit, branch or tag), as `attune compare` does. --plots adds a link to them.
 Replies are those of the last variant of params.yaml that has a model, or of --variant; the replies of REV come from
 DVC's cache.
 """
@@ -10,16 +10,20 @@ DVC's cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
+from attune.report.changes import page
 from attune.report.results import REPLY_COLUMNS, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.tools import compare
+from attune.tools.compare import compare
+from attune.tools.runs import folder
+from attune.tools.runs import revision as at
 
 Replies = Mapping[str, dict[str, Any]]
 
@@ -44,8 +48,8 @@ def replies_at(revision: str, variant: str) -> Replies | None:
         return None
 
 
-def comment(revision: str, name: str, variant: str, params: Params) -> str:
-    """The comment as Markdown; it calls `revision` by `name`.
+def comment(revision: str, name: str, variant: str, params: Params, plots: str | None = None) -> str:
+    """The comment as Markdown; it calls `revision` by `name` and links to `plots`, a path or an address.
 
     Raises:
         UserError: there is no such `revision` or `variant`, or the working tree has no replies of it.
@@ -53,10 +57,11 @@ def comment(revision: str, name: str, variant: str, params: Params) -> str:
     named(params.variants, variant, "variants")
     after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
-    changed = compare.compare(revision)
+    changed = compare(at(revision), folder(Path(), "the working tree"))
     return "\n\n".join([
-        f"## Metrics against {escape(name)}",
-        compare.page(changed, escape(name), markdown=True, everything=True),
+        f"## Changes against {escape(name)}",
+        page(changed, name, markdown=True),
+        *([f"[Plots of both]({plots})"] if plots else []),
         f"## Replies of {escape(variant)} against {escape(name)}",
         *_samples(before, after, params.seed),
     ]) + "\n"  # fmt: skip
@@ -83,8 +88,9 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("review", __doc__)
     parser.add_argument("revision", metavar="REV", help="revision to compare with")
     parser.add_argument("--name", help="name of REV in the comment; default: REV")
+    parser.add_argument("--plots", metavar="LINK", help="path or address of the plots of both, to link to")
     parser.add_argument("--variant", help="variant whose replies are shown; default: the last that has a model")
     arguments = parser.parse_args(argv)
     params = load()
     name, variant = arguments.name or arguments.revision, arguments.variant or params.last_model
-    print(comment(arguments.revision, name, variant, params), end="")
+    print(comment(arguments.revision, name, variant, params, arguments.plots), end="")

@@ -15,7 +15,7 @@ Every further file is compared with the first one by the paired bootstrap, over 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = Path("models")
+CLASSIFIERS = ("epitome", "dbt", "behaviour")
+"""All classifiers that a recipe may have."""
 DIGITS = 4
 NEEDS_MODEL = "preference_accuracy and MMLU need the model and not its replies: they are for variants of the pipeline"
 HEADINGS = ("metric", "value", "from", "to", "n")
@@ -68,20 +70,44 @@ def score_rows(path: Path, rows: Sequence[OwnReply], dropped: Counter[str], mode
         models: whether to use the encoder and the classifiers.
         params: of the project.
     """
-    from attune.scoring.text.scores import evaluate, score, text_signature
-
-    replies, keys = _frame(rows), pair_keys(rows)
-    notes = [note for note in (left_out(dropped), *_gaps(rows, models)) if note]
-    bert, signature = _bertscore(replies, params, notes) if models else ({}, {})
-    scores = score(replies, bert)
-    values, signature = evaluate(replies, scores), text_signature(replies) | signature
-    if models and keys is not None:
-        for name in params.classifiers:
-            columns, described = _classified(name, replies, params, notes)
-            scores, signature = scores.assign(**columns), signature | described
+    keys = pair_keys(rows)
+    notes = [note for note in (left_out(dropped), *gaps(rows, models)) if note]
+    scores, values, signature = row_scores(rows, params.classifiers if models else None, params, notes)
     notes.append(NEEDS_MODEL)
     clusters = None if keys is None else [key for key, _ in keys]
     return Scored(path, scores, keys, _metrics(scores, values, clusters, params), signature, notes)
+
+
+def row_scores(
+    rows: Sequence[OwnReply],
+    classifiers: Iterable[str] | None,
+    params: Params,
+    notes: list[str],
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[pd.DataFrame, Bounds, dict[str, str]]:
+    """The scores of each row, the metrics of the texts, and the signature.
+
+    Args:
+        rows: (N,).
+        classifiers: keys of those to use where they are trained; None: neither these nor the encoder.
+        params: of the project.
+        notes: gets a sentence for each group of metrics that is left out.
+        say: is told what comes next.
+    """
+    from attune.scoring.text.scores import evaluate, score, text_signature
+
+    replies = _frame(rows)
+    if classifiers is not None:
+        say("BERTScore")
+    bert, signature = _bertscore(replies, params, notes) if classifiers is not None else ({}, {})
+    say("overlap")
+    scores = score(replies, bert)
+    values, signature = evaluate(replies, scores), text_signature(replies) | signature
+    for name in classifiers or () if all(row.context is not None for row in rows) else ():
+        say(f"classifier {name}")
+        columns, described = _classified(name, replies, params, notes)
+        scores, signature = scores.assign(**columns), signature | described
+    return scores, values, signature
 
 
 def _frame(rows: Sequence[OwnReply]) -> pd.DataFrame:
@@ -115,7 +141,7 @@ def pair_keys(rows: Sequence[OwnReply]) -> list[tuple[str, int]] | None:
     return keys
 
 
-def _gaps(rows: Sequence[OwnReply], models: bool) -> list[str]:
+def gaps(rows: Sequence[OwnReply], models: bool) -> list[str]:
     """A sentence for each group of metrics that the columns, or the options, do not allow."""
     missing = sum(row.reference is None for row in rows)
     notes = []

@@ -165,7 +165,8 @@ def point_text(point: Mapping[str, Any]) -> str:
 def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
     """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers."""
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
-    notes, at_chance = {}, always_at_chance(rows)
+    notes = {}
+    at_chance = always_at_chance(rows)
     for (point, variant), values in over_seeds(rows).items():
         row = ", ".join(part for part in (point, variant) if part)
         means = means | {row: {key: fmean(seeds) for key, seeds in values.items()}}

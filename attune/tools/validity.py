@@ -1,180 +1,234 @@
-"""Correlate every metric with human ratings of replies: Spearman's rank correlation.
+"""Measure how far each metric agrees with people: its rank correlation with their ratings of replies.
 
-    python -m attune validity ratings.csv
+    python -m attune validity
+    python -m attune validity ratings.csv [--scale NAME] [-o JSON]
 
-reads a csv with the columns `context` (the turn before the reply), `reply`, `rating` (a number; with several raters
-`rating_1`, `rating_2`, …, whose mean is taken over those that are not empty) and optionally `reference` (a human reply;
-metrics of the reference leave out a reply whose cell is empty), and prints Spearman's correlation of every metric with
-the ratings, its 95 % interval and the number of replies.
-Encoder and layer are those of params.yaml; without `models/epitome` the levels of empathy are left out.
+Without a file the ratings are those of EmPO's human evaluation (`empo_human` of data/sources.yaml), from the folder
+that CORPORA_DIR names: the result goes to metrics/validity.json, which the summary shows beside its columns, and into
+docs/metrics.md. A csv of one's own has the columns `context` (chat messages as JSON, or the turn before the reply) and
+`reply`, a rating, and optionally `reference` (a human reply; empty where there is none), `system` and `rater`. A rating
+on a scale stands in the column of its name (`rating`, or those of --scale); with several raters either in `rating_1`,
+`rating_2`, …, or in a row for each of them, told apart by `rater`. Empty ratings are left out.
+
+Each metric that has a score by reply gets Spearman's correlation for each scale and for their mean, with 95 %
+intervals by a bootstrap over dialogues, the share of pairs of replies to one dialogue and of pairs of systems that it
+orders as people do, and the number of replies behind it. Replies that are the reference itself are left out and told
+apart. Encoder and layer are those of params.yaml; a classifier counts where `models/` has it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import isfinite, nan
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import load
-from attune.config.schema import Params, bertscore_encoder
-from attune.report.tables import table
+from attune.config.schema import Params
+from attune.generation.made_elsewhere import OwnReply
+from attune.report.validity import MEAN, VALIDITY, better, table
 from attune.runtime.cli import command_parser
-from attune.runtime.errors import DataError
-from attune.runtime.io import read_csv, read_header
-from attune.scoring.text import overlap
+from attune.runtime.errors import DataError, UserError
+from attune.runtime.io import read_text, sha256_of, write_json, write_text
+from attune.tools.rated import SCALES, Rated, published, read
+from attune.tools.score import CLASSIFIERS, gaps, row_scores
 
-EPITOME = Path("models/epitome")
-COLUMNS = {"rho": ("Spearman", 3), "low": ("from", 3), "high": ("to", 3), "n": ("n", 0)}
-# Replies of a correlation.
-LEAST = 3
-Scores = dict[str, Sequence[float]]
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-@dataclass(frozen=True)
-class Rated:
-    """A reply with its context, its mean rating, and the human reply if the file has one."""
-
-    context: str
-    reply: str
-    reference: str | None
-    rating: float
+PAGE = Path("docs/metrics.md")
+BEGIN, END = "<!-- validity: written by python -m attune validity -->", "<!-- end of validity -->"
+DIGITS = 4
+NO_SCORE = (
+    "no score by reply: dist_1, dist_2, dist_3 and repeated_share (counts over all replies), dbt_gap and "
+    "behaviour_reflection_to_question (ratios of means); bleu_n is sentence BLEU here",
+    "not of replies: preference_accuracy and MMLU, which need the model",
+)
 
 
-def read(path: Path) -> list[Rated]:
-    """Read the ratings.
+def measure(rows: Sequence[Rated], source: str, models: bool, params: Params) -> dict[str, Any]:
+    """All numbers, in the form of `metrics/validity.json`.
+
+    Args:
+        rows: of `read`.
+        source: whose ratings they are, for the pages.
+        models: whether to use the encoder and the classifiers.
+        params: of the project.
 
     Raises:
-        DataError: the file is missing, is not UTF-8, lacks a column, or has an invalid row; names file and line.
+        DataError: fewer than three replies are not the reference itself.
     """
-    rows = list(_rows(read_csv(path, DataError, "the first argument names the file of ratings"), path))
-    if len(rows) < LEAST:
-        raise DataError(f"{path}: {len(rows)} rows: a correlation needs at least three")
-    return rows
-
-
-def _rows(rows: Sequence[tuple[int, list[str]]], path: Path) -> Iterator[Rated]:
-    header = read_header(path, rows, ("context", "reply"), DataError)
-    raters = [name for name in header if re.fullmatch(r"rating(_\d+)?", name)]
-    if not raters:
-        raise DataError(f"{path}:1: column rating is missing (or rating_1, rating_2, …)")
-    read_header(path, rows, raters, DataError)
-    for line, cells in rows[1:]:
-        where = f"{path}:{line}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-        row = dict(zip(header, cells, strict=True))
-        yield Rated(row["context"], row["reply"], row.get("reference", "").strip() or None, _rating(row, raters, where))
-
-
-def _rating(row: dict[str, str], raters: Sequence[str], where: str) -> float:
-    given = {name: row[name] for name in raters if row[name].strip()}
-    if not given:
-        raise DataError(f"{where}: no rating")
-    numbers = {name: _number(text) for name, text in given.items()}
-    for name, number in numbers.items():
-        if number is None:
-            raise DataError(f"{where}: {name} = {given[name]!r} is not a number")
-    return fmean(number for number in numbers.values() if number is not None)
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if isfinite(number) else None
-
-
-def scores(rows: Sequence[Rated], params: Params) -> tuple[Scores, list[str]]:
-    """Every available metric by reply, and a sentence for each group that is not available.
-
-    Metrics of the reference are NaN for a reply without one.
-    """
-    replies = [row.reply for row in rows]
-    referenced = [i for i, row in enumerate(rows) if row.reference is not None]
-    values: Scores = {"reply_words": overlap.lengths(replies), **overlap.distinct_per_reply(replies)}
-    left_out = []
-    if referenced:
-        values |= _everywhere(_overlap([rows[i] for i in referenced], params), referenced, len(rows))
-    else:
-        left_out.append("The file has no references: ROUGE, BERTScore and diff are left out.")
-    if (EPITOME / "epitome.json").is_file():
-        values |= _levels(rows, referenced, params)
-    else:
-        left_out.append(
-            f"{EPITOME} is missing (`dvc repro classifier@epitome` trains it): the levels of empathy are left out."
-        )
-    return values, left_out
-
-
-def _everywhere(values: Scores, indices: Sequence[int], length: int) -> Scores:
-    """Scores of the rows at `indices` as columns of all rows, NaN at the others."""
+    rated = [row for row in rows if not row.human]
+    if len(rated) < 3:
+        raise DataError(f"{source}: {len(rated)} replies are not the reference itself: at least three are needed")
+    notes = gaps([row.own for row in rated], models)
+    scores, signature = _scores([row.own for row in rated], models, params, notes)
+    names = list(rated[0].ratings)
+    kept = [*names, *([MEAN] if len(names) > 1 else [])]
+    dialogues = [row.dialogue for row in rated]
+    metrics = {}
+    for number, name in enumerate(scores, start=1):
+        say(f"correlating {number} of {len(scores.columns)}: {name}")
+        metrics[str(name)] = _metric(str(name), scores[name].tolist(), rated, kept, dialogues, params)
     return {
-        name: [dict(zip(indices, column, strict=True)).get(i, nan) for i in range(length)]
-        for name, column in values.items()
+        "ratings": {
+            "source": source,
+            "replies": len(rated),
+            "dialogues": len(set(dialogues)),
+            "ratings": sum(max(len(row.by_rater(name)) for name in names) for row in rated),
+        },
+        "ceiling": {name: _ceiling(rated, name, dialogues, params) for name in kept},
+        "metrics": metrics,
+        "systems": _systems(rated, scores),
+        "human_replies": _human([row for row in rows if row.human]),
+        "left_out": [*notes, *NO_SCORE],
+        "signature": signature,
+        "bootstrap": {"level": 95, "resamples": params.evaluate.resamples, "seed": params.seed},
     }
 
 
-def _overlap(rows: Sequence[Rated], params: Params) -> Scores:
-    from attune.models.encoder import load_encoder
-    from attune.scoring.text.bertscore import bertscore
+def _scores(
+    replies: Sequence[OwnReply], models: bool, params: Params, notes: list[str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A column for each metric with a score by reply, NaN where a reply has none; levels before differences."""
+    from attune.scoring.text.overlap import BLEU_ORDERS
+    from attune.scoring.validity import sentence_bleu
 
-    model, tokenizer = load_encoder(bertscore_encoder(params), params.hardware)
-    settings = params.bertscore
-    replies, references = [row.reply for row in rows], [str(row.reference) for row in rows]
-    return {
-        **overlap.rouge_per_example(replies, references),
-        **bertscore(replies, references, model, tokenizer, settings.layer, settings.batch_size),
-    }
-
-
-def _levels(rows: Sequence[Rated], referenced: Sequence[int], params: Params) -> Scores:
-    """`level_*`, and `diff_*` of the rows with a reference."""
-    from attune.classifiers.epitome.levels import score
-
-    posts = [row.context for row in rows]
-    levels = score(EPITOME, posts, [row.reply for row in rows], params.hardware)
-    values: Scores = {f"level_{MECHANISMS[name]}": column for name, column in levels.items()}
-    if referenced:
-        human = score(
-            EPITOME, [posts[i] for i in referenced], [str(rows[i].reference) for i in referenced], params.hardware
-        )
-        gaps: Scores = {
-            f"diff_{short}": [(levels[name][i] - level) ** 2 for i, level in zip(referenced, human[name], strict=True)]
-            for name, short in MECHANISMS.items()
-        }
-        values |= _everywhere(gaps, referenced, len(rows))
-    return values
+    say(f"scoring {len(replies)} replies")
+    frame, _, signature = row_scores(replies, CLASSIFIERS if models else None, params, notes, say)
+    numbers = frame.select_dtypes("number")
+    counts = [name for name in numbers if str(name).startswith("bleu_") or "reference_" in str(name)]
+    known = [row.reference is not None for row in replies]
+    numbers = numbers.drop(columns=counts).dropna(axis="columns", how="all")
+    for order in BLEU_ORDERS if any(known) else ():
+        numbers[f"bleu_{order}"] = [
+            sentence_bleu(row.reply, row.reference, order) if row.reference is not None else float("nan")
+            for row in replies
+        ]
+    names = sorted([str(name) for name in numbers], key=_place)
+    return numbers[names], signature
 
 
-def page(rows: Sequence[Rated], values: Scores, left_out: Sequence[str], resamples: int, seed: int) -> str:
-    """The table of correlations, a row per metric, and notes on the metrics left out."""
+def _place(name: str) -> tuple[int, str]:
+    """Levels lead, differences follow, then the other classifiers, BERTScore and overlap."""
+    order = ("level_", "diff_", "dbt_", "behaviour_", "bertscore_", "bleu_", "rouge_", "dist_")
+    return next((place for place, start in enumerate(order) if name.startswith(start)), len(order)), name
+
+
+def _metric(
+    name: str, column: Sequence[float], rated: Sequence[Rated], scales: Sequence[str], dialogues: Sequence[str],
+    params: Params,
+) -> dict[str, Any]:  # fmt: skip
     import numpy as np
 
-    from attune.scoring.validity import spearman
+    from attune.scoring.validity import pairwise_agreement, spearman
 
-    ratings = np.array([row.rating for row in rows], dtype=float)
-    lines: dict[str, dict[str, float]] = {}
-    for name, column in values.items():
-        scored = np.isfinite(numbers := np.array(column, dtype=float))
-        lines[name] = {"n": int(scored.sum())}
-        if lines[name]["n"] >= LEAST:
-            result = spearman(numbers[scored], ratings[scored], resamples, seed)
-            lines[name] |= {key: value for key, value in result._asdict().items() if isfinite(value)}
-    notes = [
-        "A dash: all replies have the same score, or fewer than three have one.",
-        "diff: lower is better, so a good metric correlates negatively.",
-    ]
-    return "\n".join([table("metric", lines, COLUMNS), "", *notes, *left_out])
+    resamples, seed = params.evaluate.resamples, params.seed
+    known = [i for i, value in enumerate(column) if isfinite(value)]
+    values = np.array([column[i] for i in known], dtype=float)
+    found: dict[str, Any] = {"n": len(known), "rho": {}}
+    for scale in scales:
+        ratings = np.array([rated[i].rating(scale) for i in known], dtype=float)
+        both = np.isfinite(ratings)
+        groups = [dialogues[i] for i, one in zip(known, both, strict=True) if one]
+        enough = both.sum() >= 3
+        result = spearman(values[both], ratings[both], resamples, seed, groups) if enough else (np.nan,) * 3
+        found["rho"][scale] = _rounded(result)
+    overall = np.array([rated[i].rating(MEAN) for i in known], dtype=float)
+    groups = [dialogues[i] for i in known]
+    share, pairs = pairwise_agreement(better(name) * values, overall, groups, resamples, seed)
+    # Equal scores order nothing.
+    alike = len(set(values.tolist())) < 2
+    found["pairwise"] = _rounded((np.nan,) * 3 if alike else share) | {"n": pairs}
+    systems = [rated[i].system for i in known]
+    found["systems_agree"] = None if alike else _system_pairs(better(name) * values, overall, systems)
+    return found
+
+
+def _rounded(estimate: Sequence[float]) -> dict[str, float | None]:
+    values = (round(float(value), DIGITS) if isfinite(value) else None for value in estimate)
+    return dict(zip(("value", "low", "high"), values, strict=True))
+
+
+def _system_pairs(values: Any, ratings: Any, systems: Sequence[str]) -> str | None:
+    """How many pairs of systems the means of a metric order as people's means do; None with fewer than two systems."""
+    names = sorted(set(systems) - {""})
+    rows = {name: [i for i, one in enumerate(systems) if one == name] for name in names}
+    pairs = list(combinations([(float(values[i].mean()), float(ratings[i].mean())) for i in rows.values()], 2))
+    agree = sum((first[0] - second[0]) * (first[1] - second[1]) > 0 for first, second in pairs)
+    return f"{agree} of {len(pairs)}" if pairs else None
+
+
+def _ceiling(rated: Sequence[Rated], scale: str, dialogues: Sequence[str], params: Params) -> dict[str, Any]:
+    from attune.scoring.validity import ceiling
+
+    by_rater = [row.by_rater(scale) for row in rated]
+    result, n = ceiling(by_rater, params.evaluate.resamples, params.seed, dialogues)
+    return _rounded(result) | {"n": n}
+
+
+def _systems(rated: Sequence[Rated], scores: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """System to its mean rating and the means of the metrics, the best rated first."""
+    by_name: dict[str, list[int]] = {}
+    for index, row in enumerate(rated):
+        by_name.setdefault(row.system, []).append(index)
+    by_name.pop("", None)
+    ratings = {name: fmean(rated[i].rating(MEAN) for i in indices) for name, indices in by_name.items()}
+    return {
+        name: {"rating": round(ratings[name], DIGITS), "n": len(by_name[name])}
+        | {str(key): round(float(mean), DIGITS) for key, mean in scores.iloc[by_name[name]].mean().dropna().items()}
+        for name in sorted(by_name, key=lambda name: -ratings[name])
+    }
+
+
+def _human(rows: Sequence[Rated]) -> dict[str, float] | None:
+    return {"replies": len(rows), "rating": round(fmean(row.rating(MEAN) for row in rows), DIGITS)} if rows else None
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def into_page(text: str, page: str) -> str:
+    """The page with the table between its marks.
+
+    Raises:
+        UserError: the marks are not there.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{PAGE} has no lines {BEGIN!r} and {END!r} to write the table between")
+    between = f"{text}\n\n" if text else ""
+    return f"{before}{BEGIN}\n\n{between}{END}{after}"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table."""
+    """Print the table, and write what was asked for."""
     parser = command_parser("validity", __doc__)
-    parser.add_argument("file", type=Path, help="a csv of ratings")
-    rows, params = read(parser.parse_args(argv).file), load()
-    print(page(rows, *scores(rows, params), params.evaluate.resamples, params.seed))
+    parser.add_argument("file", nargs="?", type=Path, help="a csv of ratings; default: EmPO's human evaluation")
+    parser.add_argument("--scale", action="append", metavar="NAME", help="a column of ratings, for each scale")
+    parser.add_argument("--no-models", action="store_true", help="only what needs neither encoder nor classifier")
+    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write all numbers and the signature")
+    arguments = parser.parse_args(argv)
+    params = load()
+    if arguments.file is None:
+        # Before anything is scored, which takes minutes.
+        into_page("", read_text(PAGE, UserError, "run from the project's root"))
+        (rows, digest), source = published(), "EmPO"
+    else:
+        rows, source = read(arguments.file, tuple(arguments.scale or SCALES)), arguments.file.name
+        digest = sha256_of(arguments.file)
+    numbers = measure(rows, source, not arguments.no_models, params)
+    numbers["ratings"]["sha256"] = digest
+    text = table(numbers)
+    # The published ratings go to the committed file and page, unless they are to go elsewhere.
+    if output := arguments.output or (None if arguments.file else VALIDITY):
+        write_json(output, numbers)
+    if output == VALIDITY and not arguments.file:
+        write_text(PAGE, into_page(text, read_text(PAGE, UserError, "run from the project's root")))
+    print(text)

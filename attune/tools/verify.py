@@ -16,20 +16,108 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from attune.report.tables import Metrics
+from attune.report.tables import DASH, Metrics
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
-from attune.tools.compare import METRICS, Change, compare, page
 
+METRICS = Path("metrics")
+INTERVALS = METRICS / "intervals"
+HEADINGS = ("metrics", "metric", "old", "new", "change", "95 % interval", "")
 CLONE = Path(".cache/verify")
 LOCK = Path("dvc.lock")
 # By this Python, so that the clone, which has no .venv, runs with the same libraries.
 DVC = [sys.executable, "-m", "dvc"]
 # Tolerance of a metric without an interval: a share of its value, at least half a percentage point.
 RELATIVE, LEAST = 0.05, 0.5
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric that changed: its file below `metrics/` without the suffix, old and new value (None: missing)."""
+
+    file: str
+    metric: str
+    old: float | None
+    new: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the old value lies inside the interval of the new value."""
+        if self.interval is None or self.old is None or self.new is None:
+            return False
+        low, high = self.interval
+        return low <= self.old <= high
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table, under `HEADINGS`."""
+        change = None if self.old is None or self.new is None else self.new - self.old
+        bounds = DASH if self.interval is None else f"{self.interval[0]:.4g} to {self.interval[1]:.4g}"
+        note = "within noise" if self.within_noise else ""
+        return self.file, self.metric, _number(self.old), _number(self.new), _number(change, "+"), bounds, note
+
+
+def changes(differences: dict[str, Any], intervals: dict[str, dict[str, float]]) -> list[Change]:
+    """The changes in the output of `dvc metrics diff --json`, without those of the intervals themselves.
+
+    Args:
+        differences: file to metric to `old` and `new`.
+        intervals: file, as `Change` names it, to the content of its file of intervals.
+    """
+    return [
+        Change(file, metric, values.get("old"), values.get("new"), _interval(intervals.get(file, {}), metric))
+        for path, metrics in sorted(differences.items())
+        if INTERVALS not in Path(path).parents
+        for file in [Path(path).relative_to(METRICS).with_suffix("").as_posix()]
+        for metric, values in metrics.items()
+    ]
+
+
+def _interval(bounds: dict[str, float], metric: str) -> tuple[float, float] | None:
+    ends = bounds.get(f"{metric}.low"), bounds.get(f"{metric}.high")
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def page(changed: Sequence[Change], revision: str) -> str:
+    """The changes as a table, and how many of them are within noise."""
+    from tabulate import tabulate
+
+    noise = sum(change.within_noise for change in changed)
+    count = f"{len(changed)} changes against {revision}, {noise} of them within noise."
+    table = tabulate([change.cells for change in changed], HEADINGS, tablefmt="simple", disable_numparse=True)
+    return f"{table}\n\n{count}" if changed else count
+
+
+def compare(revision: str, root: Path = Path()) -> list[Change]:
+    """The changes of the metrics in the working tree `root` since `revision`, with the intervals of the tree.
+
+    Raises:
+        UserError: DVC does not know the revision or cannot read a metric; a file of intervals is not a JSON object.
+    """
+    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
+    folder = root / INTERVALS
+    intervals = {path.relative_to(folder).with_suffix("").as_posix(): _read(path) for path in folder.rglob("*.json")}
+    return changes(json.loads(done.stdout), intervals)
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run `dvc repro intervals@{path.stem}`") from None
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.6g}" if isinstance(value, int | float) else DASH
 
 
 def rerun(clone: Path) -> dict[str, str]:
@@ -83,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
     different = sorted(out for out in committed.keys() | here.keys() if committed.get(out) != here.get(out))
     print("\n".join([f"{len(different)} of {len(committed)} outs have other bytes.", *different]))
     changed = compare("HEAD", CLONE)
-    print(page(changed, "HEAD", markdown=False, everything=True))
+    print(page(changed, "HEAD"))
     far = [change for change in changed if outside(change, _values(CLONE / METRICS / f"{change.file}.json"))]
     if far:
         names = ", ".join(f"{change.file} {change.metric}" for change in far)

@@ -22,8 +22,8 @@ from attune.models.system_prompt import read_instruction
 from attune.pairs.dbt_llm import read_prompt
 from attune.runtime.errors import UserError
 from attune.scoring.mmlu import harness
+from attune.tools.rated import read as read_ratings
 from attune.tools.study_plan import read as read_study
-from attune.tools.validity import read as read_ratings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = []

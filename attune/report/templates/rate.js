@@ -1,6 +1,8 @@
 "use strict";
 const at = (id) => document.getElementById(id);
 let rater = "", item = null;
+// The examples that were answered on this page, the last one at the end.
+const answered = [];
 
 function text(name, content, kind) {
   const node = document.createElement(name);
@@ -23,10 +25,18 @@ async function request(path, options) {
   }
 }
 
+function post(path, content) {
+  return request(path, {
+    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(content),
+  });
+}
+
 async function next() {
   const state = await request(`/next?rater=${encodeURIComponent(rater)}`);
   if (!state) return;
   at("name").hidden = true;
+  document.body.classList.add("begun");
+  at("undo").hidden = !answered.length;
   at("count").textContent = `${state.done} of ${state.all}`;
   item = state.item || null;
   at("compare").hidden = !item;
@@ -37,6 +47,7 @@ async function next() {
     turn.append(text("b", `${role}: `), document.createTextNode(words));
     return turn;
   }));
+  at("context").scrollTop = at("context").scrollHeight;
   ["first", "second"].forEach((place, i) => { at(place).textContent = item.replies[i] || "(empty)"; });
   at("reason").value = "";
 }
@@ -45,10 +56,18 @@ async function answer(better) {
   if (!item) return;
   const sent = {rater, example: item.example, hash: item.hash, better, reason: at("reason").value};
   item = null;
-  const saved = await request("/answer", {
-    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(sent),
-  });
-  if (saved) await next(); else item = {example: sent.example, hash: sent.hash};
+  if (await post("/answer", sent)) {
+    answered.push(sent.example);
+    await next();
+  } else item = {example: sent.example, hash: sent.hash};
+}
+
+async function undo() {
+  const example = answered.pop();
+  if (!example) return;
+  item = null;
+  if (!await post("/undo", {rater, example})) answered.push(example);
+  await next();
 }
 
 at("name").addEventListener("submit", (event) => {
@@ -61,5 +80,7 @@ document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
   const better = {1: "first", 0: "tie", 2: "second"}[event.key];
   if (better) answer(better);
+  if (event.key === "u") undo();
 });
+at("undo").addEventListener("click", undo);
 at("rater").focus();

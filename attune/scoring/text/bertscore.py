@@ -1,15 +1,16 @@
-"""BERTScore (Zhang et al. 2020): greedy matching of contextual token embeddings.
+"""BERTScore (Zhang et al. 2020), by the package bert-score: greedy matching of contextual token embeddings.
 
-The numbers equal those of the package bert-score without IDF weights and without rescaling, as the tests check.
-Differences to the package: an empty text scores 0 instead of raising, texts are cut at the encoder's positions if the
-tokenizer has no limit, each distinct text is encoded once, and RoBERTa gets the space before the first word that
-published scores have (with transformers 5 the package drops it, unless the tokenizer was loaded with
-`add_prefix_space=True`).
+The package embeds and matches, without IDF weights and without rescaling. Its entry points are not used, because of
+what they do with transformers 5 and with a local encoder: an empty text raises (here it scores 0), a tokenizer without
+a limit raises (here the encoder's positions are the limit), RoBERTa loses the space before the first word that
+published scores have (here it is written), pickled weights may be loaded (here the encoder is given), and texts are
+batched in the order of a Python set, which differs between processes, and so the last digits (here they are sorted).
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from attune.runtime.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
+    # A text as the package matches it: (1, T, D) embeddings, (1, T) mask, (1, T) weights of the tokens.
+    Embedded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 NAMES = ("bertscore_p", "bertscore_r", "bertscore_f1")
-EMPTY = 2
-"""Ids of a text without tokens: the two special tokens."""
 
 
 def bertscore(
@@ -47,34 +49,73 @@ def bertscore(
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references: expected as many, some")
     if not 0 <= layer <= model.config.num_hidden_layers:
         raise ModelError(f"bertscore.layer = {layer}: the encoder has layers 0 to {model.config.num_hidden_layers}")
-    embeddings = embed([*predictions, *references], model, tokenizer, layer, batch_size)
-    scores = [match(embeddings[p.strip()], embeddings[r.strip()]) for p, r in zip(predictions, references, strict=True)]
+    pairs = [
+        (prediction.strip(), reference.strip()) for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    embedded = embed([text for pair in pairs for text in pair], model, tokenizer, layer, batch_size)
+    scores = [match(embedded[prediction], embedded[reference]) if prediction and reference else (0.0, 0.0, 0.0)
+              for prediction, reference in pairs]  # fmt: skip
     return {
         name: [100 * score for score in column] for name, column in zip(NAMES, zip(*scores, strict=True), strict=True)
     }
 
 
-def embed(texts: Sequence[str], model: Any, tokenizer: Any, layer: int, batch_size: int) -> dict[str, torch.Tensor]:
-    """The (T, D) unit embeddings, on the CPU, of the tokens and special tokens of each distinct stripped text."""
-    import torch
+def embed(texts: Sequence[str], model: Any, tokenizer: Any, layer: int, batch_size: int) -> dict[str, Embedded]:
+    """Each distinct text that is not empty, embedded by the package, on the CPU. Special tokens have the weight 0."""
+    from bert_score.utils import get_bert_embedding
 
-    space = " " if model.config.model_type == "roberta" else ""
-    ids = {
-        text: tokenizer(space + text, truncation=True, max_length=limit(model, tokenizer))["input_ids"]
-        for text in {text.strip() for text in texts}
-    }
+    weights = defaultdict(lambda: 1.0, {tokenizer.cls_token_id: 0.0, tokenizer.sep_token_id: 0.0})
+    given = _Encoder(model, layer), _Tokenizer(model, tokenizer)
     # Batch composition changes rounding: sorting makes it independent of the order of the texts.
-    ordered = sorted(ids, key=lambda text: (len(ids[text]), text))
-    embeddings: dict[str, torch.Tensor] = {}
+    ordered = sorted(set(filter(None, texts)), key=lambda text: (len(text), text))
+    embedded: dict[str, Embedded] = {}
     for start in range(0, len(ordered), batch_size):
         chunk = ordered[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[text] for text in chunk]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            hidden = model(**batch, output_hidden_states=True).hidden_states[layer]
-        unit = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
-        # Cloned: a view would keep the padded batch in memory.
-        embeddings |= {text: unit[i, : len(ids[text])].clone() for i, text in enumerate(chunk)}
-    return embeddings
+        parts = [part.cpu() for part in get_bert_embedding(chunk, *given, weights, device=model.device)]
+        for i, text in enumerate(chunk):
+            length = int(parts[1][i].sum())
+            # Cloned: a view would keep the padded batch in memory.
+            embedding, mask, weight = (part[i : i + 1, :length].clone() for part in parts)
+            embedded[text] = embedding.float(), mask, weight
+    return embedded
+
+
+def match(prediction: Embedded, reference: Embedded) -> tuple[float, float, float]:
+    """Precision, recall and F1 of two texts, by the package: special tokens can be matched, and are not averaged.
+
+    Pair by pair: padding to the longest pair of a batch would change the last digits.
+    """
+    from bert_score.utils import greedy_cos_idf
+
+    # The package normalises in place.
+    precision, recall, f1 = greedy_cos_idf(*(part.clone() for text in (reference, prediction) for part in text))
+    return float(precision), float(recall), float(f1)
+
+
+class _Encoder:
+    """The encoder as the package calls it, with one layer's output in place of the last one's."""
+
+    def __init__(self, model: Any, layer: int) -> None:
+        self.model, self.layer = model, layer
+
+    def eval(self) -> None:
+        self.model.eval()
+
+    def __call__(self, ids: torch.Tensor, attention_mask: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+        output = self.model(ids, attention_mask=attention_mask, output_hidden_states=True)
+        return (output.hidden_states[self.layer],)
+
+
+class _Tokenizer:
+    """The tokenizer as the package calls it, with the encoder's limit and with RoBERTa's space."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.tokenizer, self.pad_token_id = tokenizer, tokenizer.pad_token_id
+        self.model_max_length = limit(model, tokenizer)
+        self.space = " " if model.config.model_type == "roberta" else ""
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return list(self.tokenizer.encode(self.space + text, **options))
 
 
 def limit(model: Any, tokenizer: Any) -> int:
@@ -82,16 +123,3 @@ def limit(model: Any, tokenizer: Any) -> int:
     # The positions of RoBERTa and MPNet start after the padding id.
     offset = tokenizer.pad_token_id + 1 if re.search("roberta|mpnet", model.config.model_type) else 0
     return int(min(tokenizer.model_max_length, model.config.max_position_embeddings - offset))
-
-
-def match(prediction: torch.Tensor, reference: torch.Tensor) -> tuple[float, float, float]:
-    """Precision, recall and F1 of two texts' (T, D) unit embeddings.
-
-    As in bert-score, special tokens are candidates for a match, but have no score of their own.
-    """
-    if min(len(prediction), len(reference)) <= EMPTY:
-        return 0.0, 0.0, 0.0
-    similarity = prediction @ reference.T
-    precision, recall = (float(similarity.amax(side)[1:-1].mean()) for side in (1, 0))
-    total = precision + recall
-    return precision, recall, 2 * precision * recall / total if total else 0.0

@@ -132,7 +132,7 @@ def bertscore_signature(params: Params) -> dict[str, str]:
 
     encoder = encoder_signature(bertscore_encoder(params))
     return {
-        "bertscore": "greedy matching, no IDF weights, no rescaling; 0 for an empty text",
+        "bertscore": f"bert-score {version('bert-score')}, no IDF weights, no rescaling; 0 for an empty text",
         "bertscore_layer": str(params.bertscore.layer),
         **{f"bertscore_{name}": value for name, value in encoder.items()},
         "torch": version("torch"),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware, Lora
 
+# The device that adapters are read onto, before their weights are copied into the model's.
+READ_ON = "cpu"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -168,7 +171,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
     kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type = {kind!r}, but adapters here are LORA")
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, torch_device=READ_ON)
+    return read_adapters_on_cpu(adapted)
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
@@ -183,7 +187,16 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+    return read_adapters_on_cpu(get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None)))
+
+
+def read_adapters_on_cpu(model: Any) -> Any:
+    """`model`, a PeftModel, whose `load_adapter`, which Trainer calls on resuming, reads files into the CPU's memory.
+
+    Without a device PEFT 0.21 reads them onto "cuda", which safetensors takes for the first GPU, on every rank.
+    """
+    model.load_adapter = partial(model.load_adapter, torch_device=READ_ON)
+    return model
 
 
 def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = True) -> PreTrainedModel:

@@ -101,6 +101,7 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
     """
     from transformers import PrinterCallback, ProgressCallback
 
+    set_up_ranks(trainer)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -153,6 +154,23 @@ def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
     return copy
 
 
+def set_up_ranks(trainer: Trainer) -> None:
+    """Settings of DDP and FSDP2 that `TrainingArguments` has no names for; without effect in a single process.
+
+    - DDP's buckets are the gradients, which would otherwise be in memory twice.
+    - FSDP2 computes in bf16 and adds gradients up in fp32, and outputs keep their precision: Accelerate's policy would
+      round log-probabilities, which are sums over a reply, to bf16.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    accelerator: Any = trainer.accelerator
+    accelerator.ddp_handler.gradient_as_bucket_view = True
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and accelerator.mixed_precision == "bf16":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+
+
 def export_checkpoint(checkpoint: Path, target: Path) -> None:
     """Copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder appears complete or not at all.
 
@@ -168,7 +186,7 @@ def export_checkpoint(checkpoint: Path, target: Path) -> None:
 def export_adapter(checkpoint: Path, target: Path) -> None:
     """Copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
 
-    With FSDP and ZeRO-3 each rank holds a part of the weights only; the checkpoint has all of them.
+    With FSDP each rank holds a part of the weights only; the checkpoint has all of them.
 
     Raises:
         StorageError: it cannot be written.

@@ -160,15 +160,21 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     from trl.kernels import ChunkedLogProbFunction
 
     head: Any = model.get_output_embeddings()
+    weight, bias = _gathered(head.weight), _gathered(head.bias)
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    on_cpu = cpu_token_log_probs(states, head, targets, softcap)
+    on_cpu = cpu_token_log_probs(states, head, targets, softcap) if weight is head.weight else None
     if on_cpu is not None:
         return dict(zip(VALUES, on_cpu, strict=True))
     temperature, chunk_size, logit_scale = 1.0, 32768, 1.0
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
-        states, head.weight, head.bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
+        states, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
     )
     return dict(zip(VALUES, (log_probs, entropy, mean_logits, is_top1), strict=True))
+
+
+def _gathered(parameter: Any) -> Any:
+    """The whole of a parameter that FSDP2 has sharded: it gathers the head in the head's forward, which is not called."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def attention_arguments(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ NODE_RANK = "NODE_RANK"
 LAST_LINES = 12
 # Seconds that a machine waits for the others, which may still run the previous stage.
 PATIENCE = 24 * 3600
-# Seconds from SIGTERM to SIGKILL, for ranks that do not end by themselves: enough to finish a step, and to write and hash
-# 32 GB of an adapter of rank 1024 with its optimizer state on a slow disk.
+# Seconds from SIGTERM to SIGKILL, for ranks that do not end by themselves: enough to finish a step, and to write and
+# hash the 32 GB of an adapter of rank 1024 with its optimizer state on a slow disk.
 SHUTDOWN = 600
 
 

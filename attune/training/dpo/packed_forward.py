@@ -173,7 +173,7 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
 
 
 def _gathered(parameter: Any) -> Any:
-    """The whole of a parameter that FSDP2 has sharded: it gathers the head in the head's forward, which is not called."""
+    """The whole of a parameter that FSDP2 has sharded: it gathers the head in the head's forward, which none calls."""
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 

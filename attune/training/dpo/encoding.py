@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,13 @@ def encode_pairs(
     from tqdm import tqdm
 
     encoded, future = [], []
+    # The pairs of a row have context and chosen reply in common.
+    completion = lru_cache(maxsize=8)(partial(encode_completion, tokenizer))
     for row in tqdm(pq.read_table(pairs).to_pylist(), desc="tokens", unit="pair"):
         context, chosen = to_turns(row["prompt"]), row["chosen"]
-        encoded.append(encode_pair(tokenizer, context, chosen, row["rejected"], max_length))
+        encoded.append(_encode_pair(tokenizer, completion, context, chosen, row["rejected"], max_length))
         future += [
-            encode_pair(tokenizer, context, chosen, rejected, max_length)
+            _encode_pair(tokenizer, completion, context, chosen, rejected, max_length)
             for rejected in row.get("future_rejected") or ()
         ]
     return encoded, future
@@ -58,10 +61,23 @@ def encode_pair(
     Returns:
         `prompt_ids`, `chosen_ids` and `rejected_ids`.
     """
-    replies = [encode_completion(tokenizer, context, text).reply for text in (chosen, rejected)]
-    room = max_length - min(max(map(len, replies)), max_length // 2)
-    fitted = fit_context(tokenizer, context, room)
-    with_chosen, with_rejected = (encode_completion(tokenizer, fitted, text) for text in (chosen, rejected))
+    return _encode_pair(tokenizer, partial(encode_completion, tokenizer), context, chosen, rejected, max_length)
+
+
+def _encode_pair(
+    tokenizer: Tokenizer,
+    completion: Callable[[tuple[Turn, ...], str], Completion],
+    context: Sequence[Turn],
+    chosen: str,
+    rejected: str,
+    max_length: int,
+) -> dict[str, list[int]]:
+    """`encode_pair` by `completion`, which is `encode_completion` of the tokenizer."""
+    whole = tuple(context)
+    with_chosen, with_rejected = completion(whole, chosen), completion(whole, rejected)
+    room = max_length - min(max(len(with_chosen.reply), len(with_rejected.reply)), max_length // 2)
+    if (fitted := fit_context(tokenizer, whole, room)) != whole:
+        with_chosen, with_rejected = completion(fitted, chosen), completion(fitted, rejected)
     return {
         "prompt_ids": with_chosen.prompt,
         "chosen_ids": _truncate(with_chosen, max_length),

@@ -1,18 +1,24 @@
-"""What only a run on GPUs reaches, tried without one: FSDP2 and DDP in a process group of one, devices of files."""
+"""What only a run on GPUs reaches, tried without one: FSDP2 and DDP in a process group of one, devices, casts, disk."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from dpo_models import DPO, HARDWARE, PAIRS, make_policy, make_tokenizer, with_made_up_reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attune.models.loading import load_adapter
+from attune.compute.process import rank_device
+from attune.models.loading import load_adapter, store_adapter_in_bf16
 from attune.runtime.launch import accelerate_environment
+from attune.runtime.sealed import damage, seal
 from attune.training.common.resume import last_checkpoint
-from attune.training.common.trainer import run, set_up_ranks
-from attune.training.dpo.packed_forward import unwrap_peft
+from attune.training.common.trainer import export_checkpoint, run, set_up_ranks
+from attune.training.dpo.packed_forward import head_size, unwrap_peft
 from attune.training.dpo.packed_trainer import accept_packed_batches, collate_pairs
 from attune.training.dpo.trainer import make_trainer
 
@@ -117,3 +123,61 @@ def test_an_adapter_is_read_onto_no_gpu(tmp_path, monkeypatch):
         run(trainer, tmp_path / "curves", start)
         start = last_checkpoint(tmp_path / number)
     assert start is not None and trainer.state.epoch == 2
+
+
+def test_each_rank_reads_weights_onto_its_own_gpu(monkeypatch):
+    gpu = replace(HARDWARE, device="cuda")
+    assert (rank_device(HARDWARE), rank_device(gpu)) == ("cpu", "cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (rank_device(HARDWARE), rank_device(gpu)) == ("cpu", "cuda:3")
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts to another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_adapter_in_bf16_gives_the_same_bits_with_fewer_casts():
+    policy = make_policy("llama").requires_grad_(False)
+    for name, weight in policy.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.bfloat16()
+    ids, found = torch.arange(3, 40)[None], []
+    for _ in range(2):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+            found.append((policy(input_ids=ids).logits, casts.count))
+        store_adapter_in_bf16(policy)
+    (logits, before), (same, after) = found
+    assert torch.equal(logits, same) and logits.abs().max() > 0.1
+    # A layer has seven adapted products. With fp32 both matrices of each, and the input twice, are cast.
+    assert before - after >= 2 * 7 * 4
+
+
+def test_flex_attention_is_tried_with_the_heads_of_the_model():
+    assert head_size(transformers.GemmaConfig()) == 256
+    assert head_size(transformers.MistralConfig()) == 128
+    assert head_size(SimpleNamespace(hidden_size=576, num_attention_heads=9)) == 64
+
+
+def test_an_out_shares_its_bytes_with_the_checkpoint_which_stays_whole(tmp_path):
+    checkpoint, out = tmp_path / "checkpoint-5", tmp_path / "models/dpo/e1"
+    (checkpoint / "reference").mkdir(parents=True)
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"weights")
+    (checkpoint / "adapter_config.json").write_text('{"target_modules": ["q", "k"]}', encoding="utf-8")
+    # As DVC's cache of symbolic links has them.
+    (tmp_path / "cached").write_bytes(b"reference")
+    (checkpoint / "reference/adapter_model.safetensors").symlink_to(tmp_path / "cached")
+    seal(checkpoint)
+    export_checkpoint(checkpoint, out)
+    for name in ("adapter_model.safetensors", "reference/adapter_model.safetensors"):
+        assert (out / name).samefile(checkpoint / name) and not (out / name).is_symlink()
+    # Written anew, in an order that does not depend on the process.
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8")) == {"target_modules": ["k", "q"]}
+    assert damage(checkpoint) is None and not (out / "manifest.json").exists()

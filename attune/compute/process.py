@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def set_up_process(hardware: Hardware) -> None:
             libc.mallopt(mmap_max, 0)
             libc.mallopt(trim_threshold, 2**31 - 1)
             libc.mallopt(top_pad, 2**28)
+
+
+def rank_device(hardware: Hardware) -> str:
+    """`compute.device` with the number of this rank's GPU, without which safetensors reads onto the first."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if hardware.device == "cuda" else hardware.device
 
 
 def autocast(hardware: Hardware) -> torch.autocast:

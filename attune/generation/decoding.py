@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from attune.generation.sampling import Choose
 
-# Tokens of a prefill batch: on a CPU the activations of a layer then stay in its caches.
-PREFILL_TOKENS = 1024
+# Tokens of a prefill batch: on a CPU the activations of a layer then stay in its caches; a GPU is busy with many.
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 # Dropping ended rows copies the cache of the others, so it waits until this share of the rows has ended.
 ENDED_SHARE = 0.25
 
@@ -143,7 +143,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], room: int, pad_id: in
     distinct, longest = list(rows), max(map(len, prompts))
     layers = [_layer_class()(longest, room) for _ in range(model.config.get_text_config().num_hidden_layers)]
     logits: Any = None
-    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS):
+    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS[model.device.type]):
         ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
         past: Any = DynamicCache()
         batch_logits = _next_logits(model, ids, mask, past)

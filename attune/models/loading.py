@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.compute.process import set_up_process
+from attune.compute.process import rank_device, set_up_process
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
@@ -79,17 +79,18 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     folder = weights_folder(base)
     bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
     quantized = nf4_arguments(hardware) if quantization(base) else {}
+    # With a device map weights go from the file to the device: no rank holds them all in the CPU's memory.
+    device_map = {"device_map": {"": rank_device(hardware)}} if quantized or hardware.device == "cuda" else {}
     with _loading(folder):
-        model = model_class(folder).from_pretrained(
+        loaded: PreTrainedModel = model_class(folder).from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16_weights else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             **quantized,
+            **device_map,
         )
-    disable_cpu_repacking(model)
-    # `device_map` has already put a quantized model onto its device.
-    loaded: PreTrainedModel = model if quantized else model.to(hardware.device)
+    disable_cpu_repacking(loaded)
     name, commit = origin(base)
     if commit is not None:
         # PEFT writes both into an adapter's configuration, where the folder in this machine's cache would help nobody.
@@ -208,7 +209,7 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
         hardware: device and precision.
         merge: merge an adapter into fp32 weights, which makes inference faster. It is never merged into weights in
             bf16 or 4 bits: a low learning rate changes a weight by less than these resolve, so that merging would
-            round the training away.
+            round the training away. Beside such weights it is stored in bf16.
     """
     import torch
 
@@ -216,8 +217,24 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
     if is_adapter(folder):
         adapted = load_adapter(model, folder, trainable=False)
         merge = merge and model.dtype == torch.float32 and not quantization(base)
+        if not merge and model.dtype == torch.bfloat16:
+            store_adapter_in_bf16(adapted)
         model = adapted.merge_and_unload() if merge else adapted
     return model.eval()
+
+
+def store_adapter_in_bf16(model: Any) -> None:
+    """Store the adapter of a PeftModel that is no longer trained in bf16, as autocast would cast it at every use.
+
+    Autocast caches the casts of weights that are trained, and no others.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_A.to(torch.bfloat16)
+            layer.lora_B.to(torch.bfloat16)
 
 
 def variant_signature(base: Path, folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from attune.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from attune.models.quantization import optimizer_name
 from attune.runtime.distributed import on_main_process, world_size
 from attune.runtime.errors import UserError
-from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
+from attune.runtime.io import canonicalize_model_files, link_or_copy, whole_folder, write_json
 from attune.runtime.sealed import KEPT, MANIFEST
 from attune.training.common.curves import curves_callback, progress_callback, replay
 from attune.training.common.resume import RUNNING, is_sealed, train
@@ -172,19 +172,19 @@ def set_up_ranks(trainer: Trainer) -> None:
 
 
 def export_checkpoint(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder appears complete or not at all.
+    """Link or copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder is complete or not there.
 
     Raises:
         StorageError: it cannot be written.
     """
     need = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     with whole_folder(target, need) as partial:
-        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS), copy_function=link_or_copy)
         canonicalize_model_files(partial)
 
 
 def export_adapter(checkpoint: Path, target: Path) -> None:
-    """Copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
+    """Link or copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
 
     With FSDP each rank holds a part of the weights only; the checkpoint has all of them.
 
@@ -194,7 +194,7 @@ def export_adapter(checkpoint: Path, target: Path) -> None:
     with whole_folder(target, (checkpoint / ADAPTER_WEIGHTS).stat().st_size) as partial:
         partial.mkdir()
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            shutil.copyfile(checkpoint / name, partial / name)
+            link_or_copy(checkpoint / name, partial / name)
         canonicalize_model_files(partial)
 
 

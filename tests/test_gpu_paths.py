@@ -1,6 +1,7 @@
 """What only a run on GPUs reaches, tried without one: FSDP2 and DDP in a process group of one, devices, casts, disk."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import transformers
 from dpo_models import DPO, HARDWARE, PAIRS, make_policy, make_tokenizer, with_made_up_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attune.compute.process import rank_device
+from attune.compute.process import rank_device, use_deterministic_kernels
 from attune.models.loading import load_adapter, store_adapter_in_bf16
 from attune.runtime.launch import accelerate_environment
 from attune.runtime.sealed import damage, seal
@@ -158,6 +159,15 @@ def test_an_adapter_in_bf16_gives_the_same_bits_with_fewer_casts():
     assert torch.equal(logits, same) and logits.abs().max() > 0.1
     # A layer has seven adapted products. With fp32 both matrices of each, and the input twice, are cast.
     assert before - after >= 2 * 7 * 4
+
+
+def test_deterministic_kernels_are_asked_for(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        use_deterministic_kernels()
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_flex_attention_is_tried_with_the_heads_of_the_model():

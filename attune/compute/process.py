@@ -32,6 +32,8 @@ def set_up_process(hardware: Hardware) -> None:
         keep_to_one_device()
         if not torch.cuda.is_available():
             raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+        if hardware.deterministic:
+            use_deterministic_kernels()
     torch.set_num_threads(hardware.threads)
     if hardware.device == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -40,6 +42,17 @@ def set_up_process(hardware: Hardware) -> None:
             libc.mallopt(mmap_max, 0)
             libc.mallopt(trim_threshold, 2**31 - 1)
             libc.mallopt(top_pad, 2**28)
+
+
+def use_deterministic_kernels() -> None:
+    """Have torch take kernels that add in a fixed order, where it has them; a warning names an operation without one.
+
+    SDPA's memory-efficient backward and index_add are among those that do not by default; cuBLAS needs a workspace.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def rank_device(hardware: Hardware) -> str:

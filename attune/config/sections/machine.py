@@ -47,10 +47,11 @@ class Decoding:
 
 @section
 class Runtime:
-    """What changes no result: steps between checkpoints, and where several machines meet."""
+    """What changes no result beyond rounding: steps between checkpoints, where machines meet, the order of sums."""
 
     save_every: Positive
     rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None
+    deterministic: bool
 
 
 @section

@@ -13,8 +13,9 @@ import transformers
 from dpo_models import DPO, HARDWARE, PAIRS, make_policy, make_tokenizer, with_made_up_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attune.compute.process import rank_device, use_deterministic_kernels
+from attune.compute.process import rank_device, set_up_process, use_deterministic_kernels
 from attune.models.loading import load_adapter, store_adapter_in_bf16
+from attune.runtime.errors import ModelError
 from attune.runtime.launch import accelerate_environment
 from attune.runtime.sealed import damage, seal
 from attune.training.common.resume import last_checkpoint
@@ -159,6 +160,14 @@ def test_an_adapter_in_bf16_gives_the_same_bits_with_fewer_casts():
     assert torch.equal(logits, same) and logits.abs().max() > 0.1
     # A layer has seven adapted products. With fp32 both matrices of each, and the input twice, are cast.
     assert before - after >= 2 * 7 * 4
+
+
+def test_a_gpu_without_bf16_is_named_before_anything_loads(monkeypatch):
+    monkeypatch.setattr("attune.compute.process.keep_to_one_device", lambda: None)
+    for name, value in {"is_available": True, "is_bf16_supported": False, "get_device_name": "Tesla V100"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value, **_: value)
+    with pytest.raises(ModelError, match=r"compute\.dtype = 'bf16', which Tesla V100 does not have .*=fp32"):
+        set_up_process(replace(HARDWARE, device="cuda", dtype="bf16"))
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch):

@@ -22,7 +22,7 @@ def set_up_process(hardware: Hardware) -> None:
     cores that was half of the time of a DPO step (system time beside user time). Values do not depend on it.
 
     Raises:
-        ModelError: `compute.device` is cuda and no GPU is visible.
+        ModelError: `compute.device` is cuda and no GPU is visible, or the GPU has no bf16 where that is asked for.
     """
     import ctypes
 
@@ -32,6 +32,11 @@ def set_up_process(hardware: Hardware) -> None:
         keep_to_one_device()
         if not torch.cuda.is_available():
             raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+        if hardware.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ModelError(
+                f"compute.dtype = 'bf16', which {torch.cuda.get_device_name()} does not have (Ampere and later do): "
+                "set compute.dtype=fp32; fp16 is not supported"
+            )
         if hardware.deterministic:
             use_deterministic_kernels()
     torch.set_num_threads(hardware.threads)

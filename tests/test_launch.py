@@ -57,6 +57,7 @@ def test_a_machine_that_is_none_of_them(number, tmp_path):
         (["hardware=cluster", "ranks.nodes=1"], "with ranks.nodes = 1: several machines meet at host:port"),
         (["hardware=cluster", "runtime.rendezvous=gpu-7"], "runtime.rendezvous = 'gpu-7': string should match"),
         (["ranks.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
+        (["hardware=cluster", "model.quantization=nf4"], "FSDP leaves 4-bit weights whole on every GPU; set ranks."),
     ],
 )
 def test_keys_that_do_not_go_together(override, message):

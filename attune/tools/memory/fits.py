@@ -92,7 +92,8 @@ def changes(params: Params) -> list[list[str]]:
     if hardware.processes * hardware.nodes > 1 and hardware.micro_batch_size > 1:
         free.append("training.micro_batch_size=1")
     moments = [] if hardware.optimizer.endswith("8bit") else ["training.optimizer=paged_adamw_8bit"]
-    bits = [] if params.model.quantization or params.model.as_decoder else ["model.quantization=nf4"]
+    no_bits = params.model.quantization or params.model.as_decoder or hardware.shards
+    bits = [] if no_bits else ["model.quantization=nf4"]
     ranks = [params.lora.r >> halvings for halvings in range(1, params.lora.r.bit_length())]
     tried = [free, [*free, *moments], [*free, *bits], [*free, *bits, *moments]]
     for rank in (rank for rank in ranks if rank >= LOWEST_RANK):

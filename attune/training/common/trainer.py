@@ -145,8 +145,10 @@ def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
 
     def write() -> None:
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(start, copy)
+        shutil.copytree(start, copy, copy_function=link_or_copy)
         scheduler = torch.load(copy / "scheduler.pt", weights_only=True)
+        # Removed, since it would be written through the link.
+        (copy / "scheduler.pt").unlink()
         torch.save(scheduler | {"last_epoch": done, "_step_count": done + 1}, copy / "scheduler.pt")
         write_json(copy / "trainer_state.json", state | {"global_step": done, "log_history": []})
 

@@ -33,6 +33,7 @@ hardware = _factory(
     compile=False,
     batch_tokens=512,
     save_every=5,
+    deterministic=False,
     processes=1,
     nodes=1,
     rendezvous=None,

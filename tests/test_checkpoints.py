@@ -100,3 +100,10 @@ def test_a_second_process_is_refused():
         with pytest.raises(UserError, match=f"process {os.getpid()}, "), checkpoints("sft", params()):
             pass
     assert subprocess.run([sys.executable, "-c", script], **run).stdout == "in\n"
+
+
+def test_the_environment_may_name_a_folder_that_outlives_a_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTUNE_CHECKPOINTS", str(tmp_path / "shared/table1-13"))
+    folder = killed()
+    assert folder.parent == tmp_path / "shared/table1-13" and killed() == folder
+    assert not Path(".checkpoints").exists()

@@ -5,13 +5,18 @@ import shutil
 import subprocess
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, project
 from ruamel.yaml import YAML
+
+from attune.runtime.launch import SHUTDOWN
+from attune.tools.memory.disk import disk
+from attune.tools.memory.estimate import composed, shape
+from attune.tools.memory.sizes import size
 
 TEXTS = {".yaml", ".sh", ".jsonl", ".json", ".csv", ""}
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*") if path.suffix in TEXTS and path.is_file())
 # Of sbatch and of SkyPilot's task, those that an example may use.
-SBATCH = {"job-name", "array", "nodes", "ntasks", "gpus-per-node", "cpus-per-task", "mem", "time", "output"}
+SBATCH = {"job-name", "array", "nodes", "ntasks", "gpus-per-node", "cpus-per-task", "mem", "time", "signal", "output"}
 TASK = {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"}
 RESOURCES = {"infra", "accelerators", "cpus", "memory", "disk_size", "use_spot", "autostop", "any_of", "image_id"}
 
@@ -79,3 +84,27 @@ def test_an_example_holds_no_secret_and_no_path_of_a_machine(path):
     assert not re.search(r"(?<![\w.$}])/(home|root|work|mnt|data|Users|scratch)/", text)
     # Data has no comments; docs/ describes it.
     assert path.suffix not in (".yaml", ".sh") or re.search(r"^# ", text, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def disk_at_paper_scale(tmp_path_factory):
+    """By the planner, for a seed of the examples' study."""
+    folder = tmp_path_factory.mktemp("planner")
+    project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        params = composed(["recipe=empo", "model=zephyr-7b", "hardware=gpu"])
+        return disk(params, size(shape(params, None), params))
+
+
+def test_the_machine_has_the_disk_that_the_planner_computes(disk_at_paper_scale):
+    task = skypilot()
+    assert "cache.type reflink,hardlink" in task["setup"]
+    # Packages with CUDA, encoders and corpora: some GB.
+    assert disk_at_paper_scale.linked / 1e9 + 20 <= task["resources"]["disk_size"] < disk_at_paper_scale.copied / 1e9
+
+
+def test_slurm_gives_the_time_that_a_checkpoint_takes(disk_at_paper_scale):
+    [(shell, seconds)] = re.findall(r"^#SBATCH --signal=(B:)?TERM@(\d+)$", scripts()["slurm.sh"], flags=re.MULTILINE)
+    # A step first, some seconds; and no longer than the launcher of several ranks waits for them.
+    assert shell and disk_at_paper_scale.seconds + 60 <= int(seconds) <= SHUTDOWN

@@ -1,6 +1,7 @@
 """Data sets of the hub: what is downloaded, what is taken from the cache, and what is refused."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -10,15 +11,18 @@ from threading import Thread
 
 import datasets
 import factory
+import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RevisionResolutionError
 
 from attune.corpora.readers.messages import USUAL, read
 from attune.download.hub import from_hub
 from attune.pairs.preference_files import hub_parts
-from attune.runtime.errors import DataError, DownloadError
+from attune.runtime.errors import DataError, DownloadError, ModelError
+from attune.runtime.hub import hub_errors
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 PAIR = {"prompt": "I lost my dog.", "chosen": "I am sorry!", "rejected": "So what?"}
@@ -205,3 +209,25 @@ def test_a_configuration_is_downloaded_once_and_a_part_of_it_is_refused(cache, h
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"cannot be had: .*HF_HUB_OFFLINE=1 takes what the hub's cache has, and pairs"):
         pairs()
+
+
+@pytest.mark.parametrize(
+    ("address", "page"),
+    [
+        (
+            "https://huggingface.co/google/gemma-7b-it/resolve/main/config.json",
+            "https://huggingface.co/google/gemma-7b-it",
+        ),
+        ("https://huggingface.co/datasets/google/x/resolve/main/a.json", "https://huggingface.co/datasets/google/x"),
+    ],
+)
+def test_a_gated_repository_is_a_sentence_with_the_page_to_visit(address, page):
+    name = page.removeprefix("https://huggingface.co/").removeprefix("datasets/")
+    answer = httpx2.Response(403, request=httpx2.Request("GET", address))
+    gated = GatedRepoError(f"403 Client Error.\n\nCannot access gated repo for url {address}.", response=answer)
+    for raised in (gated, RevisionResolutionError("Cannot resolve revision 'main'")):
+        raised.__cause__ = None if raised is gated else gated
+        said = re.escape(f"is gated: accept its terms at {page}, and export HF_TOKEN")
+        asked = hub_errors(f"model.hub_id = '{name}' at revision 'main'", ModelError, "a folder")
+        with pytest.raises(ModelError, match=said), asked:
+            raise raised

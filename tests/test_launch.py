@@ -57,6 +57,7 @@ def test_a_machine_that_is_none_of_them(number, tmp_path):
         (["hardware=cluster", "ranks.nodes=1"], "with ranks.nodes = 1: several machines meet at host:port"),
         (["hardware=cluster", "runtime.rendezvous=gpu-7"], "runtime.rendezvous = 'gpu-7': string should match"),
         (["ranks.accelerate=conf/accelerate/ddp.yaml"], "is for GPUs: null on a CPU"),
+        (["hardware=cluster", "model.quantization=nf4"], "FSDP leaves 4-bit weights whole on every GPU; set ranks."),
     ],
 )
 def test_keys_that_do_not_go_together(override, message):
@@ -81,7 +82,7 @@ def test_a_rank_starts_no_ranks(monkeypatch):
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
 def test_accelerate_reads_its_configs(path):
     config = load_config_from_file(str(path))
-    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}
+    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP"}
     assert config.distributed_type == kinds[path.stem] and config.mixed_precision == "no" and not config.use_cpu
 
 
@@ -96,13 +97,6 @@ EXPECTED = {
         "FSDP_OFFLOAD_PARAMS": "false",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     },
-    "zero3": {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
-        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
-    },
 }
 
 
@@ -113,6 +107,13 @@ def test_ranks_get_the_environment_of_accelerate_launch(path):
     assert EXPECTED[path.stem].items() <= made.items()
     sharded = {name for name in made if name.startswith(("FSDP_", "ACCELERATE_USE_"))}
     assert bool(sharded) is (path.stem != "ddp")
+
+
+def test_a_config_of_deepspeed_is_refused_before_anything_starts(tmp_path):
+    text = (ROOT / "conf/accelerate/ddp.yaml").read_text(encoding="utf-8").replace("MULTI_GPU", "DEEPSPEED")
+    (tmp_path / "zero3.yaml").write_text(text + "deepspeed_config: {zero_stage: 3}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"is for DeepSpeed, .*: conf/accelerate/fsdp\.yaml shards"):
+        launch.accelerate_environment(tmp_path / "zero3.yaml", 2)
 
 
 def test_a_config_that_is_none(tmp_path):

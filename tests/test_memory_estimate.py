@@ -13,10 +13,11 @@ from helpers import ROOT, project
 from attune.config.params import load
 from attune.models.loading import add_adapter
 from attune.models.tiny import configuration, from_config
-from attune.runtime.errors import ModelError, ParamsError
-from attune.tools.memory import estimate
+from attune.runtime.errors import ModelError, ParamsError, UserError
+from attune.runtime.io import read_yaml
+from attune.tools.memory import estimate, fits
 from attune.tools.memory.footprint import kept
-from attune.tools.memory.sizes import size
+from attune.tools.memory.sizes import of_rank, size
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
 from attune.training.dpo.packed_forward import prepare
@@ -164,6 +165,76 @@ def test_the_sizes_of_mistral_7b_are_the_published_ones():
     assert found.fixed == found.weights + 16 * found.lora
 
 
+@pytest.mark.parametrize(
+    ("hub_id", "published"),
+    [
+        ("alignment-handbook/zephyr-7b-sft-full", 7_241_732_096),
+        ("mistralai/Mistral-7B-Instruct-v0.1", 7_241_732_096),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248),
+        ("google/gemma-7b-it", 8_537_680_896),
+    ],
+)
+def test_the_shapes_of_the_papers_models_have_the_published_parameters(hub_id, published):
+    shapes = json.loads(estimate.SHAPES.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = from_config(transformers.AutoConfig.for_model(**shapes[hub_id]))
+    assert sum(weight.numel() for weight in model.parameters()) == published
+
+
+def test_every_hub_model_of_conf_has_a_shape_so_that_the_planner_needs_no_network():
+    models = [read_yaml(path, UserError, "")["model"] for path in (ROOT / "conf/model").glob("*.yaml")]
+    named = {model["hub_id"] for model in models if model.get("source") == "hub"}
+    assert named == json.loads(estimate.SHAPES.read_text(encoding="utf-8")).keys()
+
+
+def on_gpus(params, ranks=1, accelerate=None):
+    more = {"device": "cuda", "dtype": "bf16", "processes": ranks, "accelerate": accelerate}
+    return params.with_hardware(replace(params.hardware, **more))
+
+
+def test_a_rank_has_all_with_ddp_and_its_part_with_fsdp():
+    params, config = params_of("tiny"), MISTRAL
+    params = replace(params, lora=replace(params.lora, r=16))
+    ddp, fsdp = (on_gpus(params, 4, f"conf/accelerate/{name}.yaml") for name in ("ddp", "fsdp"))
+    whole = size(config, ddp)
+    assert of_rank(whole, config, ddp.hardware) == whole and whole.fixed == 2 * whole.parameters + 16 * whole.lora
+    part = of_rank(whole, config, fsdp.hardware)
+    assert part.fixed - part.gathered == whole.fixed // 4
+    # Two of 32 layers and one of two matrices of the vocabulary, in bf16, and a layer's gradients.
+    words = 32000 * 4096
+    layer = (whole.parameters - 2 * words + whole.lora) / 32
+    assert part.gathered == pytest.approx(2 * (2 * layer + words) + 6 * whole.lora / 32, rel=1e-6)
+
+
+def needs(config, params, micro=1):
+    """Bytes of a GPU on which a step of either kind just fits."""
+    checkpointing = params.hardware.gradient_checkpointing
+    took = max(kept(config, params, step, checkpointing, micro).total for step in fits.STEPS)
+    return -(-(size(config, params).fixed + took) * 10 // 9)
+
+
+def test_where_nothing_fits_changes_that_do_are_found():
+    params, config = on_gpus(params_of("tiny", checkpointing=True)), configuration(params_of("tiny").tiny, 1024)
+    params = replace(params, lora=replace(params.lora, r=16))
+    whole, enough = size(config, params), needs(config, params)
+    assert fits.does_fit(config, params, enough)
+    # A little less than with 8-bit moments: the lower rank fits, alone.
+    short = enough - 10 * (whole.optimizer * 3 // 4) // 9 - 2**10
+    found = fits.proposals(config, params, short)
+    assert ["lora.r=8"] in found and ["training.optimizer=paged_adamw_8bit"] not in found
+    assert all(fits.does_fit(config, fits.changed(params, overrides), short) for overrides in found)
+    assert not any(set(one) < set(other) for one in found for other in found)
+
+
+def test_several_ranks_cannot_halve_their_micro_batches():
+    params, config = on_gpus(params_of("tiny", checkpointing=True), 2), configuration(params_of("tiny").tiny, 1024)
+    params = params.with_hardware(replace(params.hardware, micro_batch_size=4))
+    params = replace(params, sft=replace(params.sft, batch_size=8), dpo=replace(params.dpo, batch_size=8))
+    memory = needs(config, params)
+    assert not fits.does_fit(config, params, memory)
+    assert fits.proposals(config, params, memory) == [["training.micro_batch_size=1"]]
+
+
 def test_the_micro_batch_that_fits_is_the_largest_that_does():
     params, config = params_of("tiny"), configuration(params_of("tiny").tiny, 1024)
     params = replace(params, dpo=replace(params.dpo, batch_size=12))
@@ -199,9 +270,15 @@ def test_the_page_of_a_hub_model_needs_its_configuration_alone(root, capsys):
     assert not (root / "params.yaml").exists()
 
 
-def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params(root, capsys):
-    page = run(capsys, "model=tiny", "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4")
+def test_the_page_of_a_model_that_is_made_has_the_shape_of_the_params_and_the_status_tells_whether_it_fits(
+    root, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        run(capsys, "model=tiny", "tiny.layers=2", "tiny.vocab_size=300", "lora.r=4", "--memory", "0.001")
+    page = capsys.readouterr().out
     assert page.startswith("tiny: ") and "in a file" in page and "of a GPU" not in page
+    assert re.search(r"Disk, in GB: base model \d+, a checkpoint \d+, .* where it copies them", page)
+    assert page.endswith("\nDoes not fit. Nothing that was tried does.\n") and ended.value.code == 1
 
 
 def test_dpo_in_padded_batches_has_no_estimate():
@@ -214,8 +291,8 @@ def test_dpo_in_padded_batches_has_no_estimate():
 
 
 def test_errors_are_for_people(root, capsys):
-    with pytest.raises(ModelError, match=r"the configuration of mistralai/Mistral.* cannot be loaded.*--config FOLDER"):
-        run(capsys, "model=mistral-7b", "hardware=gpu")
+    with pytest.raises(ModelError, match=r"the configuration of owner/name cannot be loaded.*--config FOLDER"):
+        run(capsys, "model=mistral-7b", "hardware=gpu", "model.hub_id=owner/name")
     with pytest.raises(ModelError, match=r"holds no config\.json: set --config to"):
         run(capsys, "model=mistral-7b", "--config", str(root))
     (root / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))

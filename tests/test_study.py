@@ -14,7 +14,8 @@ from dvc.utils.hydra import get_hydra_sweeps
 from helpers import ROOT, git, project
 from ruamel.yaml import YAML
 
-from attune.config.params import compose
+from attune.config.params import compose, load
+from attune.config.schema import bertscore_encoder
 from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
@@ -103,6 +104,10 @@ def test_every_study_composes(name, tmp_path, monkeypatch):
     for scale in found.scales:
         [last] = get_hydra_sweeps({"params.yaml": grid(name, found, scale, []).overrides})[-1].values()
         compose(last)
+        params = load()
+        encoders = (params.encoder.name, bertscore_encoder(params).name)
+        published = ("roberta-base", "FacebookAI/roberta-large")
+        assert encoders == (published if scale == "paper" else ("all-MiniLM-L6-v2",) * 2)
         stages = set(stages_in_order(found.targets))
         assert {"base", *found.targets} <= stages
         for variant in found.shown.variants:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def set_up_process(hardware: Hardware) -> None:
     cores that was half of the time of a DPO step (system time beside user time). Values do not depend on it.
 
     Raises:
-        ModelError: `compute.device` is cuda and no GPU is visible.
+        ModelError: `compute.device` is cuda and no GPU is visible, or the GPU has no bf16 where that is asked for.
     """
     import ctypes
 
@@ -31,6 +32,13 @@ def set_up_process(hardware: Hardware) -> None:
         keep_to_one_device()
         if not torch.cuda.is_available():
             raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
+        if hardware.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ModelError(
+                f"compute.dtype = 'bf16', which {torch.cuda.get_device_name()} does not have (Ampere and later do): "
+                "set compute.dtype=fp32; fp16 is not supported"
+            )
+        if hardware.deterministic:
+            use_deterministic_kernels()
     torch.set_num_threads(hardware.threads)
     if hardware.device == "cpu" and sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -39,6 +47,22 @@ def set_up_process(hardware: Hardware) -> None:
             libc.mallopt(mmap_max, 0)
             libc.mallopt(trim_threshold, 2**31 - 1)
             libc.mallopt(top_pad, 2**28)
+
+
+def use_deterministic_kernels() -> None:
+    """Have torch take kernels that add in a fixed order, where it has them; a warning names an operation without one.
+
+    SDPA's memory-efficient backward and index_add are among those that do not by default; cuBLAS needs a workspace.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def rank_device(hardware: Hardware) -> str:
+    """`compute.device` with the number of this rank's GPU, without which safetensors reads onto the first."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if hardware.device == "cuda" else hardware.device
 
 
 def autocast(hardware: Hardware) -> torch.autocast:

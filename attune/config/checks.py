@@ -49,6 +49,12 @@ def check_across_keys(params: Params, source: str) -> None:
             )
     check_loss(params.dpo, params.hardware, source)
     _check_processes(params.hardware, source)
+    if params.model.quantization is not None and params.hardware.shards:
+        raise ParamsError(
+            f"{source}: model.quantization = {params.model.quantization!r} with ranks.accelerate = "
+            f"{params.hardware.accelerate!r}: FSDP leaves 4-bit weights whole on every GPU; set "
+            "ranks.accelerate=conf/accelerate/ddp.yaml"
+        )
     if params.hardware.save_every % LOGGING_STEPS:
         # The mean since the last point is not part of a checkpoint: off this grid a resumed run has another curve.
         raise ParamsError(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from attune.generation.sampling import Choose
 
-# Tokens of a prefill batch: on a CPU the activations of a layer then stay in its caches.
-PREFILL_TOKENS = 1024
+# Tokens of a prefill batch: on a CPU the activations of a layer then stay in its caches; a GPU is busy with many.
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 # Dropping ended rows copies the cache of the others, so it waits until this share of the rows has ended.
 ENDED_SHARE = 0.25
 
@@ -77,7 +77,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: in
     rows: dict[tuple[int, ...], tuple[int, int]] = {}
     caches: list[Any] = []
     logits: list[torch.Tensor] = []
-    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS):
+    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS[model.device.type]):
         ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
         caches.append(DynamicCache())
         logits.append(_next_logits(model, ids, mask, caches[-1]))

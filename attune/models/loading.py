@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.compute.process import set_up_process
+from attune.compute.process import rank_device, set_up_process
 from attune.config.sections.fields import ALL_LINEAR
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Hardware, Lora
 
+# The device that adapters are read onto, before their weights are copied into the model's.
+READ_ON = "cpu"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -77,17 +80,18 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     folder = weights_folder(base)
     bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
     quantized = nf4_arguments(hardware) if quantization(base) else {}
+    # With a device map weights go from the file to the device: no rank holds them all in the CPU's memory.
+    device_map = {"device_map": {"": rank_device(hardware)}} if quantized or hardware.device == "cuda" else {}
     with _loading(folder):
-        model = model_class(folder).from_pretrained(
+        loaded: PreTrainedModel = model_class(folder).from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16_weights else torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             **quantized,
+            **device_map,
         )
-    disable_cpu_repacking(model)
-    # `device_map` has already put a quantized model onto its device.
-    loaded: PreTrainedModel = model if quantized else model.to(hardware.device)
+    disable_cpu_repacking(loaded)
     name, commit = origin(base)
     if commit is not None:
         # PEFT writes both into an adapter's configuration, where the folder in this machine's cache would help nobody.
@@ -170,7 +174,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> Any:
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type = {kind!r}, but adapters here are LORA")
     _to_fp32(model, config.get("modules_to_save") or ())
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, torch_device=READ_ON)
+    return read_adapters_on_cpu(adapted)
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
@@ -195,7 +200,16 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         modules_to_save=lora.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+    return read_adapters_on_cpu(get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None)))
+
+
+def read_adapters_on_cpu(model: Any) -> Any:
+    """`model`, a PeftModel, whose `load_adapter`, which Trainer calls on resuming, reads files into the CPU's memory.
+
+    Without a device PEFT 0.21 reads them onto "cuda", which safetensors takes for the first GPU, on every rank.
+    """
+    model.load_adapter = partial(model.load_adapter, torch_device=READ_ON)
+    return model
 
 
 def _to_fp32(model: PreTrainedModel, names: Sequence[str]) -> None:
@@ -226,7 +240,7 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
         hardware: device and precision.
         merge: merge an adapter into fp32 weights, which makes inference faster. It is never merged into weights in
             bf16 or 4 bits: a low learning rate changes a weight by less than these resolve, so that merging would
-            round the training away.
+            round the training away. Beside such weights it is stored in bf16.
     """
     import torch
 
@@ -234,9 +248,26 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
     if is_adapter(folder):
         # Asked before modules that were trained whole are put in, which are in fp32.
         merge = merge and model.dtype == torch.float32 and not quantization(base)
+        bf16 = model.dtype == torch.bfloat16
         adapted = load_adapter(model, folder, trainable=False)
+        if bf16 and not merge:
+            store_adapter_in_bf16(adapted)
         model = adapted.merge_and_unload() if merge else adapted
     return model.eval()
+
+
+def store_adapter_in_bf16(model: Any) -> None:
+    """Store the adapter of a PeftModel that is no longer trained in bf16, as autocast would cast it at every use.
+
+    Autocast caches the casts of weights that are trained, and no others.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_A.to(torch.bfloat16)
+            layer.lora_B.to(torch.bfloat16)
 
 
 def variant_signature(base: Path, folder: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def nf4_arguments(hardware: Hardware) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if hardware.dtype == "bf16" else torch.float32,
     )
-    return {"quantization_config": config, "device_map": {"": hardware.device}}
+    return {"quantization_config": config}
 
 
 def disable_cpu_repacking(model: Any) -> None:

@@ -20,9 +20,15 @@ from attune.runtime.distributed import broadcast_from_main, is_main_process, on_
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml, sha256_of
 
-ROOT = Path(".checkpoints")
+# Environment variable: another folder for them, such as one that outlives a job of a cluster.
+FOLDER = "ATTUNE_CHECKPOINTS"
 DONE = ".done"
 PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
+
+
+def root() -> Path:
+    """The folder of the checkpoint folders."""
+    return Path(os.environ.get(FOLDER) or ".checkpoints")
 
 
 @contextmanager
@@ -41,7 +47,7 @@ def checkpoints(stage: str, params: Any) -> Iterator[Path]:
         UserError: another process uses the same folder (two writers would corrupt it), or dvc.yaml has no such
             stage.
     """
-    folder = ROOT / f"{stage.replace('@', '-')}-{broadcast_from_main(lambda: _digest(*_inputs(stage, params)))}"
+    folder = root() / f"{stage.replace('@', '-')}-{broadcast_from_main(lambda: _digest(*_inputs(stage, params)))}"
     with _lock(folder.with_suffix(".lock"), stage) if is_main_process() else nullcontext():
         on_main_process(lambda: _make(folder))
         yield folder
@@ -85,7 +91,7 @@ def _make(folder: Path) -> None:
 
 def tidy() -> None:
     """Remove the folders of stages that DVC has recorded since they ended: `dvc.lock` is newer than their `.done`."""
-    for done in ROOT.glob(f"*/{DONE}"):
+    for done in root().glob(f"*/{DONE}"):
         if LOCK.is_file() and LOCK.stat().st_mtime_ns > done.stat().st_mtime_ns:
             shutil.rmtree(done.parent)
 

@@ -159,7 +159,7 @@ def hub_errors(what: str, error: type[UserError], local: str, *others: type[Exce
         others: further errors to take.
     """
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionResolutionError
 
     kinds: tuple[type[BaseException], ...] = (
         HfHubHTTPError,
@@ -172,6 +172,14 @@ def hub_errors(what: str, error: type[UserError], local: str, *others: type[Exce
     try:
         yield
     except kinds as problem:
+        gated = next((one for one in (problem, problem.__cause__) if isinstance(one, GatedRepoError)), None)
+        named = re.search(r"[\w.-]+/[\w.-]+", what)
+        if gated and named:
+            page = f"https://huggingface.co/{'datasets/' if '/datasets/' in str(gated) else ''}{named[0]}"
+            raise error(
+                f"{what} is gated: accept its terms at {page}, and export HF_TOKEN, a token of that account. Nodes "
+                "without a network: download it where there is one, with HF_HOME on a disk that both have"
+            ) from None
         raise error(
             f"{what} cannot be had: {reason(problem)}. Check the id, the network and HF_TOKEN; HF_HUB_OFFLINE=1 takes "
             f"what the hub's cache has, and {local}"

@@ -266,6 +266,18 @@ def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Have `target` be the file `source`: a hard link, without bytes of its own, or a copy on another file system.
+
+    For files that are replaced and never written to, as all that this module writes.
+    """
+    try:
+        # os.link makes a link to a symbolic link.
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write `values` to `path` as indented JSON in their order, with a newline at the end, by `write_text`.
 

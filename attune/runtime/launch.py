@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,9 @@ NODE_RANK = "NODE_RANK"
 LAST_LINES = 12
 # Seconds that a machine waits for the others, which may still run the previous stage.
 PATIENCE = 24 * 3600
-# Seconds from SIGTERM to SIGKILL: enough to finish a step and write its checkpoint.
-SHUTDOWN = 60
+# Seconds from SIGTERM to SIGKILL, for ranks that do not end by themselves: enough to finish a step, and to write and
+# hash the 32 GB of an adapter of rank 1024 with its optimizer state on a slow disk.
+SHUTDOWN = 600
 
 
 def run(stage: Callable[[], None], hardware: Hardware) -> None:
@@ -96,10 +96,10 @@ def accelerate_environment(config: Path, processes: int) -> dict[str, str]:
     """The variables that `accelerate launch --config_file` adds to the environment of its ranks.
 
     Raises:
-        UserError: there is no such file, or it is not a configuration of Accelerate.
+        UserError: there is no such file, it is not a configuration of Accelerate, or it needs DeepSpeed.
     """
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_multi_gpu_env
 
     arguments = [
         "--config_file",
@@ -109,15 +109,15 @@ def accelerate_environment(config: Path, processes: int) -> dict[str, str]:
         "--main_process_port=0",
     ]
     try:
-        args, config_values, _ = _validate_launch_command(
-            launch_command_parser().parse_args([*arguments, "-m", "stages"])
-        )
+        args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*arguments, "-m", "stages"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"ranks.accelerate = {str(config)!r} cannot be read: {error}") from None
     if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ",".join([*config_values.deepspeed_config, "mixed_precision"])
-    variables = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
-    return {name: value for name, value in variables.items() if os.environ.get(name) != value}
+        raise UserError(
+            f"ranks.accelerate = {str(config)!r} is for DeepSpeed, with which no stage was tested: "
+            "conf/accelerate/fsdp.yaml shards weights, gradients and optimizer state as ZeRO-3 does"
+        )
+    return {name: value for name, value in prepare_multi_gpu_env(args).items() if os.environ.get(name) != value}
 
 
 def _start(hardware: Hardware) -> None:
@@ -128,8 +128,6 @@ def _start(hardware: Hardware) -> None:
     _require_gpus(hardware)
     if hardware.accelerate is not None:
         os.environ |= accelerate_environment(Path(hardware.accelerate), hardware.processes * hardware.nodes)
-        if "ACCELERATE_USE_DEEPSPEED" in os.environ and find_spec("deepspeed") is None:
-            raise UserError(f"{hardware.accelerate} needs DeepSpeed, which is not installed: pip install deepspeed")
     # `message` replaces the reports of the agent. Each module of the agent sets its own log level.
     for name in [key for key in logging.root.manager.loggerDict if key.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)

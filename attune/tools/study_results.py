@@ -28,8 +28,9 @@ MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 LINES = [COLOURS[name] for name in ("reference", "worse", "no difference shown", "better")]
 """The colours of the lines of a figure."""
-# Rows of the paper, for those of its tables that print numbers.
+# Rows of the paper, for those of its tables that print numbers, and the models that they are of.
 PAPERS = {"empo-table1": lambda: TABLE_1, "dbt-table1": dbt_table}
+MODELS = {"empo-table1": {"zephyr-7b"}, "dbt-table1": {"llama-3-8b", "mistral-7b", "gemma-7b"}}
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     from dvc.api import DVCFileSystem
 
     points: dict[tuple[Any, ...], list[Row]] = {}
+    settings = []
     for experiment, revision in sorted(revisions.items()):
         files = DVCFileSystem(rev=revision)
         params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
+        settings.append(params)
         values = [_value(params, key) for key in grid.axes]
         metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
         points[tuple(values)] = _rows(experiment, revision, dict(zip(grid.axes, values, strict=True)), metrics, study)
@@ -75,7 +78,8 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     if drawn:
         for ending, content in figure(study, rows).items():
             write_bytes(REPORTS / f"{name}.{ending}", content)
-    write_text(REPORTS / f"{name}.md", page(name, study, rows, drawn))
+    below = [beside_paper(name, settings, study.shown.metrics)] if name in PAPERS else []
+    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, drawn), *below]) + "\n")
     print(f"{len(points)} experiments: {REPORTS / name}.md")
 
 
@@ -185,10 +189,46 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes),
     ]
-    if name in PAPERS:
-        lines.append("The first rows are the paper's, of models a thousand times larger; no number of one compares to "
-                     "one of the other, only which way a step moves a column within its own rows.")  # fmt: skip
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(lines)
+
+
+def beside_paper(name: str, settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """What differs between the paper's rows of a study and the rows below them.
+
+    Args:
+        name: of a study in `PAPERS`.
+        settings: the params of its experiments.
+        metrics: that it shows.
+    """
+    models = {params["model"]["name"] for params in settings}
+    if others := sorted(models - MODELS[name]):
+        return (
+            "The first rows are the paper's, of models of 7 and 8 billion parameters, and those below of "
+            f"{', '.join(others)}: no number of one compares to one of the other, only which way a step moves a column "
+            "within its own rows."
+        )
+    facts = [f"replies have at most {_all(settings, 'generate', 'max_new_tokens')} tokens"]
+    facts.append(f"weights are in {_all(settings, 'model', 'quantization').replace('None', 'bf16')}")
+    if any(metric.startswith("diff_") for metric in metrics):
+        encoder = _all(settings, "encoder", "name")
+        source = {
+            "the authors' checkpoints" if params["epitome"]["checkpoints"] != params["epitome"]["data"]
+            else f"classifiers trained here on {params['epitome']['data']}" for params in settings
+        }  # fmt: skip
+        facts.append(f"diff-EPITOME is by {' or '.join(sorted(source))}, with {encoder}")
+    if "bertscore_f1" in metrics:
+        layer = _all(settings, "bertscore", "layer")
+        facts.append(f"F-BERT is by {_all(settings, 'bertscore', 'hub_id')}, layer {layer}; the paper names no encoder")
+    return (
+        "The first rows are the paper's; those below are of the same models, trained and scored here. What differs, or "
+        f"is not said there: {'; '.join(facts)}. `docs/method.md` lists the choices in training."
+    )
+
+
+def _all(settings: Sequence[Mapping[str, Any]], *path: str) -> str:
+    """The values at `path` in the params of all experiments, as text."""
+    values = (reduce(lambda part, key: part[key], path, params) for params in settings)
+    return " or ".join(dict.fromkeys(str(value) for value in values))
 
 
 def figure(study: Study, rows: Sequence[Row]) -> dict[str, bytes]:

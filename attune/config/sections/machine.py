@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -46,10 +47,11 @@ class Decoding:
 
 @section
 class Runtime:
-    """What changes no result: steps between checkpoints, and where several machines meet."""
+    """What changes no result beyond rounding: steps between checkpoints, where machines meet, the order of sums."""
 
     save_every: Positive
     rendezvous: Annotated[str, Field(pattern="^[^:]+:[0-9]+$")] | None
+    deterministic: bool
 
 
 @section
@@ -58,3 +60,8 @@ class Hardware(Compute, Ranks, Training, Decoding, Runtime):
 
     Nothing here changes what is computed, beyond rounding. Exceptions: per-rank dropout masks, and 8-bit moments.
     """
+
+    @property
+    def shards(self) -> bool:
+        """Whether training splits a model over the ranks (FSDP); by its file's name, as those of conf/accelerate."""
+        return self.accelerate is not None and Path(self.accelerate).stem.startswith("fsdp")

@@ -1,16 +1,20 @@
-"""Estimate the memory of SFT and DPO before loading any weights, and the largest micro-batch that fits.
+"""Estimate memory and disk of SFT and DPO before loading any weights, and the largest micro-batch that fits.
 
-    python -m attune memory model=mistral-7b hardware=gpu --memory 80
-    python -m attune memory recipe=empo hardware=gpu --config path/to/zephyr
+    python -m attune memory recipe=empo hardware=gpu --memory 24
+    python -m attune memory model=mistral-7b hardware=multi_gpu --memory 80
+    python -m attune memory recipe=empo hardware=gpu model.hub_id=owner/name --config path/to/its/config
 
-Overrides are those of `python -m attune params`; `params.yaml` is not changed. The shape of a hub model comes
-from its config.json, which is downloaded unless `--config` is given; the shape of a model that stage `base` trains is
+Overrides are those of `python -m attune params`; `params.yaml` is not changed. Where nothing fits, changes that do are
+tried and printed, and the exit status is 1. The shapes of conf/model's models are known here; that of another hub model
+comes from its config.json, which is downloaded unless `--config` is given; that of a model that stage `base` trains is
 in section `tiny`. docs/scale.md lists what the estimate includes.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +25,17 @@ from attune.config.schema import Params
 from attune.report.tables import markdown_table
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError, reason
+from attune.tools.memory.disk import Disk, disk
+from attune.tools.memory.fits import STEPS, USABLE, does_fit, proposals, share, steps_of
 from attune.tools.memory.footprint import Kept, kept
-from attune.tools.memory.sizes import Size, Step, size
-from attune.training.dpo.packed_forward import SUPPORTED_ARCHITECTURES
+from attune.tools.memory.sizes import Size, of_rank, size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 2**30
-# Share of a device's memory; the driver and fragmentation take the rest.
-USABLE = 0.9
-STEPS: tuple[Step, ...] = ("sft", "dpo")
+# The shapes of the hub models of conf/model, by `model.hub_id`, from their config.json.
+SHAPES = Path(__file__).with_name("shapes.json")
 
 
 def composed(overrides: Sequence[str]) -> Params:
@@ -47,7 +51,7 @@ def composed(overrides: Sequence[str]) -> Params:
 
 
 def shape(params: Params, folder: Path | None) -> PretrainedConfig:
-    """The configuration of the base model: from `folder`, the hub, the package of an encoder, or section `tiny`.
+    """The configuration of the base model: from `folder`, `SHAPES`, the hub, a package or folder, or section `tiny`.
 
     Raises:
         ModelError: there is no such configuration.
@@ -69,8 +73,12 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     if folder is not None and not file and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: set --config to the folder that holds it")
     source, revision = (str(folder), None) if folder else (str(model.hub_id), model.revision)
+    known = json.loads(SHAPES.read_text(encoding="utf-8")) if folder is None else {}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **file)
+        if source in known:
+            config: PretrainedConfig = AutoConfig.for_model(**known[source])
+        else:
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the configuration of {source} cannot be loaded: {reason(error)}. Download its config.json into a "
@@ -103,23 +111,37 @@ def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
 
 
 def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
-    """The table of sizes, a column for each stage with and without checkpointing, and the largest micro-batch."""
+    """The table of sizes, a column for each stage with and without checkpointing; what fits; the disk."""
     whole = size(config, params)
-    steps = STEPS if config.model_type in SUPPORTED_ARCHITECTURES else STEPS[:1]
+    rank = of_rank(whole, config, params.hardware)
+    steps = steps_of(config)
     batches = {step: int(getattr(params, step).batch_size) for step in steps}
     cases = [(step, checkpointing) for step in steps for checkpointing in (False, True)]
     ones, twos = ([kept(config, params, *case, n) for case in cases] for n in (1, 2))
-    micro = [min(params.hardware.micro_batch_size, batches[step]) for step, _ in cases]
+    micro = [min(params.hardware.micro_batch_size, share(params, batches[step])) for step, _ in cases]
     rows = [["GiB", *(f"{step}{', checkpointing' if checkpointing else ''}" for step, checkpointing in cases)]]
-    rows += _rows(whole, [scaled(*given) for given in zip(ones, twos, micro, strict=True)])
+    rows += _rows(rank, [scaled(*given) for given in zip(ones, twos, micro, strict=True)])
     rows.append(["micro-batch", *map(str, micro)])
     if memory is not None:
-        room = USABLE * memory - whole.fixed
-        most = [batches[step] for step, _ in cases]
+        room = USABLE * memory - rank.fixed
+        most = [share(params, batches[step]) for step, _ in cases]
         fits = [fitting(*given, room) for given in zip(ones, twos, most, strict=True)]
         rows.append(["micro-batch that fits", *(str(size) if size else "none" for size in fits)])
     left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: no estimate."]
-    return "\n".join([_heading(params, whole), "", markdown_table(rows), "", _verdict(params, memory), *left_out])
+    ends = [_verdict(params, memory), *left_out, _disk(disk(params, whole))]
+    return "\n".join([_heading(params, whole), "", markdown_table(rows), "", *ends])
+
+
+def _disk(taken: Disk) -> str:
+    model, one, several, outs, linked, copied = (
+        f"{bytes_ / 1e9:,.0f}"
+        for bytes_ in (taken.model, taken.checkpoint, taken.checkpoints, taken.outs, taken.linked, taken.copied)
+    )
+    return (
+        f"Disk, in GB: base model {model}, a checkpoint {one}, checkpoints at once {several}, outs {outs}; together "
+        f"{linked} where DVC links outs to its cache, {copied} where it copies them. At 300 MB/s a checkpoint takes "
+        f"{taken.seconds:,.0f} s."
+    )
 
 
 def _rows(whole: Size, cases: Sequence[Kept]) -> list[list[str]]:
@@ -129,6 +151,8 @@ def _rows(whole: Size, cases: Sequence[Kept]) -> list[list[str]]:
         "gradients": whole.gradients,
         "optimizer state": whole.optimizer,
     }
+    if whole.gathered:
+        fixed["gathered by FSDP"] = whole.gathered
     rows = [[name, *[_gib(bytes_)] * len(cases)] for name, bytes_ in fixed.items()]
     rows.append(["reference", *["in a file"] * len(cases)])
     rows.append(["activations", *(_gib(case.activations + case.again) for case in cases)])
@@ -159,7 +183,11 @@ def _verdict(params: Params, memory: int | None) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the estimate."""
+    """Print the estimate.
+
+    Raises:
+        SystemExit: status 1, if training does not fit.
+    """
     parser = command_parser("memory", __doc__)
     parser.add_argument("overrides", nargs="*", help="as of `python -m attune params`: model=mistral-7b hardware=gpu")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the GPU; default: that of this machine")
@@ -167,4 +195,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     params = composed(arguments.overrides)
     memory = device_memory(params) if arguments.memory is None else int(arguments.memory * GIB)
-    print(page(shape(params, arguments.config), params, memory))
+    config = shape(params, arguments.config)
+    print(page(config, params, memory))
+    if memory is not None and not does_fit(config, params, memory):
+        found = proposals(config, params, memory)
+        print("\nDoes not fit." + (" What fits, by this estimate:" if found else " Nothing that was tried does."))
+        for overrides in found:
+            print(f"    {' '.join(overrides)}")
+        sys.exit(1)

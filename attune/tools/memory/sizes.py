@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from attune.config.schema import Params
+    from attune.config.schema import Hardware, Params
 
 Step = Literal["sft", "dpo"]
 
@@ -36,16 +36,23 @@ class Size:
     weights: int
     adapter: int
     optimizer: int
+    gathered: int = 0
+    """FSDP: weights of two layers and the head, in the precision of a product, and the gradients of a layer."""
 
     @property
     def gradients(self) -> int:
-        """Bytes of the gradients: one per weight of the adapter, in the same precision."""
+        """Bytes of the gradients: one per weight of the adapter, in the same precision; DDP's buckets hold them."""
         return self.adapter
 
     @property
     def fixed(self) -> int:
         """Bytes that do not depend on the batch."""
-        return self.weights + self.adapter + self.gradients + self.optimizer
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.gathered
+
+    @property
+    def loading(self) -> int:
+        """Bytes at the start, when each rank holds the whole model and adapter."""
+        return self.weights + self.adapter
 
 
 def size(config: PretrainedConfig, params: Params) -> Size:
@@ -59,6 +66,28 @@ def size(config: PretrainedConfig, params: Params) -> Size:
         weights=_bytes(frozen) if params.model.quantization is None else _quantized(model, frozen),
         adapter=_bytes(trained),
         optimizer=sum(_moments(p.numel(), params.hardware.optimizer) for p in trained),
+    )
+
+
+def of_rank(whole: Size, config: PretrainedConfig, hardware: Hardware) -> Size:
+    """The sizes on one GPU: those of the whole model, or with FSDP its part, and what is gathered at once."""
+    if not hardware.shards:
+        return whole
+    ranks, text, half = (
+        hardware.processes * hardware.nodes,
+        config.get_text_config(),
+        2 if hardware.dtype == "bf16" else 4,
+    )
+    words = text.vocab_size * text.hidden_size
+    layer = (whole.parameters - words * (1 if text.tie_word_embeddings else 2) + whole.lora) // text.num_hidden_layers
+    gradients = (half + 4) * whole.lora // text.num_hidden_layers
+    return Size(
+        parameters=whole.parameters,
+        lora=whole.lora,
+        weights=whole.weights // ranks,
+        adapter=whole.adapter // ranks,
+        optimizer=whole.optimizer // ranks,
+        gathered=half * (2 * layer + words) + gradients,
     )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "checkpoint"
 RUNNING = "running.json"
+# In a checkpoint of FSDP, as Accelerate calls it.
+OF_FSDP = "pytorch_model_fsdp.bin"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -45,11 +47,13 @@ def train(trainer: Trainer, start: Path | None) -> None:
     Raises:
         Stopped: SIGTERM or Ctrl-C; there is a checkpoint of the current step.
         StorageError: a checkpoint cannot be written; its partial files are removed.
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or one of FSDP's checkpoints would be resumed without FSDP, or the reverse.
     """
     folder = Path(str(trainer.args.output_dir))
     newest = broadcast_from_main(lambda: str(settle(folder, NAME) or ""))
     checkpoint = Path(newest) if newest else start
+    if checkpoint is not None:
+        require_same_form(checkpoint, trainer.is_fsdp_enabled)
     with noted_signals() as noted, writing(folder, lambda: _bytes(trainer), lambda: _drop_unsealed(folder)):
         trainer.add_callback(_seal_callback(trainer))
         trainer.add_callback(_stop_callback(noted))
@@ -58,6 +62,20 @@ def train(trainer: Trainer, start: Path | None) -> None:
     if number := all_reduce_max(noted[0] if noted else 0):
         state = trainer.state
         raise Stopped(number, f"step {state.global_step} of {state.max_steps} is saved; the same command resumes there")
+
+
+def require_same_form(checkpoint: Path, fsdp: bool) -> None:
+    """Check that the trainer reads the form that the checkpoint has: FSDP writes weights and optimizer as no other.
+
+    Raises:
+        UserError: it does not.
+    """
+    if (checkpoint / OF_FSDP).is_file() is not fsdp:
+        now, then = ("with", "without") if fsdp else ("without", "with")
+        raise UserError(
+            f"{checkpoint} was trained {then} FSDP and would be continued {now} it: set ranks.accelerate as it was, or "
+            "run the chain again from its first round"
+        )
 
 
 def is_sealed(folder: Path, step: int) -> bool:

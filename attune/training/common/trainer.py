@@ -15,7 +15,7 @@ from attune.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from attune.models.quantization import optimizer_name
 from attune.runtime.distributed import on_main_process, world_size
 from attune.runtime.errors import UserError
-from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
+from attune.runtime.io import canonicalize_model_files, link_or_copy, whole_folder, write_json
 from attune.runtime.sealed import KEPT, MANIFEST
 from attune.training.common.curves import curves_callback, progress_callback, replay
 from attune.training.common.resume import RUNNING, is_sealed, train
@@ -103,6 +103,7 @@ def run(trainer: Trainer, curves: Path, start: Path | None = None) -> None:
     """
     from transformers import PrinterCallback, ProgressCallback
 
+    set_up_ranks(trainer)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -146,8 +147,10 @@ def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
 
     def write() -> None:
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(start, copy)
+        shutil.copytree(start, copy, copy_function=link_or_copy)
         scheduler = torch.load(copy / "scheduler.pt", weights_only=True)
+        # Removed, since it would be written through the link.
+        (copy / "scheduler.pt").unlink()
         torch.save(scheduler | {"last_epoch": done, "_step_count": done + 1}, copy / "scheduler.pt")
         write_json(copy / "trainer_state.json", state | {"global_step": done, "log_history": []})
 
@@ -155,22 +158,39 @@ def rescale_step_count(start: Path, trainer: Trainer, folder: Path) -> Path:
     return copy
 
 
+def set_up_ranks(trainer: Trainer) -> None:
+    """Settings of DDP and FSDP2 that `TrainingArguments` has no names for; without effect in a single process.
+
+    - DDP's buckets are the gradients, which would otherwise be in memory twice.
+    - FSDP2 computes in bf16 and adds gradients up in fp32, and outputs keep their precision: Accelerate's policy would
+      round log-probabilities, which are sums over a reply, to bf16.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    accelerator: Any = trainer.accelerator
+    accelerator.ddp_handler.gradient_as_bucket_view = True
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and accelerator.mixed_precision == "bf16":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+
+
 def export_checkpoint(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder appears complete or not at all.
+    """Link or copy a checkpoint to a stage's out, without `LEFTOVERS`. Atomic: the folder is complete or not there.
 
     Raises:
         StorageError: it cannot be written.
     """
     need = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     with whole_folder(target, need) as partial:
-        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS))
+        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*LEFTOVERS), copy_function=link_or_copy)
         canonicalize_model_files(partial)
 
 
 def export_adapter(checkpoint: Path, target: Path) -> None:
-    """Copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
+    """Link or copy only the adapter of a checkpoint to a stage's out. Atomic, as `export_checkpoint`.
 
-    With FSDP and ZeRO-3 each rank holds a part of the weights only; the checkpoint has all of them.
+    With FSDP each rank holds a part of the weights only; the checkpoint has all of them.
 
     Raises:
         StorageError: it cannot be written.
@@ -178,7 +198,7 @@ def export_adapter(checkpoint: Path, target: Path) -> None:
     with whole_folder(target, (checkpoint / ADAPTER_WEIGHTS).stat().st_size) as partial:
         partial.mkdir()
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            shutil.copyfile(checkpoint / name, partial / name)
+            link_or_copy(checkpoint / name, partial / name)
         canonicalize_model_files(partial)
 
 

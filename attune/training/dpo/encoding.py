@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from attune.models.chat_template import Completion, encode_completion, fit_conte
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# `encode_completion` of a tokenizer.
+Encode = Callable[[tuple[Turn, ...], str], Completion]
 
 
 def encode_pairs(
@@ -32,21 +36,23 @@ def encode_pairs(
 
     encoded: list[dict[str, list[int]]] = []
     future: list[dict[str, list[int]]] = []
+    # The pairs of a row have context and chosen reply in common.
+    completion = lru_cache(maxsize=8)(partial(encode_completion, tokenizer))
     rows = pq.read_table(pairs).to_pylist()
     for row in tqdm(rows, desc="tokens", unit="pair"):
         context, chosen = to_turns(row["prompt"]), row["chosen"]
         for place, rejected in enumerate([row["rejected"], *(row.get("future_rejected") or ())]):
-            if not drop or fits(tokenizer, context, (chosen, rejected), max_length):
-                pair = encode_pair(tokenizer, context, chosen, rejected, max_length)
+            if not drop or _fits(completion, context, (chosen, rejected), max_length):
+                pair = _encode_pair(tokenizer, completion, context, chosen, rejected, max_length)
                 (future if place else encoded).append(pair)
     if len(encoded) < len(rows):
         print(f"{len(rows) - len(encoded)} of {len(rows)} pairs are longer than {max_length} tokens: left out")
     return encoded, future
 
 
-def fits(tokenizer: Tokenizer, context: Sequence[Turn], replies: Sequence[str], max_length: int) -> bool:
+def _fits(completion: Encode, context: Sequence[Turn], replies: Sequence[str], max_length: int) -> bool:
     """Whether the context with each of the replies has at most `max_length` tokens."""
-    both = (encode_completion(tokenizer, context, text) for text in replies)
+    both = (completion(tuple(context), text) for text in replies)
     return all(len(one.prompt) + len(one.reply) <= max_length for one in both)
 
 
@@ -68,10 +74,23 @@ def encode_pair(
     Returns:
         `prompt_ids`, `chosen_ids` and `rejected_ids`.
     """
-    replies = [encode_completion(tokenizer, context, text).reply for text in (chosen, rejected)]
-    room = max_length - min(max(map(len, replies)), max_length // 2)
-    fitted = fit_context(tokenizer, context, room)
-    with_chosen, with_rejected = (encode_completion(tokenizer, fitted, text) for text in (chosen, rejected))
+    return _encode_pair(tokenizer, partial(encode_completion, tokenizer), context, chosen, rejected, max_length)
+
+
+def _encode_pair(
+    tokenizer: Tokenizer,
+    completion: Encode,
+    context: Sequence[Turn],
+    chosen: str,
+    rejected: str,
+    max_length: int,
+) -> dict[str, list[int]]:
+    """`encode_pair` by `completion`, which is `encode_completion` of the tokenizer."""
+    whole = tuple(context)
+    with_chosen, with_rejected = completion(whole, chosen), completion(whole, rejected)
+    room = max_length - min(max(len(with_chosen.reply), len(with_rejected.reply)), max_length // 2)
+    if (fitted := fit_context(tokenizer, whole, room)) != whole:
+        with_chosen, with_rejected = completion(fitted, chosen), completion(fitted, rejected)
     return {
         "prompt_ids": with_chosen.prompt,
         "chosen_ids": _truncate(with_chosen, max_length),

@@ -78,17 +78,22 @@ def prepare(model: Any, hardware: Hardware, max_length: int) -> None:
     if hardware.device == "cpu":
         # Not compiled: attention per document loops over lengths that differ in every batch, each a recompilation.
         return
-    if max_length >= FLEX_MIN_LENGTH and _flex_compiles():
+    if max_length >= FLEX_MIN_LENGTH and _flex_compiles(head_size(unwrap_peft(model).config)):
         unwrap_peft(model).set_attn_implementation(FLEX)
     compile_layers(model, hardware)
 
 
-def _flex_compiles() -> bool:
-    """True if FlexAttention compiles for this GPU, forward and backward; otherwise SDPA takes the dense mask."""
+def head_size(config: Any) -> int:
+    """The size of an attention head: a GPU may have the memory for the tiles of a small one alone."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _flex_compiles(size: int) -> bool:
+    """True if FlexAttention compiles for heads of `size` on this GPU, forward and backward; else SDPA runs."""
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    states = torch.randn(1, 1, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    states = torch.randn(1, 1, 128, size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     try:
         torch.compile(flex_attention)(states, states, states).sum().backward()
     except Exception as error:  # a compiler's errors have no common class; SDPA gives the same numbers
@@ -160,15 +165,21 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     from trl.kernels import ChunkedLogProbFunction
 
     head: Any = model.get_output_embeddings()
+    weight, bias = _gathered(head.weight), _gathered(head.bias)
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    on_cpu = cpu_token_log_probs(states, head, targets, softcap)
+    on_cpu = cpu_token_log_probs(states, head, targets, softcap) if weight is head.weight else None
     if on_cpu is not None:
         return dict(zip(VALUES, on_cpu, strict=True))
     temperature, chunk_size, logit_scale = 1.0, 32768, 1.0
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
-        states, head.weight, head.bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
+        states, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
     )
     return dict(zip(VALUES, (log_probs, entropy, mean_logits, is_top1), strict=True))
+
+
+def _gathered(parameter: Any) -> Any:
+    """The whole of a parameter that FSDP2 has sharded: it gathers the head in the head's forward, which none calls."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def attention_arguments(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

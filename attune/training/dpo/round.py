@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attune.models.loading import add_adapter, is_adapter, load_adapter, load_base, load_tokenizer, require_positions
 from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import UserError
+from attune.runtime.io import link_or_copy
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import redraw, rescale_step_count, run, save_adapter
 from attune.training.dpo.encoding import encode_pairs
@@ -144,7 +145,7 @@ def reference_adapter(init: Path) -> Path:
 
 
 def save_reference(adapter: Path, logps: Path, target: Path) -> None:
-    """Copy the reference into a round's checkpoint: its adapter, and its log-probabilities so far.
+    """Put the reference into a round's checkpoint: its adapter, linked or copied, and its log-probabilities so far.
 
     The adapter is stored two folders deep: on resuming from a checkpoint transformers loads every adapter that is one
     folder deep, and the next round must not have the reference in memory.
@@ -157,6 +158,6 @@ def save_reference(adapter: Path, logps: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     (target / ADAPTER).mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(adapter / name, target / ADAPTER / name)
+        link_or_copy(adapter / name, target / ADAPTER / name)
     if logps.is_file():
         shutil.copyfile(logps, target / LOGPS)

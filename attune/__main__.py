@@ -27,7 +27,7 @@ COMMANDS = {
     "record": ("attune.tools.record", "run a recipe and keep its numbers in docs/results"),
     "verify": ("attune.tools.verify", "run the committed pipeline again and compare"),
     "memory": ("attune.tools.memory.estimate", "estimate the memory of SFT and DPO before loading any weights"),
-    "export": ("attune.tools.export", "write preference pairs in TRL's format"),
+    "export": ("attune.tools.export", "write a variant as one model, or preference pairs in TRL's format"),
     "push": ("attune.tools.push", "publish a variant or pairs on the Hugging Face Hub"),
     "sample": ("attune.tools.sample", "write an embedded sample corpus from its phrases"),
     "pipeline": ("attune.tools.pipeline", "print the diagram of the pipeline"),

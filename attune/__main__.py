@@ -18,6 +18,7 @@ COMMANDS = {
     "repro": ("attune.tools.repro", "run the stages that have changed, with the time left"),
     "show": ("attune.tools.show", "show the result of the last run on one screen"),
     "chat": ("attune.tools.chat", "talk to a trained variant in the terminal"),
+    "serve": ("attune.tools.serve", "serve a variant by an OpenAI-compatible endpoint and a page"),
     "score": ("attune.tools.score", "score and compare replies that were made elsewhere"),
     "compare": ("attune.tools.compare", "show which metrics changed since a revision"),
     "review": ("attune.tools.review", "show metrics and replies before and after a change"),

@@ -24,6 +24,7 @@ COMMANDS = {
     "review": ("attune.tools.review", "show metrics and replies before and after a change"),
     "rate": ("attune.tools.rate", "serve a page for blind ratings of two variants"),
     "validity": ("attune.tools.validity", "correlate every metric with human ratings"),
+    "safety": ("attune.tools.safety", "show how well the rules of the screen for safety read"),
     "study": ("attune.tools.study", "run a grid of experiments of studies/"),
     "record": ("attune.tools.record", "run a recipe and keep its numbers in docs/results"),
     "verify": ("attune.tools.verify", "run the committed pipeline again and compare"),

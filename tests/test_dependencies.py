@@ -33,6 +33,8 @@ TABLE = {
     "scoring/common": {"evaluate", "scores"},
     "scoring/intervals": {"intervals"},
     "scoring/mmlu": {"mmlu"},
+    # The default run probes no variant.
+    "scoring/safety": {"card", "report"},
     "scoring/text": {"evaluate", "card", "report"},
     "training/common": TRAIN,
     "training/dpo": {"dpo"},

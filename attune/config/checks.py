@@ -68,6 +68,7 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{', '.join(params.variants)}"
         )
     _check_variants(params, source)
+    _check_probed(params, source)
     if params.generate.engine == "vllm" and _is_bert(params):
         raise ParamsError(
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
@@ -91,6 +92,19 @@ def _check_variants(params: Params, source: str) -> None:
                 f"{source}: variants.{name}.instruction = {variant.instruction!r}: replies that were made elsewhere "
                 f"take none: {DIALOGUES}"
             )
+
+
+def _check_probed(params: Params, source: str) -> None:
+    """`probed` repeats variants for DVC, among them the one that the others are compared with."""
+    for name, variant in params.probed.items():
+        if params.variants.get(name) != variant:
+            raise ParamsError(
+                f"{source}: probed.{name} is not variants.{name}: set probed='${{variants}}' for all of them"
+            )
+    if params.probed and params.evaluate.reference not in params.probed:
+        raise ParamsError(
+            f"{source}: probed lacks evaluate.reference = {params.evaluate.reference!r}, the variant of comparisons"
+        )
 
 
 def _check_processes(hardware: Hardware, source: str) -> None:

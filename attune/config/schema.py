@@ -56,6 +56,7 @@ from attune.config.sections.scoring import (
     Epitome,
     Evaluate,
     Mmlu,
+    Safety,
     TurnTraining,
     Variant,
     scoring_stage,
@@ -105,6 +106,7 @@ __all__ = [
     "Ranks",
     "Round",
     "Runtime",
+    "Safety",
     "Sft",
     "Shares",
     "Tiny",
@@ -147,6 +149,8 @@ class Params:
     evaluate: Evaluate
     mmlu: Mmlu
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    probed: dict[Name, Variant]
+    safety: Safety
     compute: Compute
     ranks: Ranks
     training: Training

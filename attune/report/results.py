@@ -24,6 +24,8 @@ RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
+PROBES = ("safety",)
+"""What is measured of the variants in `probed`; each has a folder in `metrics/` and `data/scores/`."""
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -110,6 +112,22 @@ def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
     for scorer in of_replies(params.scorers):
         metrics |= read_metrics(metrics_file(scorer, variant))
         intervals |= read_metrics(intervals_file(scorer, variant))
+    probed, bounds = read_probes(params, variant)
+    return metrics | probed, intervals | bounds
+
+
+def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
+    """The metrics of the probes of a variant, and the ends of their intervals; none if it is not in `probed`.
+
+    Raises:
+        UserError: as `read_metrics`.
+    """
+    metrics: Metrics = {}
+    intervals: Metrics = {}
+    for probe in PROBES if variant in params.probed else ():
+        metrics |= read_metrics(Artifact(METRICS / probe / f"{variant}.json", f"{probe}@{variant}"))
+        stage = f"probe_intervals@{variant}-{probe}"
+        intervals |= read_metrics(Artifact(METRICS / "intervals" / probe / f"{variant}.json", stage))
     return metrics, intervals
 
 

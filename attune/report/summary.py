@@ -21,7 +21,9 @@ from attune.report.tables import (
     KNOWLEDGE_COLUMNS,
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
+    SAFETY_COLUMNS,
     VARIANT_COLUMNS,
+    Metrics,
     accuracies,
     chance_mark,
     escape,
@@ -31,6 +33,7 @@ from attune.report.tables import (
     with_people,
 )
 from attune.runtime.errors import visible
+from attune.scoring.safety.gate import falls
 
 Notes = Mapping[str, Mapping[str, str]]
 
@@ -121,7 +124,12 @@ def lead(results: Results, params: Params) -> str:
 
 def sections(results: Results, params: Params, notes: Notes) -> str:
     """The sections that not every run has."""
-    parts = (knowledge(results, notes, params), dbt(results, notes), behaviour(results, notes))
+    parts = (
+        knowledge(results, notes, params),
+        dbt(results, notes),
+        behaviour(results, notes),
+        safety(results, notes, params),
+    )
     return "".join([*parts, win_rates.section(results.win_rates)])
 
 
@@ -176,6 +184,41 @@ R:Q: ratio of reflections to questions. input: advice and information. MI-adhere
 that adhere to motivational interviewing. Accuracy of the classifiers on held-out examples:
 {accuracies(results.quality, BEHAVIOUR_CLASSIFIERS)}.
 """
+
+
+def safety(results: Results, notes: Notes, params: Params) -> str:
+    """The section on safety; empty if no variant was probed."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "safety_harm" in metrics}
+    if not rows:
+        return ""
+    told = fallen({name: results.intervals[name] for name in rows}, params.evaluate.reference)
+    return f"""
+## Safety: a screen for regressions, no clinical instrument
+
+{table("variant", rows, SAFETY_COLUMNS, notes)}
+
+{told}
+
+Shares of the replies to people in danger by rules that read words, of which `docs/safety.md` has precision and recall.
+harm: gives means, agrees with what harms, or claims to be a person. false alarm: harmless messages that are answered by
+pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
+"""
+
+
+def fallen(intervals: Mapping[str, Metrics], reference: str) -> str:
+    """Which variants fall below the reference variant in safety, in words.
+
+    Args:
+        intervals: of each probed variant.
+        reference: its name.
+    """
+    worse = {name: falls(ends) for name, ends in intervals.items() if name != reference}
+    sentences = [
+        f"**{escape(name)} falls below {escape(reference)}**: {'; '.join(map(escape, found))}."
+        for name, found in worse.items()
+        if found
+    ]
+    return "\n".join(sentences) or f"No variant falls below {escape(reference)} by more than its interval."
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:

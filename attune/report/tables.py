@@ -71,6 +71,16 @@ COLUMNS = {
     "preference_accuracy": ("pref. acc. % ↑", 1),
     **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
+SAFETY_COLUMNS = {
+    "safety_human_help": ("human help % ↑", 1),
+    "safety_acknowledges": ("acknowledges % ↑", 1),
+    "safety_harm": ("harm % ↓", 1),
+    "safety_means": ("gives means % ↓", 1),
+    "safety_agrees": ("agrees % ↓", 1),
+    "safety_person": ("claims a person % ↓", 1),
+    "safety_alarm": ("false alarm % ↓", 1),
+}
+"""Of the variants in `probed`: replies to people in danger, by rules; the last to harmless messages."""
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
     "Levels of empathy": LEVEL_COLUMNS,
@@ -78,6 +88,7 @@ GROUPS = {
     "Overlap and diversity": COLUMNS,
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
+    "Safety": SAFETY_COLUMNS,
 }
 """The tables of the metrics of variants, in the order of the pages."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}

@@ -14,8 +14,9 @@ from typing import Any
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.report.results import REPLY_COLUMNS, read_replies, replies_file
+from attune.report.results import REPLY_COLUMNS, read_probes, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
+from attune.report.summary import fallen
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
@@ -54,7 +55,10 @@ def comment(revision: str, name: str, variant: str, params: Params) -> str:
     after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
     changed = compare.compare(revision)
+    ends = {name: read_probes(params, name)[1] for name in params.probed}
+    safety = ["## Safety", fallen(ends, params.evaluate.reference)] if params.probed else []
     return "\n\n".join([
+        *safety,
         f"## Metrics against {escape(name)}",
         compare.page(changed, escape(name), markdown=True, everything=True),
         f"## Replies of {escape(variant)} against {escape(name)}",

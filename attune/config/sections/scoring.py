@@ -117,6 +117,14 @@ class Mmlu:
 
 
 @section
+class Safety:
+    """How many probes of each kind are asked, and what follows where a variant falls below the reference variant."""
+
+    limit: Positive | None
+    gate: Literal["off", "warn", "fail"]
+
+
+@section
 class Variant:
     """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 

@@ -162,6 +162,7 @@ epitome = _factory(
 )
 classifier = _factory(schema.Classifier, data="d", sentences="d", table="d")
 mmlu = _factory(schema.Mmlu, corpus="sample", form="letters", shots=1, limit=2, batch_size=4)
+truth = _factory(schema.Truth, corpus="sample", limit=6, batch_size=4)
 variant = _factory(schema.Variant, model="models/base", instruction=DIALOGUES)
 
 _committed = cache(partial(load, ROOT / "params.yaml"))

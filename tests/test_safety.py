@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import test_export
 from helpers import ROOT
+from test_pipeline import composed_pipeline
 
 from attune.config.checks import check_across_keys
 from attune.config.schema import Safety
@@ -136,7 +137,8 @@ def with_probes(params, **changes):
     return replace(params, probed=probed, safety=Safety(**{"limit": 2, "gate": "warn"} | changes))
 
 
-def test_the_stages(run, monkeypatch, capsys):
+def test_the_stages(run, monkeypatch):
+    monkeypatch.setattr("attune.report.results.PROBES", ("safety",))
     shutil.copytree(DATA, "data/safety")
     params = with_probes(run)
     for variant in params.probed:
@@ -196,6 +198,18 @@ def test_probed_repeats_variants(run):
     with pytest.raises(ParamsError, match=r"probed lacks evaluate\.reference = 'base'"):
         check_across_keys(replace(run, probed={"sft": run.variants["sft"]}), "conf")
     check_across_keys(replace(run, probed=run.variants), "conf")
+
+
+def test_the_pipeline_probes_the_variants_that_are_named(tmp_path):
+    stages = composed_pipeline(tmp_path, "probed=${variants}", "safety.gate=off")
+    made = {name for name in stages if name.startswith(("safety@", "truth@", "probe_intervals@"))}
+    assert made == {
+        *(f"{probe}@{variant}" for probe in ("safety", "truth") for variant in ("base", "sft", "sft-dpo")),
+        *(f"probe_intervals@{v}-{probe}" for probe in ("safety", "truth") for v in ("base", "sft", "sft-dpo")),
+    }
+    deps = stages["probe_intervals@sft-dpo-safety"]["deps"]
+    assert {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"} <= set(deps)
+    assert {"models/dpo/e3", "data/safety"} <= set(stages["safety@sft-dpo"]["deps"])
 
 
 @pytest.mark.parametrize(

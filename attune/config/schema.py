@@ -57,6 +57,7 @@ from attune.config.sections.scoring import (
     Evaluate,
     Mmlu,
     Safety,
+    Truth,
     TurnTraining,
     Variant,
     scoring_stage,
@@ -111,6 +112,7 @@ __all__ = [
     "Shares",
     "Tiny",
     "Training",
+    "Truth",
     "TurnTraining",
     "Variant",
     "Weights",
@@ -151,6 +153,7 @@ class Params:
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     probed: dict[Name, Variant]
     safety: Safety
+    truth: Truth
     compute: Compute
     ranks: Ranks
     training: Training

@@ -15,6 +15,7 @@ from attune.report.tables import (
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
     COLUMNS,
+    DASH,
     DBT_COLUMNS,
     EMPATHY_CLASSIFIERS,
     EMPATHY_COLUMNS,
@@ -22,6 +23,7 @@ from attune.report.tables import (
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
     SAFETY_COLUMNS,
+    TRUTH_COLUMNS,
     VARIANT_COLUMNS,
     Metrics,
     accuracies,
@@ -34,6 +36,7 @@ from attune.report.tables import (
 )
 from attune.runtime.errors import visible
 from attune.scoring.safety.gate import falls
+from attune.scoring.text.templates import SHARES
 
 Notes = Mapping[str, Mapping[str, str]]
 
@@ -62,6 +65,7 @@ Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quali
 {table("variant", results.variants, COLUMNS, notes)}
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
+{_templates(results)}
 pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
 ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval over its
 questions). Star: the 95 % interval of the paired difference to the reference variant
@@ -129,6 +133,7 @@ def sections(results: Results, params: Params, notes: Notes) -> str:
         dbt(results, notes),
         behaviour(results, notes),
         safety(results, notes, params),
+        truth(results, notes),
     )
     return "".join([*parts, win_rates.section(results.win_rates)])
 
@@ -205,6 +210,24 @@ pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
 """
 
 
+def truth(results: Results, notes: Notes) -> str:
+    """The section on TruthfulQA; empty if no variant was probed."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "truth_acc" in metrics}
+    if not rows:
+        return ""
+    guessing = next(iter(rows.values()))["truth_chance"]
+    return f"""
+## Warmth against truth
+
+{table("variant", rows, TRUTH_COLUMNS, notes)}
+
+TruthfulQA, one true answer among false ones; guessing gives {guessing:.1f} %. sad preface, false belief: the same
+questions after a sad sentence, and with a false answer as the user's belief. margin: log-probability of the true
+answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
+accuracy is at chance, margins alone can show a loss.
+"""
+
+
 def fallen(intervals: Mapping[str, Metrics], reference: str) -> str:
     """Which variants fall below the reference variant in safety, in words.
 
@@ -219,6 +242,16 @@ def fallen(intervals: Mapping[str, Metrics], reference: str) -> str:
         if found
     ]
     return "\n".join(sentences) or f"No variant falls below {escape(reference)} by more than its interval."
+
+
+def _templates(results: Results) -> str:
+    """What the columns of template shares mean, with those of the human replies."""
+    first = next(iter(results.variants.values()))
+    human = (f"{first[key]:.1f}" if (key := f"reference_{name}") in first else DASH for name in SHARES)
+    return (
+        "opening, acts: replies with the commonest first three words, and with the commonest sequence of what the "
+        f"sentences do;\nof the human replies {' and '.join(human)}."
+    )
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:

@@ -68,6 +68,8 @@ COLUMNS = {
     "reply_words": ("words", 1),
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
+    "opening_share": ("opening %", 1),
+    "act_share": ("acts %", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
     **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
@@ -81,6 +83,15 @@ SAFETY_COLUMNS = {
     "safety_alarm": ("false alarm % ↓", 1),
 }
 """Of the variants in `probed`: replies to people in danger, by rules; the last to harmless messages."""
+TRUTH_COLUMNS = {
+    "truth_acc": ("TruthfulQA % ↑", 1),
+    "truth_acc_sad": ("sad preface % ↑", 1),
+    "truth_acc_belief": ("false belief % ↑", 1),
+    "truth_margin": ("margin ↑", 3),
+    "truth_margin_sad_effect": ("sad preface, margin ↑", 3),
+    "truth_margin_belief_effect": ("false belief, margin ↑", 3),
+}
+"""Of the variants in `probed`; margins in nats a byte, the last two less the plain one."""
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
     "Levels of empathy": LEVEL_COLUMNS,
@@ -89,6 +100,7 @@ GROUPS = {
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
     "Safety": SAFETY_COLUMNS,
+    "Warmth against truth": TRUTH_COLUMNS,
 }
 """The tables of the metrics of variants, in the order of the pages."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}

@@ -125,6 +125,15 @@ class Safety:
 
 
 @section
+class Truth:
+    """TruthfulQA (Lin et al. 2022), by the task truthfulqa_mc1 of lm-evaluation-harness on local rows."""
+
+    corpus: Name
+    limit: Positive | None
+    batch_size: Positive
+
+
+@section
 class Variant:
     """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 

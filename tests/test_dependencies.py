@@ -58,11 +58,12 @@ def room(folder: str) -> str:
 
 def test_every_folder_is_in_the_table():
     # A package with only an __init__ has no code. The default recipe has no classifier of behaviours and probes no
-    # variant, and only a command runs scoring/validity.py.
+    # or judges no variant, and only a command runs scoring/validity.py.
     holds_code = {name for name in folders() if len(list((ROOT / "attune" / name).glob("*.py"))) > 1}
     assert {name for name in holds_code if not room(name)} == {
         "classifiers/behaviour",
         "scoring",
+        "scoring/judge",
         "scoring/truth",
     }
 

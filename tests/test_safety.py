@@ -193,7 +193,7 @@ def test_pages_say_it(run):
 
 def test_probed_repeats_variants(run):
     other = factory.variant(model="models/other")
-    with pytest.raises(ParamsError, match=r"probed\.base is not variants\.base: set probed='\$\{variants\}'"):
+    with pytest.raises(ParamsError, match=r"probed\.base is not variants\.base: set probed='\$\{variants\}' for all"):
         check_across_keys(replace(run, probed={"base": other}), "conf")
     with pytest.raises(ParamsError, match=r"probed lacks evaluate\.reference = 'base'"):
         check_across_keys(replace(run, probed={"sft": run.variants["sft"]}), "conf")

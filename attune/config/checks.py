@@ -95,12 +95,11 @@ def _check_variants(params: Params, source: str) -> None:
 
 
 def _check_probed(params: Params, source: str) -> None:
-    """`probed` repeats variants for DVC, among them the one that the others are compared with."""
-    for name, variant in params.probed.items():
-        if params.variants.get(name) != variant:
-            raise ParamsError(
-                f"{source}: probed.{name} is not variants.{name}: set probed='${{variants}}' for all of them"
-            )
+    """`probed` and `judged` repeat variants for DVC; the probes also compare with the reference variant."""
+    for key, chosen in (("probed", params.probed), ("judged", params.judged)):
+        for name, variant in chosen.items():
+            if params.variants.get(name) != variant:
+                raise ParamsError(f"{source}: {key}.{name} is not variants.{name}: set {key}='${{variants}}' for all")
     if params.probed and params.evaluate.reference not in params.probed:
         raise ParamsError(
             f"{source}: probed lacks evaluate.reference = {params.evaluate.reference!r}, the variant of comparisons"

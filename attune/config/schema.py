@@ -55,6 +55,7 @@ from attune.config.sections.scoring import (
     Encoder,
     Epitome,
     Evaluate,
+    Judge,
     Mmlu,
     Safety,
     Truth,
@@ -95,6 +96,7 @@ __all__ = [
     "Evaluate",
     "Generate",
     "Hardware",
+    "Judge",
     "Llm",
     "Lora",
     "Messages",
@@ -154,6 +156,8 @@ class Params:
     probed: dict[Name, Variant]
     safety: Safety
     truth: Truth
+    judged: dict[Name, Variant]
+    judge: Judge
     compute: Compute
     ranks: Ranks
     training: Training

@@ -26,6 +26,7 @@ TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
 PROBES = ("safety", "truth")
 """What is measured of the variants in `probed`; each has a folder in `metrics/` and `data/scores/`."""
+JUDGE = "judge"
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -117,7 +118,7 @@ def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
 
 
 def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
-    """The metrics of the probes of a variant, and the ends of their intervals; none if it is not in `probed`.
+    """The metrics of probes and judge of a variant, and the ends of their intervals, where it is probed or judged.
 
     Raises:
         UserError: as `read_metrics`.
@@ -128,6 +129,9 @@ def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
         metrics |= read_metrics(Artifact(METRICS / probe / f"{variant}.json", f"{probe}@{variant}"))
         stage = f"probe_intervals@{variant}-{probe}"
         intervals |= read_metrics(Artifact(METRICS / "intervals" / probe / f"{variant}.json", stage))
+    if variant in params.judged:
+        metrics |= read_metrics(Artifact(METRICS / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
+        intervals |= read_metrics(Artifact(METRICS / "intervals" / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
     return metrics, intervals
 
 

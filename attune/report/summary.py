@@ -23,8 +23,10 @@ from attune.report.tables import (
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
     SAFETY_COLUMNS,
+    TRUST_COLUMNS,
     TRUTH_COLUMNS,
     VARIANT_COLUMNS,
+    WIN_COLUMNS,
     Metrics,
     accuracies,
     chance_mark,
@@ -134,6 +136,7 @@ def sections(results: Results, params: Params, notes: Notes) -> str:
         behaviour(results, notes),
         safety(results, notes, params),
         truth(results, notes),
+        judge(results, params),
     )
     return "".join([*parts, win_rates.section(results.win_rates)])
 
@@ -226,6 +229,48 @@ questions after a sad sentence, and with a false answer as the user's belief. ma
 answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
 accuracy is at chance, margins alone can show a loss.
 """
+
+
+def judge(results: Results, params: Params) -> str:
+    """The section on the automatic judge; empty if no variant was judged.
+
+    The win rates are shown only if the judge agrees with people: at least one kappa is measured, and none is below
+    `judge.least_kappa`.
+    """
+    rows = {name: metrics for name, metrics in results.variants.items() if "judge_unreadable" in metrics}
+    if not rows:
+        return ""
+    least, reference = params.judge.least_kappa, escape(params.evaluate.reference)
+    kappas = [row[key] for row in rows.values() for key in ("judge_people_kappa", "judge_rated_kappa") if key in row]
+    trust = table("variant", rows, measured(rows, TRUST_COLUMNS))
+    if not kappas or min(kappas) < least:
+        why = f"its kappa with people is {min(kappas):.2f}" if kappas else "its agreement with people was not measured"
+        shown = f"**The win rates are hidden**: {why}, and `judge.least_kappa` asks for {least:g}."
+    else:
+        notes = {name: _spans(results.intervals[name]) for name in rows}
+        shown = f"""{table("variant", rows, measured(rows, WIN_COLUMNS), notes)}
+
+wins: of the variant over {reference}, a tie counts half; in brackets the 95 % bootstrap interval over dialogues. at
+equal length: by a logistic regression on the difference of lengths (Dubois et al. 2024)."""
+    return f"""
+## What a language model prefers: {escape(params.judge.model)}
+
+{trust}
+
+{shown}
+
+kappa: Cohen's, of win, tie and loss; 0 is chance. flips: verdicts that change with the order, which count as ties.
+first reply: share of the decided verdicts for the reply that is shown first; 50 is no bias. `docs/judge.md` says what
+this can show.
+"""
+
+
+def _spans(ends: Metrics) -> dict[str, str]:
+    return {
+        name: f" ({ends[f'{name}.low']:.1f} to {ends[f'{name}.high']:.1f})"
+        for name in WIN_COLUMNS
+        if f"{name}.low" in ends
+    }
 
 
 def fallen(intervals: Mapping[str, Metrics], reference: str) -> str:

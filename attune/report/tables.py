@@ -92,6 +92,24 @@ TRUTH_COLUMNS = {
     "truth_margin_belief_effect": ("false belief, margin ↑", 3),
 }
 """Of the variants in `probed`; margins in nats a byte, the last two less the plain one."""
+TRUST_COLUMNS = {
+    "judge_people_kappa": ("kappa with raters", 2),
+    "judge_people_pairs": ("answers", 0),
+    "judge_rated_kappa": ("kappa with ratings", 2),
+    "judge_rated_pairs": ("pairs", 0),
+    "judge_self_kappa": ("kappa with itself", 2),
+    "judge_flips": ("flips %", 1),
+    "judge_first": ("first reply %", 1),
+    "judge_unreadable": ("unreadable %", 1),
+}
+"""How far a judge can be trusted."""
+WIN_COLUMNS = {
+    "judge_win_rate": ("wins %", 1),
+    "judge_win_rate_lc": ("at equal length %", 1),
+    "judge_win_rate_human": ("wins over people %", 1),
+    "judge_win_rate_human_lc": ("at equal length %", 1),
+}
+"""In no group of `GROUPS`: the summary alone decides whether they are shown."""
 GROUPS = {
     "Empathy and understanding": EMPATHY_COLUMNS,
     "Levels of empathy": LEVEL_COLUMNS,

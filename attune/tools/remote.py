@@ -45,15 +45,14 @@ class Remote:
         from attune.models.chat_template import messages
 
         settings, chat, reply = self.settings, messages(turns), ""
-        sampling = {"temperature": settings.temperature if settings.do_sample else 0.0}
-        if settings.do_sample:
-            sampling["top_p"] = settings.top_p
         key = os.environ.get(KEY) or "none"
         asked: dict[str, Any] = {"model": self.model, "messages": chat, "max_tokens": settings.max_new_tokens}
+        drawn = {"temperature": settings.temperature, "top_p": settings.top_p}
+        asked |= drawn if settings.do_sample else {"temperature": 0}
         try:
             with (
                 openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=TIMEOUT) as client,
-                client.chat.completions.create(**asked, **sampling, stream=True) as stream,
+                client.chat.completions.create(**asked, stream=True) as stream,
             ):
                 for event in stream:
                     piece = event.choices[0].delta.content if event.choices else None

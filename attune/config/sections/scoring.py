@@ -134,6 +134,21 @@ class Truth:
 
 
 @section
+class Judge:
+    """An automatic judge of pairs of replies: its endpoint, its prompt, and people's ratings to measure it by."""
+
+    base_url: Name
+    model: Name
+    prompt: Name
+    max_tokens: Positive
+    limit: Positive | None
+    rated: Name
+    rating: Name
+    rated_limit: Positive | None
+    least_kappa: Annotated[float, Field(ge=-1, le=1)]
+
+
+@section
 class Variant:
     """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 

@@ -13,12 +13,11 @@ the same replies, and with the ratings in `judge.rated`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
-from attune.config.schema import Params
+from attune.config.schema import Llm, Params
 from attune.data.dialogue import dialogue_of
 from attune.data.keyed import uniform
 from attune.pairs.endpoint import Request, ask
@@ -48,6 +47,16 @@ def cache() -> Path:
         return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
+def replies_of(variant: str) -> Rows:
+    """The rows of a variant's replies.
+
+    Raises:
+        DataError: as `read`.
+    """
+    rows: Any = read(REPLIES / f"{variant}.parquet").to_dict("records")
+    return list(rows)
+
+
 def chosen(ours: Rows, theirs: Rows, params: Params) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The rows of both variants to the same examples, `judge.limit` of them, the same for every variant."""
     other = {row["id"]: row for row in theirs}
@@ -63,7 +72,8 @@ def judged(duels: Sequence[Duel], params: Params, answers: Path) -> list[Verdict
         UserError: as `ask`, and as `read_prompt`.
     """
     settings = params.judge
-    llm = replace(params.llm, base_url=settings.base_url, model=settings.model, max_tokens=settings.max_tokens)
+    reached = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
+    llm = Llm(**{**vars(params.llm), **reached})
     texts = prompts(read_prompt(Path(settings.prompt)), duels)
     return verdicts(ask(llm, params.endpoint, [Request(text, 0.0, params.seed) for text in texts], answers))
 
@@ -92,7 +102,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
     named(params.judged, variant, "judged")
     settings, reference = params.judge, params.evaluate.reference
     answers = answers or cache()
-    ours, theirs = (read(REPLIES / f"{name}.parquet").to_dict("records") for name in (variant, reference))
+    ours, theirs = map(replies_of, (variant, reference))
     pairs = chosen(ours, theirs, params)
     duels = {"human": [duel(row, row["reply"], row["reference"]) for row, _ in pairs if row["reference"]]}
     if variant != reference:

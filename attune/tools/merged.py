@@ -7,12 +7,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.config.params import with_model
-from attune.config.schema import BASE, Params, Variant
+from attune.config.schema import BASE, Hardware, Params, Variant
 from attune.data.dialogue import Turn
 from attune.runtime.errors import ModelError, UserError
 
@@ -75,7 +74,8 @@ def write_merged(variant: str, params: Params, folder: Path, dtype: str) -> None
     settings = require_mergeable(variant, params)
     instruction = read_instruction(settings.instruction_file) if settings.instruction_file else None
     base = Path(BASE)
-    model: Any = load_variant(base, Path(settings.model), replace(params.hardware, device="cpu", dtype="fp32"))
+    on_cpu = Hardware(**{**vars(params.hardware), "device": "cpu", "dtype": "fp32"})
+    model: Any = load_variant(base, Path(settings.model), on_cpu)
     tokenizer = load_tokenizer(base)
     model.generation_config = generation_config(model, tokenizer, params)
     if dtype == "bf16":
@@ -155,9 +155,10 @@ def check_prompts(tokenizer: Tokenizer, folder: Path, instruction: str | None) -
     for turns in PROBES:
         told: Sequence[Turn] = turns if instruction is None else instruct(tokenizer, turns, instruction)
         ours = encode_prompt(tokenizer, told, sys.maxsize)
-        theirs = exported.apply_chat_template(messages(turns), add_generation_prompt=True, return_dict=True)
-        if list(theirs["input_ids"]) != ours:
+        encoded: Any = exported.apply_chat_template(messages(turns), add_generation_prompt=True, return_dict=True)
+        theirs = list(encoded["input_ids"])
+        if theirs != ours:
             raise ModelError(
-                f"{folder}: outside the pipeline this chat template gives {tokenizer.decode(theirs['input_ids'])!r}, "
+                f"{folder}: outside the pipeline this chat template gives {tokenizer.decode(theirs)!r}, "
                 f"and not {tokenizer.decode(ours)!r}, which the model was trained on: publish its adapter instead"
             )

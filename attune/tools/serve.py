@@ -59,7 +59,8 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, answer = scope["path"], None
+        path: str = scope["path"]
+        answer: Any = None
         if (scope["method"], path) not in SERVED:
             answer = JSONResponse({"error": {"message": f"{path} is not served"}}, 404)
         elif path not in OPEN and not self.admits(dict(scope["headers"]).get(b"authorization", b"")):
@@ -108,9 +109,11 @@ def application(model: str, device: str, key: str | None, hosts: Sequence[str]) 
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{model} cannot be served: {reason(error)}") from None
     state = GenerationState()
-    # `Door` refuses the paths of the other handlers.
-    others: list[Any] = [None] * 4
-    app = build_server(manager, Chat(manager, state), *others, generation_state=state)
+    # `Door` refuses the paths of these handlers.
+    others: Any = dict.fromkeys(
+        ("completion_handler", "response_handler", "transcription_handler", "systemone_handler")
+    )
+    app = build_server(manager, Chat(manager, state), generation_state=state, **others)
     return Guard(Door(app, model, key), hosts)
 
 

@@ -151,11 +151,12 @@ def write_manifest(manifest: Iterable[Entry], path: Path) -> None:
 
 
 def needed(params: Params) -> tuple[str, ...]:
-    """The corpora that the run reads: dialogues, pretraining data of a made model, data of the classifiers, MMLU."""
+    """The corpora that the run reads: dialogues, what a made model or a classifier is trained on, questions."""
     pretrained = [params.tiny.corpus] if params.model.is_made else []
     files = (Path(path) for one in params.classifiers.values() for path in (one.data, one.sentences))
     classified = dict.fromkeys(path.name for path in files if path.parent == RAW_DIR)
-    others = (*pretrained, *classified, params.mmlu.corpus)
+    asked = (params.mmlu.corpus, *([params.truth.corpus] if params.probed else []))
+    others = (*pretrained, *classified, *asked)
     return (*params.corpus.parts, *(name for name in others if name != "sample"))
 
 

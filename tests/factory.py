@@ -178,6 +178,19 @@ epitome = _factory(
 )
 classifier = _factory(schema.Classifier, data="d", sentences="d", table="d")
 mmlu = _factory(schema.Mmlu, corpus="sample", form="letters", shots=1, limit=2, batch_size=4)
+judge = _factory(
+    schema.Judge,
+    base_url="http://127.0.0.1/v1",
+    model="m",
+    prompt=str(ROOT / "data/prompts/judge.txt"),
+    max_tokens=64,
+    limit=None,
+    rated="data/ratings.csv",
+    rating="empathetic",
+    rated_limit=None,
+    least_kappa=0.2,
+)
+truth = _factory(schema.Truth, corpus="sample", limit=6, batch_size=4)
 variant = _factory(schema.Variant, model="models/base", instruction=DIALOGUES)
 
 _committed = cache(partial(load, ROOT / "params.yaml"))

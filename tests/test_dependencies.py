@@ -33,6 +33,8 @@ TABLE = {
     "scoring/common": {"evaluate", "scores"},
     "scoring/intervals": {"intervals", "report"},
     "scoring/mmlu": {"mmlu"},
+    # The default run probes no variant.
+    "scoring/safety": {"card", "report"},
     "scoring/text": {"evaluate", "card", "report"},
     "training/common": TRAIN,
     "training/dpo": {"dpo"},
@@ -55,10 +57,15 @@ def room(folder: str) -> str:
 
 
 def test_every_folder_is_in_the_table():
-    # A package with only an __init__ has no code. The default recipe has no classifier of behaviours, and
-    # only a command runs scoring/validity.py.
+    # A package with only an __init__ has no code. The default recipe has no classifier of behaviours and probes no
+    # or judges no variant, and only a command runs scoring/validity.py.
     holds_code = {name for name in folders() if len(list((ROOT / "attune" / name).glob("*.py"))) > 1}
-    assert {name for name in holds_code if not room(name)} == {"classifiers/behaviour", "scoring"}
+    assert {name for name in holds_code if not room(name)} == {
+        "classifiers/behaviour",
+        "scoring",
+        "scoring/judge",
+        "scoring/truth",
+    }
 
 
 def changed_stages(folder: Path) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ from attune.labels.miti import ADHERENCE
 from attune.scoring.mmlu.harness import ANSWER_COLUMNS, GROUPS
 from attune.scoring.text.bertscore import NAMES
 from attune.scoring.text.overlap import overlap
+from attune.scoring.text.templates import SHARES
 from attune.training.dpo.movement import Movement
 
 MEASURES = ("accuracy", "macro_f1", "rationale_f1", "majority_accuracy", "majority_macro_f1", "valid_accuracy")
@@ -39,7 +40,8 @@ def test_every_metric_has_a_card():
     classifiers = {f"*_{name}" for name in MEASURES}
     dbt = set(dbt_metrics.metrics(dbt_metrics.per_example([[0.2] * 5], [[0.2] * 5])))
     dbt |= {f"f1_{label}" for label in LABELS} | {"calibration_error"}
-    replies = set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy
+    replies = {f"{side}{name}" for name in SHARES for side in ("", "reference_")}
+    replies |= set(overlap(["a"], ["a"])) | {"preference_accuracy"} | empathy
     behaviour = set(behaviour_metrics.metrics(behaviour_metrics.per_example([[0.2] * 6], [[0.2] * 6])))
     behaviour |= {f"behaviour_f1_{label}" for label in BEHAVIOURS} | {"behaviour_calibration_error"}
     behaviour |= {f"miti_f1_{label.replace('-', '_')}" for label in ADHERENCE} | {"miti_calibration_error"}

@@ -531,7 +531,18 @@ def test_what_cannot_be_written_is_named_with_the_reason(server, project, tmp_pa
 
 def test_sources_yaml_parses_and_states_licences():
     sources = load(ROOT / "data/sources.yaml")
-    corpora = {"empatheticdialogues", "esconv", "annomi", "epitome", "mi", "mi_dataset", "mmlu", "pretrain", "ufjf"}
+    corpora = {
+        "empatheticdialogues",
+        "esconv",
+        "annomi",
+        "epitome",
+        "mi",
+        "mi_dataset",
+        "mmlu",
+        "pretrain",
+        "truthfulqa",
+        "ufjf",
+    }
     assert corpora <= set(sources)
     hashes = [each.sha256 for source in sources.values() for each in (*source.files, *source.archives)]
     assert all(each is None or (len(each) == 64 and set(each) <= set("0123456789abcdef")) for each in hashes)

@@ -142,6 +142,7 @@ def test_metrics_are_the_means_of_the_scores():
     metrics, scores = run()
     assert scores["id"].tolist() == ["d:1", "d:2", "d:3", "d:4"] and scores["label"][1] == "joyful"
     corpus = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "dist_1", "dist_2", "dist_3", "repeated_share"}
+    corpus |= {"reference_opening_share", "reference_act_share"}
     means = scores.drop(columns=["id", "label"]).mean()
     counts = {name for name in scores if name.startswith("bleu_")}
     assert set(means.index) - counts == metrics.keys() - corpus

@@ -332,6 +332,8 @@ def test_only_what_the_columns_allow():
         "reply_words",
         "empty_share",
         "repeated_share",
+        "opening_share",
+        "act_share",
         *(f"dist_{n}{end}" for n in "123" for end in ("", "_per_reply")),
     }
     assert found["metrics"].keys() == alone and found["metrics"]["empty_share"]["value"] == pytest.approx(33.3333)

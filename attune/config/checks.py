@@ -76,6 +76,7 @@ def check_across_keys(params: Params, source: str) -> None:
             f"{', '.join(params.variants)}"
         )
     _check_variants(params, source)
+    _check_probed(params, source)
     if params.generate.engine == "vllm" and _is_bert(params):
         raise ParamsError(
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
@@ -115,6 +116,18 @@ def _check_variants(params: Params, source: str) -> None:
                 f"{source}: variants.{name}.max_new_tokens = {length}: replies that were made elsewhere have their "
                 f"length, and others leave room for a prompt within generate.max_length = {params.generate.max_length}"
             )
+
+
+def _check_probed(params: Params, source: str) -> None:
+    """`probed` and `judged` repeat variants for DVC; the probes also compare with the reference variant."""
+    for key, chosen in (("probed", params.probed), ("judged", params.judged)):
+        for name, variant in chosen.items():
+            if params.variants.get(name) != variant:
+                raise ParamsError(f"{source}: {key}.{name} is not variants.{name}: set {key}='${{variants}}' for all")
+    if params.probed and params.evaluate.reference not in params.probed:
+        raise ParamsError(
+            f"{source}: probed lacks evaluate.reference = {params.evaluate.reference!r}, the variant of comparisons"
+        )
 
 
 def _check_processes(hardware: Hardware, source: str) -> None:

@@ -55,7 +55,10 @@ from attune.config.sections.scoring import (
     Encoder,
     Epitome,
     Evaluate,
+    Judge,
     Mmlu,
+    Safety,
+    Truth,
     TurnTraining,
     Variant,
     scoring_stage,
@@ -93,6 +96,7 @@ __all__ = [
     "Evaluate",
     "Generate",
     "Hardware",
+    "Judge",
     "Llm",
     "Lora",
     "Messages",
@@ -105,10 +109,12 @@ __all__ = [
     "Ranks",
     "Round",
     "Runtime",
+    "Safety",
     "Sft",
     "Shares",
     "Tiny",
     "Training",
+    "Truth",
     "TurnTraining",
     "Variant",
     "Weights",
@@ -147,6 +153,11 @@ class Params:
     evaluate: Evaluate
     mmlu: Mmlu
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    probed: dict[Name, Variant]
+    safety: Safety
+    truth: Truth
+    judged: dict[Name, Variant]
+    judge: Judge
     compute: Compute
     ranks: Ranks
     training: Training

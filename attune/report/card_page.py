@@ -24,6 +24,7 @@ from attune.report.tables import (
     table,
 )
 from attune.runtime.io import sha256_of
+from attune.scoring.safety.gate import falls
 
 HUB = "https://huggingface.co/datasets/"
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
@@ -51,6 +52,7 @@ def page(facts: Facts, params: Params) -> str:
         hyperparameters=hyperparameters(facts, params),
         scores=scores(facts.metrics, facts.intervals, params),
         llm=params.llm.model if from_llm else None,
+        safety=screened(facts, params),
         **data_tables(facts, params),
     )
     # The hub's class refuses metadata that the hub could not read.
@@ -116,11 +118,14 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
     from huggingface_hub import EvalResult
 
     mmlu = EMBEDDED if params.mmlu.corpus == "sample" else params.mmlu.corpus
+    # By the beginning of a metric's name; all others are of the test dialogues.
+    of = {"mmlu": (params.mmlu.corpus, f"MMLU, {mmlu}"), "safety": ("safety", "Attune, safety probes")}
+    of["truth"] = (params.truth.corpus, f"TruthfulQA, {EMBEDDED if params.truth.corpus == 'sample' else 'MC1'}")
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=params.mmlu.corpus if key == "mmlu" else params.corpus.name,
-            dataset_name=f"MMLU, {mmlu}" if key == "mmlu" else corpus_name(params),
+            dataset_type=of.get(key.partition("_")[0], (params.corpus.name,))[0],
+            dataset_name=of.get(key.partition("_")[0], (corpus_name(params),))[-1],
             dataset_split="test",
             metric_type=key,
             metric_name=heading.rstrip(" ↑↓"),
@@ -129,6 +134,18 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
         for key, (heading, _) in VARIANT_COLUMNS.items()
         if key in facts.metrics
     ]
+
+
+def screened(facts: Facts, params: Params) -> str:
+    """What the screen for safety says of the variant, in words."""
+    if "safety_harm" not in facts.metrics:
+        return "Its safety was not screened."
+    reference, found = params.evaluate.reference, falls(facts.intervals)
+    screen = "Its replies to messages of people in danger were read by rules: a screen, and no clinical instrument."
+    if facts.variant == reference:
+        return screen
+    verdict = "; ".join(map(escape, found)) or "no regression is shown"
+    return f"{screen} Against {escape(reference)}, by paired 95 % intervals: {verdict}."
 
 
 def corpus_name(params: Params) -> str:

@@ -24,6 +24,9 @@ RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
+PROBES = ("safety", "truth")
+"""What is measured of the variants in `probed`; each has a folder in `metrics/` and `data/scores/`."""
+JUDGE = "judge"
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -120,6 +123,25 @@ def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
     for scorer in of_replies(params.scorers):
         metrics |= read_metrics(metrics_file(scorer, variant))
         intervals |= read_metrics(intervals_file(scorer, variant))
+    probed, bounds = read_probes(params, variant)
+    return metrics | probed, intervals | bounds
+
+
+def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
+    """The metrics of probes and judge of a variant, and the ends of their intervals, where it is probed or judged.
+
+    Raises:
+        UserError: as `read_metrics`.
+    """
+    metrics: Metrics = {}
+    intervals: Metrics = {}
+    for probe in PROBES if variant in params.probed else ():
+        metrics |= read_metrics(Artifact(METRICS / probe / f"{variant}.json", f"{probe}@{variant}"))
+        stage = f"probe_intervals@{variant}-{probe}"
+        intervals |= read_metrics(Artifact(METRICS / "intervals" / probe / f"{variant}.json", stage))
+    if variant in params.judged:
+        metrics |= read_metrics(Artifact(METRICS / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
+        intervals |= read_metrics(Artifact(METRICS / "intervals" / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
     return metrics, intervals
 
 

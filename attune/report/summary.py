@@ -15,13 +15,19 @@ from attune.report.tables import (
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
     COLUMNS,
+    DASH,
     DBT_COLUMNS,
     EMPATHY_CLASSIFIERS,
     EMPATHY_COLUMNS,
     KNOWLEDGE_COLUMNS,
     LEVEL_COLUMNS,
     PAIR_COLUMNS,
+    SAFETY_COLUMNS,
+    TRUST_COLUMNS,
+    TRUTH_COLUMNS,
     VARIANT_COLUMNS,
+    WIN_COLUMNS,
+    Metrics,
     accuracies,
     chance_mark,
     escape,
@@ -33,6 +39,8 @@ from attune.report.tables import (
 from attune.report.validity import beside, explanation
 from attune.report.verdicts import verdicts
 from attune.runtime.errors import visible
+from attune.scoring.safety.gate import falls
+from attune.scoring.text.templates import SHARES
 
 Notes = Mapping[str, Mapping[str, str]]
 
@@ -72,6 +80,7 @@ Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quali
 {table("variant", results.variants, COLUMNS, notes, people)}
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
+{_templates(results)}
 pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
 ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval over its
 questions). Star: the 95 % interval of the paired difference to the reference variant
@@ -134,7 +143,14 @@ def lead(results: Results, params: Params) -> str:
 
 def sections(results: Results, params: Params, notes: Notes) -> str:
     """The sections that not every run has."""
-    parts = (knowledge(results, notes, params), dbt(results, notes), behaviour(results, notes))
+    parts = (
+        knowledge(results, notes, params),
+        dbt(results, notes),
+        behaviour(results, notes),
+        safety(results, notes, params),
+        truth(results, notes),
+        judge(results, params),
+    )
     return "".join([*parts, win_rates.section(results.win_rates)])
 
 
@@ -189,6 +205,111 @@ R:Q: ratio of reflections to questions. input: advice and information. MI-adhere
 that adhere to motivational interviewing. Accuracy of the classifiers on held-out examples:
 {accuracies(results.quality, BEHAVIOUR_CLASSIFIERS)}.
 """
+
+
+def safety(results: Results, notes: Notes, params: Params) -> str:
+    """The section on safety; empty if no variant was probed."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "safety_harm" in metrics}
+    if not rows:
+        return ""
+    told = fallen({name: results.intervals[name] for name in rows}, params.evaluate.reference)
+    return f"""
+## Safety: a screen for regressions, no clinical instrument
+
+{table("variant", rows, SAFETY_COLUMNS, notes)}
+
+{told}
+
+Shares of the replies to people in danger by rules that read words, of which `docs/safety.md` has precision and recall.
+harm: gives means, agrees with what harms, or claims to be a person. false alarm: harmless messages that are answered by
+pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
+"""
+
+
+def truth(results: Results, notes: Notes) -> str:
+    """The section on TruthfulQA; empty if no variant was probed."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "truth_acc" in metrics}
+    if not rows:
+        return ""
+    guessing = next(iter(rows.values()))["truth_chance"]
+    return f"""
+## Warmth against truth
+
+{table("variant", rows, TRUTH_COLUMNS, notes)}
+
+TruthfulQA, one true answer among false ones; guessing gives {guessing:.1f} %. sad preface, false belief: the same
+questions after a sad sentence, and with a false answer as the user's belief. margin: log-probability of the true
+answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
+accuracy is at chance, margins alone can show a loss.
+"""
+
+
+def judge(results: Results, params: Params) -> str:
+    """The section on the automatic judge; empty if no variant was judged.
+
+    The win rates are shown only if the judge agrees with people: at least one kappa is measured, and none is below
+    `judge.least_kappa`.
+    """
+    rows = {name: metrics for name, metrics in results.variants.items() if "judge_unreadable" in metrics}
+    if not rows:
+        return ""
+    least, reference = params.judge.least_kappa, escape(params.evaluate.reference)
+    kappas = [row[key] for row in rows.values() for key in ("judge_people_kappa", "judge_rated_kappa") if key in row]
+    trust = table("variant", rows, measured(rows, TRUST_COLUMNS))
+    if not kappas or min(kappas) < least:
+        why = f"its kappa with people is {min(kappas):.2f}" if kappas else "its agreement with people was not measured"
+        shown = f"**The win rates are hidden**: {why}, and `judge.least_kappa` asks for {least:g}."
+    else:
+        notes = {name: _spans(results.intervals[name]) for name in rows}
+        shown = f"""{table("variant", rows, measured(rows, WIN_COLUMNS), notes)}
+
+wins: of the variant over {reference}, a tie counts half; in brackets the 95 % bootstrap interval over dialogues. at
+equal length: by a logistic regression on the difference of lengths (Dubois et al. 2024)."""
+    return f"""
+## What a language model prefers: {escape(params.judge.model)}
+
+{trust}
+
+{shown}
+
+kappa: Cohen's, of win, tie and loss; 0 is chance. flips: verdicts that change with the order, which count as ties.
+first reply: share of the decided verdicts for the reply that is shown first; 50 is no bias. `docs/judge.md` says what
+this can show.
+"""
+
+
+def _spans(ends: Metrics) -> dict[str, str]:
+    return {
+        name: f" ({ends[f'{name}.low']:.1f} to {ends[f'{name}.high']:.1f})"
+        for name in WIN_COLUMNS
+        if f"{name}.low" in ends
+    }
+
+
+def fallen(intervals: Mapping[str, Metrics], reference: str) -> str:
+    """Which variants fall below the reference variant in safety, in words.
+
+    Args:
+        intervals: of each probed variant.
+        reference: its name.
+    """
+    worse = {name: falls(ends) for name, ends in intervals.items() if name != reference}
+    sentences = [
+        f"**{escape(name)} falls below {escape(reference)}**: {'; '.join(map(escape, found))}."
+        for name, found in worse.items()
+        if found
+    ]
+    return "\n".join(sentences) or f"No variant falls below {escape(reference)} by more than its interval."
+
+
+def _templates(results: Results) -> str:
+    """What the columns of template shares mean, with those of the human replies."""
+    first = next(iter(results.variants.values()))
+    human = (f"{first[key]:.1f}" if (key := f"reference_{name}") in first else DASH for name in SHARES)
+    return (
+        "opening, acts: replies with the commonest first three words, and with the commonest sequence of what the "
+        f"sentences do;\nof the human replies {' and '.join(human)}."
+    )
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:

@@ -68,9 +68,48 @@ COLUMNS = {
     "reply_words": ("words", 1),
     "empty_share": ("empty % ↓", 1),
     "repeated_share": ("repeated % ↓", 1),
+    "opening_share": ("opening %", 1),
+    "act_share": ("acts %", 1),
     "preference_accuracy": ("pref. acc. % ↑", 1),
     **{name: (metric.heading, metric.digits) for name, metric in CUSTOM_METRICS.items()},
 }
+SAFETY_COLUMNS = {
+    "safety_human_help": ("human help % ↑", 1),
+    "safety_acknowledges": ("acknowledges % ↑", 1),
+    "safety_harm": ("harm % ↓", 1),
+    "safety_means": ("gives means % ↓", 1),
+    "safety_agrees": ("agrees % ↓", 1),
+    "safety_person": ("claims a person % ↓", 1),
+    "safety_alarm": ("false alarm % ↓", 1),
+}
+"""Of the variants in `probed`: replies to people in danger, by rules; the last to harmless messages."""
+TRUTH_COLUMNS = {
+    "truth_acc": ("TruthfulQA % ↑", 1),
+    "truth_acc_sad": ("sad preface % ↑", 1),
+    "truth_acc_belief": ("false belief % ↑", 1),
+    "truth_margin": ("margin ↑", 3),
+    "truth_margin_sad_effect": ("sad preface, margin ↑", 3),
+    "truth_margin_belief_effect": ("false belief, margin ↑", 3),
+}
+"""Of the variants in `probed`; margins in nats a byte, the last two less the plain one."""
+TRUST_COLUMNS = {
+    "judge_people_kappa": ("kappa with raters", 2),
+    "judge_people_pairs": ("answers", 0),
+    "judge_rated_kappa": ("kappa with ratings", 2),
+    "judge_rated_pairs": ("pairs", 0),
+    "judge_self_kappa": ("kappa with itself", 2),
+    "judge_flips": ("flips %", 1),
+    "judge_first": ("first reply %", 1),
+    "judge_unreadable": ("unreadable %", 1),
+}
+"""How far a judge can be trusted."""
+WIN_COLUMNS = {
+    "judge_win_rate": ("wins %", 1),
+    "judge_win_rate_lc": ("at equal length %", 1),
+    "judge_win_rate_human": ("wins over people %", 1),
+    "judge_win_rate_human_lc": ("at equal length %", 1),
+}
+"""In no group of `GROUPS`: the summary alone decides whether they are shown."""
 GROUPS = {
     "Levels of empathy": LEVEL_COLUMNS,
     "Empathy and understanding": EMPATHY_COLUMNS,
@@ -78,6 +117,8 @@ GROUPS = {
     "Overlap and diversity": COLUMNS,
     "Stages of dialectical behaviour therapy": DBT_COLUMNS,
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
+    "Safety": SAFETY_COLUMNS,
+    "Warmth against truth": TRUTH_COLUMNS,
 }
 """The tables of the metrics of variants, in the order of the pages: levels lead, since people agree with them most."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}

@@ -1,10 +1,15 @@
 """Talk to a trained variant in the terminal.
 
     python -m attune chat sft-dpo
+    python -m attune chat sft-dpo --endpoint http://127.0.0.1:8766/v1
+
+loads the variant, or asks an OpenAI-compatible endpoint (`python -m attune serve`) that calls its model so; the
+environment variable ATTUNE_KEY holds the endpoint's key, if it needs one.
 
 Each line is a turn; empty lines are ignored, `/new` starts a new conversation, `/quit`, Ctrl-C or the end of the input
 (Ctrl-D) ends. A reply appears word by word; Ctrl-C ends it where it is. Turns that do not fit into
-`generate.max_length` are truncated, the oldest exchanges first, with a notice. Nothing of the conversation is stored.
+`generate.max_length` are truncated, the oldest exchanges first, with a notice (an endpoint gets them all). Nothing of
+the conversation is stored.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from attune.data.dialogue import Turn
 from attune.data.keyed import uniform
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped, UserError, visible
+from attune.tools.remote import Remote
 
 BASE = Path("models/base")
 NOTICE = """\
@@ -98,7 +104,7 @@ def begin(settings: Variant, params: Params) -> Conversation:
     return Conversation(model, load_tokenizer(BASE), params, instruction)
 
 
-def answers(conversation: Conversation, lines: Iterable[str]) -> Iterator[str | Generator[str]]:
+def answers(conversation: Conversation | Remote, lines: Iterable[str]) -> Iterator[str | Generator[str]]:
     """What to print after each line of input, until `/quit`: a note, or a reply in pieces as it is decoded."""
     for line in lines:
         match line.strip():
@@ -159,14 +165,20 @@ def quiet() -> None:
 def main(argv: Sequence[str]) -> None:
     """Talk until the input ends."""
     parser = command_parser("chat", __doc__)
-    parser.add_argument("variant", help="a key of variants, such as sft-dpo")
-    variant = parser.parse_args(argv).variant
-    params = load()
-    settings = require(variant, params)
-    print(NOTICE, flush=True)
-    print(f"loading {variant} …", file=sys.stderr, flush=True)
-    quiet()
-    conversation = begin(settings, params)
+    parser.add_argument("variant", help="a key of variants, such as sft-dpo; with --endpoint the model's name there")
+    parser.add_argument("--endpoint", metavar="URL", help="ask an endpoint instead of loading the variant")
+    arguments = parser.parse_args(argv)
+    variant, params = arguments.variant, load()
+    conversation: Conversation | Remote
+    if arguments.endpoint:
+        print(NOTICE, flush=True)
+        conversation = Remote(arguments.endpoint, variant, params.generate)
+    else:
+        settings = require(variant, params)
+        print(NOTICE, flush=True)
+        print(f"loading {variant} …", file=sys.stderr, flush=True)
+        quiet()
+        conversation = begin(settings, params)
     for answer in answers(conversation, typed()):
         print(f"{variant}> ", end="", flush=True)
         print(answer) if isinstance(answer, str) else show(answer)

@@ -1,5 +1,14 @@
 """Write what the pipeline made in the formats of other programs.
 
+    python -m attune export sft-dpo FOLDER
+    python -m attune export sft-dpo FOLDER --dtype bf16
+
+writes a variant as one model in Hugging Face layout: the adapter merged into the weights of the base model
+(safetensors), tokenizer, chat template with the variant's instruction, generation config, and the card as README.md.
+transformers, vLLM and llama.cpp's converter read it without the project; the card has the code, and the two lines that
+make a GGUF file. In fp32 its greedy replies are those of the variant in fp32; --dtype bf16 halves the files and may
+change replies.
+
     python -m attune export pairs e1 -o e1.jsonl
     python -m attune export pairs e1 e2 e3 -o all.jsonl
 
@@ -22,7 +31,9 @@ from attune.models.chat_template import messages
 from attune.runtime.arrow_stream import read_batches
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.runtime.io import whole_file
+from attune.runtime.io import sha256_of, whole_file, whole_folder, write_text
+from attune.tools.merged import DTYPES, require_mergeable, write_merged
+from attune.tools.variant_card import merged_card, read_card
 
 PAIRS = Path("data/pairs")
 # `messages` has the first three; the others hold the state of DPO.
@@ -58,16 +69,39 @@ def conversational(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": messages(to_turns(row["prompt"])), **sides, **others}
 
 
+def export_variant(variant: str, params: Params, folder: Path, dtype: str) -> None:
+    """Write a variant as one model, with its card.
+
+    Raises:
+        UserError: as `write_merged` and `read_card`, or `folder` is there and not empty.
+    """
+    settings = require_mergeable(variant, params)
+    card = read_card(variant, Path(settings.model))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and is no empty folder: name another")
+    with whole_folder(folder) as partial:
+        write_merged(variant, params, partial, dtype)
+        files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+        write_text(partial / "README.md", merged_card(card, files, dtype, params))
+
+
 def main(argv: Sequence[str]) -> None:
-    """Write the file."""
+    """Write the file or the folder."""
     parser = command_parser("export", __doc__)
-    kinds = parser.add_subparsers(dest="kind", title="what", metavar="<what>", required=True)
-    pairs = kinds.add_parser("pairs", help="preference pairs, for TRL", allow_abbrev=False)
-    pairs.add_argument("rounds", nargs="+", metavar="round", help="a key of rounds")
-    pairs.add_argument("-o", "--out", type=Path, required=True, help="the file to write, .jsonl")
+    parser.add_argument("what", help="a key of variants, or `pairs`")
+    parser.add_argument("names", nargs="+", metavar="name", help="the folder to write; with `pairs` keys of rounds")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a variant's weights; default: fp32")
+    parser.add_argument("-o", "--out", type=Path, help="with `pairs`: the file to write, .jsonl")
     arguments = parser.parse_args(argv)
+    if arguments.what != "pairs":
+        if arguments.out or len(arguments.names) > 1:
+            parser.error("a variant is exported to one folder, without -o")
+        export_variant(arguments.what, load(), Path(arguments.names[0]), arguments.dtype or DTYPES[0])
+        return
+    if not arguments.out or arguments.dtype:
+        parser.error("pairs are exported with -o to a file, without --dtype")
     if arguments.out.suffix != ".jsonl":
         raise UserError(f"{arguments.out} has another ending than .jsonl, by which rule file knows the format")
-    lines = pair_lines(load(), arguments.rounds)
+    lines = pair_lines(load(), arguments.names)
     with whole_file(arguments.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)

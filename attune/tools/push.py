@@ -14,41 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from attune.config.params import load, with_model
 from attune.config.schema import Params
-from attune.report.card_facts import CARDS, METADATA, hashes, published
+from attune.report.card_facts import CARDS, METADATA, published
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.tools.export import pair_lines
 from attune.tools.pairs_card import PAIRS_FILE, make_card
+from attune.tools.variant_card import read_card
 
 
 def checked_card(variant: str, model: Path, public: bool) -> Path:
     """The card of the files that are in `model` now.
 
     Raises:
-        UserError: there is no card, it is another variant's or describes other files, there is nothing to publish, or a
-            licence forbids a public model.
+        UserError: as `read_card`, there is nothing to publish, or a licence forbids a public model.
     """
-    from huggingface_hub import ModelCard
-
     path = CARDS / f"{variant}.md"
-    remedy = f"run `dvc repro card@{variant}`"
-    if not path.is_file():
-        raise UserError(f"{path} is missing, and no model is published without its card: {remedy}")
-    facts: dict[str, Any] = ModelCard.load(path).data.get(METADATA) or {}
-    if facts.get("variant") != variant:
-        raise UserError(f"{path} is the card of {facts.get('variant')!r}, not of {variant!r}: {remedy}")
-    if facts["files"] != (present := hashes(model)):
-        different = sorted(
-            name for name in facts["files"].keys() | present if facts["files"].get(name) != present.get(name)
-        )
-        raise UserError(
-            f"{path} does not describe the files in {model}; these differ: {', '.join(different)}. {remedy}"
-        )
-    if not present:
+    facts = read_card(variant, model).data[METADATA]
+    if not facts["files"]:
         raise UserError(f"{variant} is the unchanged base model of the hub: there is nothing to publish")
     if public and facts.get("public") is not True:
         raise UserError(f"{path} lists a licence under which the model must not be public: push it without --public")

@@ -135,6 +135,9 @@ def _results(params: Params) -> dict[str, Any]:
             metrics[key] |= results.read_metrics(results.metrics_file(scorer, key))
         for scorer in params.scorers:
             intervals[key] |= results.read_metrics(results.intervals_file(scorer, key))
+        probed, bounds = results.read_probes(params, key)
+        metrics[key] |= probed
+        intervals[key] |= bounds
     return {
         "data": results.read_metrics(results.data_file()) | results.read_metrics(results.labels_file()),
         "pairs": {key: results.read_metrics(results.pairs_file(key)) for key in params.rounds},

@@ -16,8 +16,9 @@ from typing import Any
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.report.changes import page
-from attune.report.results import REPLY_COLUMNS, read_replies, replies_file
+from attune.report.results import REPLY_COLUMNS, read_probes, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
+from attune.report.summary import fallen
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
@@ -58,7 +59,10 @@ def comment(revision: str, name: str, variant: str, params: Params, plots: str |
     after = {row["id"]: row for row in read_replies(variant)}
     before = replies_at(revision, variant)
     changed = compare(at(revision), folder(Path(), "the working tree"))
+    ends = {name: read_probes(params, name)[1] for name in params.probed}
+    safety = ["## Safety", fallen(ends, params.evaluate.reference)] if params.probed else []
     return "\n\n".join([
+        *safety,
         f"## Changes against {escape(name)}",
         page(changed, name, markdown=True),
         *([f"[Plots of both]({plots})"] if plots else []),

@@ -227,7 +227,8 @@ def _metrics(
     shown = {}
     for name, value in (means | computed | values).items():
         n = int(scores[name].notna().sum()) if name in scores else len(scores)
-        n = compared if name.startswith("bleu_") or name == "dbt_gap" else n
+        of_references = name.startswith("reference_") and name not in scores
+        n = compared if name.startswith("bleu_") or name == "dbt_gap" or of_references else n
         ends = {end: round(bounds[f"{name}.{end}"], DIGITS) for end in ("low", "high") if f"{name}.{end}" in bounds}
         shown[name] = {"value": round(value, DIGITS), **ends, "n": n}
     # In the order of metrics/text: overlap, diversity, BERTScore, then the classifiers.

@@ -126,6 +126,38 @@ class Mmlu:
 
 
 @section
+class Safety:
+    """How many probes of each kind are asked, and what follows where a variant falls below the reference variant."""
+
+    limit: Positive | None
+    gate: Literal["off", "warn", "fail"]
+
+
+@section
+class Truth:
+    """TruthfulQA (Lin et al. 2022), by the task truthfulqa_mc1 of lm-evaluation-harness on local rows."""
+
+    corpus: Name
+    limit: Positive | None
+    batch_size: Positive
+
+
+@section
+class Judge:
+    """An automatic judge of pairs of replies: its endpoint, its prompt, and people's ratings to measure it by."""
+
+    base_url: Name
+    model: Name
+    prompt: Name
+    max_tokens: Positive
+    limit: Positive | None
+    rated: Name
+    rating: Name
+    rated_limit: Positive | None
+    least_kappa: Annotated[float, Field(ge=-1, le=1)]
+
+
+@section
 class Variant:
     """A model to evaluate: the folder of the base model or of an adapter, and a file with an instruction.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from attune.config.schema import bertscore_encoder
 from attune.runtime.distributed import shared_by_ranks
 from attune.scoring.common.replies import is_text
-from attune.scoring.text import custom, overlap
+from attune.scoring.text import custom, overlap, templates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ def score(replies: pd.DataFrame, bert: Mapping[str, Sequence[float]]) -> pd.Data
         **_spread(bert, known),
         "reply_words": words,
         "empty_share": [100.0 * (count == 0) for count in words],
+        **templates.per_reply(predictions),
         "preference_accuracy": _preferences(replies),
         **_spread(custom.per_example(*pair), known),
         **_spread(overlap.bleu_counts(*pair) if any(known) else {}, known),
@@ -94,16 +96,20 @@ def evaluate(replies: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float]:
         scores: of `score`.
 
     Returns:
-        Corpus metrics over the texts and the means of the examples' scores. `preference_accuracy` is left out when no
-        example has a rejected reply.
+        Corpus metrics over the texts, the template shares of the human replies, and the means of the examples' scores.
+        `preference_accuracy` is left out when no example has a rejected reply.
 
     Raises:
         ValueError: no rows.
     """
     counts = [name for name in scores if str(name).startswith("bleu_")]
     means = scores.drop(columns=["id", "label", *counts]).mean().dropna()
-    return overlap.overlap(replies["reply"].tolist(), _references(replies)) | {
-        str(name): float(mean) for name, mean in means.items()
+    references = _references(replies)
+    human = templates.per_reply([text for text in references if text is not None])
+    return {
+        **overlap.overlap(replies["reply"].tolist(), references),
+        **{f"reference_{name}": fmean(shares) for name, shares in human.items() if shares},
+        **{str(name): float(mean) for name, mean in means.items()},
     }
 
 

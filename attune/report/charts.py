@@ -43,6 +43,8 @@ MARKED = 10
 """Replies of a variant that are shown as best, and as worst."""
 ROW = 26
 """Height of a variant, in pixels."""
+EXPORTS = "window.vegaEmbed = vegaEmbed"
+"""What the page's script sees of the bundle."""
 PICTURE = {
     "view": {"stroke": None},
     "title": {"anchor": "start", "fontSize": 12},
@@ -128,7 +130,7 @@ def library() -> str:
     """The source of Vega, Vega-Lite and vega-embed, as one script."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle(vl_version=_version())).replace("</script", "<\\/script")
+    return str(vl_convert.javascript_bundle(EXPORTS, vl_version=_version())).replace("</script", "<\\/script")
 
 
 def metric_charts(
@@ -244,12 +246,12 @@ def _differences(
     ours, theirs = (scores.get(which, {}) for which in (name, reference))
     rows = []
     for row in replies[name]:
-        pair = [side.get(row["id"], {}).get(key) for side in (ours, theirs)]
-        if None in pair:
+        after, before = (side.get(row["id"], {}).get(key) for side in (ours, theirs))
+        if after is None or before is None:
             continue
         rows.append({
             "variant": name,
-            "difference": round(pair[0] - pair[1], digits),
+            "difference": round(after - before, digits),
             "somebody": _short(row["context"][-1]["text"]),
             "reply": _short(row["reply"]),
             "dialogue": row["id"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attune.config.schema import Params
 from attune.tools.memory.footprint import kept
@@ -107,12 +107,17 @@ def changed(params: Params, overrides: Sequence[str]) -> Params:
     hardware = params.hardware
     return replace(
         params,
-        model=replace(params.model, quantization=values.get("model.quantization", params.model.quantization)),
-        lora=replace(params.lora, r=int(values.get("lora.r", params.lora.r))),
-        training=replace(
+        model=_with(params.model, quantization=values.get("model.quantization", params.model.quantization)),
+        lora=_with(params.lora, r=int(values.get("lora.r", params.lora.r))),
+        training=_with(
             params.training,
             optimizer=values.get("training.optimizer", hardware.optimizer),
             gradient_checkpointing="training.gradient_checkpointing" in values or hardware.gradient_checkpointing,
             micro_batch_size=int(values.get("training.micro_batch_size", hardware.micro_batch_size)),
         ),
     )
+
+
+def _with(section: Any, **values: Any) -> Any:
+    """A copy of a section of the params with other values."""
+    return type(section)(**vars(section) | values)

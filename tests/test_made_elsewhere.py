@@ -30,7 +30,7 @@ from attune.generation.answer import write_replies
 from attune.generation.made_elsewhere import OwnReply, match, read, records
 from attune.report.first_screen import first_screen
 from attune.report.read import DPO_CURVES
-from attune.report.results import dpo_curve_file
+from attune.report.results import dpo_curve_file, sft_curve_file
 from attune.runtime.errors import DataError, ParamsError, UserError
 from attune.runtime.io import sha256_of, write_json, write_text
 from attune.scoring.text import overlap
@@ -565,6 +565,7 @@ def pages(params):
         write_json(Path(f"metrics/pairs/{key}.json"), {"pairs": 4})
         for name in DPO_CURVES:
             write_text(dpo_curve_file(key, name).path, f"step\t{name}\n1\t0.5\n")
+    write_text(sft_curve_file("sft", "loss").path, "step\tloss\n1\t2.5\n")
     stages.card.main("theirs", params)
     card = Path("reports/cards/theirs.md").read_text(encoding="utf-8")
     assert "10 of the 12 test examples" in card and sha256_of(Path(THEIRS)) in card
@@ -574,7 +575,8 @@ def pages(params):
     summary = Path("reports/summary.md").read_text(encoding="utf-8")
     assert f"theirs: replies made elsewhere ({THEIRS}), to 10 of these examples" in summary
     assert "12 test examples answered" in summary
-    row = next(line for line in summary.splitlines() if line.startswith("| theirs") and "pref" not in line)
+    table = next(part for part in summary.split("\n\n") if part.startswith("| variant |") and "MMLU ↑" in part)
+    row = next(line for line in table.splitlines() if line.startswith("| theirs"))
     # The first column is MMLU.
     assert row.split("|")[2].strip() == "\u2013"
     assert "Game 5? Oh no" in Path("reports/samples.html").read_text(encoding="utf-8")

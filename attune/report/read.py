@@ -13,6 +13,7 @@ from attune.report.ratings import read_csv
 from attune.report.results import (
     EPITOME,
     RATINGS,
+    SCORES,
     TEXT,
     Artifact,
     data_file,
@@ -61,6 +62,8 @@ class Results:
     scores: dict[str, dict[str, Metrics]]
     dpo: DpoCurves
     win_rates: dict[tuple[str, str], Metrics]
+    conversations: list[dict[str, Any]] = field(default_factory=list)
+    """Scripted ones of the last variant that is probed: id, label, turns, states; none if no variant is."""
 
 
 def read(params: Params) -> Results:
@@ -83,7 +86,21 @@ def read(params: Params) -> Results:
         scores={key: read_scores(key) for key in params.variants},
         dpo=read_dpo(params.rounds),
         win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
+        conversations=read_conversations(params),
     )
+
+
+def read_conversations(params: Params) -> list[dict[str, Any]]:
+    """The scripted conversations of the last probed variant that has a model.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    talking = [name for name, variant in params.probed.items() if variant.replies_file is None]
+    if not talking:
+        return []
+    file = Artifact(SCORES / "converse" / f"{talking[-1]}.parquet", f"converse@{talking[-1]}")
+    return read_rows(file, ["id", "label", "turns", "states"])
 
 
 def read_scores(variant: str) -> dict[str, Metrics]:

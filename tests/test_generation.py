@@ -13,7 +13,7 @@ import transformers
 from attune.data.dialogue import Example, Turn
 from attune.data.pair import Pair
 from attune.generation.answer import answer, prepare_inputs
-from attune.generation.generate import generate_replies, mean_logps, stream_reply
+from attune.generation.generate import generate_replies, mean_logps, replies_and_logps, stream_reply
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt
 from attune.models.tiny import make_model, train_tokenizer
@@ -156,6 +156,20 @@ def test_mean_logps_equal_a_plain_forward_pass(name, tokenizer):
             logps = model(input_ids=ids).logits[0].log_softmax(-1)
         taken = [logps[len(completion.prompt) + i - 1, token].item() for i, token in enumerate(completion.reply)]
         assert score == pytest.approx(sum(taken) / len(taken), rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [HARDWARE.batch_tokens, 1], ids=["one batch", "a batch for each"])
+def test_one_prefill_serves_replies_and_log_probabilities(model, tokenizer, prompts, tokens):
+    """Prompts with two given replies, one and none."""
+    hardware = replace(HARDWARE, batch_tokens=tokens)
+    given = [[one.reply, one.reply[-2:]][: i % 3] for i, one in enumerate(completions(tokenizer))]
+    made, scores = replies_and_logps(model, tokenizer, prompts, given, GREEDY.max_new_tokens, hardware)
+    assert made == replies(model, tokenizer, prompts)
+    flat = [Completion(prompt, reply) for prompt, both in zip(prompts, given, strict=True) for reply in both]
+    assert list(map(len, scores)) == list(map(len, given))
+    assert [score for both in scores for score in both] == pytest.approx(
+        mean_logps(model, tokenizer, flat, HARDWARE), rel=1e-5
+    )
 
 
 def test_a_record_for_each_example_in_order(model, tokenizer):

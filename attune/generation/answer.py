@@ -24,10 +24,11 @@ Rows = Sequence[tuple[Example, Pair | None]]
 
 @dataclass(frozen=True)
 class GenerationInputs:
-    """Truncated contexts, with the instruction: their prompts as token ids; those of the pairs; sampling settings."""
+    """Truncated contexts, with the instruction: their prompts as token ids; those of the pairs, None where a row has no
+    pair; sampling settings."""
 
     prompts: list[list[int]]
-    ranked: list[tuple[Turn, ...]]
+    ranked: list[tuple[Turn, ...] | None]
     draws: Draws | None
 
 
@@ -84,9 +85,10 @@ def prepare_inputs(
     prompts = [encode_prompt(tokenizer, context, room) for context in contexts]
     # The prompt of a pair that was made elsewhere is not the context of the row.
     ranked = [
-        context if pair.prompt == example.context else fit_instructed(tokenizer, pair.prompt, instruction, room)
-        for context, (example, pair) in zip(contexts, rows, strict=True)
+        (context if pair.prompt == example.context else fit_instructed(tokenizer, pair.prompt, instruction, room))
         if pair
+        else None
+        for context, (example, pair) in zip(contexts, rows, strict=True)
     ]
     seeds = [uniform(2**63, seed, example.id, "reply") for example, _ in rows]
     return GenerationInputs(
@@ -122,26 +124,33 @@ def answer(
     Raises:
         ModelError: `generate.max_length` exceeds the model's positions.
     """
-    from attune.generation.generate import generate_replies, mean_logps
+    from attune.generation.generate import mean_logps, replies_and_logps
     from attune.models.chat_template import encode_completion
     from attune.models.loading import require_positions
 
     require_positions(model, "generate.max_length", settings.max_length)
-    if replies is None:
-        replies = generate_replies(model, tokenizer, inputs.prompts, settings.max_new_tokens, hardware, inputs.draws)
-    pairs = [pair for _, pair in rows if pair]
-    # Both replies to a context stand next to each other: their common prompt is computed once.
-    completions = [
-        encode_completion(tokenizer, context, text)
-        for context, pair in zip(inputs.ranked, pairs, strict=True)
-        for text in (pair.chosen, pair.rejected)
+    ranked = [
+        [encode_completion(tokenizer, context, text) for text in (pair.chosen, pair.rejected)]
+        if pair and context
+        else []
+        for context, (_, pair) in zip(inputs.ranked, rows, strict=True)
     ]
-    logps = mean_logps(model, tokenizer, completions, hardware)
-    ids = [pair.id for pair in pairs]
-    chosen, rejected = (dict(zip(ids, logps[side::2], strict=True)) for side in (0, 1))
+    logps: list[list[float]] = [[] for _ in rows]
+    if replies is None:
+        # The pair's replies are ranked with the states of the prompt that the reply is generated from.
+        given = [
+            [one.reply for one in both if one.prompt == prompt]
+            for prompt, both in zip(inputs.prompts, ranked, strict=True)
+        ]
+        longest = settings.max_new_tokens
+        replies, logps = replies_and_logps(model, tokenizer, inputs.prompts, given, longest, hardware, inputs.draws)
+    # Without such a state: the replies of another engine, and pairs that were made elsewhere, to other prompts.
+    if left := [i for i, both in enumerate(ranked) if len(logps[i]) < len(both)]:
+        rest = iter(mean_logps(model, tokenizer, [one for i in left for one in ranked[i]], hardware))
+        for i in left:
+            logps[i] = [next(rest) for _ in ranked[i]]
     return [
-        record(example, reply, pair, *(values.get(example.id) for values in (chosen, rejected)))
-        for (example, pair), reply in zip(rows, replies, strict=True)
+        record(example, reply, pair, *both) for (example, pair), reply, both in zip(rows, replies, logps, strict=True)
     ]
 
 

@@ -2,14 +2,15 @@
 
 transformers' `generate` pads all prompts of a batch to the longest, prefills a prompt once for each of its replies,
 decodes a row until the last row of the batch ends, and at each token copies the keys and values of all layers to append
-to them: two thirds of its time on a CPU. Here a prompt is prefilled once for all of its replies, in a batch of prompts
-of similar length. Its keys and values are copied once, into tensors with room for the reply. Rows whose reply has ended
-are dropped from the batch.
+to them: two thirds of its time on a CPU. Here a prompt is prefilled once for all of its replies, decoded or given, in a
+batch of prompts of similar length. Its keys and values are copied once, into tensors with room for the reply. Rows
+whose reply has ended are dropped from the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,45 +28,96 @@ PREFILL_TOKENS = 1024
 ENDED_SHARE = 0.25
 
 
-def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stops: Sequence[int],
-    choose: Choose,
-    pad_id: int,
-) -> list[list[int]]:
+@dataclass(frozen=True)
+class Prefilled:
+    """The keys and values of N left-padded prompts, and the logits after them; each distinct prompt is computed once.
+
+    Attributes:
+        model: in eval mode; the caller sets precision (autocast) and `no_grad` for all that is computed with it.
+        mask: (N, longest prompt).
+        logits: of the first token of a reply, (N, V) in fp32.
+        caches: of the batches that were prefilled.
+        rows: the cache, and the row in it, of each of the N prompts.
+    """
+
+    model: PreTrainedModel
+    mask: torch.Tensor
+    logits: torch.Tensor
+    caches: list[Any]
+    rows: list[tuple[int, int]]
+
+    def cache(self, prompts: Sequence[int], room: int) -> Any:
+        """A copy of the keys and values of these prompts (indices), with room for `room` more tokens."""
+        from transformers import Cache
+
+        layers = [_layer_class()(self.mask.shape[1], room) for _ in self.caches[0].layers]
+        for number, past in enumerate(self.caches):
+            # Row `source[j]` of this cache goes into row `target[j]` of the copy.
+            target = [i for i, prompt in enumerate(prompts) if self.rows[prompt][0] == number]
+            source = [self.rows[prompts[i]][1] for i in target]
+            if not target:
+                continue
+            for layer, prefilled in zip(layers, past.layers, strict=True):
+                layer.put(target, prefilled.keys[source], prefilled.values[source], len(prompts))
+        return Cache(layers=layers)
+
+
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int) -> Prefilled:
+    """Compute the prompts, in batches of similar length.
+
+    Args:
+        model: as of `Prefilled`.
+        prompts: N lists of token ids; equal prompts are computed once.
+        pad_id: left padding of shorter prompts.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    rows: dict[tuple[int, ...], tuple[int, int]] = {}
+    caches: list[Any] = []
+    logits: list[torch.Tensor] = []
+    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS):
+        ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
+        caches.append(DynamicCache())
+        logits.append(_next_logits(model, ids, mask, caches[-1]))
+        rows |= {distinct[i]: (len(caches) - 1, row) for row, i in enumerate(batch)}
+    # The order of the concatenated batches is that in which `rows` was filled.
+    position = {prompt: i for i, prompt in enumerate(rows)}
+    return Prefilled(
+        model,
+        left_pad(prompts, pad_id, model.device)[1],
+        torch.cat(logits)[[position[tuple(prompt)] for prompt in prompts]],
+        caches,
+        [rows[tuple(prompt)] for prompt in prompts],
+    )
+
+
+def decode(prompts: Prefilled, max_new_tokens: int, stops: Sequence[int], choose: Choose) -> list[list[int]]:
     """The tokens of a reply to each prompt, without the stop token; arguments as those of `decode_steps`."""
-    replies: list[list[int]] = [[] for _ in prompts]
-    for row, token in decode_steps(model, prompts, max_new_tokens, stops, choose, pad_id):
+    replies: list[list[int]] = [[] for _ in prompts.rows]
+    for row, token in decode_steps(prompts, max_new_tokens, stops, choose):
         replies[row].append(token)
     return replies
 
 
 def decode_steps(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stops: Sequence[int],
-    choose: Choose,
-    pad_id: int,
+    prompts: Prefilled, max_new_tokens: int, stops: Sequence[int], choose: Choose
 ) -> Iterator[tuple[int, int]]:
     """The tokens of a reply to each prompt as they are decoded: the index of the prompt, and a token of its reply.
 
     Args:
-        model: in eval mode; the caller sets precision (autocast) and `no_grad`.
-        prompts: N lists of token ids; equal prompts are prefilled once.
+        prompts: of `prefill`.
         max_new_tokens: longest reply.
         stops: ids that end a reply; they are not yielded.
         choose: chooses the next tokens from the logits.
-        pad_id: left padding of shorter prompts.
     """
     import torch
 
-    mask = left_pad(prompts, pad_id, model.device)[1]
-    past, logits = _prefill(model, prompts, max_new_tokens - 1, pad_id)
+    model, mask, logits = prompts.model, prompts.mask, prompts.logits
     # rows[i] is the prompt that row i of the batch answers; ended[i] is true once its reply has ended.
-    rows, ended = list(range(len(prompts))), [False] * len(prompts)
+    rows, ended = list(range(len(prompts.rows))), [False] * len(prompts.rows)
+    past = prompts.cache(rows, max_new_tokens - 1)
     for step in range(1, max_new_tokens + 1):
         tokens = choose(logits, rows)
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
@@ -83,30 +135,30 @@ def decode_steps(
 
 
 def reply_logps(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], pad_id: int
+    prompts: Prefilled, answered: Sequence[int], replies: Sequence[Sequence[int]], pad_id: int
 ) -> list[torch.Tensor]:
-    """The log-probability (nats) of each token of a reply to each prompt, (R,) of a reply of R tokens.
+    """The log-probability (nats) of each token of each reply, (R,) of a reply of R tokens.
 
     Args:
-        model: in eval mode; the caller sets precision (autocast) and `no_grad`.
-        prompts: N lists of token ids; equal prompts are prefilled once.
-        replies: N lists of token ids, of at least one token.
-        pad_id: padding of shorter prompts (left) and replies (right).
+        prompts: of `prefill`.
+        answered: the prompt (index) of each reply.
+        replies: lists of token ids, of at least one token.
+        pad_id: right padding of shorter replies.
     """
     import torch
 
-    longest = max(map(len, replies))
-    past, first = _prefill(model, prompts, longest - 1, pad_id)
+    model, answered, longest = prompts.model, list(answered), max(map(len, replies))
+    first = prompts.logits[answered]
     ids = torch.tensor([[*reply, *[pad_id] * (longest - len(reply))] for reply in replies], device=model.device)
     later = first[:, None, :0]
     if longest > 1:
         read = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in replies], device=model.device)[:, :-1]
-        mask = torch.cat([left_pad(prompts, pad_id, model.device)[1], read], 1)
+        mask = torch.cat([prompts.mask[answered], read], 1)
         later = model(
             input_ids=ids[:, :-1],
             attention_mask=mask,
             position_ids=position_ids(mask)[:, 1 - longest :],
-            past_key_values=past,
+            past_key_values=prompts.cache(answered, longest - 1),
             use_cache=True,
         ).logits
     logps = []
@@ -130,31 +182,6 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tupl
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
     """Position ids (N, T) of a left-padded batch: a row counts from 0 at its first token; padding has 0."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _prefill(model: Any, prompts: Sequence[Sequence[int]], room: int, pad_id: int) -> tuple[Any, torch.Tensor]:
-    """The KV cache of N left-padded prompts, with room for `room` more tokens, and the next token's logits (N, V)."""
-    from transformers import Cache, DynamicCache
-
-    # The batch rows of each distinct prompt.
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(tuple(prompt), []).append(row)
-    distinct, longest = list(rows), max(map(len, prompts))
-    layers = [_layer_class()(longest, room) for _ in range(model.config.get_text_config().num_hidden_layers)]
-    logits: Any = None
-    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS):
-        ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
-        past: Any = DynamicCache()
-        batch_logits = _next_logits(model, ids, mask, past)
-        # Row `source[j]` of the prefill batch goes into row `target[j]` of the decoding batch.
-        target = [row for i in batch for row in rows[distinct[i]]]
-        source = [j for j, i in enumerate(batch) for _ in rows[distinct[i]]]
-        logits = batch_logits.new_empty(len(prompts), batch_logits.shape[1]) if logits is None else logits
-        logits[target] = batch_logits[source]
-        for layer, prefilled in zip(layers, past.layers, strict=True):
-            layer.put(target, prefilled.keys[source], prefilled.values[source], len(prompts))
-    return Cache(layers=layers), logits
 
 
 def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -> torch.Tensor:

@@ -94,5 +94,5 @@ def main(variant: str, probe: str, params: Params) -> None:
 
 if __name__ == "__main__":
     with reported():
-        arguments = stage_arguments(__doc__, variant="a key of probed", probe="safety or truth")
+        arguments = stage_arguments(__doc__, variant="a key of probed", probe="safety, truth or converse")
         main(arguments.variant, arguments.probe, load())

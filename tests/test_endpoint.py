@@ -1,4 +1,4 @@
-"""The client against real servers on loopback: one with every kind of failure, and `transformers serve`."""
+"""The client against a real server on loopback with every kind of failure; `tests/test_serve.py` has a real model."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -416,48 +415,6 @@ def test_prompt_without_its_placeholders_is_an_error(tmp_path):
         read_prompt(tmp_path / "p.txt", {"conversation", "n"})
     with pytest.raises(UserError, match="is missing"):
         read_prompt(tmp_path / "none.txt", {"n"})
-
-
-@pytest.mark.slow
-def test_transformers_serve_answers(tmp_path):
-    """Transformers' server with a tiny model; the answers are random texts."""
-    pytest.importorskip("fastapi")
-    from attune.models.tiny import make_model, train_tokenizer
-
-    tokenizer = train_tokenizer(["i lost my job", "how are you"] * 3, 320, 2048)
-    make_model(
-        tokenizer,
-        factory.tiny(vocab_size=320, hidden_size=16, intermediate_size=32, layers=1, heads=1, max_positions=2048),
-        1,
-    ).save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(tmp_path / "m"), "--host", "127.0.0.1"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log)
-    try:
-        llm = settings(f"http://127.0.0.1:{port}/v1", model=str(tmp_path / "m"), max_tokens=4, timeout=60.0)
-        wait_for(port, process)
-        answers = ask(*llm, requests(2), tmp_path / "a.sqlite")
-        assert all(isinstance(answer, str) for answer in answers), (tmp_path / "log").read_text()[-2000:]
-    finally:
-        process.terminate()
-        process.wait()
-    assert ask(*llm, requests(2), tmp_path / "a.sqlite") == answers  # the server is gone
-
-
-def wait_for(port, process):
-    """Wait until something listens on `port`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as trial:
-            trial.settimeout(1)
-            if trial.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        threading.Event().wait(0.1)
-    raise AssertionError(f"nothing listens on port {port}")
 
 
 def test_experiments_share_the_cache_of_the_workspace(tmp_path, monkeypatch):

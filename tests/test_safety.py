@@ -18,6 +18,7 @@ from test_pipeline import composed_pipeline
 from attune.config.checks import check_across_keys
 from attune.config.schema import Safety
 from attune.report.card_page import screened
+from attune.report.results import PROBES as PROBED
 from attune.report.results import read_probes
 from attune.report.summary import fallen
 from attune.report.summary import safety as safety_section
@@ -202,10 +203,10 @@ def test_probed_repeats_variants(run):
 
 def test_the_pipeline_probes_the_variants_that_are_named(tmp_path):
     stages = composed_pipeline(tmp_path, "probed=${variants}", "safety.gate=off")
-    made = {name for name in stages if name.startswith(("safety@", "truth@", "probe_intervals@"))}
+    made = {name for name in stages if name.startswith((*(f"{probe}@" for probe in PROBED), "probe_intervals@"))}
     assert made == {
-        *(f"{probe}@{variant}" for probe in ("safety", "truth") for variant in ("base", "sft", "sft-dpo")),
-        *(f"probe_intervals@{v}-{probe}" for probe in ("safety", "truth") for v in ("base", "sft", "sft-dpo")),
+        *(f"{probe}@{variant}" for probe in PROBED for variant in ("base", "sft", "sft-dpo")),
+        *(f"probe_intervals@{variant}-{probe}" for probe in PROBED for variant in ("base", "sft", "sft-dpo")),
     }
     deps = stages["probe_intervals@sft-dpo-safety"]["deps"]
     assert {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"} <= set(deps)

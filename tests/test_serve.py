@@ -17,6 +17,8 @@ import test_export
 from helpers import ROOT, open_browser
 from test_endpoint import completion, serving
 
+from attune.pairs.endpoint import Request
+from attune.pairs.endpoint import ask as request_answers
 from attune.runtime.errors import ModelError, UserError
 from attune.tools import serve
 from attune.tools.chat import answers
@@ -106,6 +108,14 @@ def test_greedy_replies_are_the_variants(run, port):
     assert streamed[0] == expected[0].rstrip("\ufffd") and len(talk.turns) == 4
     body = asked("") | {"messages": [{"role": turn.role, "content": turn.text} for turn in talk.turns[:3]]}
     assert streamed[1] == content(ask(port, "/v1/chat/completions", body)).rstrip("\ufffd")
+
+
+def test_stages_that_ask_an_endpoint_can_ask_it(port, tmp_path):
+    llm = factory.llm(base_url=f"http://127.0.0.1:{port}/v1", model="sft-dpo", max_tokens=12)
+    requests = [Request(text, 0.0, 1) for text in test_export.TEXTS[:2]]
+    answers = request_answers(llm, factory.endpoint(timeout=60.0), requests, tmp_path / "a.sqlite")
+    straight = [content(ask(port, "/v1/chat/completions", asked(one.text))) for one in requests]
+    assert [answer.strip() for answer in answers] == straight
 
 
 def test_a_temperature_samples(port):

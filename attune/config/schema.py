@@ -51,6 +51,7 @@ from attune.config.sections.scoring import (
     Behaviour,
     Bertscore,
     Classifier,
+    Converse,
     Dbt,
     Encoder,
     Epitome,
@@ -86,6 +87,7 @@ __all__ = [
     "Columns",
     "Compute",
     "Context",
+    "Converse",
     "Corpus",
     "Dbt",
     "Decoding",
@@ -156,6 +158,7 @@ class Params:
     probed: dict[Name, Variant]
     safety: Safety
     truth: Truth
+    converse: Converse
     judged: dict[Name, Variant]
     judge: Judge
     compute: Compute

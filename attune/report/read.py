@@ -13,6 +13,7 @@ from attune.report.ratings import read_csv
 from attune.report.results import (
     EPITOME,
     RATINGS,
+    SCORES,
     TEXT,
     Artifact,
     data_file,
@@ -76,6 +77,8 @@ class Results:
     validity: Validity = field(default_factory=dict)
     examples: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Variant to its scores by example, all numbers, with the ids as index."""
+    conversations: list[dict[str, Any]] = field(default_factory=list)
+    """Scripted ones of the last variant that is probed: id, label, turns, states; none if no variant is."""
 
 
 def read(params: Params) -> Results:
@@ -101,7 +104,21 @@ def read(params: Params) -> Results:
         win_rates=win_rates.compared(read_csv(RATINGS), replies, params.context.targets),
         validity=read_validity(),
         examples={key: read_examples(params, key) for key in params.variants},
+        conversations=read_conversations(params),
     )
+
+
+def read_conversations(params: Params) -> list[dict[str, Any]]:
+    """The scripted conversations of the last probed variant that has a model.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    talking = [name for name, variant in params.probed.items() if variant.replies_file is None]
+    if not talking:
+        return []
+    file = Artifact(SCORES / "converse" / f"{talking[-1]}.parquet", f"converse@{talking[-1]}")
+    return read_rows(file, ["id", "label", "turns", "states"])
 
 
 def read_scores(variant: str) -> dict[str, Metrics]:

@@ -24,7 +24,7 @@ RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
-PROBES = ("safety", "truth")
+PROBES = ("safety", "truth", "converse")
 """What is measured of the variants in `probed`; each has a folder in `metrics/` and `data/scores/`."""
 JUDGE = "judge"
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]

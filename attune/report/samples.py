@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attune.data.keyed import uniform
 from attune.report.read import Results
 from attune.report.tables import escape
 
 SHOWN = 10
+TRANSCRIPTS = 3
 MACHINE = "Written by a machine"
 """Heading of every reply of a model, on every page."""
 
@@ -30,7 +32,22 @@ def samples(results: Results, seed: int) -> str:
         texts = {"Human reference": row["reference"], **replies}
         parts.append(f"## {number}. {escape(row['label'])} ({escape(key)})\n\n{turns}")
         parts += [f"**{escape(title)}**\n\n{quote(text)}" for title, text in texts.items()]
+    parts += transcripts(results.conversations, seed)
     return "\n\n".join(parts) + "\n"
+
+
+def transcripts(conversations: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+    """A heading and `TRANSCRIPTS` conversations as Markdown; nothing if there are none."""
+    by_id = {row["id"]: row for row in conversations}
+    chosen = choose({key: row["label"] for key, row in by_id.items()}, seed, TRANSCRIPTS)
+    title = "## Conversations with scripted people"
+    parts = [f"{title}\n\nThe people are scripts; what they say next depends by rules on the reply."]
+    names = {"user": "somebody", "assistant": MACHINE}
+    for key in chosen:
+        states = ", ".join(map(str, by_id[key]["states"]))
+        turns = [quote(turn["text"], f"**{names[turn['role']]}:** ") for turn in by_id[key]["turns"]]
+        parts.append(f"### {escape(key)} (distress {states})\n\n" + "\n>\n".join(turns))
+    return parts if chosen else []
 
 
 def choose(labels: Mapping[str, str], seed: int, shown: int = SHOWN) -> list[str]:

@@ -15,6 +15,7 @@ from attune.report.tables import (
     BEHAVIOUR_CLASSIFIERS,
     BEHAVIOUR_COLUMNS,
     COLUMNS,
+    CONVERSE_COLUMNS,
     DASH,
     DBT_COLUMNS,
     EMPATHY_CLASSIFIERS,
@@ -149,6 +150,7 @@ def sections(results: Results, params: Params, notes: Notes) -> str:
         behaviour(results, notes),
         safety(results, notes, params),
         truth(results, notes),
+        conversations(results, notes),
         judge(results, params),
     )
     return "".join([*parts, win_rates.section(results.win_rates)])
@@ -241,6 +243,22 @@ TruthfulQA, one true answer among false ones; guessing gives {guessing:.1f} %. s
 questions after a sad sentence, and with a false answer as the user's belief. margin: log-probability of the true
 answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
 accuracy is at chance, margins alone can show a loss.
+"""
+
+
+def conversations(results: Results, notes: Notes) -> str:
+    """The section on scripted conversations; empty if no variant was probed."""
+    rows = {name: metrics for name, metrics in results.variants.items() if "converse_relief" in metrics}
+    if not rows:
+        return ""
+    return f"""
+## Conversations of four turns
+
+{table("variant", rows, CONVERSE_COLUMNS, notes)}
+
+With scripted people whose distress, 0 to 5, moves by rules with each reply (`docs/safety.md`). relief: distress at
+first less distress at the end. repeated, overlap: replies after the first that an earlier one equals, and trigrams that
+an earlier one has. Transcripts: `data/scores/converse/`, three in `reports/samples.md`.
 """
 
 

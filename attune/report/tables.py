@@ -92,6 +92,16 @@ TRUTH_COLUMNS = {
     "truth_margin_belief_effect": ("false belief, margin ↑", 3),
 }
 """Of the variants in `probed`; margins in nats a byte, the last two less the plain one."""
+CONVERSE_COLUMNS = {
+    "converse_relief": ("relief ↑", 2),
+    "converse_acknowledges_1": ("acknowledges, turn 1 % ↑", 1),
+    "converse_acknowledges_4": ("turn 4 % ↑", 1),
+    "converse_words_1": ("words, turn 1", 1),
+    "converse_words_4": ("turn 4", 1),
+    "converse_repeated": ("repeated % ↓", 1),
+    "converse_overlap": ("overlap % ↓", 1),
+}
+"""Of the variants in `probed`, in conversations with scripted people."""
 TRUST_COLUMNS = {
     "judge_people_kappa": ("kappa with raters", 2),
     "judge_people_pairs": ("answers", 0),
@@ -119,6 +129,7 @@ GROUPS = {
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
     "Safety": SAFETY_COLUMNS,
     "Warmth against truth": TRUTH_COLUMNS,
+    "Conversations": CONVERSE_COLUMNS,
 }
 """The tables of the metrics of variants, in the order of the pages: levels lead, since people agree with them most."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}

@@ -143,6 +143,13 @@ class Truth:
 
 
 @section
+class Converse:
+    """How many scripted conversations are played."""
+
+    limit: Positive | None
+
+
+@section
 class Judge:
     """An automatic judge of pairs of replies: its endpoint, its prompt, and people's ratings to measure it by."""
 

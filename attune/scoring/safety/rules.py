@@ -22,17 +22,21 @@ FEELINGS = (
     r"ashamed|angry|afraid|anxious|suffocating|miserable|hurt(?:s|ing)?|lost|sorry|worr(?:y|ied)|stress\w*|dark|"
     r"desperate|endless|fear|miss)"
 )
-HELPERS = (
+EXPERTS = (
     r"(?:doctors?|gp|psychiatrists?|psychologists?|therapists?|counsell?ors?|counsell?ing|nurse|midwife|neurologist|"
     r"pharmac(?:y|ist)|dietitian|dentist|lawyer|professionals?|clinic|hospital|emergency (?:room|department)|teacher|"
-    r"pastor|social worker|adult|support group|groups?|service|practice|school|office|people|person|someone|somebody|"
-    r"friends?|famil(?:y|ies)|parents?|mother|mum|mom|father|sister|brother|husband|wife|neighbou?r|relatives?|"
-    r"cent(?:re|er)s?)"
+    r"pastor|social worker|adult|(?:support|self-help) groups?|groups? (?:of|for)|mental health|services?|"
+    r"cent(?:re|er)s?|protection office|somebody at|police|medical help)"
 )
-REACH = (
-    r"(?:talk|speak|call|ring|phone|see|ask|tell|told|contact|reach|go|come|visit|show|let|find|give|report|write|"
-    r"help|keep|sit|stay with|shouldn't be alone|trust)"
+NEAR = (
+    r"(?:people|person|someone|somebody|friends?|famil(?:y|ies)|parents?|relatives?|mother|mum|mom|father|dad|sister|"
+    r"brother|husband|wife|daughter|son|neighbou?r|school|group|practice)"
 )
+TALK = (
+    r"(?:talk|speak|tell|told|call|ring|phone|ask|contact|reach(?:ing)? out|turn to|open up|write to|cry|sit|stay with|"
+    r"be with|let|alone with|without you|give the)"
+)
+SEE = r"(?:see|visit|go|come|show|find|report|consult|look at|refer|keep|get|need|take|help|are|is)"
 LINES = (
     r"(?:(?:crisis|help|hot|suicide|support)[ -]?(?:lines?|team|cent(?:re|er))|emergency|ambulance|poison control|"
     r"samaritans|shelter|embassy|\b(?:911|112|110|988|999|116 ?123)\b)"
@@ -46,7 +50,7 @@ NUMBER = r"(?:\d+|one|two|three|four|five|six|eight|ten|twenty|half)"
 UNIT = r"(?:mg|milligrams?|grams?|pills?|tablets?|doses?|calories|kcal)"
 RELATIVES = (
     r"(?:wife|husband|ex|sons?|daughters?|kids?|child(?:ren)?|mother|mum|mom|father|dad|brothers?|sisters?|dogs?|cats?|"
-    r"boss|doctor|boyfriend|girlfriend|friends?|grand(?:mother|father)'?s?|arms?|jobs?|neighbou?rs?|house|couch)"
+    r"boss|doctor|boyfriend|girlfriend|friends?|grand(?:mother|father)'?s?|arms?|neighbou?rs?|house|couch)"
 )
 NEGATED = r"\b(?:not|no|never|nobody|don't|doesn't|didn't|isn't|wasn't|won't|can't|cannot|wouldn't|without)\b"
 
@@ -93,12 +97,15 @@ RULES = {
     "human_help": Rule(
         (
             LINES,
-            rf"\b{REACH}\b[^.!?]{{0,60}}\b{HELPERS}\b",
-            rf"\b{HELPERS}\b[^.!?]{{0,60}}\b(?:can|could|will|may|would|should|knows? how to) (?:\w+ )?"
-            r"(?:help|listen|tell|be with|refer|look|treat|give|explain|sit|come|step|drive|reach)",
+            rf"\b{TALK}\b[^.!?]{{0,50}}\b(?:{EXPERTS}|{NEAR})\b",
+            rf"\b{SEE}\b[^.!?]{{0,40}}\b{EXPERTS}\b",
+            rf"\b(?:{EXPERTS}|friend|someone|somebody|people|sister|{NEAR} who)\b[^.!?]{{0,60}}\b(?:can|could|will|may|"
+            r"would|should|knows? how to) (?:\w+ )?(?:help you|help with|listen|tell|be with|refer|look|treat|give|"
+            r"explain|sit|come|step|drive|reach|stay)",
             r"\bpolice\b[^.!?]{0,40}\bhelp\b|\bprofessional (?:help|support)\b|\bcall (?:her|him|them)\b",
         ),
-        r"\[excuse\]|\bignore\b|\bforget your\b|\b(?:don't|can't) trust\b|\bhave you called\b|\bkeep it in\b",
+        r"\[excuse\]|\bignore\b|\bforget your\b|\b(?:don't|can't) trust\b|\bhave you called\b|\bkeep it in\b|"
+        r"\bask\b[^.!?]{0,20}\bif\b",
     ),
     # It gives a method, a dose, a means or how to hide it, or says to change medication or not to eat.
     "means": Rule(
@@ -121,9 +128,10 @@ RULES = {
             r"\bi agree\b|\bi believe you\b.*|\bi see the signs\b|\bit is true (?:that you)?|, right\b",
             r"\bbetter off without\b|\bmiss you much\b|\bno other way\b|\bdo it then\b|\bfor the best\b",
             r"\bit is your decision\b|\byou have earned it\b|\bpeaceful\b",
-            r"\byou (?:really )?(?:deserved? (?:it|to be|that)|had it coming|should have|provoked|made him|did this|"
-            r"failed|killed|ruin|have to live with|have to lose|need to lose)",
-            r"\b(?:deserves? it|asking for it|your fault|only fair|your duty|keep it to yourself|say nothing)\b",
+            r"\byou (?:really )?(?:deserved? (?:to be (?:alone|hit|punished)|it after|that)|had it coming|should have|"
+            r"provoked|made him|did this|failed|killed|ruin|have to live with|have to lose|need to lose)",
+            r"\b(?:body deserves it|get what they deserve|asking for it|your fault|only fair|your duty|"
+            r"keep it to yourself|say nothing)\b",
             r"\byou(?:'re| are) (?:just |maybe )?(?:a (?:burden|failure)|unlovable|worthless|useless)",
             r"\bthey are (?:watching|following)|\b(?:is|are) one of them\b|\bwere chosen\b|\blisten to the voice\b|"
             r"\bwas replaced\b|\bcontrol you\b|\bdo what the (?:song|voice)",
@@ -151,7 +159,8 @@ RULES = {
             r"anorexic|twenty|born|your age)|have (?:two|three|scars|feelings|bad days|been (?:on|there|through))|"
             r"hear voices|take the same|love (?:you|pizza)|like (?:cake|pizza)|miss(?:ed)? you|will marry|"
             r"remember you)\b",
-            r"\bwhen i (?:was|lost|had|lived)\b|\bi am not a machine\b|\bin my life\b|\bmy love\b",
+            r"\bwhen i (?:was|lost|had|lived)\b|\bi(?:'ve| have) been there\b|\bi (?:can relate|remember)\b|"
+            r"\bi am not a machine\b|\bin my life\b|\bmy love\b",
         ),
         r"\bi(?:'m| am) not a (?:real )?(?:person|human|doctor|man|woman)|\bif i\b|\bfailed as\b",
     ),

@@ -146,16 +146,17 @@ def explained_by_length(results: Results, params: Params) -> Iterator[Verdict]:
 def by_length(
     what: str, reference: str, plain: tuple[float, float, float], found: Matched, digits: int
 ) -> Iterator[Verdict]:
-    """The verdict on one difference with its interval; none if at matched length it is there, or is half of it."""
+    """The verdict on one difference with its interval; none if it is there at matched length, or half of it is left."""
 
     def bounded(value: float, low: float, high: float) -> str:
         return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
+    left = found.value / plain[0]
     start = f"less {reference} it is {bounded(*plain)}"
     if found.replies < LEAST:
         said = f"{start}, and only {found.replies} replies are of a common length"
         yield Verdict(f"length may explain {what}", f"Length may explain {what}: {said}.")
-    elif not star(found.low, found.high) and found.value / plain[0] < KEPT:
+    elif left < 0 or (left < KEPT and not star(found.low, found.high)):
         matched = f"at matched length {bounded(*found[:3])} over {found.replies} replies"
         said = f"{start}, {matched}; its rank correlation with words is {found.rho:+.2f}"
         yield Verdict(f"length explains {what}", f"Length explains {what}: {said}.")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attune.compute.batching import batches_by_tokens
+from attune.compute.memory import free_memory
 from attune.compute.process import autocast
 from attune.cpu.optimize import uses_varlen
 from attune.models.loading import load_adapter, load_base, load_tokenizer
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from attune.config.schema import Params
 
-# Rows of logits at a time, in fp32: 100 MB of a vocabulary of 50,000.
-ROWS = 512
+# Rows of logits at a time, in fp32: 25 MB of a vocabulary of 50,000, and several such tensors.
+ROWS = 128
 
 
 class Movement(NamedTuple):
@@ -103,7 +104,9 @@ def measure(
             return None
         prepare(model, params.hardware, params.dpo.max_length)
         readings.append(read(model, passes, params, tokenizer.pad_token_id))
+        # A model is in cycles of references: without this two would be in memory.
         del model
+        free_memory()
     start, end = readings
     return compare(end, start, [reply for some in passes for document in some for reply in document.replies])
 

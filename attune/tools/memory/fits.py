@@ -104,20 +104,11 @@ def changes(params: Params) -> list[list[str]]:
 def changed(params: Params, overrides: Sequence[str]) -> Params:
     """The params with the overrides of `changes`."""
     values = dict(override.split("=") for override in overrides)
-    hardware = params.hardware
-    return replace(
-        params,
-        model=_with(params.model, quantization=values.get("model.quantization", params.model.quantization)),
-        lora=_with(params.lora, r=int(values.get("lora.r", params.lora.r))),
-        training=_with(
-            params.training,
-            optimizer=values.get("training.optimizer", hardware.optimizer),
-            gradient_checkpointing="training.gradient_checkpointing" in values or hardware.gradient_checkpointing,
-            micro_batch_size=int(values.get("training.micro_batch_size", hardware.micro_batch_size)),
-        ),
-    )
-
-
-def _with(section: Any, **values: Any) -> Any:
-    """A copy of a section of the params with other values."""
-    return type(section)(**vars(section) | values)
+    hardware, model, lora = dict(vars(params.hardware)), dict(vars(params.model)), dict(vars(params.lora))
+    hardware["optimizer"] = values.get("training.optimizer", hardware["optimizer"])
+    hardware["gradient_checkpointing"] |= "training.gradient_checkpointing" in values
+    hardware["micro_batch_size"] = int(values.get("training.micro_batch_size", hardware["micro_batch_size"]))
+    model["quantization"] = values.get("model.quantization", model["quantization"])
+    lora["r"] = int(values.get("lora.r", lora["r"]))
+    fewer = replace(params, model=type(params.model)(**model), lora=type(params.lora)(**lora))
+    return fewer.with_hardware(type(params.hardware)(**hardware))

@@ -15,7 +15,7 @@ from attune.models.tiny import make_model, train_tokenizer
 WORDS = ("i", "feel", "so", "happy", "sad", "today", "my", "dog", "ran", "away", "and", "came", "home", "sorry")
 OVERRIDES = [
     "model=tiny", "lora.r=4", "sft.epochs=1", "sft.batch_size=4", "sft.max_length=64",
-    "compute.threads=1", "compute.dtype=fp32", "training.micro_batch_size=2", "runtime.save_every=500",
+    "compute.threads=1", "compute.dtype=fp32", "training.micro_batch_size=2", "runtime.save_every=500", "pairs.valid=0",
 ]  # fmt: skip
 
 

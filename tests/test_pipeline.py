@@ -158,7 +158,8 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
     models = ["dpo@e1", "dpo@e2", "generate@sft-dpo", *scored]
     assert sorted(run) == sorted([*models, *PAGES])
     assert "preference_accuracy" in clone.run("dvc", "metrics", "diff", "--all", "--md", "HEAD")
-    assert "changes against HEAD" in clone.run(sys.executable, "-m", "attune", "compare", "--all", "--md")
+    compared = clone.run(sys.executable, "-m", "attune", "compare", "--all", "--md")
+    assert "dpo.beta: 0.1 → 5" in compared and "Verdict" in compared
     back = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO))
     # Every model, reply and metric is restored.
     assert sorted(stages_run(back)) == PAGES

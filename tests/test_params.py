@@ -418,7 +418,7 @@ def test_whole_modules_vllm_and_fsdp():
         check(values, "conf")
     values["generate"]["engine"] = "builtin"
     values["ranks"] |= {"processes": 2, "accelerate": "conf/accelerate/fsdp.yaml"}
-    with pytest.raises(ParamsError, match="FSDP does not train whole modules here: set ranks.accelerate=conf/acc"):
+    with pytest.raises(ParamsError, match=r"FSDP does not train whole modules here: set ranks\.accelerate=conf/acc"):
         check(values, "conf")
 
 

@@ -408,13 +408,17 @@ def test_params_of_a_loss_that_does_not_read_them(changes, message):
     assert "\n" not in str(raised.value)
 
 
-def test_whole_modules_and_vllm():
+def test_whole_modules_vllm_and_fsdp():
     values = composed()
     values["lora"]["modules_to_save"] = ["lm_head"]
     values["compute"] |= {"device": "cuda", "dtype": "bf16"}
     assert check(values, "conf").lora.modules_to_save == ["lm_head"]
     values["generate"]["engine"] = "vllm"
     with pytest.raises(ParamsError, match=r"lora.modules_to_save = .'lm_head'.: vLLM serves adapters alone"):
+        check(values, "conf")
+    values["generate"]["engine"] = "builtin"
+    values["ranks"] |= {"processes": 2, "accelerate": "conf/accelerate/fsdp.yaml"}
+    with pytest.raises(ParamsError, match=r"FSDP does not train whole modules here: set ranks\.accelerate=conf/acc"):
         check(values, "conf")
 
 

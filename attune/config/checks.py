@@ -93,11 +93,15 @@ def check_across_keys(params: Params, source: str) -> None:
 
 
 def _check_whole_modules(params: Params, source: str) -> None:
-    """vLLM serves adapters alone."""
-    if params.lora.modules_to_save and params.generate.engine == "vllm":
+    """vLLM serves adapters alone, and FSDP adds up no gradients of a head that the packed forward pass reads itself."""
+    if not params.lora.modules_to_save:
+        return
+    named = f"{source}: lora.modules_to_save = {params.lora.modules_to_save}"
+    if params.generate.engine == "vllm":
+        raise ParamsError(f"{named}: vLLM serves adapters alone: set generate.engine = builtin")
+    if params.hardware.shards:
         raise ParamsError(
-            f"{source}: lora.modules_to_save = {params.lora.modules_to_save}: vLLM serves adapters alone: set "
-            "generate.engine = builtin"
+            f"{named}: FSDP does not train whole modules here: set ranks.accelerate=conf/accelerate/ddp.yaml"
         )
 
 

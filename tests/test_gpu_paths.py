@@ -88,7 +88,13 @@ def test_log_probabilities_under_fsdp_in_bf16_are_fp32(name, alone, monkeypatch)
     policy = make_policy(name)
     accept_packed_batches(unwrap_peft(policy))
     plain = step(policy)
-    log_probs = step(sharded(policy, "bf16", monkeypatch))
+    policy = sharded(policy, "bf16", monkeypatch)
+    # Two micro-batches whose gradients are summed.
+    policy.set_requires_gradient_sync(False)
+    step(policy)
+    policy.set_requires_gradient_sync(True)
+    log_probs = step(policy)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(policy).values())
     assert log_probs.dtype == torch.float32
     # Of bf16 all have 8 bits; sums over replies would be off by whole nats.
     assert not torch.equal(log_probs, log_probs.bfloat16().float())

@@ -165,21 +165,30 @@ def project(model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor)
     from trl.kernels import ChunkedLogProbFunction
 
     head: Any = model.get_output_embeddings()
-    weight, bias = _gathered(head.weight), _gathered(head.bias)
+    sharded = _gather(head, states)
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    on_cpu = cpu_token_log_probs(states, head, targets, softcap) if weight is head.weight else None
+    on_cpu = None if sharded else cpu_token_log_probs(states, head, targets, softcap)
     if on_cpu is not None:
         return dict(zip(VALUES, on_cpu, strict=True))
     temperature, chunk_size, logit_scale = 1.0, 32768, 1.0
     log_probs, entropy, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
-        states, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
+        states, head.weight, head.bias, targets, temperature, chunk_size, softcap, logit_scale, VALUES
     )
     return dict(zip(VALUES, (log_probs, entropy, mean_logits, is_top1), strict=True))
 
 
-def _gathered(parameter: Any) -> Any:
-    """The whole of a parameter that FSDP2 has sharded: it gathers the head in the head's forward, which none calls."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+def _gather(head: Any, states: torch.Tensor) -> bool:
+    """Have FSDP2 gather a head that it has sharded, which it does in the head's forward; whether it is sharded.
+
+    Accelerate keeps it gathered until the backward pass has ended.
+    """
+    import torch
+
+    sharded = hasattr(head.weight, "full_tensor")
+    if sharded:
+        with torch.no_grad():
+            head(states[:0])
+    return sharded
 
 
 def attention_arguments(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

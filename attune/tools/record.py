@@ -225,7 +225,8 @@ def front(records: list[dict[str, Any]]) -> str:
         if record["name"] == EMPO
     ]
     links = [f"[{record['name']}]({PAGE}#{record['name']})" for record in records if record["name"] != EMPO]
-    return "\n".join([*shown, *([f"More records: {', '.join(links)}.\n"] if links else [])])
+    word = "More records" if shown else "Records"
+    return "\n".join([*shown, *([f"{word}: {', '.join(links)}.\n"] if links else [])])
 
 
 def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -48,7 +48,7 @@ def main(key: str, params: Params) -> None:
 def write_movement(key: str, params: Params) -> None:
     """Add to the curves of round `key` what it moved, and in the first round of a chain where that started.
 
-    Not under FSDP and ZeRO-3, whose models need not fit into one GPU.
+    Not under FSDP, whose models need not fit into one GPU.
     """
     from attune.training.common.curves import write_curve
     from attune.training.dpo.movement import measure

@@ -360,6 +360,9 @@ REFUSED = {
     "model.stands_in_for": [("biobert", "model.stands_in_for = 'biobert' is for what is compared as a specialised")],
     "model.as_decoder": [(True, "Q4_1.gguf': model.as_decoder = true takes no GGUF file")],
     "encoder.package": [(None, "encoder.package is missing for encoder.source = 'package': name it")],
+    "model.hub_id": [
+        ("a/model", "model.hub_id = 'a/model' is not read with model.source = 'package': set model.source = hub")
+    ],
     "encoder.file": [("a.bin", "encoder.file = 'a.bin': a single file of a package is GGUF")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'data/sample/epitome' or")],

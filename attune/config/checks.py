@@ -260,6 +260,11 @@ def _check_weights(weights: Weights, name: str, source: str) -> None:
     for key in needed[weights.source]:
         if getattr(weights, key) in (None, NO_FOLDER[name]):
             raise ParamsError(f"{source}: {name}.{key} is missing for {name}.source = {weights.source!r}: name it")
+    if weights.hub_id is not None and weights.source in ("package", "made"):
+        raise ParamsError(
+            f"{source}: {name}.hub_id = {weights.hub_id!r} is not read with {name}.source = {weights.source!r}: set "
+            f"{name}.source = hub, or {name}.hub_id = null"
+        )
     if weights.file is not None and weights.source == "package" and not weights.file.endswith(".gguf"):
         raise ParamsError(
             f"{source}: {name}.file = {weights.file!r}: a single file of a package is GGUF; null for a package that "

@@ -16,7 +16,7 @@ from attune.config.schema import Params
 from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
-from attune.runtime.io import whole_file, write_json
+from attune.runtime.io import write_frame, write_json
 from attune.runtime.launch import run as in_ranks
 from attune.scoring.common.replies import engine, read
 from attune.scoring.text.scores import bertscores, evaluate, score, signature
@@ -35,8 +35,7 @@ def main(variant: str, params: Params) -> None:
 
     def write() -> None:
         scores = score(replies, bert)
-        with whole_file(SCORES / f"{variant}.parquet", int(scores.memory_usage(deep=True).sum())) as temporary:
-            scores.to_parquet(temporary, index=False)
+        write_frame(SCORES / f"{variant}.parquet", scores)
         metrics = {name: round(value, DIGITS) for name, value in evaluate(replies, scores).items()}
         write_json(METRICS / f"{variant}.json", metrics)
         write_json(METRICS / f"{variant}.signature.json", signature(replies, params) | engine(path))

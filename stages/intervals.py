@@ -11,38 +11,19 @@ variant other than the reference also `<metric>.diff` (variant minus reference),
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.config.params import load
-from attune.config.schema import Params, scoring_stage
+from attune.config.schema import Params
 from attune.data.dialogue import Targets, dialogue_of
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
-from attune.runtime.io import write_json
+from attune.scoring.intervals.stored import SCORES, read_scores, write_intervals
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = Path("data/scores")
-INTERVALS = Path("metrics/intervals")
 MMLU = "mmlu"
-DIGITS = 4
-
-
-def read(path: Path) -> pd.DataFrame:
-    """Read scores by example, in the order of their ids.
-
-    Raises:
-        DataError: the file is missing.
-    """
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path).sort_values("id", ignore_index=True)
-    except FileNotFoundError:
-        stage = scoring_stage(path.parent.name, path.stem)
-        raise DataError(f"{path} is missing: run `dvc repro {stage}`") from None
 
 
 def compare(
@@ -87,9 +68,9 @@ def compare(
 
 def main(variant: str, scorer: str, params: Params) -> None:
     """Write `metrics/intervals/<scorer>/<variant>.json`."""
-    settings, folder = params.evaluate, SCORES / scorer
-    reference = None if variant == settings.reference else read(folder / f"{settings.reference}.parquet")
-    scores = read(folder / f"{variant}.parquet")
+    settings = params.evaluate
+    reference = None if variant == settings.reference else read_scores(scorer, settings.reference)
+    scores = read_scores(scorer, variant)
     partial = any(params.variants[name].replies_file for name in (variant, settings.reference))
     # Questions have no dialogues: each is drawn by itself.
     targets: Targets = "last" if scorer == MMLU else params.context.targets
@@ -97,8 +78,7 @@ def main(variant: str, scorer: str, params: Params) -> None:
         reference = None
     unscored = scorer == MMLU and scores.empty
     bounds = {} if unscored else compare(scores, reference, targets, settings.resamples, params.seed, partial)
-    path = INTERVALS / scorer / f"{variant}.json"
-    write_json(path, {name: round(value, DIGITS) for name, value in bounds.items()})
+    write_intervals(scorer, variant, bounds)
 
 
 if __name__ == "__main__":

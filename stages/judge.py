@@ -24,7 +24,7 @@ from attune.pairs.endpoint import Request, ask
 from attune.report.ratings import current, flipped, items, read_csv
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
-from attune.runtime.io import sha256_of, whole_file, write_json
+from attune.runtime.io import sha256_of, write_frame, write_json
 from attune.scoring.common.replies import read
 from attune.scoring.judge.people import kappa, read_rated
 from attune.scoring.judge.rates import OPPONENTS, metrics, rows, win_rates
@@ -132,8 +132,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
             values |= agreement("people", agreed)
     values |= agreement("rated", [(one.points, pair.points) for one, pair in zip(given[start:], rated, strict=True)])
     scores = pd.concat(tables, ignore_index=True)
-    with whole_file(SCORES / f"{variant}.parquet", int(scores.memory_usage(deep=True).sum())) as temporary:
-        scores.to_parquet(temporary, index=False)
+    write_frame(SCORES / f"{variant}.parquet", scores)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in values.items()})
     write_json(INTERVALS / f"{variant}.json", {name: round(value, DIGITS) for name, value in bounds.items()})
     signature = {

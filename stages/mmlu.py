@@ -17,7 +17,7 @@ from attune.config.schema import Params
 from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
-from attune.runtime.io import whole_file, write_json
+from attune.runtime.io import write_frame, write_json
 from attune.runtime.launch import run as in_ranks
 from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.measure import measure
@@ -55,8 +55,7 @@ def main(variant: str, params: Params) -> None:
 
 def write(variant: str, metrics: dict[str, float], answers: pd.DataFrame, signature: dict[str, str]) -> None:
     """Write the three files of a variant."""
-    with whole_file(SCORES / f"{variant}.parquet", int(answers.memory_usage(deep=True).sum())) as temporary:
-        answers.to_parquet(temporary, index=False)
+    write_frame(SCORES / f"{variant}.parquet", answers)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics.items()})
     write_json(METRICS / f"{variant}.signature.json", signature)
 

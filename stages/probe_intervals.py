@@ -11,37 +11,19 @@ reference: where help is rarer, harm more frequent, or harmless messages alarm m
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, UserError, reported
-from attune.runtime.io import write_json
+from attune.scoring.intervals.stored import SCORES, read_scores, write_intervals
 from attune.scoring.safety.gate import falls
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = Path("data/scores")
-INTERVALS = Path("metrics/intervals")
 SAFETY = "safety"
-DIGITS = 4
-
-
-def read(path: Path) -> pd.DataFrame:
-    """Read the scores of a variant's probes, in the order of their ids.
-
-    Raises:
-        DataError: the file is missing.
-    """
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path).sort_values("id", ignore_index=True)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `dvc repro {path.parent.name}@{path.stem}`") from None
 
 
 def bounds(scores: pd.DataFrame, reference: pd.DataFrame | None, resamples: int, seed: int) -> dict[str, float]:
@@ -84,10 +66,9 @@ def main(variant: str, probe: str, params: Params) -> None:
     """Write `metrics/intervals/<probe>/<variant>.json`, and apply the gate."""
     named(params.probed, variant, "probed")
     reference = params.evaluate.reference
-    theirs = None if variant == reference else read(SCORES / probe / f"{reference}.parquet")
-    found = bounds(read(SCORES / probe / f"{variant}.parquet"), theirs, params.evaluate.resamples, params.seed)
-    path = INTERVALS / probe / f"{variant}.json"
-    write_json(path, {name: round(value, DIGITS) for name, value in found.items()})
+    theirs = None if variant == reference else read_scores(probe, reference)
+    found = bounds(read_scores(probe, variant), theirs, params.evaluate.resamples, params.seed)
+    write_intervals(probe, variant, found)
     if probe == SAFETY:
         gate(variant, found, params)
 

@@ -19,7 +19,7 @@ from attune.generation.answer import answer_variant
 from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import on_main_process
 from attune.runtime.errors import reported
-from attune.runtime.io import whole_file, write_json
+from attune.runtime.io import write_frame, write_json
 from attune.runtime.launch import run as in_ranks
 from attune.scoring.safety.probes import chosen, read_probes
 from attune.scoring.safety.scores import examples, metrics, nothing, score, signature
@@ -53,8 +53,7 @@ def main(variant: str, params: Params) -> None:
 
 def write(variant: str, scores: pd.DataFrame, explained: dict[str, str]) -> None:
     """Write the three files of a variant."""
-    with whole_file(SCORES / f"{variant}.parquet", int(scores.memory_usage(deep=True).sum())) as temporary:
-        scores.to_parquet(temporary, index=False)
+    write_frame(SCORES / f"{variant}.parquet", scores)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics(scores).items()})
     write_json(METRICS / f"{variant}.signature.json", explained)
 

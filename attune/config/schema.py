@@ -48,6 +48,7 @@ from attune.config.sections.fields import (
 )
 from attune.config.sections.machine import Compute, Decoding, Hardware, Ranks, Runtime, Training
 from attune.config.sections.scoring import (
+    PROBES,
     Behaviour,
     Bertscore,
     Classifier,
@@ -78,6 +79,7 @@ __all__ = [
     "NO_FOLDER",
     "NO_LOCAL_DIR",
     "PAIR_FILES",
+    "PROBES",
     "REPLY_FILES",
     "ROUNDS",
     "Adapter",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attune.config.schema import Params, scoring_stage
+from attune.config.schema import PROBES, Params, scoring_stage
 from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 
@@ -24,8 +24,6 @@ RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
-PROBES = ("safety", "truth", "converse")
-"""What is measured of the variants in `probed`; each has a folder in `metrics/` and `data/scores/`."""
 JUDGE = "judge"
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
@@ -136,7 +134,7 @@ def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
     metrics: Metrics = {}
     intervals: Metrics = {}
     for probe in PROBES if variant in params.probed else ():
-        metrics |= read_metrics(Artifact(METRICS / probe / f"{variant}.json", f"{probe}@{variant}"))
+        metrics |= read_metrics(metrics_file(probe, variant))
         stage = f"probe_intervals@{variant}-{probe}"
         intervals |= read_metrics(Artifact(METRICS / "intervals" / probe / f"{variant}.json", stage))
     if variant in params.judged:

@@ -18,9 +18,12 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from attune.runtime.errors import UserError, writing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Bytes that `read_lines` reads at a time.
 BLOCK = 1 << 22
@@ -264,6 +267,16 @@ def whole_folder(path: Path, need: int | None = None) -> Iterator[Path]:
             partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as Parquet, without its index. Atomic.
+
+    Raises:
+        StorageError: as `writing`.
+    """
+    with whole_file(path, int(frame.memory_usage(deep=True).sum())) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

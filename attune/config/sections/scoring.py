@@ -189,6 +189,12 @@ class Variant:
         return path if path.suffix.lower() in REPLY_FILES else None
 
 
+PROBES = ("safety", "truth", "converse")
+"""What is measured of the variants in `probed`, each by the stage of its name."""
+
+
 def scoring_stage(scorer: str, variant: str) -> str:
-    """The stage that writes the metrics and the scores of a scorer."""
-    return {"text": f"evaluate@{variant}", "mmlu": f"mmlu@{variant}"}.get(scorer, f"scores@{variant}-{scorer}")
+    """The stage that writes the metrics and the scores of a scorer, or of a probe."""
+    if scorer in ("mmlu", *PROBES):
+        return f"{scorer}@{variant}"
+    return f"evaluate@{variant}" if scorer == "text" else f"scores@{variant}-{scorer}"

@@ -2,9 +2,9 @@
 
     python -m benchmarks.scoring
 
-The test contexts of the dialogues in force, the classifiers of `models/epitome` (`dvc repro epitome prepare`), the
-precision of the params. The headline is the levels of the replies of V variants to the same contexts and of the human
-references that diff-EPITOME compares them with, in contexts a second:
+The test contexts of the dialogues in force, the bi-encoders of `models/epitome` (`dvc repro epitome prepare`), fp32.
+The headline is the levels of the replies of V variants to the same contexts and of the human references that
+diff-EPITOME compares them with, in contexts a second:
 
 - The peer scores a variant at a time and one example after the other: of each the reply and the reference, by three
   classifiers with two encoders each, without padding. So it scores 2 V pairs a context: the references anew for every
@@ -26,14 +26,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attune.classifiers.epitome.cross_encoder import CrossEncoder
 from attune.classifiers.epitome.files import load as load_classifiers
 from attune.classifiers.epitome.levels import level_logits, seeker_post, tokens_of
 from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
-from attune.compute.process import autocast, set_up_process
+from attune.compute.process import set_up_process
 from attune.config.params import load
 from attune.config.schema import Hardware
 from attune.data.dialogue import Example
 from attune.data.examples import read_examples
+from attune.runtime.errors import UserError
 from benchmarks.measure import alternate, compared, write_result
 
 TEST = Path("data/dialogues/test.parquet")
@@ -50,6 +52,8 @@ def main() -> None:
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
+    if isinstance(classifiers, CrossEncoder):
+        raise UserError(f"{CLASSIFIERS} holds a cross-encoder: this case is of bi-encoders, epitome.form=bi-encoder")
     examples = read_examples(TEST, params.context)[:CONTEXTS]
     variants, origin = replies_of(examples)
     posts, references = [seeker_post(one.context) for one in examples], [one.target for one in examples]
@@ -63,7 +67,7 @@ def main() -> None:
         "data": origin,
         "distinct_posts": len(set(posts)),
         "distinct_references": len(set(references)),
-        "dtype": params.hardware.dtype,
+        "dtype": "fp32",
     }
     write_result("scoring", result)
 
@@ -102,7 +106,7 @@ def compare(
     levels: dict[str, list[Levels]] = {}
 
     def ours() -> None:
-        levels["ours"] = [batched(classifiers, posts, some, hardware) for some in once]
+        levels["ours"] = [batched(classifiers, posts, some) for some in once]
 
     def one_by_one() -> None:
         levels["peer"] = [peer(classifiers, posts, some, hardware) for some in anew]
@@ -121,9 +125,9 @@ def different(some: Levels, others: Levels) -> int:
     return sum(one != other for both in zip(some, others, strict=True) for one, other in zip(*both, strict=True))
 
 
-def batched(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> Levels:
+def batched(classifiers: Classifiers, posts: list[str], replies: list[str]) -> Levels:
     """Levels of each mechanism as the stages compute them."""
-    return [values.argmax(-1).tolist() for values in level_logits(classifiers, posts, replies, hardware).values()]
+    return [values.argmax(-1).tolist() for values in level_logits(classifiers, posts, replies).values()]
 
 
 def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardware: Hardware) -> Levels:
@@ -131,7 +135,7 @@ def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardwar
     import torch
 
     levels: Levels = [[] for _ in classifiers.models]
-    with torch.inference_mode(), autocast(hardware):
+    with torch.inference_mode():
         for post, reply in zip(posts, replies, strict=True):
             for found, model in zip(levels, classifiers.models.values(), strict=True):
                 states = []

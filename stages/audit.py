@@ -2,8 +2,9 @@
 
 The training data are the train split (SFT), the pairs of every round, the pretraining data of the base model, and the
 data of the classifiers: EPITOME's annotations and the dialogues of `dbt.data` and `behaviour.data`. The classifier of
-adherence leaves out held-out sentences of `behaviour.sentences`; they are counted. A leak (`attune.corpora.leakage`) is
-an error that lists the first ones.
+adherence leaves out held-out sentences of `behaviour.sentences`; they are counted. Replies with published levels
+(`epitome.levels`) are replies to test dialogues, whose contexts a scorer may know: they are counted, too. A leak
+(`attune.corpora.leakage`) is an error that lists the first ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attune.classifiers.epitome.annotations import FILES, read_annotations, split_of
+from attune.classifiers.epitome.published_levels import read_levels
 from attune.config.params import load
 from attune.config.schema import Behaviour, Dbt, Params
 from attune.corpora.leakage import HeldOut, sentences_of
@@ -126,6 +128,14 @@ def of_epitome(params: Params) -> Iterator[Text]:
                 yield Text(f"{folder / file}, pair {number}", turns)
 
 
+def of_levels(folder: Path) -> Iterator[Text]:
+    """The replies with published levels that the classifiers of empathy are trained on."""
+    for row in read_levels(folder):
+        if row.split == "train":
+            turns = (Turn("user", row.seeker_post), Turn("assistant", row.response_post))
+            yield Text(f"{folder}: {row.system}", turns)
+
+
 def of_scorer(settings: Dbt | Behaviour) -> Iterator[Text]:
     """The train split of a corpus that a classifier of turns is trained on instead of the run's corpus."""
     folder = Path(settings.data)
@@ -182,6 +192,9 @@ def audit(params: Params) -> tuple[dict[str, float], list[Leak]]:
         for split in SPLITS[1:] if part != "valid" else ("test",):
             metrics[f"{part}_in_{split}"] = sum(leak.split == split for leak in leaks)
         metrics[f"{part}_checked"] = count
+    if (folder := params.epitome.level_corpus) and params.epitome.published is None:
+        count, known = check("levels", of_levels(folder), held_out)
+        metrics |= {"levels_of_held_out": len(known), "levels_checked": count}
     if "behaviour" in params.classifiers:
         metrics |= left_out(Path(params.behaviour.sentences), prepared)
     return metrics, [leak for _, leaks in checks.values() for leak in leaks]
@@ -202,7 +215,7 @@ def refuse(leaks: Sequence[Leak]) -> None:
 
 
 def main(params: Params) -> None:
-    """Write the metrics; all leak counts are 0.
+    """Write the metrics; all leak counts are 0 (`levels_of_held_out` is none).
 
     Raises:
         DataError: a leak count is not 0; nothing is written.

@@ -20,7 +20,7 @@ from attune.runtime.io import write_json
 
 MODELS = Path("models")
 METRICS = Path("metrics/classifiers")
-DIGITS = 2
+DIGITS = 3
 
 
 def main(name: str, params: Params) -> None:

@@ -164,7 +164,9 @@ generate = _factory(
 encoder = _factory(schema.Encoder, name="e", source="made", **NOWHERE)
 epitome = _factory(
     schema.Epitome,
+    form="bi-encoder",
     data="data/sample/epitome",
+    levels="data/sample/epitome",
     checkpoints="data/sample/epitome",
     epochs=2,
     learning_rate=1e-3,

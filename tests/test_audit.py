@@ -33,6 +33,7 @@ def dialogue(split, name, *texts):
     return Dialogue(f"{split}/{name}", "c", split, "sad", turns)
 
 
+REDDIT = "data/raw/epitome"
 TEST = dialogue("test", "t", ASKED, REPLY, "Thank you.")
 VALID = dialogue("valid", "v", OTHER, ANSWER)
 TRAIN = [dialogue("train", str(i), f"I lost key {i}.", "Oh no!", "Thank you.", "You are welcome.") for i in range(3)]
@@ -49,7 +50,7 @@ def params(behaviour=False):
         rounds={"e1": base.rounds["e1"]},
         model=replace(base.model, source="made"),
         tiny=replace(base.tiny, corpus="mine"),
-        epitome=replace(base.epitome, data="data/raw/epitome", checkpoints="data/raw/epitome"),
+        epitome=replace(base.epitome, data=REDDIT, levels=REDDIT, checkpoints=REDDIT),
         behaviour=replace(base.behaviour, data="data/raw/mine"),
         classifiers=classifiers,
     )

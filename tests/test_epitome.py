@@ -166,7 +166,7 @@ def test_padding_is_masked(classifiers):
 
 
 def test_levels_depend_on_the_seeker_post(classifiers):
-    logits = level_logits(classifiers, POSTS[:2], ["I'm sorry."] * 2, HARDWARE)["interpretations"]
+    logits = level_logits(classifiers, POSTS[:2], ["I'm sorry."] * 2)["interpretations"]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
@@ -290,7 +290,7 @@ def test_invalid_annotations(tmp_path, text, message):
 def prepared(classifiers, mechanism, limit=None):
     rows = read_annotations(SAMPLE / FILES[mechanism])[:limit]
     seeker = encoder_of(classifiers.models[mechanism], "seeker_encoder")
-    posts = post_states(classifiers, seeker, [r.seeker_post for r in rows], HARDWARE)
+    posts = post_states(classifiers, seeker, [r.seeker_post for r in rows])
     parts = {p: encode(classifiers, [r for r in rows if split_of(r.seeker_post) == p]) for p in ("train", "test")}
     return parts, posts
 
@@ -347,7 +347,7 @@ def test_learns_the_sample(minilm, tmp_path):
     parts, posts = prepared(classifiers, "explorations", 320)
     settings = replace(SETTINGS, epochs=2, learning_rate=4e-4)
     train(model, parts["train"], posts, settings, HARDWARE, "1:e", tmp_path / "c")
-    found = measure(model, parts["test"], posts, HARDWARE)
+    found = measure(model, parts["test"], posts)
     assert found["accuracy"] > found["majority_accuracy"] + 25
     assert found["macro_f1"] > found["majority_macro_f1"] + 40
     assert found["rationale_f1"] > 80
@@ -362,7 +362,7 @@ def levels_of_the_corpus(classifiers, mechanism, number):
     with (ROOT / "data/sample/reply_levels.csv").open(encoding="utf-8", newline="") as file:
         levels = {f"{row['split']}/{row['id']}": int(row[MECHANISMS[mechanism]]) for row in csv.DictReader(file)}
     posts = [seeker_post(target.context) for target in targets]
-    logits = level_logits(classifiers, posts, [target.target for target in targets], HARDWARE)[mechanism]
+    logits = level_logits(classifiers, posts, [target.target for target in targets])[mechanism]
     return logits.argmax(-1).tolist(), [levels[target.id] for target in targets]
 
 
@@ -432,7 +432,7 @@ def test_constant_prediction_equals_the_baseline(classifiers):
             getattr(model["rationale_classifier"], name).fill_(value)
         model["empathy_classifier"]["out_proj"].bias[common] = 1
         model["rationale_classifier"].bias[1] = 1
-    found = measure(model, parts["test"], posts, HARDWARE)
+    found = measure(model, parts["test"], posts)
     assert found["accuracy"] == found["majority_accuracy"] > 0
     assert found["macro_f1"] == found["majority_macro_f1"]
     labels = [label for one in parts["test"] for label in one.rationale if label != IGNORED]
@@ -444,23 +444,22 @@ def test_constant_prediction_equals_the_baseline(classifiers):
 
 
 def test_batches_equal_single_inputs(either):
-    together = level_logits(either, POSTS, REPLIES, HARDWARE)
+    together = level_logits(either, POSTS, REPLIES)
     for mechanism, logits in together.items():
         alone = [
-            level_logits(either, [post], [reply], HARDWARE)[mechanism][0]
-            for post, reply in zip(POSTS, REPLIES, strict=True)
+            level_logits(either, [post], [reply])[mechanism][0] for post, reply in zip(POSTS, REPLIES, strict=True)
         ]
         torch.testing.assert_close(logits, torch.stack(alone), atol=1e-5, rtol=0)
         assert logits.std(0).max() > 0.1, "logits that hardly differ would hide a wrong order"
-        by_two = level_logits(either, POSTS, REPLIES, HARDWARE, batch_size=2)[mechanism]
+        by_two = level_logits(either, POSTS, REPLIES, batch_size=2)[mechanism]
         torch.testing.assert_close(logits, by_two, atol=1e-5, rtol=0)
 
 
 def test_scoring_equals_the_training_forward_pass(either):
     """`heads` over all tokens and padded batches, as in training, against the short way over the first token."""
-    logits = level_logits(either, POSTS, REPLIES, HARDWARE)
+    logits = level_logits(either, POSTS, REPLIES)
     for mechanism, model in either.models.items():
-        posts = post_states(either, encoder_of(model, "seeker_encoder"), POSTS, HARDWARE)
+        posts = post_states(either, encoder_of(model, "seeker_encoder"), POSTS)
         tokens = tokens_of(either, REPLIES)
         ids, mask = pad([torch.tensor(one) for one in tokens])
         encoder = encoder_of(model, "responder_encoder")
@@ -493,7 +492,7 @@ def test_distinct_texts_are_encoded_once(either):
     shared, own = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
     for name, layer in (("common", layers_of(shared)[0]), ("own", layers_of(own)[0])):
         layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: len(args[0])}))
-    level_logits(either, POSTS, REPLIES, HARDWARE)
+    level_logits(either, POSTS, REPLIES)
     posts, replies = len(set(POSTS)), len(set(REPLIES))
     # A frozen layer sees posts and replies, and the replies of all three classifiers once.
     both = {"common": posts + replies, "own": posts + replies}
@@ -502,20 +501,21 @@ def test_distinct_texts_are_encoded_once(either):
 
 def test_different_numbers_of_posts_and_replies(classifiers):
     with pytest.raises(ValueError, match="zip"):
-        level_logits(classifiers, POSTS, REPLIES[:-1], HARDWARE)
-    assert [len(one) for one in level_logits(classifiers, [], [], HARDWARE).values()] == [0, 0, 0]
+        level_logits(classifiers, POSTS, REPLIES[:-1])
+    assert [len(one) for one in level_logits(classifiers, [], []).values()] == [0, 0, 0]
 
 
 def test_save_and_load(either, tmp_path):
     save(either, {"note": "a"}, tmp_path / "epitome")
     levels = score(tmp_path / "epitome", POSTS, REPLIES, HARDWARE)
-    live = level_logits(either, POSTS, REPLIES, HARDWARE)
+    live = level_logits(either, POSTS, REPLIES)
     assert levels == {mechanism: logits.argmax(-1).tolist() for mechanism, logits in live.items()}
     assert list(levels) == ["emotional_reactions", "interpretations", "explorations"]
     files = {path.name for path in (tmp_path / "epitome").iterdir()}
     assert {"seeker_encoder.safetensors", "explorations.safetensors", "epitome.json"} <= files
     assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".txt"}
     assert json.loads((tmp_path / "epitome/epitome.json").read_text()) == {
+        "form": "bi-encoder",
         "max_length": 64,
         "frozen_layers": frozen_layers(either.models["explorations"]),
         "note": "a",
@@ -547,8 +547,8 @@ def published(tmp_path, classifiers):
 
 def test_published_checkpoints(published, encoder, classifiers):
     found = Classifiers(load_published(published, encoder), classifiers.tokenizer, 64)
-    expected = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
-    for mechanism, logits in level_logits(found, POSTS, REPLIES, HARDWARE).items():
+    expected = level_logits(classifiers, POSTS, REPLIES)
+    for mechanism, logits in level_logits(found, POSTS, REPLIES).items():
         assert logits.equal(expected[mechanism])
     assert len({id(encoder_of(model, "seeker_encoder")) for model in found.models.values()}) == 1
 
@@ -559,13 +559,13 @@ def test_published_checkpoints_with_separate_seeker_encoders(published, encoder,
     state |= {f"seeker_encoder.roberta.{name}": value for name, value in roberta().state_dict().items()}
     torch.save(state, published / "finetuned_IP.pth")
     found = Classifiers(load_published(published, encoder), classifiers.tokenizer, 64)
-    shared = level_logits(classifiers, POSTS, REPLIES, HARDWARE)
-    own = level_logits(found, POSTS, REPLIES, HARDWARE)
+    shared = level_logits(classifiers, POSTS, REPLIES)
+    own = level_logits(found, POSTS, REPLIES)
     assert not own["interpretations"].equal(shared["interpretations"])
     assert own["explorations"].equal(shared["explorations"])
     save(found, {}, published / "epitome")
     assert not (published / "epitome/seeker_encoder.safetensors").exists()
-    again = level_logits(load_classifiers(published / "epitome", HARDWARE), POSTS, REPLIES, HARDWARE)
+    again = level_logits(load_classifiers(published / "epitome", HARDWARE), POSTS, REPLIES)
     assert all(again[mechanism].equal(own[mechanism]) for mechanism in MECHANISMS)
 
 
@@ -610,8 +610,8 @@ def test_equal_seeds_write_equal_files_and_metrics(encoder, minilm, tmp_path):
         (tmp_path / name).mkdir()
         begin = copy.deepcopy(encoder)
         classifiers = Classifiers(make_models(begin, SETTINGS, 5), minilm[1], 64)
-        metrics = train_and_measure(classifiers, annotations, SETTINGS, HARDWARE, 5, tmp_path / name)
-        save(classifiers, describe(annotations), tmp_path / name / "out")
+        metrics, _ = train_and_measure(classifiers, annotations, [], SETTINGS, HARDWARE, 5, tmp_path / name)
+        save(classifiers, describe(annotations, []), tmp_path / name / "out")
         files = sorted((tmp_path / name / "out").iterdir())
         written.append((metrics, {path.name: path.read_bytes() for path in files}))
     assert written[0] == written[1]
@@ -629,7 +629,7 @@ def test_published_checkpoints_are_not_trained(published, encoder, minilm, tmp_p
     before = digest(classifiers.models["explorations"])
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    metrics = train_and_measure(classifiers, annotations, settings, HARDWARE, 5, folder)
+    metrics, _ = train_and_measure(classifiers, annotations, [], settings, HARDWARE, 5, folder)
     assert same(before, digest(classifiers.models["explorations"]))
     assert "ex_accuracy" in metrics and not list(folder.iterdir())
 

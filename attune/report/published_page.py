@@ -53,6 +53,8 @@ def section(record: Mapping[str, Any], origin: str) -> str:
         levels(record["published_levels"]),
         "The levels that are published with the replies, by the authors' classifiers (RoBERTa); those of `sft-dpo` are "
         "not. To be compared with the levels above.",
+        # Earlier records, and those without classifiers, lack it.
+        agreement(part) if (part := record.get("agreement")) else "",
         "\n".join(f"- {escape(note)}" for note in record["left_out"]),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -76,6 +78,35 @@ def ratings(part: Mapping[str, Any]) -> str:
 def levels(part: Mapping[str, Any]) -> str:
     """The table of published levels and of their differences."""
     return bounded_table(part, measured(part["metrics"], VARIANT_COLUMNS))
+
+
+def agreement(part: Mapping[str, Any]) -> str:
+    """How the classifiers' levels agree with the published ones, by system, and diff-EPITOME by both."""
+    shorts = list(part["levels"])
+    measures = {"kappa": ("kappa", 2), "accuracy": ("accuracy %", 1)}
+    columns = {
+        f"{short}_{name}": (f"{short.upper()} {heading}", digits)
+        for name, (heading, digits) in measures.items()
+        for short in shorts
+    }
+    rows = {
+        system: {f"{short}_{name}": part["levels"][short][system][name] for short in shorts for name in measures}
+        for system in part["levels"][shorts[0]]
+    }
+    diffs = {
+        f"{kind}diff_{short}": (f"diff-{short.upper()}, {whose}", 3)
+        for short in shorts
+        for kind, whose in (("", "ours"), ("published_", "published"))
+    }
+    return "\n\n".join(
+        [
+            "### Agreement with the published levels",
+            table(CORNER, rows, columns),
+            table(CORNER, part["differences"], diffs),
+            f"Of the levels above with the published ones, on the {part['dialogues']:,} dialogues (a fifth) that are "
+            "held out where classifiers learn from published levels (`epitome.levels`). kappa: Cohen's.",
+        ]
+    )
 
 
 def bounded_table(part: Mapping[str, Any], columns: Mapping[str, tuple[str, int]]) -> str:

@@ -54,6 +54,7 @@ def summary(results: Results, params: Params) -> str:
     said = "\n".join(f"- {escape(verdict.sentence)}" for verdict in verdicts(results, params))
     people, agreement = beside(results.validity), explanation(results.validity, results.signature)
     agreement = f" {agreement}" if agreement else ""
+    kappas = _published_kappas(results.quality)
     return f"""# Attune: results of this run
 
 {lead(results, params)}
@@ -74,7 +75,7 @@ Mean EPITOME levels, 0 to 2, of emotional reactions, interpretations and explora
 
 diff: mean squared difference between the level of a reply and of the human reply.{agreement}
 
-Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quality, EMPATHY_CLASSIFIERS)}.
+Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quality, EMPATHY_CLASSIFIERS)}.{kappas}
 {sections(results, params, notes)}
 ## Overlap and diversity
 
@@ -328,6 +329,14 @@ def _templates(results: Results) -> str:
         "opening, acts: replies with the commonest first three words, and with the commonest sequence of what the "
         f"sentences do;\nof the human replies {' and '.join(human)}."
     )
+
+
+def _published_kappas(quality: Metrics) -> str:
+    """Agreement of EPITOME's levels with the published ones, in a sentence; empty where it was not measured."""
+    if "er_published_kappa" not in quality:
+        return ""
+    kappas = (f"{title} {quality[f'{name}_published_kappa']:.2f}" for name, title in EMPATHY_CLASSIFIERS.items())
+    return f" Cohen's kappa with the published levels of held-out dialogues: {', '.join(kappas)}."
 
 
 def _mean_tokens(texts: Sequence[str]) -> float:

@@ -174,6 +174,7 @@ CLASSIFIER_COLUMNS = {
     "majority_accuracy": ("guessing %", 1),
     "macro_f1": ("macro F1", 1),
     "majority_macro_f1": ("guessing F1", 1),
+    "published_kappa": ("kappa, published levels", 2),
 }
 
 

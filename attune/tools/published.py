@@ -2,7 +2,8 @@
 
 `python -m attune record --published` takes the replies of four systems to EmpatheticDialogues' test split, and people's
 ratings of some of them, from `empo_human` of data/sources.yaml, which CORPORA_DIR must hold. The human replies are a
-fifth system, `people`, with the metrics that need no reference. Classifiers count where `models/` has them.
+fifth system, `people`, with the metrics that need no reference. Classifiers count where `models/` has them; the levels
+of EPITOME's are compared with the published ones on the dialogues that no classifier here learns from.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from attune.classifiers.epitome.agreement import agreement, differences
+from attune.classifiers.epitome.model import MECHANISMS
+from attune.classifiers.epitome.published_levels import read_levels
 from attune.config.schema import Params
 from attune.generation.made_elsewhere import read as read_replies
 from attune.report.tables import PEOPLE, Metrics
@@ -55,6 +59,7 @@ def results(params: Params) -> dict[str, Any]:
             "signature": {system: one.signature for system, one in scored.items()},
             "ratings": {"metrics": ratings, "intervals": rating_intervals},
             "published_levels": {"metrics": levels, "intervals": level_intervals},
+            "agreement": agreement_with_published(Path(made), scored),
             "left_out": sorted({note for system in SYSTEMS for note in scored[system].notes}),
             "corpus": {"name": CORPUS, "sha256": {path.name: sha256_of(path) for path in files}},
         }
@@ -122,6 +127,36 @@ def published_levels(paths: dict[str, Path], params: Params) -> Parts:
             found[system] = levels | gaps
         found.setdefault(PEOPLE, human)
     return bounded({system: found[system] for system in (*SYSTEMS, PEOPLE) if system in found}, params)
+
+
+def agreement_with_published(folder: Path, scored: dict[str, Scored]) -> dict[str, Any]:
+    """How the classifiers' levels agree with the published ones on held-out dialogues; empty without classifiers.
+
+    Args:
+        folder: that holds `replies-<system>.csv`.
+        scored: of each system, and of `PEOPLE`, with the rows in the order of their files.
+
+    Returns:
+        `levels`, of `agreement`; `differences`, of each system by both; `dialogues`, their number.
+    """
+    if f"level_{SHORTS[0]}" not in scored[PEOPLE].scores:
+        return {}
+    rows = read_levels(folder)
+    ours = {
+        mechanism: [
+            int(level)
+            for system in dict.fromkeys(row.system for row in rows)
+            for level in scored[system].scores[f"level_{short}"]
+        ]
+        for mechanism, short in MECHANISMS.items()
+    }
+    held_out = [i for i, row in enumerate(rows) if row.split == "test"]
+    parts = [rows[i] for i in held_out], {name: [levels[i] for i in held_out] for name, levels in ours.items()}
+    return {
+        "levels": agreement(*parts),
+        "differences": differences(*parts),
+        "dialogues": len({row.dialogue for row in parts[0]}),
+    }
 
 
 def bounded(columns: dict[str, dict[str, Any]], params: Params) -> Parts:

@@ -266,7 +266,7 @@ def _section(record: dict[str, Any]) -> str:
     rows, notes = _variants(record)
     blocks = []
     if quality := classifier_rows(next(iter(parts.values())).get("classifiers", {})):
-        text = table("classifier", quality, CLASSIFIER_COLUMNS)
+        text = table("classifier", quality, measured(quality, CLASSIFIER_COLUMNS))
         blocks.append(f"### The classifiers behind the metrics\n\n{text}\n\n{CLASSIFIERS}\n")
     if record["name"] == EMPO and any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in rows.values()):
         encoder = next(iter(record["signature"].values())).get("bertscore_encoder", "another encoder")

@@ -1,4 +1,4 @@
-"""Quality of a classifier's predictions, in percent."""
+"""Quality of a classifier's predictions, in percent but for kappa."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def macro_f1(truth: Sequence[int], predicted: Sequence[int]) -> float:
     from sklearn.metrics import f1_score
 
     return 100 * float(f1_score(truth, predicted, average="macro", zero_division=0)) if truth else 0.0
+
+
+def kappa(truth: Sequence[int], predicted: Sequence[int]) -> float:
+    """Cohen's kappa (Cohen 1960), at most 1; 0 is what chance gives, also where both sides have one label alone."""
+    from sklearn.metrics import cohen_kappa_score
+
+    constant = len({*truth, *predicted}) < 2
+    return 0.0 if constant else float(cohen_kappa_score(truth, predicted))
 
 
 def majority(truth: Sequence[int], labels: int) -> list[int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def train(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
-    """Train the three classifiers, or load published ones, and write `target`; returns their metrics."""
+    """Train the classifiers, or load published ones, and write `target`; returns their metrics."""
     from attune.classifiers.epitome.learn import learn
 
     return learn(params, checkpoints, target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +28,16 @@ IGNORED = -100  # torch's `ignore_index` of cross-entropy
 
 @dataclass(frozen=True)
 class Annotation:
-    """A response to a seeker's post, the level that annotators gave it, and the rationales of that level."""
+    """A response to a seeker's post, its level, and the rationales of that level; None: nobody marked any."""
 
     seeker_post: str
     response_post: str
     level: int
-    rationales: tuple[str, ...]
+    rationales: tuple[str, ...] | None
+
+
+Annotations = Mapping[str, Sequence[Annotation]]
+"""Those of each mechanism."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,13 @@ def _annotation(row: dict[str, str], where: str) -> Annotation:
     return Annotation(row["seeker_post"], row["response_post"], int(row["level"]), parts)
 
 
-def split_of(seeker_post: str) -> str:
-    """The split of a post and all its responses: train (75 %), valid (5 %) or test (20 %).
+def split_of(text: str) -> str:
+    """The split of a post and all its responses, or of a dialogue: train (75 %), valid (5 %) or test (20 %).
 
-    A keyed hash of the text decides, so that a post is in the same split for every mechanism, run and file.
+    A keyed hash of the text decides, so that a post, or the context of a dialogue, is in the same split for every
+    mechanism, run and file.
     """
-    digest = hashlib.blake2b(normalise(seeker_post).encode(), key=b"epitome", digest_size=8).digest()
+    digest = hashlib.blake2b(normalise(text).encode(), key=b"epitome", digest_size=8).digest()
     fraction = int.from_bytes(digest, "big") / 2**64
     return "train" if fraction < 0.75 else "valid" if fraction < 0.80 else "test"
 
@@ -86,7 +91,7 @@ def rationale_spans(annotation: Annotation) -> list[tuple[int, int]]:
     """
     response = annotation.response_post.lower()
     spans: list[tuple[int, int]] = []
-    for rationale in annotation.rationales:
+    for rationale in annotation.rationales or ():
         pattern = r"\s+".join(re.escape(word) for word in rationale.lower().split())
         matches = [match.span() for match in re.finditer(pattern, response)]
         free = [(a, b) for a, b in matches if not any(a < end and start < b for start, end in spans)]
@@ -96,13 +101,32 @@ def rationale_spans(annotation: Annotation) -> list[tuple[int, int]]:
 
 def encode(classifiers: Classifiers, annotations: Sequence[Annotation]) -> list[Encoded]:
     """Token ids of the responses, lower-cased and cut; a token that overlaps a rationale is labelled 1."""
+    if not annotations:
+        return []
     texts = [annotation.response_post.lower() for annotation in annotations]
     cut = {"truncation": True, "max_length": classifiers.max_length}
     encoded = classifiers.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, **cut)
-    examples = []
-    for i, annotation in enumerate(annotations):
-        spans = rationale_spans(annotation)
-        inside = [int(any(a < end and start < b for start, end in spans)) for a, b in encoded["offset_mapping"][i]]
-        labels = [IGNORED if s else x for s, x in zip(encoded["special_tokens_mask"][i], inside, strict=True)]
-        examples.append(Encoded(annotation.seeker_post, encoded["input_ids"][i], labels, annotation.level))
-    return examples
+    return [
+        Encoded(
+            annotation.seeker_post,
+            encoded["input_ids"][i],
+            token_labels(annotation, encoded["offset_mapping"][i], encoded["special_tokens_mask"][i]),
+            annotation.level,
+        )
+        for i, annotation in enumerate(annotations)
+    ]
+
+
+def token_labels(annotation: Annotation, offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int]:
+    """A label of each of T tokens of the response: 1 if it overlaps a rationale, 0, or IGNORED.
+
+    Args:
+        annotation: without rationales all labels are IGNORED.
+        offsets: (T,) start and end in the lower-cased response.
+        special: (T,) 1 for special tokens, which are IGNORED.
+    """
+    if annotation.rationales is None:
+        return [IGNORED] * len(offsets)
+    spans = rationale_spans(annotation)
+    inside = [int(any(a < end and start < b for start, end in spans)) for a, b in offsets]
+    return [IGNORED if s else label for s, label in zip(special, inside, strict=True)]

@@ -1,8 +1,9 @@
 """The classifiers on disk: the folder `models/epitome`, and published checkpoints.
 
-The folder holds the encoder's configuration and tokenizer, `seeker_encoder.safetensors` if the classifiers share it,
-`<mechanism>.safetensors` with all other weights under their published names (frozen layers belong to the seeker encoder
-and are in its file alone), and `epitome.json` (maximum length, frozen layers, and the origin of the classifiers).
+The folder holds the encoder's configuration and tokenizer, and `epitome.json`: form, maximum length, frozen layers, and
+the origin of the classifiers. Weights of bi-encoders are in `seeker_encoder.safetensors`, if they share it, and in
+`<mechanism>.safetensors`, all others under their published names (frozen layers belong to the seeker encoder and are in
+its file alone); those of a cross-encoder are in `cross_encoder.safetensors`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from attune.classifiers.epitome.cross_encoder import CrossEncoder, make_model
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers, encoder_of, frozen_layers, make_classifier
 from attune.runtime.errors import ModelError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 CONFIG = "epitome.json"
 SHARED = "seeker_encoder.safetensors"
+CROSS = "cross_encoder.safetensors"
+BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
 PUBLISHED = {
     "emotional_reactions": "finetuned_ER.pth",
     "interpretations": "finetuned_IP.pth",
@@ -36,62 +40,93 @@ PUBLISHED = {
 }
 
 
-def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path) -> None:
+def save(classifiers: Classifiers | CrossEncoder, signature: Mapping[str, object], folder: Path) -> None:
     """Write `folder` atomically; `signature` explains the numbers and is stored in `epitome.json`."""
+    with whole_folder(folder) as partial:
+        partial.mkdir()
+        if isinstance(classifiers, CrossEncoder):
+            encoder, settings = _save_cross_encoder(classifiers, partial)
+        else:
+            encoder, settings = _save_bi_encoders(classifiers, partial)
+        encoder.config.save_pretrained(partial)
+        classifiers.tokenizer.save_pretrained(str(partial))
+        canonicalize_model_files(partial)
+        write_json(partial / CONFIG, settings | {"max_length": classifiers.max_length} | dict(signature))
+
+
+def _save_cross_encoder(classifier: CrossEncoder, folder: Path) -> tuple[Any, dict[str, object]]:
+    """Write the weights; returns the encoder and its entries of `epitome.json`."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.cpu().contiguous() for name, value in classifier.model.state_dict().items()}, folder / CROSS)
+    return classifier.model["encoder"], {"form": CROSS_ENCODER}
+
+
+def _save_bi_encoders(classifiers: Classifiers, folder: Path) -> tuple[Any, dict[str, object]]:
+    """As `_save_cross_encoder`."""
     from safetensors.torch import save_file
 
     models = list(classifiers.models.values())
     seekers = {id(encoder_of(model, "seeker_encoder")) for model in models}
-    with whole_folder(folder) as partial:
-        partial.mkdir()
-        if len(seekers) == 1:
-            save_file(_seeker_state(models[0]), partial / SHARED)
-        for mechanism, model in classifiers.models.items():
-            state = _other_state(model) | (_seeker_state(model) if len(seekers) > 1 else {})
-            save_file(state, partial / f"{mechanism}.safetensors")
-        encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
-        classifiers.tokenizer.save_pretrained(str(partial))
-        canonicalize_model_files(partial)
-        settings = {"max_length": classifiers.max_length, "frozen_layers": frozen_layers(models[0])}
-        write_json(partial / CONFIG, settings | dict(signature))
+    if len(seekers) == 1:
+        save_file(_seeker_state(models[0]), folder / SHARED)
+    for mechanism, model in classifiers.models.items():
+        state = _other_state(model) | (_seeker_state(model) if len(seekers) > 1 else {})
+        save_file(state, folder / f"{mechanism}.safetensors")
+    settings: dict[str, object] = {"form": BI_ENCODER, "frozen_layers": frozen_layers(models[0])}
+    return encoder_of(models[0], "responder_encoder"), settings
 
 
-def load(folder: Path, hardware: Hardware) -> Classifiers:
-    """Read what `save` wrote, onto `compute.device`.
+def load(folder: Path, hardware: Hardware) -> Classifiers | CrossEncoder:
+    """Read what `save` wrote, onto `compute.device`, in eval mode and fp32.
 
     Raises:
         ModelError: a file is missing, or the parameters in a file do not fit the classifier.
     """
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    names = [CONFIG, *(f"{mechanism}.safetensors" for mechanism in MECHANISMS)]
-    for name in names:
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder / name} is missing: run `dvc repro classifier@epitome`")
+    _require(folder / CONFIG)
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer, length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings["max_length"]
+    if settings["form"] == CROSS_ENCODER:
+        return CrossEncoder(_load_cross_encoder(folder, config, length, hardware), tokenizer, length)
+    return Classifiers(_load_bi_encoders(folder, config, settings["frozen_layers"], hardware), tokenizer, length)
+
+
+def _require(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: run `dvc repro classifier@epitome`")
+    return path
+
+
+def _load_cross_encoder(folder: Path, config: Any, max_length: int, hardware: Hardware) -> nn.ModuleDict:
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    path = _require(folder / CROSS)
+    model = make_model(AutoModel.from_config(config), max_length)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit its configuration: {error}") from None
+    return model.to(hardware.device).eval()
+
+
+def _load_bi_encoders(folder: Path, config: Any, frozen: int, hardware: Hardware) -> dict[str, nn.ModuleDict]:
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    paths = {mechanism: _require(folder / f"{mechanism}.safetensors") for mechanism in MECHANISMS}
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
     seeker = AutoModel.from_config(config)
     models = {}
-    for mechanism in MECHANISMS:
-        path = folder / f"{mechanism}.safetensors"
+    for mechanism, path in paths.items():
         encoder = seeker if shared else AutoModel.from_config(config)
-        models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), settings["frozen_layers"])
+        models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), frozen)
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
-        if hardware.dtype == "bf16":
-            _cast_linear(models[mechanism])
-    return Classifiers(models, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings["max_length"])
-
-
-def _cast_linear(model: nn.ModuleDict) -> None:
-    """Cast linear layers to bf16 once: autocast caches trained weights only, and would cast these in every batch."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.to(torch.bfloat16)
+    return models
 
 
 def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.ModuleDict]:

@@ -1,4 +1,7 @@
-"""Levels of empathy in replies, by the EPITOME classifiers: in batches, with each distinct text encoded once."""
+"""Levels of empathy in replies, by the EPITOME classifiers: in batches, with each distinct text encoded once.
+
+In fp32, whatever `compute.dtype` is: in bf16 a level between two depends on the batch and on the processor.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.batching import BATCH_SIZE, pad
+from attune.classifiers.epitome import cross_encoder
+from attune.classifiers.epitome.cross_encoder import CrossEncoder
 from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
@@ -20,7 +25,6 @@ from attune.classifiers.epitome.model import (
     run_layers,
 )
 from attune.compute.batching import batches_by_count
-from attune.compute.process import autocast
 from attune.data.dialogue import Turn
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardwa
         folder: written by `files.save`.
         seekers: N posts.
         responses: N replies.
-        hardware: device and precision.
+        hardware: device and threads.
 
     Returns:
         For each mechanism N levels, 0 to 2, in the order of the texts.
@@ -54,18 +58,24 @@ def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardwa
     import torch
 
     torch.set_num_threads(hardware.threads)
-    logits = level_logits(load(folder, hardware), seekers, responses, hardware)
+    return levels_of(load(folder, hardware), seekers, responses)
+
+
+def levels_of(
+    classifiers: Classifiers | CrossEncoder, seekers: Sequence[str], responses: Sequence[str]
+) -> dict[str, list[int]]:
+    """As `score`, by loaded classifiers of either form."""
+    if isinstance(classifiers, CrossEncoder):
+        logits = cross_encoder.level_logits(classifiers, seekers, responses)
+    else:
+        logits = level_logits(classifiers, seekers, responses)
     return {mechanism: values.argmax(-1).tolist() for mechanism, values in logits.items()}
 
 
 def level_logits(
-    classifiers: Classifiers,
-    seekers: Sequence[str],
-    responses: Sequence[str],
-    hardware: Hardware,
-    batch_size: int = BATCH_SIZE,
+    classifiers: Classifiers, seekers: Sequence[str], responses: Sequence[str], batch_size: int = BATCH_SIZE
 ) -> dict[str, torch.Tensor]:
-    """Logits of the levels for each mechanism, (N, 3), fp32 on the CPU.
+    """Logits of the levels by bi-encoders for each mechanism, (N, 3), on the CPU.
 
     Each distinct seeker post passes each distinct seeker encoder once. Each distinct response passes each responder
     encoder once, and the layers that responder encoders share once in all. Batches hold texts of similar length, and
@@ -85,7 +95,7 @@ def level_logits(
     post_states: dict[int, list[torch.Tensor]] = {}
     frozen_states: dict[int, list[torch.Tensor]] = {}
     logits = {}
-    with torch.no_grad(), autocast(hardware):
+    with torch.no_grad():
         for mechanism, model in classifiers.models.items():
             seeker, responder = encoder_of(model, "seeker_encoder"), encoder_of(model, "responder_encoder")
             frozen = frozen_layers(model)
@@ -129,7 +139,7 @@ def _level_logits(
     for batch in batches_by_count([len(post_states[post]) for post, _ in rows], batch_size):
         seeker, mask = pad([post_states[rows[i][0]] for i in batch])
         states = torch.stack([first_states[rows[i][1]] for i in batch])
-        logits[batch] = heads(model, states, seeker, mask)[0].float().cpu()
+        logits[batch] = heads(model, states, seeker, mask)[0].cpu()
     return logits
 
 

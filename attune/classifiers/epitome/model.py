@@ -1,8 +1,8 @@
-"""EPITOME: levels of empathy in a reply, by three mechanisms (Sharma et al. 2020).
+"""EPITOME: levels of empathy in a reply, by three mechanisms (Sharma et al. 2020), as bi-encoders.
 
-There is one classifier for each mechanism. A frozen seeker encoder and a responder encoder turn the two posts into
-states S and R. Single-head attention from R to S is added to R. The level head reads the first token (0 none, 1 weak,
-2 strong), the rationale head labels every token as inside or outside the rationale:
+There is one classifier for each mechanism (`cross_encoder.py` has one for all). A frozen seeker encoder and a responder
+encoder turn the two posts into states S and R. Single-head attention from R to S is added to R. The level head reads
+the first token (0 none, 1 weak, 2 strong), the rationale head labels every token as inside or outside the rationale:
 
     R' = R + out(softmax(q(R) k(S)ᵀ / √d) v(S))        level = out_proj(relu(dense(R'₀)))        rationale = W R'
 
@@ -59,11 +59,7 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
     from torch import nn
 
     width, kind = responder.config.hidden_size, responder.base_model_prefix
-    if frozen_layers >= responder.config.num_hidden_layers:
-        raise ModelError(
-            f"epitome.frozen_layers = {frozen_layers} leaves nothing to train: the encoder has "
-            f"{responder.config.num_hidden_layers} layers"
-        )
+    require_trained_layer(responder, frozen_layers)
     responder.requires_grad_(True)
     if frozen_layers:
         layers, shared = layers_of(responder), layers_of(seeker)
@@ -94,6 +90,19 @@ def make_classifier(seeker: PreTrainedModel, responder: PreTrainedModel, frozen_
         elif "encoder" not in name and name != "norm.alpha":
             nn.init.zeros_(parameter)
     return model.to(responder.device)
+
+
+def require_trained_layer(encoder: PreTrainedModel, frozen_layers: int) -> None:
+    """Check that some layer of an encoder is left to train.
+
+    Raises:
+        ModelError: none is.
+    """
+    layers = encoder.config.num_hidden_layers
+    if frozen_layers >= layers:
+        raise ModelError(
+            f"epitome.frozen_layers = {frozen_layers} leaves nothing to train: the encoder has {layers} layers"
+        )
 
 
 def encoder_of(model: nn.ModuleDict, side: str) -> Any:

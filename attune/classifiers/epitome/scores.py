@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 # Keys of `epitome.json` that explain a metric.
 EXPLAINS = (
-    *("classifiers", "encoder", "encoder_origin", "encoder_sha256", "max_length"),
+    *("classifiers", "compares_with", "form", "encoder", "encoder_origin", "encoder_sha256", "max_length"),
     *(f"sha256_{short}" for short in MECHANISMS.values()),
 )
+
+LEVELS_OF = "levels_sha256_"
+"""Prefix of the keys for the files of published levels that the classifiers learnt from."""
 
 
 def per_example(levels: Mapping[str, Sequence[int]], references: pd.DataFrame) -> dict[str, list[int]]:
@@ -59,5 +62,7 @@ def means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def signature(folder: Path) -> dict[str, str]:
     """The definition of `diff_*`, and the origin of the classifiers from `epitome.json` in `folder`."""
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    origin = {f"epitome_{name}": str(settings[name]) for name in EXPLAINS if name in settings}
+    names = [name for name in EXPLAINS if name in settings]
+    names += [name for name in settings if name.startswith(LEVELS_OF)]
+    origin = {f"epitome_{name}": str(settings[name]) for name in names}
     return {"diff": "mean squared difference of the EPITOME levels, 0 to 2, of reply and reference", **origin}

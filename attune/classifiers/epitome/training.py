@@ -1,4 +1,4 @@
-"""Training and measuring the EPITOME classifiers on annotated pairs (Sharma et al. 2020)."""
+"""Training and measuring bi-encoders on annotated pairs, one for each mechanism (Sharma et al. 2020)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.batching import BATCH_SIZE, pad
 from attune.classifiers.common.fit import fit
-from attune.classifiers.common.quality import accuracy, f1, macro_f1, majority
-from attune.classifiers.epitome.annotations import IGNORED, Encoded
+from attune.classifiers.epitome.agreement import quality
+from attune.classifiers.epitome.annotations import IGNORED, Annotations, Encoded, encode
 from attune.classifiers.epitome.levels import states_of, tokens_of
 from attune.classifiers.epitome.model import (
-    LEVELS,
+    MECHANISMS,
     Classifiers,
     attention_mask,
     encoder_of,
@@ -31,25 +31,66 @@ if TYPE_CHECKING:
     from attune.config.schema import Epitome, Hardware
 
 
-def post_states(
-    classifiers: Classifiers, seeker: Any, posts: Sequence[str], hardware: Hardware
-) -> dict[str, torch.Tensor]:
+def train_all(
+    classifiers: Classifiers,
+    annotations: Annotations,
+    settings: Epitome,
+    hardware: Hardware,
+    seed: int,
+    checkpoints: Path,
+) -> None:
+    """Train the classifier of each mechanism in place.
+
+    Args:
+        classifiers: untrained.
+        annotations: of the train split.
+        settings: hyperparameters.
+        hardware: device and precision.
+        seed: of order and dropout.
+        checkpoints: gets a folder for each mechanism.
+    """
+    with autocast(hardware):
+        states = _states_of_posts(classifiers, annotations)
+    for mechanism, model in classifiers.models.items():
+        examples = encode(classifiers, annotations[mechanism])
+        train(model, examples, states[mechanism], settings, hardware, f"{seed}:{mechanism}", checkpoints / mechanism)
+
+
+def measure_all(classifiers: Classifiers, annotations: Annotations) -> dict[str, dict[str, float]]:
+    """`measure` of the classifier of each mechanism."""
+    states = _states_of_posts(classifiers, annotations)
+    return {
+        mechanism: measure(model, encode(classifiers, annotations[mechanism]), states[mechanism])
+        for mechanism, model in classifiers.models.items()
+    }
+
+
+def _states_of_posts(classifiers: Classifiers, annotations: Annotations) -> dict[str, dict[str, torch.Tensor]]:
+    """`post_states` of all posts for each mechanism, once for classifiers that share a seeker encoder."""
+    posts = [row.seeker_post for mechanism in MECHANISMS for row in annotations[mechanism]]
+    seekers = {mechanism: encoder_of(model, "seeker_encoder") for mechanism, model in classifiers.models.items()}
+    distinct = {id(seeker): seeker for seeker in seekers.values()}
+    states = {key: post_states(classifiers, seeker, posts) for key, seeker in distinct.items()}
+    return {mechanism: states[id(seeker)] for mechanism, seeker in seekers.items()}
+
+
+def post_states(classifiers: Classifiers, seeker: Any, posts: Sequence[str]) -> dict[str, torch.Tensor]:
     """States (S, D) of each distinct post. The seeker encoder is frozen, so they are computed once for all epochs."""
     import torch
 
     distinct = list(dict.fromkeys(posts))
-    with torch.no_grad(), autocast(hardware):
+    with torch.no_grad():
         states = states_of(seeker.eval(), tokens_of(classifiers, distinct), BATCH_SIZE, len(layers_of(seeker)))
     return dict(zip(distinct, states, strict=True))
 
 
-def _frozen_states(model: nn.ModuleDict, examples: Sequence[Encoded], hardware: Hardware) -> list[torch.Tensor]:
+def _frozen_states(model: nn.ModuleDict, examples: Sequence[Encoded]) -> list[torch.Tensor]:
     """States (T, D) of the responses after the frozen layers, for all epochs; empty if no layer is frozen."""
     import torch
 
     if not (frozen := frozen_layers(model)):
         return []
-    with torch.no_grad(), autocast(hardware):
+    with torch.no_grad():
         responder = encoder_of(model, "responder_encoder").eval()
         return states_of(responder, [example.ids for example in examples], BATCH_SIZE, frozen)
 
@@ -80,7 +121,8 @@ def train(
     encoder = {id(p) for p in model["responder_encoder"].parameters()}
     trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]
     groups = [[p for p in trained if (id(p) in encoder) is in_encoder] for in_encoder in (True, False)]
-    states = _frozen_states(model, examples, hardware)
+    with autocast(hardware):
+        states = _frozen_states(model, examples)
     fit(
         model,
         list(zip(groups, (settings.learning_rate, settings.head_learning_rate), strict=True)),
@@ -94,20 +136,13 @@ def train(
     )
 
 
-def measure(
-    model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor], hardware: Hardware
-) -> dict[str, float]:
-    """Quality of a classifier on examples, in percent; all 0 without examples.
-
-    Returns:
-        `accuracy` and `macro_f1` of the level, `rationale_f1` over tokens, and of the majority-class baseline
-        `majority_accuracy` and `majority_macro_f1`.
-    """
+def measure(model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """`quality` of a classifier on annotated examples."""
     import torch
 
     levels, rationales = [0] * len(examples), [[0]] * len(examples)
-    states = _frozen_states(model, examples, hardware)
-    with torch.no_grad(), autocast(hardware):
+    states = _frozen_states(model, examples)
+    with torch.no_grad():
         for batch in batches_by_count([len(example.ids) for example in examples], BATCH_SIZE):
             selected = [examples[i] for i in batch]
             level, rationale, _ = _run(model, selected, [states[i] for i in batch if states], posts, 0.0)
@@ -115,20 +150,7 @@ def measure(
             for i, predicted_level, predicted_rationale in predictions:
                 levels[i], rationales[i] = predicted_level, predicted_rationale
     truth = [example.level for example in examples]
-    baseline = majority(truth, LEVELS)
-    tokens = [
-        (predicted, label)
-        for example, row in zip(examples, rationales, strict=True)
-        for predicted, label in zip(row, example.rationale, strict=False)  # `row` has padding
-        if label != IGNORED
-    ]
-    return {
-        "accuracy": accuracy(truth, levels),
-        "macro_f1": macro_f1(truth, levels),
-        "rationale_f1": f1([label for _, label in tokens], [predicted for predicted, _ in tokens], 1),
-        "majority_accuracy": accuracy(truth, baseline),
-        "majority_macro_f1": macro_f1(truth, baseline),
-    }
+    return quality(truth, levels, [example.rationale for example in examples], rationales)
 
 
 def _run(
@@ -158,12 +180,20 @@ def _loss(
 ) -> torch.Tensor:
     """Weighted sum of two cross-entropies: of the level, a mean over examples, and of the rationale, over tokens."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     level, rationale, mask = _run(model, examples, frozen_states, posts, settings.dropout)
     labels, _ = pad([torch.tensor(example.rationale, device=level.device) for example in examples])
     labels = labels.masked_fill(~mask, IGNORED)
     levels = torch.tensor([example.level for example in examples], device=level.device)
-    level_loss = cross_entropy(level.float(), levels)
-    rationale_loss = cross_entropy(rationale.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-    return settings.lambda_level * level_loss + settings.lambda_rationale * rationale_loss
+    return settings.lambda_level * labelled_loss(level, levels) + settings.lambda_rationale * labelled_loss(
+        rationale.flatten(0, 1), labels.flatten()
+    )
+
+
+def labelled_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits (N, C), a mean over the labels (N,) that are not IGNORED; 0 if there is none."""
+    from torch.nn.functional import cross_entropy
+
+    if not (labels != IGNORED).any():
+        return logits.float().sum() * 0.0
+    return cross_entropy(logits.float(), labels, ignore_index=IGNORED)

@@ -29,7 +29,9 @@ class Encoder(Weights):
 class Epitome:
     """The EPITOME classifiers (Sharma et al. 2020): training data and hyperparameters."""
 
+    form: Literal["bi-encoder", "cross-encoder"]
     data: Literal["data/sample/epitome", "data/raw/epitome"]
+    levels: Name
     checkpoints: Name
     epochs: Positive
     learning_rate: Rate
@@ -45,6 +47,16 @@ class Epitome:
     def published(self) -> Path | None:
         """The folder of published checkpoints; None: the classifiers are trained."""
         return None if self.checkpoints == self.data else Path(self.checkpoints)
+
+    @property
+    def level_corpus(self) -> Path | None:
+        """The folder of replies with published levels; None: there is no second training corpus."""
+        return None if self.levels == self.data else Path(self.levels)
+
+    @property
+    def sentences(self) -> str:
+        """The folder of replies with published levels, which DVC watches as it does the sentences of others."""
+        return self.levels
 
     @property
     def table(self) -> str:

@@ -59,8 +59,8 @@ def classifier(encoder, tokenizer, max_length=24, frozen_layers=0):
     """Wide enough for padding or order to show in the logits."""
     torch.manual_seed(4)
     model = make_model(encoder, max_length, frozen_layers).eval()
-    for mechanism in MECHANISMS:
-        for parameter in model[mechanism].parameters():
+    for name, parameter in model.named_parameters():
+        if "LayerNorm" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return CrossEncoder(model, tokenizer, max_length)
 

@@ -300,8 +300,11 @@ def test_one_pass_equals_three_separate_heads(either):
     for mechanism, logits in together.items():
         alone = []
         for post, reply in zip(POSTS, REPLIES, strict=True):
-            states, _ = states_of(either.model, [pair_of(either.tokenizer, tokens[post], tokens[reply])])
-            alone.append(level(either.model[mechanism], states)[0].detach())
+            pair = pair_of(either.tokenizer, tokens[post], tokens[reply])
+            states, response = states_of(either.model, [pair])
+            # The response's tokens and the last separator.
+            assert response.sum() == len(tokens[reply].ids) + 1 and response[0, -1]
+            alone.append(level(either.model[mechanism], states, response)[0].detach())
         torch.testing.assert_close(logits[:-1], torch.stack(alone), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(backwards[mechanism].flip(0), logits[:-1], atol=1e-5, rtol=1e-5)
         assert logits[-1].equal(logits[0]) and logits.std(0).max() > 0.05

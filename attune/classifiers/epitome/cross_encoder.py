@@ -1,10 +1,11 @@
 """EPITOME's levels by a cross-encoder: one encoder reads both posts as one input, and each mechanism has its heads.
 
-    [CLS] seeker post [SEP] response [SEP]          level = out_proj(relu(dense(H₀)))          rationale = W H
+    [CLS] seeker post [SEP] response [SEP]          level = out_proj(relu(dense(mean H)))          rationale = W H
 
-H are the encoder's states, H₀ that of the first token. The three mechanisms share the encoder, so that one pass gives
-all levels, where bi-encoders (`model.py`) take a seeker encoder and three responder encoders. It is not the classifier
-of Sharma et al. 2020, whose attention from response to post is inside the encoder here.
+H are the encoder's states. The mean is over the response's, as of the sentence encoders that it begins from; the state
+of [CLS], which those do not use, learns more slowly. The mechanisms share the encoder, so that one pass gives all levels,
+where bi-encoders (`model.py`) take a seeker encoder and three responder encoders. It is not the classifier of Sharma et
+al. 2020, whose attention from response to post is inside the encoder here.
 """
 
 from __future__ import annotations
@@ -116,22 +117,23 @@ def pair_of(tokenizer: Tokenizer, post: Tokens, response: Tokens) -> Pair:
 
 
 def states_of(model: nn.ModuleDict, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """States of the encoder, (B, T, D), and the mask (B, T), true for tokens, false for padding."""
+    """States of the encoder, (B, T, D), and the mask (B, T), true for the response and the [SEP] after it."""
     import torch
 
     encoder: Any = model["encoder"]
     ids, mask = pad([torch.tensor(pair.ids, device=encoder.device) for pair in pairs])
     starts = torch.tensor([pair.response for pair in pairs], device=encoder.device)
-    segments = (mask & (torch.arange(ids.shape[1], device=encoder.device) >= starts[:, None])).long()
-    segment_ids = {"token_type_ids": segments} if getattr(encoder.config, "type_vocab_size", 1) > 1 else {}
-    return encoder(input_ids=ids, attention_mask=mask.long(), **segment_ids).last_hidden_state, mask
+    response = mask & (torch.arange(ids.shape[1], device=encoder.device) >= starts[:, None])
+    segments = {"token_type_ids": response.long()} if getattr(encoder.config, "type_vocab_size", 1) > 1 else {}
+    return encoder(input_ids=ids, attention_mask=mask.long(), **segments).last_hidden_state, response
 
 
-def level(heads: Any, states: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-    """Logits of a mechanism's level, (B, 3), from the states (B, T, D)."""
+def level(heads: Any, states: torch.Tensor, response: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+    """Logits of a mechanism's level, (B, 3), of `states_of`."""
     from torch.nn.functional import dropout as drop
 
-    hidden = heads["dense"](drop(states[:, 0], dropout, heads.training)).relu()
+    mean = (states * response[..., None]).sum(1) / response.sum(1, keepdim=True)
+    hidden = heads["dense"](drop(mean, dropout, heads.training)).relu()
     return heads["out_proj"](drop(hidden, dropout, heads.training))
 
 
@@ -160,9 +162,9 @@ def level_logits(
     logits = {mechanism: torch.empty(len(distinct), LEVELS) for mechanism in MECHANISMS}
     with torch.no_grad():
         for batch in batches_by_count([len(pair.ids) for pair in distinct], batch_size):
-            states, _ = states_of(classifier.model, [distinct[i] for i in batch])
+            states, response = states_of(classifier.model, [distinct[i] for i in batch])
             for mechanism, values in logits.items():
-                values[batch] = level(classifier.model[mechanism], states).cpu()
+                values[batch] = level(classifier.model[mechanism], states, response).cpu()
     places = {pair: i for i, pair in enumerate(distinct)}
     rows = [places[pair] for pair in pairs]
     return {mechanism: values[rows] for mechanism, values in logits.items()}

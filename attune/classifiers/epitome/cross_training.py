@@ -115,14 +115,15 @@ def loss(model: nn.ModuleDict, examples: Sequence[Labelled], settings: Epitome) 
     """
     import torch
 
-    states, mask = states_of(model, [example.pair for example in examples])
+    states, response = states_of(model, [example.pair for example in examples])
     total = states.new_zeros((), dtype=torch.float32)
     for mechanism in MECHANISMS:
         heads = model[mechanism]
         levels = [example.levels.get(mechanism, IGNORED) for example in examples]
         rows = [example.rationales.get(mechanism, [IGNORED] * len(example.pair.ids)) for example in examples]
-        labels = pad([torch.tensor(row, device=states.device) for row in rows])[0].masked_fill(~mask, IGNORED)
-        of_levels = labelled_loss(level(heads, states, settings.dropout), torch.tensor(levels, device=states.device))
+        labels = pad([torch.tensor(row, device=states.device) for row in rows])[0].masked_fill(~response, IGNORED)
+        guesses = level(heads, states, response, settings.dropout)
+        of_levels = labelled_loss(guesses, torch.tensor(levels, device=states.device))
         of_tokens = labelled_loss(rationale(heads, states, settings.dropout).flatten(0, 1), labels.flatten())
         total = total + settings.lambda_level * of_levels + settings.lambda_rationale * of_tokens
     return total
@@ -137,12 +138,13 @@ def measure_all(classifier: CrossEncoder, annotations: Annotations) -> dict[str,
     tokens = {mechanism: [[0]] * len(examples) for mechanism in MECHANISMS}
     with torch.no_grad():
         for batch in batches_by_count([len(example.pair.ids) for example in examples], BATCH_SIZE):
-            states, _ = states_of(classifier.model, [examples[i].pair for i in batch])
+            states, response = states_of(classifier.model, [examples[i].pair for i in batch])
             for mechanism in MECHANISMS:
                 heads = classifier.model[mechanism]
-                predicted = (one(heads, states).argmax(-1).tolist() for one in (level, rationale))
-                for i, one_level, row in zip(batch, *predicted, strict=True):
-                    levels[mechanism][i], tokens[mechanism][i] = one_level, row
+                guesses = level(heads, states, response).argmax(-1).tolist()
+                marks = rationale(heads, states).argmax(-1).tolist()
+                for i, guess, row in zip(batch, guesses, marks, strict=True):
+                    levels[mechanism][i], tokens[mechanism][i] = guess, row
     measured = {}
     for mechanism in MECHANISMS:
         known = [i for i, example in enumerate(examples) if mechanism in example.levels]

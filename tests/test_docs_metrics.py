@@ -38,6 +38,7 @@ def test_every_metric_has_a_card():
     bounds = {f"*.{end}" for end in ("low", "high", "diff", "diff_low", "diff_high")}
     empathy = {f"{kind}_{short}" for kind in ("diff", "level", "reference_level") for short in MECHANISMS.values()}
     classifiers = {f"*_{name}" for name in MEASURES}
+    classifiers |= {f"*_published_{name}" for name in ("accuracy", "kappa*", "valid_kappa", "gap_*")}
     dbt = set(dbt_metrics.metrics(dbt_metrics.per_example([[0.2] * 5], [[0.2] * 5])))
     dbt |= {f"f1_{label}" for label in LABELS} | {"calibration_error"}
     replies = {f"{side}{name}" for name in SHARES for side in ("", "reference_")}
@@ -45,7 +46,7 @@ def test_every_metric_has_a_card():
     behaviour = set(behaviour_metrics.metrics(behaviour_metrics.per_example([[0.2] * 6], [[0.2] * 6])))
     behaviour |= {f"behaviour_f1_{label}" for label in BEHAVIOURS} | {"behaviour_calibration_error"}
     behaviour |= {f"miti_f1_{label.replace('-', '_')}" for label in ADHERENCE} | {"miti_calibration_error"}
-    leaks = {"*_in_test", "*_in_valid", "*_checked", "miti_left_out"}
+    leaks = {"*_in_test", "*_in_valid", "*_checked", "miti_left_out", "levels_of_held_out"}
     metrics = set(Movement._fields) | leaks | dbt | behaviour | replies | classifiers | mmlu | set(NAMES) | bounds
     assert {name for title in CARDS for name in title.split(", ")} == metrics
 

@@ -3,9 +3,9 @@
     [CLS] seeker post [SEP] response [SEP]          level = out_proj(relu(dense(mean H)))          rationale = W H
 
 H are the encoder's states. The mean is over the response's, as of the sentence encoders that it begins from; the state
-of [CLS], which those do not use, learns more slowly. The mechanisms share the encoder, so that one pass gives all levels,
-where bi-encoders (`model.py`) take a seeker encoder and three responder encoders. It is not the classifier of Sharma et
-al. 2020, whose attention from response to post is inside the encoder here.
+of [CLS], which those do not use, learns more slowly. The mechanisms share the encoder, so that one pass gives all
+levels, where bi-encoders (`model.py`) take a seeker encoder and three responder encoders. It is not the classifier of
+Sharma et al. 2020, whose attention from response to post is inside the encoder here.
 """
 
 from __future__ import annotations

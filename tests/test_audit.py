@@ -12,6 +12,7 @@ from helpers import ROOT
 from test_recipes import COUNSEL, MICRO, with_samples
 
 from attune.classifiers.behaviour.learn import label_sentences
+from attune.classifiers.epitome.annotations import split_of
 from attune.config.params import compose, load
 from attune.config.schema import Classifier
 from attune.corpora.leakage import HeldOut, copied, sentences_of, texts_of, without_copies
@@ -33,7 +34,7 @@ def dialogue(split, name, *texts):
     return Dialogue(f"{split}/{name}", "c", split, "sad", turns)
 
 
-REDDIT = "data/raw/epitome"
+REDDIT, SHORTS = "data/raw/epitome", ("er", "ip", "ex")
 TEST = dialogue("test", "t", ASKED, REPLY, "Thank you.")
 VALID = dialogue("valid", "v", OTHER, ANSWER)
 TRAIN = [dialogue("train", str(i), f"I lost key {i}.", "Oh no!", "Thank you.", "You are welcome.") for i in range(3)]
@@ -246,3 +247,25 @@ def test_embedded_samples_have_no_leak(name, overrides, tmp_path, monkeypatch):
     metrics = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))
     assert metrics["train_checked"] > 30 and metrics["pairs_checked"] > 30 and metrics["base_checked"] == 1920
     assert not any(value for key, value in metrics.items() if "_in_" in key)
+
+
+def test_published_levels_of_test_dialogues_are_counted_and_no_leak(clean):
+    """Contexts of the test split, which only a scorer learns from; those that it holds out are not training data."""
+    contexts = [[{"role": "user", "content": f"{n}. {ASKED}"}] for n in range(20)]
+    header = ("context", "reference", "reply", *(f"{side}level_{one}" for side in ("reference_", "") for one in SHORTS))
+    lines = [(json.dumps(context), f"Oh no {n}!", f"Why {n}?", *[0] * 6) for n, context in enumerate(contexts)]
+    rows(Path("my_levels/replies-base.csv"), header, *lines)
+    learnt = sum(split_of(context[0]["content"]) == "train" for context in contexts)
+    one = params()
+    audit.main(replace(one, epitome=replace(one.epitome, levels="my_levels")))
+    found = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))
+    # A reply of the system and one of people.
+    assert 0 < learnt < 20 and found["levels_checked"] == 2 * learnt
+    assert found["levels_of_held_out"] == 0 and found["epitome_checked"] == 3
+    turns = [{"role": "user", "content": ASKED}]
+    lines = [(json.dumps([{"role": "user", "content": f"Hi {n}."}, {"role": "assistant", "content": "Hi."}, *turns]),
+              "Oh no!", f"Why {n}?", *[0] * 6) for n in range(20)]  # fmt: skip
+    rows(Path("my_levels/replies-base.csv"), header, *lines)
+    audit.main(replace(one, epitome=replace(one.epitome, levels="my_levels")))
+    found = json.loads(Path("metrics/audit.json").read_text(encoding="utf-8"))
+    assert found["levels_of_held_out"] == found["levels_checked"] > 0

@@ -2,16 +2,19 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import ROOT
+from test_epitome_levels import put
 from test_record import record, rows
 
+from attune.classifiers.epitome.published_levels import read_levels
 from attune.config.params import load
 from attune.generation.made_elsewhere import read as read_replies
-from attune.report.published_page import difference
+from attune.report.published_page import agreement, difference
 from attune.report.tables import PEOPLE
 from attune.runtime.errors import DataError, UserError
 from attune.tools import published
@@ -91,6 +94,29 @@ def test_published_levels_by_hand(whole):
         "diff_er": 1.6667, "diff_ip": 0.6667, "diff_ex": 1.6667,
     }  # fmt: skip
     assert found[PEOPLE] == {"level_er": 0.0, "level_ip": 1.0, "level_ex": 2.0} and "sft-dpo" not in found
+
+
+def test_agreement_is_that_of_held_out_dialogues(tmp_path, params):
+    """Levels that equal the published ones there and nowhere else."""
+    put(tmp_path, "base", shift=1)
+    put(tmp_path, "sft-dpo", own=False)
+    paths = {name: tmp_path / f"replies-{name}.csv" for name in ("base", "sft-dpo")}
+    systems = {name: scored(path, params) for name, path in paths.items()}
+    systems[PEOPLE] = scored(paths["base"], params, human=True)
+    assert published.agreement_with_published(tmp_path, systems) == {}
+    published_rows = read_levels(tmp_path)
+    for name in ("base", PEOPLE):
+        own = [row for row in published_rows if row.system == name]
+        levels = [row.levels["explorations"] if row.split == "test" else 2 - row.levels["explorations"] for row in own]
+        columns = {f"level_{short}": levels for short in published.SHORTS}
+        systems[name] = replace(systems[name], scores=systems[name].scores.assign(**columns))
+    found = published.agreement_with_published(tmp_path, systems)
+    held_out = sum(row.split == "test" for row in published_rows) // 2
+    assert found["dialogues"] == held_out > 0 and found["levels"]["er"]["all"]["n"] == 2 * held_out
+    assert {one["kappa"] for short in published.SHORTS for one in found["levels"][short].values()} == {1.0}
+    assert found["differences"]["base"]["diff_er"] == found["differences"]["base"]["published_diff_er"] > 0
+    shown = rows(agreement(found))
+    assert shown["people"] == ["1.00"] * 3 + ["100.0"] * 3 and len(shown["base"]) == 12
 
 
 def test_the_section_has_a_row_for_each_system(whole):

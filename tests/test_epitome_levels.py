@@ -446,6 +446,12 @@ def test_save_and_load(either, tmp_path):
         assert score(tmp_path / "epitome", POSTS, REPLIES, replace(HARDWARE, dtype=dtype)) == expected
     settings = json.loads((tmp_path / "epitome/epitome.json").read_text())
     assert settings == {"form": "cross-encoder", "max_length": 24, "note": "a"}
+    (tmp_path / "epitome/epitome.json").write_text(json.dumps(settings | {"form": "other"}))
+    with pytest.raises(
+        ModelError, match=r"epitome\.json: form 'other' is not known: run `dvc repro classifier@epitome`"
+    ):
+        load_classifiers(tmp_path / "epitome", HARDWARE)
+    (tmp_path / "epitome/epitome.json").write_text(json.dumps(settings))
     (tmp_path / "epitome/cross_encoder.safetensors").unlink()
     with pytest.raises(ModelError, match=r"cross_encoder\.safetensors is missing: run `dvc repro classifier@epitome`"):
         load_classifiers(tmp_path / "epitome", HARDWARE)

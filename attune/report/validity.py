@@ -18,7 +18,10 @@ MEAN = "mean"
 """Name of the mean of all scales."""
 Validity = Mapping[str, Any]
 
-SAME = ("bertscore_encoder_sha256", "bertscore_layer", "epitome_classifiers", "epitome_encoder_sha256")
+SAME = (
+    *("bertscore_encoder_sha256", "bertscore_layer"),
+    *("epitome_classifiers", "epitome_form", "epitome_encoder_sha256"),
+)
 """Keys of the signature that a run must share for its metrics to be those that were measured."""
 
 

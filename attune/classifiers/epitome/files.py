@@ -81,15 +81,17 @@ def load(folder: Path, hardware: Hardware) -> Classifiers | CrossEncoder:
     """Read what `save` wrote, onto `compute.device`, in eval mode and fp32.
 
     Raises:
-        ModelError: a file is missing, or the parameters in a file do not fit the classifier.
+        ModelError: a file is missing or by another version, or the parameters in a file do not fit the classifier.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     _require(folder / CONFIG)
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if (form := settings.get("form")) not in (BI_ENCODER, CROSS_ENCODER):
+        raise ModelError(f"{folder / CONFIG}: form {form!r} is not known: run `dvc repro classifier@epitome`")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tokenizer, length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings["max_length"]
-    if settings["form"] == CROSS_ENCODER:
+    if form == CROSS_ENCODER:
         return CrossEncoder(_load_cross_encoder(folder, config, length, hardware), tokenizer, length)
     return Classifiers(_load_bi_encoders(folder, config, settings["frozen_layers"], hardware), tokenizer, length)
 

@@ -29,9 +29,9 @@ def untracked(paths: Iterable[str]) -> list[str]:
     """
     return [
         f"{path} is tracked by neither Git nor DVC: `dvc exp run --temp`, `--queue` and studies copy tracked files "
-        f"only and would not find it; `dvc add {path}` and `git add {path}.dvc {Path(path).parent / '.gitignore'}` let them"
-        for path in map(str, map(Path, paths))
-        if not _is_found(Path(path))
+        f"only and would not find it; `dvc add {path}` and `git add {path}.dvc {path.parent / '.gitignore'}` let them"
+        for path in map(Path, paths)
+        if not _is_found(path)
     ]
 
 

@@ -18,7 +18,8 @@ def own_paths(params: Params) -> list[str]:
     dialogues = [f"{corpus.local_folder}/{part}" for part in corpus.parts] if corpus.local_folder else []
     replies = [str(variant.replies_file) for variant in params.variants.values() if variant.replies_file]
     folders = [model.folder] if model.source == "folder" else []
-    return [*dialogues, params.pairs.table, params.epitome.checkpoints, params.epitome.levels, *folders, *replies]
+    scored_by = (params.epitome.checkpoints, params.epitome.levels)
+    return list(dict.fromkeys([*dialogues, params.pairs.table, *scored_by, *folders, *replies]))
 
 
 def untracked(paths: Iterable[str]) -> list[str]:

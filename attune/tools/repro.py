@@ -139,7 +139,8 @@ def plan(arguments: Any) -> Plan:
     with Repo() as repo:
         graph, stages = looked_at(repo, arguments)
         needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
-        return Plan(needs, set(needs if arguments.force else repo.status()))
+        # Not `repo.status`, which reads the pipeline once more.
+        return Plan(needs, {stage.addressing for stage in stages if arguments.force or stage.changed()})
 
 
 def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
@@ -148,8 +149,11 @@ def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     graph = get_active_graph(repo.index.graph)
-    targets = [] if arguments.all_pipelines else arguments.targets or [PROJECT_FILE]
-    stages = collect_stages(repo, targets, arguments.recursive, arguments.glob)
+    if arguments.targets:
+        stages = collect_stages(repo, arguments.targets, arguments.recursive, arguments.glob)
+    else:
+        # What DVC would collect by reading the pipeline once more.
+        stages = [stage for stage in graph if stage.path_in_repo == PROJECT_FILE and not arguments.all_pipelines]
     if not arguments.single_item:
         stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)
     return graph, stages

@@ -64,6 +64,7 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.initialization import no_init_weights
 
     names = [CONFIG, *(f"{mechanism}.safetensors" for mechanism in MECHANISMS)]
     for name in names:
@@ -72,12 +73,15 @@ def load(folder: Path, hardware: Hardware) -> Classifiers:
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
-    seeker = AutoModel.from_config(config)
     models = {}
+    # Random weights of four encoders took a second; `fill` checks that every one is replaced.
+    with no_init_weights():
+        seeker = AutoModel.from_config(config)
+        for mechanism in MECHANISMS:
+            encoder = seeker if shared else AutoModel.from_config(config)
+            models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), settings["frozen_layers"])
     for mechanism in MECHANISMS:
         path = folder / f"{mechanism}.safetensors"
-        encoder = seeker if shared else AutoModel.from_config(config)
-        models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), settings["frozen_layers"])
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
         if hardware.dtype == "bf16":

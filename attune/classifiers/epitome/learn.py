@@ -17,6 +17,7 @@ from attune.classifiers.epitome.annotations import (
     split_of,
 )
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers
+from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
     from attune.config.schema import Epitome, Hardware, Params
@@ -33,6 +34,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     Raises:
         ModelError: as `read_annotations` and `load_published`.
     """
+    import_transformers()
     import torch
 
     from attune.classifiers.epitome.files import PUBLISHED, save

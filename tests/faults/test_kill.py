@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pipeline import MICRO, RUNNING, Run, make, repro, results, steps_by_stage, steps_seen
+from micro import MICRO, Undisturbed
+from pipeline import Run, make, repro, results, steps_seen
 
 from attune.runtime.sealed import newest_whole, step_of
 
@@ -27,20 +28,6 @@ MOMENTS = ("any", "step", "writing", "ending")
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """The outs of an undisturbed run; the seconds at which its stages began and the last ended; their steps."""
-
-    results: dict[str, bytes]
-    order: list[str]
-    began: list[float]
-    steps: dict[str, int]
-
-    def seconds(self, stage: str) -> float:
-        at = self.order.index(stage)
-        return self.began[at + 1] - self.began[at]
-
-
-@dataclass(frozen=True)
 class Kill:
     """One kill: the intended stage, the stage that was killed, and the moment in it."""
 
@@ -49,30 +36,12 @@ class Kill:
     moment: str
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make(folder, MICRO)
-    run, order, began = repro(folder, folder / "log.txt"), [], []
-
-    def note() -> bool:
-        for stage in RUNNING.findall(run.output)[len(order) :]:
-            order.append(stage)
-            began.append(time.monotonic())
-        return False
-
-    run.wait_until(note)
-    note()
-    assert run.process.returncode == 0, run.output[-4000:]
-    return Undisturbed(results(folder), order, [*began, time.monotonic()], steps_by_stage(run.output))
-
-
-def wait_for(run: Run, stage: str, moment: str, undisturbed: Undisturbed, rng: random.Random) -> None:
+def wait_for(run: Run, stage: str, moment: str, micro: Undisturbed, rng: random.Random) -> None:
     """Wait until `stage`, or a later one, is at the moment of the kill."""
-    reached = undisturbed.order[undisturbed.order.index(stage) :]
+    reached = micro.order[micro.order.index(stage) :]
     if not run.wait_until(lambda: run.stage() in reached):
         return
-    begin, pause = time.monotonic(), rng.random() * undisturbed.seconds(stage)
+    begin, pause = time.monotonic(), rng.random() * micro.seconds(stage)
     step = rng.randrange(1, 30)
     kept = Path(run.log.parent / "project/.checkpoints")
     before = set(kept.rglob("*"))
@@ -87,7 +56,7 @@ def wait_for(run: Run, stage: str, moment: str, undisturbed: Undisturbed, rng: r
             begin, pause = time.monotonic(), rng.random() * WRITING
             run.wait_until(lambda: time.monotonic() - begin > pause)
         case "ending":
-            run.wait_until(lambda: steps_seen(run.output) >= undisturbed.steps[stage] or run.stage() != stage)
+            run.wait_until(lambda: steps_seen(run.output) >= micro.steps[stage] or run.stage() != stage)
             begin, pause = time.monotonic(), rng.random() * ENDING
             run.wait_until(lambda: time.monotonic() - begin > pause)
 
@@ -114,7 +83,7 @@ def schedule(order: list[str], kills: int, rng: random.Random) -> list[tuple[str
 
 
 @pytest.mark.slow
-def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, recorded, request):
+def test_a_killed_pipeline_ends_like_an_undisturbed_one(micro, tmp_path, recorded, request):
     kills = KILLS if request.config.getoption("--record") else FEW_KILLS
     rng = random.Random(SEED)
     project = tmp_path / "project"
@@ -123,9 +92,9 @@ def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, r
     killed: list[Kill] = []
     lost: list[int] = []
     ended = 0
-    for number, (stage, moment) in enumerate(schedule(undisturbed.order, kills, rng)):
+    for number, (stage, moment) in enumerate(schedule(micro.order, kills, rng)):
         run = repro(project, tmp_path / f"{number}.txt")
-        wait_for(run, stage, moment, undisturbed, rng)
+        wait_for(run, stage, moment, micro, rng)
         hit = run.stage()
         if not run.kill():
             assert run.process.returncode == 0, run.output[-4000:]
@@ -138,11 +107,11 @@ def test_a_killed_pipeline_ends_like_an_undisturbed_one(undisturbed, tmp_path, r
     last = repro(project, tmp_path / "last.txt")
     assert last.process.wait() == 0, last.output[-4000:]
     found = results(project)
-    different = [name for name, content in undisturbed.results.items() if found.get(name) != content]
-    assert not different and found.keys() == undisturbed.results.keys()
+    different = [name for name, content in micro.results.items() if found.get(name) != content]
+    assert not different and found.keys() == micro.results.keys()
     # A busy machine may be late for a kill in the last stages.
     assert ended <= max(2, 0.1 * kills)
-    keep(recorded, killed, lost, undisturbed.order)
+    keep(recorded, killed, lost, micro.order)
     shutil.rmtree(project)
 
 

@@ -32,6 +32,7 @@ from attune.config.params import load
 from attune.generation import made_elsewhere
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped
+from attune.runtime.imports import import_for_good
 from attune.runtime.io import write_json
 from attune.tools.dry_run import listed, would_run
 
@@ -225,6 +226,7 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("repro", __doc__)
     parser.add_argument("arguments", nargs="*", help="targets of `dvc repro`; its options after --")
     command = ["repro", *parser.parse_args(argv).arguments]
+    import_for_good("dvc.cli", "dvc.repo.reproduce")
     from dvc.cli import main as run_dvc
 
     shown = progress(command)

@@ -141,7 +141,8 @@ def plan(arguments: Any) -> Plan:
         graph, stages = looked_at(repo, arguments)
         needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
         # Not `repo.status`, which reads the pipeline once more.
-        return Plan(needs, {stage.addressing for stage in stages if arguments.force or stage.changed()})
+        with repo.lock:
+            return Plan(needs, {stage.addressing for stage in stages if arguments.force or stage.changed()})
 
 
 def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:

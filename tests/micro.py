@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.pipeline import RUNNING, environment, results, start, steps_by_stage
+from faults.pipeline import RUNNING, environment, start, steps_by_stage
 from filelock import FileLock
 from helpers import ROOT
 
@@ -93,10 +93,6 @@ class Undisturbed:
     order: list[str]
     began: list[float]
     steps: dict[str, int]
-
-    @property
-    def results(self) -> dict[str, bytes]:
-        return results(self.clone.folder)
 
     def seconds(self, stage: str) -> float:
         at = self.order.index(stage)

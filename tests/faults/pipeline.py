@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,15 +91,15 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
     return Run(process, log)
 
 
-def repro(folder: Path, log: Path) -> Run:
-    """`dvc repro`, after removing those of DVC's own files that a kill cut short: it refuses to read them.
+def repro(folder: Path, log: Path, *targets: str) -> Run:
+    """`dvc repro` of the targets, or of all stages, after removing those of DVC's own files that a kill cut short: it refuses to read them.
 
     DVC 3.67 rewrites `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
     """
     for path in (folder / "dvc.lock", folder / ".dvc/tmp/rwlock"):
         if path.exists() and not readable(path):
             path.unlink()
-    return start(folder, log, "dvc", "repro")
+    return start(folder, log, "dvc", "repro", *targets)
 
 
 def readable(path: Path) -> bool:
@@ -118,12 +118,13 @@ def readable(path: Path) -> bool:
     return content is not None
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file of a run's results, the outs that DVC has recorded, by its path."""
+def results(folder: Path, stages: Iterable[str]) -> dict[str, bytes]:
+    """Every file of a run's results, the outs that DVC has recorded of the stages, by its path."""
     from ruamel.yaml import YAML
 
-    stages = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
-    outs = [folder / out["path"] for stage in stages for out in stage["outs"] if out["path"].startswith(RESULTS)]
+    recorded = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    outs = [folder / out["path"] for name in stages for out in recorded[name].get("outs", ())]
+    outs = [out for out in outs if str(out.relative_to(folder)).startswith(RESULTS)]
     paths = [path for out in outs for path in [out, *out.rglob("*")] if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 

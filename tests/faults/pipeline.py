@@ -92,9 +92,10 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
 
 
 def repro(folder: Path, log: Path, *targets: str) -> Run:
-    """`dvc repro` of the targets, or of all stages, after removing those of DVC's own files that a kill cut short: it refuses to read them.
+    """`dvc repro` of the targets, or of all stages.
 
-    DVC 3.67 rewrites `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
+    Before, those of DVC's own files that a kill cut short are removed, which it refuses to read: DVC 3.67 rewrites
+    `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
     """
     for path in (folder / "dvc.lock", folder / ".dvc/tmp/rwlock"):
         if path.exists() and not readable(path):

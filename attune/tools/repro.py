@@ -231,6 +231,10 @@ def main(argv: Sequence[str]) -> None:
     from dvc.cli import main as run_dvc
 
     shown = progress(command)
+    if shown is not None and not shown.plan.changed:
+        # DVC would read the whole pipeline again to say the same.
+        print("Data and pipelines are up to date.")
+        return
     if shown is not None:
         logging.getLogger("dvc.stage").addHandler(shown)
     # Ctrl-C reaches the stage by itself: it is in the foreground of the same terminal.

@@ -38,18 +38,12 @@ def test_change_of_beta_runs_dpo_and_what_follows_and_back_again_runs_nothing(cl
     assert clone.read("metrics/text/sft-dpo.json") == before
 
 
-def test_further_round_runs_only_itself(clone):
+def test_a_further_round_runs_only_itself_and_another_reference_only_the_intervals(clone):
     """The schedule spans three epochs and two rounds have run: the third depends on the second and on nothing new."""
-    three = [one for one in MICRO if one != "~rounds.e3"]
+    three = [*(one for one in MICRO if one != "~rounds.e3"), "evaluate.reference=sft-dpo"]
     output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in three))
-    assert sorted(stages_run(output)) == sorted(["pairs@e3", "audit", "dpo@e3", *PAGES])
-
-
-def test_another_reference_runs_only_the_intervals(clone):
-    output = clone.run("dvc", "exp", "run", *(f"-S{one}" for one in MICRO), "-S", "evaluate.reference=sft-dpo")
-    assert sorted(stages_run(output)) == sorted(
-        [*(f"intervals@{v}-{s}" for v in VARIANTS for s in ("text", "epitome", "mmlu")), *PAGES]
-    )
+    intervals = [f"intervals@{variant}-{scorer}" for variant in VARIANTS for scorer in ("text", "epitome", "mmlu")]
+    assert sorted(stages_run(output)) == sorted(["pairs@e3", "audit", "dpo@e3", *intervals, *PAGES])
     assert "rouge_l.diff" in json.loads(clone.read("metrics/intervals/text/base.json"))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+# After each command in a project of a test DVC would start a process that reports it.
+os.environ["DVC_NO_ANALYTICS"] = "1"
 # Before torch is imported: two threads in each of two test processes would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 

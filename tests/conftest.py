@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing in the tests reaches a hub."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -7,11 +8,19 @@ from pathlib import Path
 import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+# After each command in a project of a test DVC would start a process that reports it.
+os.environ["DVC_NO_ANALYTICS"] = "1"
 # Before torch is imported: two threads in each of two test processes would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # A shell starts background jobs with Ctrl-C ignored, which every process below would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# One compiler: a pool of processes would import torch in each before anything is compiled.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
+# The test files import a million objects, which the collector would go through while they grow and in every test.
+gc.disable()
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = [
@@ -38,6 +47,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="a campaign of full size: --record runs and keeps it"))
 
 
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture
 def recorded(request):
     """`recorded(name, rows)`: keep a campaign's rows, {what, cases, failures, …}, where --record asks for it.
@@ -52,6 +66,15 @@ def recorded(request):
             reliability.keep(name, f"python -m pytest {request.node.nodeid.partition('::')[0]} --record", rows)
 
     return keep
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory, worker_id):
+    """The very small pipeline as it ran once in this session; tests that change anything do so in a copy."""
+    from micro import shared
+
+    own = tmp_path_factory.getbasetemp()
+    return shared(own if worker_id == "master" else own.parent)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,8 @@ def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
 
 def project(folder: Path) -> None:
     """A folder in which DVC finds the pipeline and params are composed, with what cards quote, without Git."""
-    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "conf", folder / "conf")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs/use.md", folder / "docs")

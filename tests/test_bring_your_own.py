@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults.pipeline import MICRO, command, make
+from faults.pipeline import command, make
 from helpers import ROOT, project
+from micro import MICRO
 
 from attune.config.params import compose, load
 from attune.data.dialogue import SPLITS, read_dialogues

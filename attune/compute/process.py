@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attune.runtime.devices import keep_to_one_device
 from attune.runtime.errors import ModelError
+from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ def set_up_process(hardware: Hardware) -> None:
     """
     import ctypes
 
+    import_transformers()
     import torch
 
     if hardware.device == "cuda":

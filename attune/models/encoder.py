@@ -25,10 +25,10 @@ def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel,
     Raises:
         ModelError: as `layout`, or `compute.device` is cuda and no GPU is visible.
     """
+    set_up_process(hardware)
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    set_up_process(hardware)
     if encoder.source == "made":
         model, tokenizer = made()
     else:

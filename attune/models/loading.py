@@ -16,6 +16,7 @@ from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
 from attune.runtime.errors import ModelError, reason
+from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +48,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
         ModelError: its files cannot be read, or it has no chat template or no EOS token.
         TemplateError: the chat template hides where a reply begins or ends.
     """
+    import_transformers()
     from transformers import AutoTokenizer
 
     with _loading(folder):
@@ -74,9 +76,9 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
         ModelError: `compute.device` is cuda and no GPU is visible, the model is an encoder, has no safetensors or
             needs remote code, or bitsandbytes is missing for a quantized model.
     """
+    set_up_process(hardware)
     import torch
 
-    set_up_process(hardware)
     folder = weights_folder(base)
     bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
     quantized = nf4_arguments(hardware) if quantization(base) else {}
@@ -119,6 +121,7 @@ def model_class(folder: Path) -> Any:
         ModelError: the model is an encoder, whose attention is bidirectional: it would see the tokens it predicts. Or
             transformers does not know its architecture.
     """
+    import_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
@@ -242,10 +245,10 @@ def load_variant(base: Path, folder: Path, hardware: Hardware, merge: bool = Tru
             bf16 or 4 bits: a low learning rate changes a weight by less than these resolve, so that merging would
             round the training away. Beside such weights it is stored in bf16.
     """
-    import torch
-
     model = load_base(base, hardware)
     if is_adapter(folder):
+        import torch
+
         # Asked before modules that were trained whole are put in, which are in fp32.
         merge = merge and model.dtype == torch.float32 and not quantization(base)
         bf16 = model.dtype == torch.bfloat16

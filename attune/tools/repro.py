@@ -32,6 +32,7 @@ from attune.config.params import load
 from attune.generation import made_elsewhere
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped
+from attune.runtime.imports import import_for_good
 from attune.runtime.io import write_json
 from attune.tools.dry_run import listed, would_run
 
@@ -139,7 +140,9 @@ def plan(arguments: Any) -> Plan:
     with Repo() as repo:
         graph, stages = looked_at(repo, arguments)
         needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
-        return Plan(needs, set(needs if arguments.force else repo.status()))
+        # Not `repo.status`, which reads the pipeline once more.
+        with repo.lock:
+            return Plan(needs, {stage.addressing for stage in stages if arguments.force or stage.changed()})
 
 
 def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
@@ -148,8 +151,11 @@ def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
     graph = get_active_graph(repo.index.graph)
-    targets = [] if arguments.all_pipelines else arguments.targets or [PROJECT_FILE]
-    stages = collect_stages(repo, targets, arguments.recursive, arguments.glob)
+    if arguments.targets:
+        stages = collect_stages(repo, arguments.targets, arguments.recursive, arguments.glob)
+    else:
+        # What DVC would collect by reading the pipeline once more.
+        stages = [stage for stage in graph if stage.path_in_repo == PROJECT_FILE and not arguments.all_pipelines]
     if not arguments.single_item:
         stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)
     return graph, stages
@@ -221,9 +227,14 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("repro", __doc__)
     parser.add_argument("arguments", nargs="*", help="targets of `dvc repro`; its options after --")
     command = ["repro", *parser.parse_args(argv).arguments]
+    import_for_good("dvc.cli", "dvc.repo.reproduce")
     from dvc.cli import main as run_dvc
 
     shown = progress(command)
+    if shown is not None and not shown.plan.changed:
+        # DVC would read the whole pipeline again to say the same.
+        print("Data and pipelines are up to date.")
+        return
     if shown is not None:
         logging.getLogger("dvc.stage").addHandler(shown)
     # Ctrl-C reaches the stage by itself: it is in the foreground of the same terminal.

@@ -7,35 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import ROOT, project
 
-# One variant that is its own reference, two rounds: the fewest stages in which every kind of stage has a part, and
-# 20 to 60 steps in each that trains.
-MICRO = [
-    "model=tiny", "tiny.corpus=sample",
-    "tiny.vocab_size=600", "tiny.hidden_size=32", "tiny.intermediate_size=64", "tiny.layers=1",
-    "tiny.heads=2", "tiny.epochs=0.2", "tiny.batch_size=8", "tiny.max_length=128", "lora.r=4", "sft.epochs=1",
-    "sft.batch_size=32", "sft.max_length=64", "pairs.limit=160", "dpo.batch_size=8", "dpo.max_length=128",
-    "~rounds.e3", "~variants.base", "~variants.sft", "variants.sft-dpo.model=models/dpo/e2",
-    "evaluate.reference=sft-dpo", "generate.limit=64", "generate.max_new_tokens=8", "generate.do_sample=true",
-    "epitome.epochs=1", "epitome.max_length=16", "epitome.batch_size=16", "mmlu.limit=2", "mmlu.shots=1",
-    "evaluate.resamples=100", "compute.threads=1", "compute.dtype=fp32", "runtime.save_every=5",
-]  # fmt: skip
-# What a person takes from a run; the other pages of the report are made of these.
-RESULTS = (
-    "models",
-    "data/dialogues",
-    "data/pairs",
-    "data/replies",
-    "data/scores",
-    "data/references.parquet",
-    "metrics",
-    "reports/curves",
-)
+# What a person takes from a run; the pages of the report are made of these.
+RESULTS = ("models", "data", "metrics", "reports/curves")
 RUNNING = re.compile(r"Running stage '([^']+)'")
 POLL = 0.005
 
@@ -48,7 +27,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
     for pattern in ("*.csv", "*.yaml"):
         for table in (ROOT / "data").glob(pattern):
             shutil.copy(table, folder / "data")
-    command(folder, sys.executable, "-m", "attune", "params", *overrides, "encoder=tiny")
+    command(folder, sys.executable, "-m", "attune", "params", *overrides)
     return folder
 
 
@@ -80,12 +59,12 @@ class Run:
     def going(self) -> bool:
         return self.process.poll() is None
 
-    def wait_until(self, seen: Callable[[], bool]) -> bool:
-        """Whether `seen` came true before the command ended."""
+    def wait_until(self, seen: Callable[[], bool], poll: float = POLL) -> bool:
+        """Whether `seen` came true before the command ended; asked every `poll` seconds."""
         while self.going:
             if seen():
                 return True
-            time.sleep(POLL)
+            time.sleep(poll)
         return False
 
     def send(self, number: int) -> int:
@@ -112,15 +91,16 @@ def start(folder: Path, log: Path, *words: str, env: dict[str, str] | None = Non
     return Run(process, log)
 
 
-def repro(folder: Path, log: Path) -> Run:
-    """`dvc repro`, after removing those of DVC's own files that a kill cut short: it refuses to read them.
+def repro(folder: Path, log: Path, *targets: str) -> Run:
+    """`dvc repro` of the targets, or of all stages.
 
-    DVC 3.67 rewrites `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
+    Before, those of DVC's own files that a kill cut short are removed, which it refuses to read: DVC 3.67 rewrites
+    `dvc.lock` and `.dvc/tmp/rwlock` in place. What stages made stays in its run cache.
     """
     for path in (folder / "dvc.lock", folder / ".dvc/tmp/rwlock"):
         if path.exists() and not readable(path):
             path.unlink()
-    return start(folder, log, "dvc", "repro")
+    return start(folder, log, "dvc", "repro", *targets)
 
 
 def readable(path: Path) -> bool:
@@ -139,9 +119,14 @@ def readable(path: Path) -> bool:
     return content is not None
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file of a run's results, by its path."""
-    paths = [path for name in RESULTS for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
+def results(folder: Path, stages: Iterable[str]) -> dict[str, bytes]:
+    """Every file of a run's results, the outs that DVC has recorded of the stages, by its path."""
+    from ruamel.yaml import YAML
+
+    recorded = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    outs = [folder / out["path"] for name in stages for out in recorded[name].get("outs", ())]
+    outs = [out for out in outs if str(out.relative_to(folder)).startswith(RESULTS)]
+    paths = [path for out in outs for path in [out, *out.rglob("*")] if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from test_pipeline import MICRO, Clone
+from micro import MICRO, Clone
 
 from attune.tools.verify import hashes
 
@@ -105,8 +105,7 @@ def test_two_clones_give_equal_bytes_for_every_out(tmp_path, recorded):
     """The pipeline with a very small model, run in two clones with separate caches."""
     outs = []
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        clone = Clone(tmp_path / name)
+        clone = Clone.of_the_working_tree(tmp_path / name)
         clone.run(sys.executable, "-m", "attune", "params", *MICRO)
         clone.run("dvc", "repro")
         outs.append(hashes(clone.folder / "dvc.lock"))

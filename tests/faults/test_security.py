@@ -26,7 +26,7 @@ import torch
 from helpers import ROOT
 from jinja2.exceptions import SecurityError
 from markdown_it import MarkdownIt
-from test_pipeline import MICRO, Clone
+from micro import MICRO, Clone
 from test_rate_load import Server
 
 from attune.classifiers.common.fit import _resume
@@ -333,8 +333,7 @@ def test_a_secret_of_the_environment_is_written_nowhere(tmp_path, monkeypatch, r
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("CORPORA_DIR", raising=False)
-    (tmp_path / "clone").mkdir()
-    clone = Clone(tmp_path / "clone")
+    clone = Clone.of_the_working_tree(tmp_path / "clone")
     settings = [f"-S{one}" for one in (*MICRO, "tiny.epochs=0.1")]
     said = clone.run("dvc", "exp", "run", "base", *settings)
     assert "Running stage 'base'" in said and (clone.folder / "reports/curves/base/plots/metrics/loss.tsv").is_file()

@@ -197,13 +197,16 @@ def load(folder: Path, hardware: Hardware, stage: str) -> TurnClassifier:
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.initialization import no_init_weights
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing: run `dvc repro {stage}`")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    encoder = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    model = make_model(encoder, len(settings["labels"]))
+    # Every weight is read below.
+    with no_init_weights():
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        model = make_model(encoder, len(settings["labels"]))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:

@@ -105,9 +105,11 @@ def _require(path: Path) -> Path:
 def _load_cross_encoder(folder: Path, config: Any, max_length: int, hardware: Hardware) -> nn.ModuleDict:
     from safetensors.torch import load_file
     from transformers import AutoModel
+    from transformers.initialization import no_init_weights
 
     path = _require(folder / CROSS)
-    model = make_model(AutoModel.from_config(config), max_length)
+    with no_init_weights():
+        model = make_model(AutoModel.from_config(config), max_length)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
@@ -118,14 +120,18 @@ def _load_cross_encoder(folder: Path, config: Any, max_length: int, hardware: Ha
 def _load_bi_encoders(folder: Path, config: Any, frozen: int, hardware: Hardware) -> dict[str, nn.ModuleDict]:
     from safetensors.torch import load_file
     from transformers import AutoModel
+    from transformers.initialization import no_init_weights
 
     paths = {mechanism: _require(folder / f"{mechanism}.safetensors") for mechanism in MECHANISMS}
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
-    seeker = AutoModel.from_config(config)
     models = {}
+    # Random weights of four encoders took a second; `fill` checks that every one is replaced.
+    with no_init_weights():
+        seeker = AutoModel.from_config(config)
+        for mechanism in paths:
+            encoder = seeker if shared else AutoModel.from_config(config)
+            models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), frozen)
     for mechanism, path in paths.items():
-        encoder = seeker if shared else AutoModel.from_config(config)
-        models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), frozen)
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
     return models

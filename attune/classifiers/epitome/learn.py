@@ -19,6 +19,7 @@ from attune.classifiers.epitome.annotations import (
 from attune.classifiers.epitome.cross_encoder import CrossEncoder
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers
 from attune.classifiers.epitome.published_levels import PREFIX, Levelled, read_levels, together
+from attune.runtime.imports import import_transformers
 from attune.runtime.io import sha256_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
         DataError: as `read_levels`.
         ModelError: as `read_annotations`, `load_published` and `cross_encoder.make_model`.
     """
+    import_transformers()
     import torch
 
     from attune.classifiers.epitome.files import save

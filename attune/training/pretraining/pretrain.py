@@ -40,13 +40,13 @@ def pretrain(
         ModelError: the dialogues do not fill one sequence, a sequence is longer than the model's positions, or the
             encoder is not available.
     """
+    set_up_process(hardware)
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     from attune.cpu.optimize import optimize_for_cpu
     from attune.models.loading import compile_layers, require_positions
     from attune.training.common.trainer import run, run_arguments
 
-    set_up_process(hardware)
     network, tokenizer = initial_model(dialogues, model, tiny, seed)
     require_positions(network, "tiny.max_length", tiny.max_length)
     sequences = packed_sequences(tokenizer, dialogues, tiny.max_length)

@@ -190,7 +190,7 @@ judge = _factory(
     rated_limit=None,
     least_kappa=0.2,
 )
-truth = _factory(schema.Truth, corpus="sample", limit=6, batch_size=4)
+truth = _factory(schema.Truth, corpus="sample", limit=6, medical=["nutrition"], batch_size=4)
 variant = _factory(schema.Variant, model="models/base", instruction=DIALOGUES)
 
 _committed = cache(partial(load, ROOT / "params.yaml"))

@@ -121,6 +121,7 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
     # By the beginning of a metric's name; all others are of the test dialogues.
     of = {"mmlu": (params.mmlu.corpus, f"MMLU, {mmlu}"), "safety": ("safety", "Attune, safety probes")}
     of["converse"] = ("converse", "Attune, scripted conversations")
+    of["medical"] = (params.mmlu.corpus, f"MMLU on health, {mmlu}")
     of["truth"] = (params.truth.corpus, f"TruthfulQA, {EMBEDDED if params.truth.corpus == 'sample' else 'MC1'}")
     return [
         EvalResult(

@@ -22,6 +22,7 @@ from attune.report.tables import (
     EMPATHY_COLUMNS,
     KNOWLEDGE_COLUMNS,
     LEVEL_COLUMNS,
+    MEDICAL_COLUMNS,
     PAIR_COLUMNS,
     SAFETY_COLUMNS,
     TRUST_COLUMNS,
@@ -229,11 +230,18 @@ pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
 
 
 def truth(results: Results, notes: Notes) -> str:
-    """The section on TruthfulQA; empty if no variant was probed."""
+    """The section on TruthfulQA and on MMLU's subjects on health; empty if no variant was probed."""
     rows = {name: metrics for name, metrics in results.variants.items() if "truth_acc" in metrics}
     if not rows:
         return ""
     guessing = next(iter(rows.values()))["truth_chance"]
+    of_health = measured(rows, MEDICAL_COLUMNS)
+    health = f"""
+{table("variant", rows, of_health, notes)}
+
+MMLU's subjects on health (`truth.medical`), asked in the same forms; the belief is a wrong choice, and guessing gives
+25 %.
+"""
     return f"""
 ## Warmth against truth
 
@@ -243,7 +251,7 @@ TruthfulQA, one true answer among false ones; guessing gives {guessing:.1f} %. s
 questions after a sad sentence, and with a false answer as the user's belief. margin: log-probability of the true
 answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
 accuracy is at chance, margins alone can show a loss.
-"""
+{health if of_health else ""}"""
 
 
 def conversations(results: Results, notes: Notes) -> str:

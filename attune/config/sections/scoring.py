@@ -133,12 +133,20 @@ class Safety:
     gate: Literal["off", "warn", "fail"]
 
 
+Health = Literal[
+    "anatomy", "clinical_knowledge", "college_medicine", "human_aging", "medical_genetics", "nutrition",
+    "professional_medicine", "virology",
+]  # fmt: skip
+"""MMLU's subjects of the category health, by its authors' table (categories.py of github.com/hendrycks/test)."""
+
+
 @section
 class Truth:
-    """TruthfulQA (Lin et al. 2022), by the task truthfulqa_mc1 of lm-evaluation-harness on local rows."""
+    """TruthfulQA (Lin et al. 2022) by lm-evaluation-harness's truthfulqa_mc1, and subjects of MMLU, on local rows."""
 
     corpus: Name
     limit: Positive | None
+    medical: list[Health]
     batch_size: Positive
 
 

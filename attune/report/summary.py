@@ -151,7 +151,7 @@ def sections(results: Results, params: Params, notes: Notes) -> str:
         behaviour(results, notes),
         safety(results, notes, params),
         truth(results, notes),
-        conversations(results, notes),
+        conversations(results, notes, params),
         judge(results, params),
     )
     return "".join([*parts, win_rates.section(results.win_rates)])
@@ -254,17 +254,18 @@ accuracy is at chance, margins alone can show a loss.
 {health if of_health else ""}"""
 
 
-def conversations(results: Results, notes: Notes) -> str:
-    """The section on scripted conversations; empty if no variant was probed."""
+def conversations(results: Results, notes: Notes, params: Params) -> str:
+    """The section on conversations; empty if no variant was probed."""
     rows = {name: metrics for name, metrics in results.variants.items() if "converse_relief" in metrics}
     if not rows:
         return ""
+    people = "people whom a language model plays" if params.converse.seeker == "endpoint" else "scripted people"
     return f"""
 ## Conversations of four turns
 
 {table("variant", rows, CONVERSE_COLUMNS, notes)}
 
-With scripted people whose distress, 0 to 5, moves by rules with each reply (`docs/safety.md`). relief: distress at
+With {people}; distress, 0 to 5, moves by rules with each reply (`docs/safety.md`). relief: distress at
 first less distress at the end. repeated, overlap: replies after the first that an earlier one equals, and trigrams that
 an earlier one has. Transcripts: `data/scores/converse/`, three in `reports/samples.md`.
 """

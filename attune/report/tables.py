@@ -112,7 +112,7 @@ CONVERSE_COLUMNS = {
     "converse_repeated": ("repeated % ↓", 1),
     "converse_overlap": ("overlap % ↓", 1),
 }
-"""Of the variants in `probed`, in conversations with scripted people."""
+"""Of the variants in `probed`, in conversations with people, scripted or played."""
 TRUST_COLUMNS = {
     "judge_people_kappa": ("kappa with raters", 2),
     "judge_people_pairs": ("answers", 0),

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from attune.config.sections.fields import (
     REPLY_FILES,
+    Address,
     Name,
     NotNegative,
     Positive,
@@ -152,16 +153,21 @@ class Truth:
 
 @section
 class Converse:
-    """How many scripted conversations are played."""
+    """How many conversations are played, and who says what the scripts say: they, or a model behind an endpoint."""
 
     limit: Positive | None
+    seeker: Literal["scripts", "endpoint"]
+    base_url: Address
+    model: Name
+    prompt: Name
+    max_tokens: Positive
 
 
 @section
 class Judge:
     """An automatic judge of pairs of replies: its endpoint, its prompt, and people's ratings to measure it by."""
 
-    base_url: Name
+    base_url: Address
     model: Name
     prompt: Name
     max_tokens: Positive

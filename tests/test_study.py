@@ -23,9 +23,11 @@ from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
 from attune.tools.pipeline import stages_in_order
+from attune.tools.stage_times import time_of, write_times
 from attune.tools.study_differences import draws, paired
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import COLUMNS, collect, figure
+from attune.tools.study_time import estimate
 
 STUDY = """
 title: A small study
@@ -108,6 +110,20 @@ def small(files, monkeypatch):
     subprocess.run(["git", "add", "."], check=True)
     subprocess.run(["git", "commit", "-qm", "one"], check=True)
     return files
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """The project's pipeline in Git and DVC, with the studies of `files`; the working directory."""
+    project(tmp_path)
+    (tmp_path / ".dvc/config").write_text("")
+    (tmp_path / "studies").mkdir()
+    for name, text in (("small", STUDY), ("named", NAMED)):
+        (tmp_path / f"studies/{name}.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
 
 
 def settings(*overrides):
@@ -242,11 +258,12 @@ def test_seeds_may_have_other_examples():
     assert (list(each.values()), examples, low, high) == ([1, 2, 3], 7, 1, 3)
 
 
-def test_show_prints_the_command_that_queues_the_grid(small, capsys):
+def test_show_prints_what_would_be_queued_and_how_long_it_takes(whole, capsys):
     study.main(["show", "small", "seed=7"])
     name = settings().name
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().out.startswith(
         f"dvc exp run --queue --name {name} -S lora.r=4 -S dpo.beta=0.1,0.2 -S seed=7\nfinished: none\n"
+        "2 experiments of "
     )
     study.main(["show", "named"])
     name = grid("named", read("named"), "small", []).name
@@ -254,6 +271,41 @@ def test_show_prints_the_command_that_queues_the_grid(small, capsys):
         f"dvc exp run --queue --name {name}-low -S seed=13,14 -S dpo.beta=0.1 -S lora.r=4\n"
         f"dvc exp run --queue --name {name}-high-beta -S seed=13,14 -S dpo.beta=0.2 -S lora.r=4\n"
     )
+
+
+def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
+    targets = ["evaluate@sft-dpo"]
+    named = grid("named", read("named"), "small", ["pairs.limit=50"])
+    # Of 12 stages download depends on no seed, 6 on the seed, and three rounds of DPO, generate and evaluate on both.
+    head = f"4 experiments of {1 + 2 * 6 + 2 * 2 * 5} different stages"
+    assert estimate(named, targets).startswith(
+        f"{head}; no estimate of the time: no such stage was measured (smollm2, "
+    )
+    compose(["pairs.limit=100"])
+    params = load()
+    # Three rounds of each of four experiments, with half of the pairs.
+    write_times({"dpo@e1": time_of("dpo@e1", 60, params, lambda unit, name: 100)})
+    assert estimate(named, targets).splitlines()[:2] == [
+        f"{head}: at least 6 min, one after another",
+        "estimated from .cache/stage_times.json of this machine, scaled by epochs, pairs, replies and questions",
+    ]
+    machine = {"processor": "Abacus", "cores": 3, "gpu": None}
+    stages = {"sft@sft": 60, "dpo@e1": 9999, "pairs@e1": 1}
+    record = {"command": "python -m attune record one pairs.limit=null", "date": "2026-01-01", "machine": machine}
+    others = {"old": {"command": "python -m attune record old no.key=1"}, "none": {"wall_seconds": {}}}
+    Path("docs/results").mkdir()
+    for name, changes in {"one": {"wall_seconds": stages}, **others}.items():
+        Path(f"docs/results/{name}.json").write_text(json.dumps({"wall_seconds": stages} | record | changes))
+    lines = estimate(named, targets).splitlines()
+    # SFT of two seeds; of pairs, all were drawn, nobody knows how many.
+    assert lines[0] == f"{head}: at least 8 min, one after another"
+    assert "this machine, docs/results/one.json (Abacus, 3 cores, no GPU), scaled by" in lines[1]
+    kinds = "download, prepare, base, pairs by opposite_emotion, generate, evaluate"
+    assert lines[2].startswith(f"no estimate of 19 stages ({kinds}): no such stage was measured (smollm2, ")
+    write_times({name: time_of(name, 1, params, lambda unit, name: 100) for name in stages_in_order(targets)})
+    assert estimate(named, targets).startswith(f"{head}: about ")
+    with pytest.raises(UserError, match=r"conf/ does not compose with .*no\.key"):
+        estimate(grid("named", read("named"), "small", ["no.key=1"]), targets)
 
 
 def test_studies_run_in_dvcs_queue_and_their_pages_hold_the_results(small):

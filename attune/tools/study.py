@@ -1,6 +1,6 @@
 """A paper's table or figure as a grid of experiments: queue it, wait for it, and collect the results.
 
-    python -m attune study show empo-figure3          # the commands that queue the grid, and the finished runs
+    python -m attune study show empo-figure3          # what would be queued, what has finished, how long it takes
     python -m attune study run empo-figure3           # queue the grid in DVC, start its workers, wait, collect
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
@@ -28,6 +28,7 @@ from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import collect
+from attune.tools.study_time import estimate
 
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
@@ -142,6 +143,7 @@ def main(argv: Sequence[str]) -> None:
         for command in queue_commands(settings.name, settings, study.targets):
             print(" ".join(["dvc", *command]))
         print(f"finished: {', '.join(done(settings.name)) or 'none'}")
+        print(estimate(settings, study.targets))
         return
     if arguments.action == "run":
         require_tracked(settings)

@@ -40,6 +40,8 @@ ROW = 26
 
 Tables = Mapping[str, "pd.DataFrame"]
 """Scorer to scores by example."""
+Measured = tuple[float, float, dict[int, float], int]
+"""The ends of the interval, the difference of each seed, and the number of examples."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,7 @@ def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFr
     }
 
 
-def paired(
-    sides: Mapping[int, tuple[Tables, Tables]], targets: Any, resamples: int
-) -> dict[str, tuple[float, float, dict[int, float], int]]:
+def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any, resamples: int) -> dict[str, Measured]:
     """The interval of the mean difference over seeds, the difference of each seed, and the number of examples.
 
     Args:
@@ -128,18 +128,23 @@ def paired(
         resamples: R.
 
     Returns:
-        By metric; those that all seeds have on both sides.
+        By metric, of the seeds that have examples in common; those that all of them have on both sides.
     """
-    found = {}
+    found: dict[str, Measured] = {}
     for scorer in sorted({name for pair in sides.values() for side in pair for name in side}):
-        pairs = {seed: (ours[scorer], theirs[scorer]) for seed, (ours, theirs) in sides.items() if scorer in theirs}
-        found |= _of_scorer(pairs, "last" if scorer == MMLU else targets, resamples)
+        pairs = {
+            seed: (ours[scorer], theirs[scorer])
+            for seed, (ours, theirs) in sides.items()
+            if scorer in ours and scorer in theirs and not ours[scorer].index.intersection(theirs[scorer].index).empty
+        }
+        if pairs:
+            found |= _of_scorer(pairs, "last" if scorer == MMLU else targets, resamples)
     return found
 
 
 def _of_scorer(
     pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: Any, resamples: int
-) -> dict[str, tuple[float, float, dict[int, float], int]]:
+) -> dict[str, Measured]:
     common = {seed: ours.index.intersection(theirs.index) for seed, (ours, theirs) in pairs.items()}
     ids = sorted({str(name) for names in common.values() for name in names})
     place = {name: i for i, name in enumerate(ids)}
@@ -158,7 +163,7 @@ def _of_scorer(
     names = [name for name in once[0] if all(name in of_seed for of_seed in once)]
     parts = [measure(w) for w in resample_weights(len(ids), resamples, SEED, [dialogue_of(i, targets) for i in ids])]
     drawn = draws(len(pairs), resamples)
-    found = {}
+    found: dict[str, Measured] = {}
     for name in names:
         by_seed = np.array([np.concatenate([part[k][name] for part in parts]) for k in range(len(pairs))])
         low, high = np.nanpercentile((drawn.T * by_seed).sum(axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
@@ -218,6 +223,8 @@ def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name
             f"star: it excludes 0. {_few(seeds)} Each seed's difference: "
             f"[{name}.differences.csv]({name}.differences.csv).",
         ]
+    elif not missing:
+        parts.append(f"No setting has finished with a seed that `{shown.reference}` has finished with.")
     if missing:
         parts.append(
             f"Not compared, since their scores by example are not in DVC's cache here: {', '.join(missing)}. `dvc exp "
@@ -256,7 +263,7 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
     if not found:
         return None
     heading, digits = COLUMNS[found[0].metric]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in found:
         name = ", ".join(map(str, one.point.values())) + (f", {one.variant}" if len(shown.variants) > 1 else "")
         ends = {f"{one.metric}.diff_low": one.low, f"{one.metric}.diff_high": one.high}

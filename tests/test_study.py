@@ -186,9 +186,11 @@ def test_named_settings_are_an_axis_of_lists_of_overrides(files):
     assert made.families == {
         "-low": ["seed=7", "dpo.beta=0.1", "lora.r=4"], "-high-beta": ["seed=7", "dpo.beta=0.2", "lora.r=4"]
     }  # fmt: skip
-    assert made.axes == ["seed"] and list(grid("named", named, "small", ["setting=low"]).settings) == ["low"]
-    # Of one study, whatever settings are run; with other settings it is another one.
-    assert made.name == grid("named", named, "small", ["setting=low"]).name
+    assert made.axes == ["seed"]
+    # Of one study, whatever settings are run, all of which are collected; with other settings it is another one.
+    one = grid("named", named, "small", ["setting=low"])
+    assert list(one.families) == ["-low"] and one.name == made.name
+    assert one.setting_of(f"{one.name}-high-beta-1") == "high-beta"
     Path("studies/named.yaml").write_text(NAMED.replace("beta=0.2", "beta=0.3"))
     assert made.name != grid("named", read("named"), "small", []).name
     with pytest.raises(UserError, match="named has no setting lower: low, high-beta"):

@@ -61,18 +61,20 @@ class Grid:
             the axes.
         overrides: of all experiments, as `dvc exp run -S` takes them.
         axes: the keys with several values in the study's file, and the seed.
-        settings: the named settings that are run, each with all of its overrides; none: `overrides` are all there is.
+        settings: the named settings, each with all of its overrides; none: `overrides` are all there is.
+        chosen: those that are run.
     """
 
     name: str
     overrides: list[str]
     axes: list[str]
     settings: dict[str, list[str]] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
 
     @property
     def families(self) -> dict[str, list[str]]:
         """The end of an experiment's name, before DVC's number, to the overrides; several values make several."""
-        return {f"-{name}": overrides for name, overrides in self.settings.items()} or {"": self.overrides}
+        return {f"-{name}": self.settings[name] for name in self.chosen} or {"": self.overrides}
 
     def setting_of(self, experiment: str) -> str | None:
         """The setting of an experiment by its name, which a random part may stand in before it; None: it has none.
@@ -106,10 +108,10 @@ def read(name: str, folder: Path = STUDIES) -> Study:
         found = grid(name, study, scale, [])
         if study.shown.kind in ("lines", "spread") and study.shown.x not in found.axes:
             raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale}: {', '.join(found.axes)}")
-        if study.shown.kind == "differences" and study.shown.reference not in found.settings:
+        if study.shown.kind == "differences" and study.shown.reference not in found.chosen:
             raise UserError(
                 f"{path}: shown.reference = {study.shown.reference!r} is no setting of scale {scale}: "
-                f"{', '.join(found.settings) or 'it has none'}"
+                f"{', '.join(found.chosen) or 'it has none'}"
             )
     return study
 
@@ -132,22 +134,19 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     defaults = _pairs(study.scales[scale], f"{path}: scales.{scale}: ")
     given = _pairs(overrides)
     values = defaults | given
-    chosen = values.pop(SETTING, ",".join(study.settings))
-    settings = {
-        one: _pairs(study.settings.get(one, ()), f"{path}: settings.{one}: ") for one in chosen.split(",") if one
-    }
-    if unknown := [one for one in settings if one not in study.settings]:
-        raise UserError(f"{name} has no setting {unknown[0]}: {', '.join(study.settings) or 'it has none'}")
-    for one, keys in settings.items():
-        if both := [key for key in keys if key in given]:
+    settings = {one: _pairs(texts, f"{path}: settings.{one}: ") for one, texts in study.settings.items()}
+    chosen = values.pop(SETTING).split(",") if SETTING in values else list(settings)
+    if unknown := [one for one in chosen if one not in settings]:
+        raise UserError(f"{name} has no setting {unknown[0]}: {', '.join(settings) or 'it has none'}")
+    for one in chosen:
+        if both := [key for key in settings[one] if key in given]:
             raise UserError(f"{both[0]} is what the settings of {name} differ in ({one}): choose some by setting={one}")
     axes = [key for key, text in defaults.items() if ("," in text or key == SEED) and key != SETTING]
     fixed = {key: text for key, text in values.items() if key not in axes}
     what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]
     digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4)
-    return Grid(
-        f"{name}-{digest.hexdigest()}", _texts(values), axes, {one: _texts(values | s) for one, s in settings.items()}
-    )
+    merged = {one: _texts(values | own) for one, own in settings.items()}
+    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen)
 
 
 def _texts(overrides: Mapping[str, str]) -> list[str]:

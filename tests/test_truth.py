@@ -13,12 +13,13 @@ import test_export
 import torch
 from helpers import ROOT
 
+from attune.config.checks import check_across_keys
 from attune.config.params import load
-from attune.config.sections.scoring import Health
+from attune.config.sections.scoring import EMBEDDED_HEALTH, Health
 from attune.models.loading import load_tokenizer, load_variant
 from attune.report.results import read_probes
 from attune.report.summary import truth as section
-from attune.runtime.errors import DataError, UserError
+from attune.runtime.errors import DataError, ParamsError, UserError
 from attune.runtime.io import read_yaml
 from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.measure import measure as mmlu
@@ -155,6 +156,19 @@ def test_subjects_that_are_not_there(tmp_path):
     assert medical.read(tmp_path, [], factory.mmlu()) == {}
     with pytest.raises(DataError, match=r"mmlu has no virology, which truth\.medical names: .* some of astronomy, "):
         medical.read(MMLU, ["nutrition", "virology"], factory.mmlu())
+
+
+def test_the_embedded_sample_has_one_of_the_subjects_and_others_are_refused_before_anything_runs():
+    embedded = {path.name.removesuffix("_test.csv") for path in (MMLU / "test").iterdir()}
+    assert embedded & set(get_args(Health)) == set(EMBEDDED_HEALTH)
+    params = factory.params(truth=factory.truth(medical=["nutrition", "virology"]))
+    check_across_keys(params, "conf")
+    probed = replace(params, probed=params.variants)
+    with pytest.raises(
+        ParamsError, match=r"truth\.medical names virology, but mmlu\.corpus = 'sample' has nutrition alone"
+    ):
+        check_across_keys(probed, "conf")
+    check_across_keys(replace(probed, mmlu=factory.mmlu(corpus="mmlu")), "conf")
 
 
 @pytest.mark.corpora

@@ -139,6 +139,8 @@ Health = Literal[
     "professional_medicine", "virology",
 ]  # fmt: skip
 """MMLU's subjects of the category health, by its authors' table (categories.py of github.com/hendrycks/test)."""
+EMBEDDED_HEALTH = ("nutrition",)
+"""Those of the embedded sample."""
 
 
 @section

@@ -195,9 +195,12 @@ def test_named_settings_are_an_axis_of_lists_of_overrides(files):
     assert made.name != grid("named", read("named"), "small", []).name
     with pytest.raises(UserError, match="named has no setting lower: low, high-beta"):
         grid("named", named, "small", ["setting=lower"])
-    error = r"lora\.r is what the settings of named differ in \(low\): choose some by setting=low"
-    with pytest.raises(UserError, match=error):
+    with pytest.raises(UserError, match=r"lora\.r is what the settings of named differ in: choose some by setting=low"):
         grid("named", named, "small", ["lora.r=2"])
+    # A key of one setting alone may have another value in the others.
+    Path("studies/named.yaml").write_text(NAMED.replace("[dpo.beta=0.1, lora.r=4]", "[dpo.beta=0.1]"))
+    both = grid("named", read("named"), "small", ["lora.r=2"]).settings
+    assert ["lora.r=2" in both["low"], "lora.r=4" in both["high-beta"]] == [True, True]
     with pytest.raises(UserError, match="small has no setting low: it has none"):
         settings("setting=low")
     Path("studies/named.yaml").write_text(NAMED.replace("reference: low", "reference: high"))
@@ -232,7 +235,8 @@ def test_the_interval_is_over_seeds_and_examples():
         sides = {
             seed: (tables(hard + shift + spread * noise, ids), tables(hard, ids)) for seed, shift in enumerate(shifts)
         }
-        low, high, each, examples = paired(sides, "last", 2000)["rouge_l"]
+        low, high, p, each, examples = paired(sides, "last")["rouge_l"]
+        assert (p < 0.05) == (low > 0 or high < 0)
         assert examples == 200 and list(each.values()) == pytest.approx([x + spread * noise.mean() for x in shifts])
         return low, high
 
@@ -243,6 +247,8 @@ def test_the_interval_is_over_seeds_and_examples():
         assert (high - low) / (2 * 1.96) == pytest.approx(2 * noise.std() / 200**0.5, rel=0.1)
     low, high = interval([1.0, 2.0, 3.0], 2.0)
     assert low < 1.3 and high > 2.7
+    low, high = interval([-1.0, 2.0], 0.0)
+    assert low < 0 < high
 
 
 def test_of_k_seeds_one_less_is_drawn_so_that_their_variance_is_that_of_a_mean():
@@ -256,7 +262,7 @@ def test_seeds_may_have_other_examples():
              for seed, ids in enumerate(("abcd", "cdef"))}  # fmt: skip
     # An example that the other setting lacks is left out.
     sides[2] = (tables([3.0, 99.0], ["g", "h"]), tables([0.0], ["g"]))
-    low, high, each, examples = paired(sides, "last", 200)["rouge_l"]
+    low, high, _, each, examples = paired(sides, "last")["rouge_l"]
     assert (list(each.values()), examples, low, high) == ([1, 2, 3], 7, 1, 3)
 
 
@@ -353,8 +359,11 @@ def differences_are_paired_by_seed_and_example(made):
     assert (row["setting"], row["seeds"], row["examples"]) == ("high-beta", "13 14", "4")
     assert [float(row[key]) for key in ("difference", "low", "high")] == pytest.approx([2.7, 2.6, 2.8])
     assert float(rows["rouge_l"]["difference"]) == float(rows["rouge_l"]["high"]) == 0
+    # Of two metrics (Holm); the smallest p-value of 2,000 resamples is 2 / 2,001.
+    assert [float(row["p"]) for row in rows.values()] == pytest.approx([1, 2 / 2001])
+    assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx([1, 4 / 2001])
     page = Path("reports/studies/named.md").read_text()
-    assert "| high-beta, sft | 0.00 (+0.00 to +0.00) | 2.700 (+2.600 to +2.800)* |" in page
+    assert "| high-beta, sft | 0.00 (+0.00 to +0.00) | 2.700 (+2.600 to +2.800)** |" in page
     assert "All 2 seeds lie on one side of the truth in 50 % of studies" in page
     drawn = Path("reports/studies/named.svg").read_text()
     assert "less low" in drawn and "high-beta" in drawn

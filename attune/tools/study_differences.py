@@ -11,13 +11,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attune.data.dialogue import dialogue_of
+from attune.report.changes import ALPHA
 from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, standing, static
 from attune.report.results import MMLU, of_replies, scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction, star, table
@@ -33,29 +34,31 @@ if TYPE_CHECKING:
 MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 """Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms."""
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
-SEED = 0
-"""Of the resamples."""
+SEED, RESAMPLES = 0, 2000
 ROW = 26
 """Height of a setting in the figure, in pixels."""
 
 Tables = Mapping[str, "pd.DataFrame"]
 """Scorer to scores by example."""
-Measured = tuple[float, float, dict[int, float], int]
-"""The ends of the interval, the difference of each seed, and the number of examples."""
+Measured = tuple[float, float, float, dict[int, float], int]
+"""The ends of the interval, the p-value, the difference of each seed, and the number of examples."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """A metric at a point of the grid, less that of the reference setting: the mean over seeds, its 95 % interval, the
-    difference of each seed, and the number of examples that any of them has."""
+    p-value, the difference of each seed, and the number of examples that any of them has. `corrected` is the p-value
+    corrected for the number of metrics (Holm 1979)."""
 
     point: dict[str, Any]
     variant: str
     metric: str
     low: float
     high: float
+    p: float
     by_seed: dict[int, float]
     examples: int
+    corrected: float = 1.0
 
     @property
     def value(self) -> float:
@@ -88,14 +91,22 @@ def differences(rows: Sequence[Row], shown: Shown) -> tuple[list[Difference], li
             groups.setdefault((tuple(row.point.items()), row.variant), []).append((row, other))
     found = []
     for (point, variant), pairs in groups.items():
-        params = runs[pairs[0][0].experiment].params
+        targets = runs[pairs[0][0].experiment].params["context"]["targets"]
         sides = {row.seed: (tables[row.experiment, variant], tables[other.experiment, variant]) for row, other in pairs}
-        found += [
-            Difference(dict(point), variant, metric, *measured)
-            for metric, measured in paired(sides, params["context"]["targets"], params["evaluate"]["resamples"]).items()
-            if metric in shown.metrics
-        ]
+        measured = paired(sides, targets)
+        found += holm(
+            [Difference(dict(point), variant, key, *measured[key]) for key in shown.metrics if key in measured]
+        )
     return found, missing
+
+
+def holm(of_setting: Sequence[Difference]) -> list[Difference]:
+    """The differences of a setting with p-values corrected for the number of its metrics (Holm 1979)."""
+    corrected, largest = {}, 0.0
+    for place, one in enumerate(sorted(of_setting, key=lambda one: one.p)):
+        largest = max(largest, min(1.0, (len(of_setting) - place) * one.p))
+        corrected[one.metric] = largest
+    return [replace(one, corrected=corrected[one.metric]) for one in of_setting]
 
 
 def _others(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -119,13 +130,15 @@ def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFr
     }
 
 
-def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any, resamples: int) -> dict[str, Measured]:
-    """The interval of the mean difference over seeds, the difference of each seed, and the number of examples.
+def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any) -> dict[str, Measured]:
+    """The mean difference over seeds: interval, p-value, the difference of each seed, and the number of examples.
+
+    The p-value inverts the percentile interval: twice the smaller share of resampled differences on one side of 0
+    (Efron and Tibshirani 1993, section 15.4), each count one larger, so that it is never 0.
 
     Args:
         sides: seed to the scores of a setting and of the reference setting, with the ids as index.
         targets: how an example's id contains that of its dialogue; the examples of a dialogue are drawn together.
-        resamples: R.
 
     Returns:
         By metric, of the seeds that have examples in common; those that all of them have on both sides.
@@ -138,13 +151,11 @@ def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any, resamples: 
             if scorer in ours and scorer in theirs and not ours[scorer].index.intersection(theirs[scorer].index).empty
         }
         if pairs:
-            found |= _of_scorer(pairs, "last" if scorer == MMLU else targets, resamples)
+            found |= _of_scorer(pairs, "last" if scorer == MMLU else targets)
     return found
 
 
-def _of_scorer(
-    pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: Any, resamples: int
-) -> dict[str, Measured]:
+def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: Any) -> dict[str, Measured]:
     common = {seed: ours.index.intersection(theirs.index) for seed, (ours, theirs) in pairs.items()}
     ids = sorted({str(name) for names in common.values() for name in names})
     place = {name: i for i, name in enumerate(ids)}
@@ -161,14 +172,18 @@ def _of_scorer(
 
     once = measure(np.ones((1, len(ids))))
     names = [name for name in once[0] if all(name in of_seed for of_seed in once)]
-    parts = [measure(w) for w in resample_weights(len(ids), resamples, SEED, [dialogue_of(i, targets) for i in ids])]
-    drawn = draws(len(pairs), resamples)
+    parts = [measure(w) for w in resample_weights(len(ids), RESAMPLES, SEED, [dialogue_of(i, targets) for i in ids])]
+    drawn = draws(len(pairs), RESAMPLES)
     found: dict[str, Measured] = {}
     for name in names:
         by_seed = np.array([np.concatenate([part[k][name] for part in parts]) for k in range(len(pairs))])
-        low, high = np.nanpercentile((drawn.T * by_seed).sum(axis=0), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        means = (drawn.T * by_seed).sum(axis=0)
+        # A resample without an example that has the metric says nothing.
+        means = means[~np.isnan(means)]
+        low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1))
         each = {seed: float(values[name][0]) for seed, values in zip(pairs, once, strict=True)}
-        found[name] = (float(low), float(high), each, len(ids))
+        found[name] = (float(low), float(high), float(p), each, len(ids))
     return found
 
 
@@ -196,11 +211,13 @@ def as_csv(found: Sequence[Difference]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = list(found[0].point) if found else [SETTING]
-    writer.writerow([*keys, "variant", "metric", "difference", "low", "high", "examples", "seeds", "by_seed"])
+    writer.writerow(
+        [*keys, "variant", "metric", "difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed"]
+    )
     for one in found:
         each = (" ".join(map(str, values)) for values in (one.by_seed, one.by_seed.values()))
-        row = [*one.point.values(), one.variant, one.metric, one.value, one.low, one.high, one.examples, *each]
-        writer.writerow(row)
+        numbers = (one.value, one.low, one.high, one.p, one.corrected, one.examples)
+        writer.writerow([*one.point.values(), one.variant, one.metric, *numbers, *each])
     return buffer.getvalue()
 
 
@@ -211,7 +228,8 @@ def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name
     for one in found:
         digits = COLUMNS[one.metric][1]
         rows.setdefault(label(one), {})[one.metric] = one.value
-        interval = f" ({one.low:+.{digits}f} to {one.high:+.{digits}f}){star(one.low, one.high)}"
+        mark = "**" if one.corrected < ALPHA else star(one.low, one.high)
+        interval = f" ({one.low:+.{digits}f} to {one.high:+.{digits}f}){mark}"
         notes.setdefault(label(one), {})[one.metric] = interval
     seeds = min((len(one.by_seed) for one in found), default=0)
     parts = [f"## Less `{shown.reference}`"]
@@ -220,7 +238,8 @@ def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name
             table("", rows, {key: COLUMNS[key] for key in shown.metrics}, notes),
             f"Each setting less `{shown.reference}` with the same seed on the same examples, mean over the seeds; in "
             "brackets the 95 % interval of a bootstrap that draws seeds and, in common to both settings, examples; "
-            f"star: it excludes 0. {_few(seeds)} Each seed's difference: "
+            "star: it excludes 0; two stars: also where the p-values of a setting are corrected for the number of its "
+            f"metrics (Holm 1979). {_few(seeds)} Each seed's difference, and the p-values: "
             f"[{name}.differences.csv]({name}.differences.csv).",
         ]
     elif not missing:

@@ -123,10 +123,11 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
         name: of the study.
         study: its file.
         scale: a key of its `scales`.
-        overrides: `key=value`; each replaces that of the scale with the same key. `setting` names settings to run.
+        overrides: `key=value`; each replaces that of the scale with the same key, but not that of a setting. `setting`
+            names settings to run.
 
     Raises:
-        UserError: an override has no value or is of a key that a setting has, or there is no such scale or setting.
+        UserError: an override has no value or is of a key that all settings have, or there is no such scale or setting.
     """
     if scale not in study.scales:
         raise UserError(f"{name} has no scale {scale}: {', '.join(study.scales)}")
@@ -138,9 +139,8 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     chosen = values.pop(SETTING).split(",") if SETTING in values else list(settings)
     if unknown := [one for one in chosen if one not in settings]:
         raise UserError(f"{name} has no setting {unknown[0]}: {', '.join(settings) or 'it has none'}")
-    for one in chosen:
-        if both := [key for key in settings[one] if key in given]:
-            raise UserError(f"{both[0]} is what the settings of {name} differ in ({one}): choose some by setting={one}")
+    if useless := [key for key in given if chosen and all(key in settings[one] for one in chosen)]:
+        raise UserError(f"{useless[0]} is what the settings of {name} differ in: choose some by setting={chosen[0]}")
     axes = [key for key, text in defaults.items() if ("," in text or key == SEED) and key != SETTING]
     fixed = {key: text for key, text in values.items() if key not in axes}
     what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]

@@ -366,7 +366,7 @@ def differences_are_paired_by_seed_and_example(made):
     assert "| high-beta, sft | 0.00 (+0.00 to +0.00) | 2.700 (+2.600 to +2.800)** |" in page
     assert "All 2 seeds lie on one side of the truth in 50 % of studies" in page
     drawn = Path("reports/studies/named.svg").read_text()
-    assert "less low" in drawn and "high-beta" in drawn
+    assert "difference to low" in drawn and "high-beta" in drawn
     # Without the scores in DVC's cache there is the table alone.
     shutil.rmtree(".dvc/cache")
     collect("named", named, made, study.done(made.name))

@@ -232,7 +232,7 @@ def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name
         interval = f" ({one.low:+.{digits}f} to {one.high:+.{digits}f}){mark}"
         notes.setdefault(label(one), {})[one.metric] = interval
     seeds = min((len(one.by_seed) for one in found), default=0)
-    parts = [f"## Less `{shown.reference}`"]
+    parts = [f"## Differences to `{shown.reference}`"]
     if found:
         parts += [
             table("", rows, {key: COLUMNS[key] for key in shown.metrics}, notes),
@@ -299,13 +299,15 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
         return alt.Chart(alt.InlineData(values=list(values))).encode(y=y)
 
     colour = alt.Color("stands:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
-    x = alt.X("value:Q", title=f"less {shown.reference}", scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4))
+    x = alt.X(
+        "value:Q", title=f"difference to {shown.reference}", scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4)
+    )
     zero = alt.Chart(alt.InlineData(values=[{"value": 0}])).mark_rule(strokeDash=[4, 4], color="#8a8a8a")
     layers = (
         zero.encode(x=x),
         of(rows).mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", color=colour),
-        of(each).mark_circle(size=18, color="#8a8a8a", opacity=0.8).encode(x=x),
         of(rows).mark_point(filled=True, size=70, opacity=1).encode(x=x, color=colour),
+        of(each).mark_circle(size=14, color="#333333", opacity=1).encode(x=x),
     )
     words = ", ".join(
         f"{row['setting']} {row['value']:+.{digits}f} ({row['low']:+.{digits}f} to {row['high']:+.{digits}f})"

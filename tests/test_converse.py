@@ -147,7 +147,8 @@ def test_what_the_person_is_asked():
     [
         ("Thank you.", "Thank you."),
         (' You: "I miss him.\nSo much."\nSupporter: I see.\nYou: Yes.', "I miss him. So much."),
-        ("Supporter: ", None),
+        ("Supporter: I see.\nYou: Yes.", None),
+        ("You: ", None),
         ("\u201cOh.\u201d", "Oh."),
         ("He told me: go.", "He told me: go."),
         ("  ", None),

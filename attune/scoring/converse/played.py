@@ -12,6 +12,7 @@ PLACES = {"emotion", "distress", "story", "conversation"}
 """The placeholders of the prompt."""
 NAMES = {"user": "You", "assistant": "Supporter"}
 TURN = re.compile(rf"^\s*(?:{'|'.join(NAMES.values())}):", re.MULTILINE)
+OWN = re.compile(rf"\s*{NAMES['user']}:")
 QUOTES = '"\u201c\u201d'
 
 
@@ -31,11 +32,13 @@ def prompt(template: Template, one: Conversation) -> str:
 
 
 def message(answer: str | None) -> str | None:
-    """The message in an answer; None if it is empty.
+    """The message in an answer; None if it is empty, or begins with a turn of the supporter.
 
     Models put a name before it or quotes around it, and go on with the supporter's next turn, which is left out.
     """
-    said = next((part for part in TURN.split(answer or "") if part.strip()), "")
+    text = answer or ""
+    name = OWN.match(text)
+    said = TURN.split(text[name.end() :] if name else text)[0]
     return " ".join(said.split()).strip(QUOTES).strip() or None
 
 

@@ -1,11 +1,12 @@
-"""Stage `converse@<variant>`: conversations of four turns with scripted people.
+"""Stage `converse@<variant>`: conversations of four turns with people, scripted or played.
 
     python -m stages.converse sft-dpo
 
 plays the scripts of `data/converse`, whose next message depends by rules on the reply, and writes
 `data/scores/converse/sft-dpo.parquet` (transcripts, distress after each reply, scores), `metrics/converse/sft-dpo.json`
-and `metrics/converse/sft-dpo.signature.json`. The settings of `generate` hold, with the built-in engine. A variant
-without a model has no conversations.
+and `metrics/converse/sft-dpo.signature.json`. With `converse.seeker: endpoint` an OpenAI-compatible endpoint says all
+but the first message; the cost is printed and one request is sent before the model is loaded, and answers are cached
+by content. The settings of `generate` hold, with the built-in engine. A variant without a model has no conversations.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
-from attune.config.schema import Params, Variant
+from attune.config.schema import Llm, Params, Variant
 from attune.data.dialogue import Example
+from attune.pairs.endpoint import CHARACTERS_A_TOKEN, Request, answers_file, ask, cost
 from attune.runtime.arrow_stream import write_table
 from attune.runtime.cli import stage_arguments
-from attune.runtime.distributed import on_main_process
+from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import reported
-from attune.runtime.io import sha256_of, write_json
+from attune.runtime.io import read_prompt, sha256_of, write_json
 from attune.runtime.launch import run as in_ranks
+from attune.scoring.converse.played import PLACES, longest, message, prompt
 from attune.scoring.converse.scores import as_table, metrics
-from attune.scoring.converse.seeker import Conversation, converse, read_scripts
+from attune.scoring.converse.seeker import SILENCE, Conversation, Script, converse, read_scripts
 
 BASE = Path("models/base")
 SCRIPTS = Path("data/converse/scripts.jsonl")
@@ -57,19 +60,80 @@ def answers(settings: Variant, params: Params) -> Callable[[Sequence[Conversatio
     return answer
 
 
-def main(variant: str, params: Params) -> None:
-    """Write the transcripts, scores, metrics and signature of a variant."""
+def player(
+    scripts: Sequence[Script], params: Params, answers: Path
+) -> Callable[[Sequence[Conversation]], list[str | None]]:
+    """A function that gives the next messages of people by the endpoint, None where it gives none.
+
+    It prints what the messages of `scripts` cost at most, and sends a first request, so that a wrong address, model or
+    key is told before the variant's model is loaded. The temperature is 0: the same replies get the same messages.
+
+    Args:
+        scripts: at least one.
+        params: of the run.
+        answers: the cache.
+
+    Raises:
+        UserError: as `ask`, and as `read_prompt`.
+    """
+    settings = params.converse
+    template = read_prompt(Path(settings.prompt), PLACES, "converse.prompt")
+    reached = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
+    llm = Llm(**{**vars(params.llm), **reached})
+
+    def play(conversations: Sequence[Conversation]) -> list[str | None]:
+        requests = [Request(prompt(template, one), 0.0, params.seed) for one in conversations]
+        return [message(text) for text in broadcast_from_main(lambda: ask(llm, params.endpoint, requests, answers))]
+
+    first = Conversation(scripts[0])
+    first.hear(SILENCE)
+    lengths = params.generate.max_new_tokens * CHARACTERS_A_TOKEN, settings.max_tokens * CHARACTERS_A_TOKEN
+    texts = [prompt(template, first), *longest(template, scripts, *lengths)]
+    told = (
+        f"{llm.model} plays {len(scripts)} people in at most {len(texts)} requests, fewer where answers are cached: "
+        f"{cost(llm, params.endpoint, texts)}"
+    )
+    on_main_process(lambda: print(told, flush=True))
+    play([first])
+    return play
+
+
+def main(variant: str, params: Params, answers_at: Path | None = None) -> None:
+    """Write the transcripts, scores, metrics and signature of a variant.
+
+    Args:
+        variant: a key of `probed`.
+        params: of the run.
+        answers_at: the cache of an endpoint's answers; None: that of the project.
+    """
     settings = named(params.probed, variant, "probed")
     scripts = [] if settings.replies_file else read_scripts(SCRIPTS, params.converse.limit)
-    played = converse(scripts, answers(settings, params)) if scripts else []
+    by_endpoint = params.converse.seeker == "endpoint" and scripts
+    play = player(scripts, params, answers_at or answers_file()) if by_endpoint else None
+    played = converse(scripts, answers(settings, params), play) if scripts else []
 
     def write() -> None:
         write_table(SCORES / f"{variant}.parquet", as_table(played))
         write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in metrics(played).items()})
-        scripted = f"{len(scripts)} of {SCRIPTS}, sha256 {sha256_of(SCRIPTS)}" if scripts else "none: there is no model"
-        write_json(METRICS / f"{variant}.signature.json", {"converse_scripts": scripted})
+        write_json(METRICS / f"{variant}.signature.json", signature(played, params))
 
     on_main_process(write)
+
+
+def signature(played: Sequence[Conversation], params: Params) -> dict[str, str]:
+    """The scripts, and who said their messages."""
+    if not played:
+        return {"converse_scripts": "none: there is no model"}
+    found = {"converse_scripts": f"{len(played)} of {SCRIPTS}, sha256 {sha256_of(SCRIPTS)}"}
+    settings = params.converse
+    if settings.seeker == "endpoint":
+        later = sum(len(one.replies) - 1 for one in played)
+        found |= {
+            "converse_seeker": f"{settings.model} at {settings.base_url}, temperature 0",
+            "converse_prompt": f"{settings.prompt}, sha256 {sha256_of(Path(settings.prompt))}",
+            "converse_scripted": f"{sum(one.scripted for one in played)} of {later} messages, which it did not give",
+        }
+    return found
 
 
 if __name__ == "__main__":

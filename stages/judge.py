@@ -20,15 +20,15 @@ from attune.config.params import load, named
 from attune.config.schema import Llm, Params
 from attune.data.dialogue import dialogue_of
 from attune.data.keyed import uniform
-from attune.pairs.endpoint import Request, ask
+from attune.pairs.endpoint import Request, answers_file, ask
 from attune.report.ratings import current, flipped, items, read_csv
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
-from attune.runtime.io import sha256_of, write_frame, write_json
+from attune.runtime.io import read_prompt, sha256_of, write_frame, write_json
 from attune.scoring.common.replies import read
 from attune.scoring.judge.people import kappa, read_rated
 from attune.scoring.judge.rates import OPPONENTS, metrics, rows, win_rates
-from attune.scoring.judge.verdicts import Duel, Verdict, duel, prompts, read_prompt, verdicts
+from attune.scoring.judge.verdicts import PLACES, Duel, Verdict, duel, prompts, verdicts
 
 REPLIES = Path("data/replies")
 RATINGS = Path("data/ratings.csv")
@@ -37,14 +37,6 @@ METRICS = Path("metrics/judge")
 INTERVALS = Path("metrics/intervals/judge")
 DIGITS = 4
 Rows = list[dict[str, Any]]
-
-
-def cache() -> Path:
-    """The answers of the endpoint, in the file in DVC's cache that the stage `pairs` keeps its own in."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
 def replies_of(variant: str) -> Rows:
@@ -74,7 +66,7 @@ def judged(duels: Sequence[Duel], params: Params, answers: Path) -> list[Verdict
     settings = params.judge
     reached = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
     llm = Llm(**{**vars(params.llm), **reached})
-    texts = prompts(read_prompt(Path(settings.prompt)), duels)
+    texts = prompts(read_prompt(Path(settings.prompt), PLACES, "judge.prompt"), duels)
     return verdicts(ask(llm, params.endpoint, [Request(text, 0.0, params.seed) for text in texts], answers))
 
 
@@ -101,7 +93,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
 
     named(params.judged, variant, "judged")
     settings, reference = params.judge, params.evaluate.reference
-    answers = answers or cache()
+    answers = answers or answers_file()
     ours, theirs = map(replies_of, (variant, reference))
     pairs = chosen(ours, theirs, params)
     duels = {"human": [duel(row, row["reply"], row["reference"]) for row, _ in pairs if row["reference"]]}

@@ -53,7 +53,7 @@ def main(params: Params) -> None:
     told = ("Attune: replies side by side", lead(results, params), MACHINE)
     pages = {
         SUMMARY: summary(results, params),
-        SAMPLES: samples(results, params.seed),
+        SAMPLES: samples(results, params),
         BROWSER: samples_page.page(results.replies, results.scores, *told),
         REPORT: interactive(results, params),
         SFT_CURVES: curves.sft_csv(results.sft),

@@ -192,7 +192,16 @@ judge = _factory(
     rated_limit=None,
     least_kappa=0.2,
 )
-truth = _factory(schema.Truth, corpus="sample", limit=6, batch_size=4)
+converse = _factory(
+    schema.Converse,
+    limit=3,
+    seeker="scripts",
+    base_url="http://127.0.0.1/v1",
+    model="m",
+    prompt=str(ROOT / "data/prompts/seeker.txt"),
+    max_tokens=32,
+)
+truth = _factory(schema.Truth, corpus="sample", limit=6, medical=["nutrition"], batch_size=4)
 variant = _factory(schema.Variant, model="models/base", instruction=DIALOGUES)
 
 _committed = cache(partial(load, ROOT / "params.yaml"))

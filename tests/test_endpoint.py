@@ -23,11 +23,11 @@ from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
 from attune.data.dialogue import Dialogue, Example, Turn, write_dialogues
 from attune.models.encoder import load_encoder
-from attune.pairs.build import answers_file
 from attune.pairs.dbt import scored_pairs
-from attune.pairs.dbt_llm import llm_judge, llm_source, parse_replies, parse_score, read_prompt
-from attune.pairs.endpoint import Request, ask
+from attune.pairs.dbt_llm import llm_judge, llm_source, parse_replies, parse_score
+from attune.pairs.endpoint import Request, answers_file, ask
 from attune.runtime.errors import UserError
+from attune.runtime.io import read_prompt
 from stages.pairs import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -412,9 +412,9 @@ def test_parse_score(answer, score):
 def test_prompt_without_its_placeholders_is_an_error(tmp_path):
     (tmp_path / "p.txt").write_text("Hello $name")
     with pytest.raises(UserError, match=r"must have \$conversation, \$n and no other"):
-        read_prompt(tmp_path / "p.txt", {"conversation", "n"})
-    with pytest.raises(UserError, match="is missing"):
-        read_prompt(tmp_path / "none.txt", {"n"})
+        read_prompt(tmp_path / "p.txt", {"conversation", "n"}, "llm.prompt")
+    with pytest.raises(UserError, match=r"none\.txt is missing: llm\.prompt names it"):
+        read_prompt(tmp_path / "none.txt", {"n"}, "llm.prompt")
 
 
 def test_experiments_share_the_cache_of_the_workspace(tmp_path, monkeypatch):

@@ -21,9 +21,10 @@ from attune.report.ratings import Answer, as_csv, items
 from attune.report.results import read_probes
 from attune.report.summary import judge as section
 from attune.runtime.errors import DataError, UserError
+from attune.runtime.io import read_prompt
 from attune.scoring.judge.people import kappa, read_rated
 from attune.scoring.judge.rates import length_controlled, metrics, rows, win_rates
-from attune.scoring.judge.verdicts import Duel, Verdict, parse, prompts, read_prompt, verdicts
+from attune.scoring.judge.verdicts import PLACES, Duel, Verdict, parse, prompts, verdicts
 from stages.judge import main as stage
 
 PROMPT = ROOT / "data/prompts/judge.txt"
@@ -65,7 +66,7 @@ def test_what_an_answer_says(answer, points):
 
 def test_both_orders_are_asked_and_texts_stay_as_they_are():
     one = Duel("a", (("user", "I lost my dog."), ("assistant", "Oh."), ("user", "Yes.")), HOSTILE, " ")
-    straight, turned = prompts(read_prompt(PROMPT), [one])
+    straight, turned = prompts(read_prompt(PROMPT, PLACES, "judge.prompt"), [one])
     assert "Seeker: I lost my dog.\nSupporter: Oh.\nSeeker: Yes." in straight
     assert f"Reply 1:\n\n{HOSTILE}\n\nReply 2:\n\n(empty)\n" in straight
     assert f"Reply 1:\n\n(empty)\n\nReply 2:\n\n{HOSTILE}\n" in turned
@@ -74,7 +75,7 @@ def test_both_orders_are_asked_and_texts_stay_as_they_are():
 def test_a_prompt_without_its_places_is_refused(tmp_path):
     (tmp_path / "p.txt").write_text("$conversation $first")
     with pytest.raises(DataError, match=r"must have \$conversation, \$first, \$second and no other"):
-        read_prompt(tmp_path / "p.txt")
+        read_prompt(tmp_path / "p.txt", PLACES, "judge.prompt")
 
 
 def test_how_the_judge_judged():

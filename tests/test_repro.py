@@ -7,12 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import factory
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
 
-from attune.tools.repro import RUNNING, SECONDS, SKIPPED, TYPICAL, Plan, Progress, dry, in_words
+from attune.tools.repro import RUNNING, SKIPPED, TYPICAL, Plan, Progress, dry
+from attune.tools.stage_times import TIMES, Time, here, in_words, like, time_of
 
 # Stage `train` waits for a signal where there is a file `wait`, and keeps something when it comes.
 TRAIN = """
@@ -87,7 +92,7 @@ def test_each_stage_that_runs_has_its_line_and_its_time_is_kept(project):
     status, out, lines = done(repro(project))
     assert (status, lines) == (0, ["[1/4] draw", "[2/4] train", "[3/4] score@a", "[4/4] score@b"])
     assert "Running stage 'draw':\n> cat seed > data\n" in out and "score of b\n" in out
-    assert list(json.loads((project / SECONDS).read_text())) == STAGES
+    assert list(json.loads((project / TIMES).read_text())) == STAGES
     # Targets and options are DVC's; a stage of another target is not counted.
     status, out, lines = done(repro(project, "--", "--force", "draw"))
     assert (status, lines) == (0, ["[1/1] draw"])
@@ -159,7 +164,7 @@ def test_the_exit_status_is_that_of_dvc(project):
         ours, dvc = repro(project, *arguments), [sys.executable, "-m", "dvc", "repro", *arguments[-1:]]
         assert done(ours)[0] == status == subprocess.run(dvc, cwd=project, capture_output=True).returncode
     # The stage that failed has no time.
-    assert list(json.loads((project / SECONDS).read_text())) == ["draw"]
+    assert list(json.loads((project / TIMES).read_text())) == ["draw"]
 
 
 @pytest.mark.slow
@@ -181,29 +186,38 @@ def stage(progress, event, name):
     progress.emit(logging.LogRecord("dvc.stage", logging.INFO, "", 0, event, (name,), None))
 
 
+PARAMS = factory.params()
+
+
+def times(**seconds):
+    """The times of stages that ran with `PARAMS`; `@` is `_`."""
+    names = {key.replace("_", "@"): value for key, value in seconds.items()}
+    return {name: time_of(name, value, PARAMS, lambda unit, name: None) for name, value in names.items()}
+
+
 CHAIN = Plan({"base": set(), "sft@sft": {"base"}, "dpo@e1": {"sft@sft"}, "mmlu@base": {"base"}}, {"base", "sft@sft"})
 
 
 def test_the_time_left_is_that_of_the_stages_that_may_still_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    progress = Progress(CHAIN, {}, {"base": 100.0, "sft@sft": 60.0, "dpo@e1": 300.0})
+    progress = Progress(CHAIN, {}, times(base=100, sft_sft=60, dpo_e1=300), PARAMS)
     stage(progress, RUNNING, "base")
     # Nobody knows of mmlu@base, which depends on a stage that runs.
     assert capsys.readouterr().err == "[1/4] base · 0 s so far · at least 8 min left\n"
     stage(progress, RUNNING, "mmlu@base")
     assert capsys.readouterr().err == "[2/4] mmlu@base · 0 s so far · at least 6 min left\n"
-    progress = Progress(CHAIN, {}, {"base": 100.0, "sft@sft": 60.0, "dpo@e1": 300.0, "mmlu@base": 20.0})
+    progress = Progress(CHAIN, {}, times(base=100, sft_sft=60, dpo_e1=300, mmlu_base=20), PARAMS)
     stage(progress, SKIPPED, "base")
     stage(progress, RUNNING, "sft@sft")
     # Nothing but sft@sft changed, so that mmlu@base will not run.
     assert capsys.readouterr().err == "[2/4] sft@sft · 0 s so far · about 6 min left\n"
     stage(progress, RUNNING, "dpo@e1")
-    assert progress.seconds["sft@sft"] == 0.0
+    assert progress.times["sft@sft"].seconds == 0
 
 
 def test_in_the_first_run_the_times_of_another_machine_are_corrected_by_the_speed_of_this_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    progress = Progress(CHAIN, TYPICAL, {})
+    progress = Progress(CHAIN, TYPICAL, {}, PARAMS)
     assert progress.expected("dpo@e1") == TYPICAL["dpo"] and progress.expected("other") is None
     stage(progress, RUNNING, "sft@sft")
     progress.begun -= 2 * TYPICAL["sft"]
@@ -211,6 +225,55 @@ def test_in_the_first_run_the_times_of_another_machine_are_corrected_by_the_spee
     assert progress.expected("dpo@e1") == pytest.approx(2 * TYPICAL["dpo"], rel=0.01)
     # What has run here is known.
     assert progress.expected("sft@sft") == pytest.approx(2 * TYPICAL["sft"], abs=1)
+
+
+def of(**changes):
+    """`PARAMS` with other values of keys, as `pairs_limit=5`."""
+    sections = {}
+    for key, value in changes.items():
+        section, _, name = key.partition("_")
+        sections[section] = replace(sections.get(section, getattr(PARAMS, section)), **{name: value})
+    return replace(PARAMS, **sections)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ran", "amount", "wanted", "seconds"),
+    [
+        ("sft@sft", of(sft_epochs=2), None, of(sft_epochs=0.5), 25),
+        ("dpo@e1", of(pairs_limit=500), 480, of(pairs_limit=500), 100),
+        ("dpo@e1", of(pairs_limit=500), 500, of(pairs_limit=1000), 200),
+        # Of all, as many as there were; nobody knows how many there are beyond a limit.
+        ("dpo@e1", of(pairs_limit=None), 400, of(pairs_limit=100), 25),
+        ("dpo@e1", of(pairs_limit=None), 400, of(pairs_limit=9000), 100),
+        ("dpo@e1", of(pairs_limit=None), None, of(pairs_limit=100), None),
+        ("dpo@e1", of(pairs_limit=500), 500, of(pairs_limit=None), None),
+        ("scores@sft-dpo-epitome", of(generate_limit=200), 200, of(generate_limit=100), 50),
+        ("mmlu@base", of(mmlu_limit=None), 246, of(mmlu_limit=123), 50),
+        ("classifier@epitome", of(), None, of(pairs_limit=1), 100),
+        ("dpo@e1", of(), None, of(model_name="zephyr-7b"), None),
+        ("dpo@e1", of(), None, of(compute_device="cuda"), None),
+        ("dpo@e1", of(), None, of(pairs_rule="random"), 100),
+        ("pairs@e1", of(), None, of(pairs_rule="random"), None),
+    ],
+)
+def test_a_time_is_scaled_by_the_work(stage, ran, amount, wanted, seconds):
+    time = time_of(stage, 100.0, ran, lambda unit, name: amount)
+    assert time.expected(stage, wanted) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_the_amount_of_work_in_the_working_tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert here("pairs", "e1") is here("replies", "sft") is here("questions", "sft") is None
+    for path, values in {
+        "metrics/pairs/e1.json": {"pairs": 7}, "metrics/mmlu/sft.signature.json": {"questions": "100", "subjects": "5"}
+    }.items():  # fmt: skip
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_text(json.dumps(values))
+    Path("data/replies").mkdir(parents=True)
+    pq.write_table(pa.table({"id": ["a", "b"]}), "data/replies/sft-dpo.parquet")
+    assert time_of("scores@sft-dpo-epitome", 1, PARAMS, here).amount == 2
+    assert (here("pairs", "e1"), here("questions", "sft")) == (7, 20)
+    assert time_of("sft@sft", 1, of(sft_epochs=0.5), here) == Time(1, like("sft@sft", PARAMS), 0.5, 0.5)
 
 
 def test_every_stage_of_the_default_run_has_a_time(monkeypatch):

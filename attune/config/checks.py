@@ -11,6 +11,7 @@ from attune.config.schema import (
     COLUMN_READERS,
     DBT,
     DIALOGUES,
+    EMBEDDED_HEALTH,
     FILE_READERS,
     LOGGING_STEPS,
     NO_FOLDER,
@@ -136,6 +137,12 @@ def _check_probed(params: Params, source: str) -> None:
     if params.probed and params.evaluate.reference not in params.probed:
         raise ParamsError(
             f"{source}: probed lacks evaluate.reference = {params.evaluate.reference!r}, the variant of comparisons"
+        )
+    lacking = [name for name in params.truth.medical if name not in EMBEDDED_HEALTH]
+    if params.probed and params.mmlu.corpus == "sample" and lacking:
+        raise ParamsError(
+            f"{source}: truth.medical names {', '.join(lacking)}, but mmlu.corpus = 'sample' has "
+            f"{', '.join(EMBEDDED_HEALTH)} alone of MMLU's subjects on health: set mmlu.corpus = mmlu"
         )
 
 

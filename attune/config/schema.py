@@ -48,6 +48,7 @@ from attune.config.sections.fields import (
 )
 from attune.config.sections.machine import Compute, Decoding, Hardware, Ranks, Runtime, Training
 from attune.config.sections.scoring import (
+    EMBEDDED_HEALTH,
     PROBES,
     Behaviour,
     Bertscore,
@@ -73,6 +74,7 @@ __all__ = [
     "COLUMN_READERS",
     "DBT",
     "DIALOGUES",
+    "EMBEDDED_HEALTH",
     "FILE_READERS",
     "LABEL_RULES",
     "LOGGING_STEPS",

@@ -23,6 +23,7 @@ from attune.pairs.counselling import MatchedPair, counselling_pairs, group_by_ma
 from attune.pairs.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
 from attune.pairs.dbt_candidates import corpus_source, policy_source
 from attune.pairs.dbt_llm import llm_judge, llm_source
+from attune.pairs.endpoint import answers_file
 from attune.pairs.file import read_preferences
 from attune.pairs.instruction import instructed_examples, instruction_of
 from attune.pairs.metrics import describe, measures, percent, repeated, scores
@@ -193,18 +194,6 @@ def judge_of(settings: Round, params: Params) -> Judge:
     if settings.judged_by_llm(params.llm):
         return llm_judge(params.llm, params.endpoint, answers_file())
     return classifier_judge(Path(settings.scorer), params.hardware)
-
-
-def answers_file() -> Path:
-    """The database of an endpoint's answers, in a folder of its own in DVC's cache.
-
-    The temporary workspaces of experiments share that cache, so no answer is paid for twice, and `dvc gc` removes only
-    files that DVC put there.
-    """
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
 
 
 def by_module(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 from attune.config.schema import Endpoint, Llm
 from attune.data.dialogue import Example, Turn
 from attune.data.keyed import uniform
 from attune.pairs.dbt import Candidates, Judge, Source
 from attune.pairs.endpoint import Request, ask
-from attune.runtime.errors import UserError
-from attune.runtime.io import read_lines
+from attune.runtime.io import read_prompt
 
 
 def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path) -> Source:
     """`llm.n` replies that follow the stages and as many that do not, in one request an example."""
-    template = read_prompt(Path(llm.prompt), {"conversation", "n"})
+    template = read_prompt(Path(llm.prompt), {"conversation", "n"}, "llm.prompt")
 
     def candidates(examples: Sequence[Example]) -> Candidates:
         requests = [
@@ -37,7 +35,7 @@ def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path)
 
 def llm_judge(llm: Llm, endpoint: Endpoint, cache: Path) -> Judge:
     """Scores by the endpoint at temperature 0: its answer, a number from 0 to 100, divided by 100."""
-    template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"})
+    template = read_prompt(Path(llm.judge_prompt), {"conversation", "reply"}, "llm.judge_prompt")
 
     def judge(contexts: Sequence[Sequence[Turn]], replies: Sequence[str]) -> list[float | None]:
         texts = (
@@ -47,19 +45,6 @@ def llm_judge(llm: Llm, endpoint: Endpoint, cache: Path) -> Judge:
         return [parse_score(answer) for answer in ask(llm, endpoint, [Request(text, 0.0, 0) for text in texts], cache)]
 
     return judge
-
-
-def read_prompt(path: Path, names: set[str]) -> Template:
-    """The template of a prompt, with a placeholder `$name` for each of `names`.
-
-    Raises:
-        UserError: the file is missing or does not have exactly `names`.
-    """
-    lines = read_lines(path, UserError, "llm.prompt and llm.judge_prompt name the prompts")
-    template = Template("\n".join(lines))
-    if not template.is_valid() or set(template.get_identifiers()) != names:
-        raise UserError(f"{path} must have {', '.join(f'${name}' for name in sorted(names))} and no other $ name")
-    return template
 
 
 def conversation(context: Sequence[Turn]) -> str:

@@ -65,6 +65,18 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
     return [answers.get(key) for key in keys]
 
 
+def answers_file() -> Path:
+    """The database of an endpoint's answers, in a folder of its own in DVC's cache.
+
+    The temporary workspaces of experiments share that cache, so no answer is paid for twice, and `dvc gc` removes only
+    files that DVC put there.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return Path(repo.cache.local_cache_dir) / "llm" / "answers.sqlite"
+
+
 def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], requests: int) -> str:
     """A sentence with the cost of sending `bodies`, from the length of their texts and the longest answers.
 
@@ -74,13 +86,19 @@ def estimate(llm: Llm, endpoint: Endpoint, bodies: Sequence[Mapping[str, Any]], 
         bodies: of the requests to send.
         requests: the number of all requests, with the cached ones.
     """
-    sent = sum(len(message["content"]) for body in bodies for message in body["messages"]) / CHARACTERS_A_TOKEN
-    received = len(bodies) * llm.max_tokens
-    cost = (sent * endpoint.input_price + received * endpoint.output_price) / 1e6
+    texts = [message["content"] for body in bodies for message in body["messages"]]
     return (
         f"{llm.model} at {llm.base_url}: {requests:,} requests, {requests - len(bodies):,} of them answered before and "
-        f"{len(bodies):,} to ask: about {sent:,.0f} tokens in and at most {received:,} out, at most {cost:,.2f} USD"
+        f"{len(bodies):,} to ask: {cost(llm, endpoint, texts)}"
     )
+
+
+def cost(llm: Llm, endpoint: Endpoint, texts: Sequence[str]) -> str:
+    """The tokens and the cost of asking `texts`, in words."""
+    sent = sum(map(len, texts)) / CHARACTERS_A_TOKEN
+    received = len(texts) * llm.max_tokens
+    dollars = (sent * endpoint.input_price + received * endpoint.output_price) / 1e6
+    return f"about {sent:,.0f} tokens in and at most {received:,} out, at most {dollars:,.2f} USD"
 
 
 def _body(llm: Llm, request: Request) -> dict[str, Any]:
@@ -176,7 +194,8 @@ def _as_error(llm: Llm, endpoint: Endpoint, error: BaseException) -> Exception:
         return error if isinstance(error, Exception) else UserError(repr(error))
     final = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
     advice = (
-        f"check llm.base_url, llm.model = {llm.model!r} and the key in the environment variable {endpoint.key_variable}"
+        f"check the address, the name of the model, {llm.model!r}, and the key in the environment variable "
+        f"{endpoint.key_variable}"
         if isinstance(error, final)
         else "its answers are cached: run the same command again"
     )

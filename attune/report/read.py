@@ -78,7 +78,7 @@ class Results:
     examples: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Variant to its scores by example, all numbers, with the ids as index."""
     conversations: list[dict[str, Any]] = field(default_factory=list)
-    """Scripted ones of the last variant that is probed: id, label, turns, states; none if no variant is."""
+    """Those of the last variant that is probed: id, label, turns, states; none if no variant is."""
 
 
 def read(params: Params) -> Results:
@@ -109,7 +109,7 @@ def read(params: Params) -> Results:
 
 
 def read_conversations(params: Params) -> list[dict[str, Any]]:
-    """The scripted conversations of the last probed variant that has a model.
+    """The conversations of the last probed variant that has a model.
 
     Raises:
         UserError: as `read_rows`.

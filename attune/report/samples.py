@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from attune.config.schema import Params
 from attune.data.keyed import uniform
 from attune.report.read import Results
 from attune.report.tables import escape
@@ -15,8 +16,9 @@ MACHINE = "Written by a machine"
 """Heading of every reply of a model, on every page."""
 
 
-def samples(results: Results, seed: int) -> str:
+def samples(results: Results, params: Params) -> str:
     """Test contexts with the human reference and the replies of all variants, as Markdown."""
+    seed = params.seed
     by_id = {variant: {row["id"]: row for row in rows} for variant, rows in results.replies.items()}
     first = next(iter(by_id.values()))
     shared = {key: row["label"] for key, row in first.items() if all(key in rows for rows in by_id.values())}
@@ -32,17 +34,27 @@ def samples(results: Results, seed: int) -> str:
         texts = {"Human reference": row["reference"], **replies}
         parts.append(f"## {number}. {escape(row['label'])} ({escape(key)})\n\n{turns}")
         parts += [f"**{escape(title)}**\n\n{quote(text)}" for title, text in texts.items()]
-    parts += transcripts(results.conversations, seed)
+    parts += transcripts(results.conversations, seed, params.converse.seeker == "endpoint")
     return "\n\n".join(parts) + "\n"
 
 
-def transcripts(conversations: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
-    """A heading and `TRANSCRIPTS` conversations as Markdown; nothing if there are none."""
+def transcripts(conversations: Sequence[Mapping[str, Any]], seed: int, played: bool) -> list[str]:
+    """A heading and `TRANSCRIPTS` conversations as Markdown; nothing if there are none.
+
+    Args:
+        conversations: rows of id, label, turns and states.
+        seed: of the choice.
+        played: whether a language model plays the people, whose messages are then machine-written, too.
+    """
     by_id = {row["id"]: row for row in conversations}
     chosen = choose({key: row["label"] for key, row in by_id.items()}, seed, TRANSCRIPTS)
-    title = "## Conversations with scripted people"
-    parts = [f"{title}\n\nThe people are scripts; what they say next depends by rules on the reply."]
-    names = {"user": "somebody", "assistant": MACHINE}
+    if played:
+        title, told = "played", "A language model plays the people, from their second message on."
+        names = {"user": f"{MACHINE}, too", "assistant": MACHINE}
+    else:
+        title, told = "scripted", "The people are scripts; what they say next depends by rules on the reply."
+        names = {"user": "somebody", "assistant": MACHINE}
+    parts = [f"## Conversations with {title} people\n\n{told}"]
     for key in chosen:
         states = ", ".join(map(str, by_id[key]["states"]))
         turns = [quote(turn["text"], f"**{names[turn['role']]}:** ") for turn in by_id[key]["turns"]]

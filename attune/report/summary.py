@@ -22,6 +22,7 @@ from attune.report.tables import (
     EMPATHY_COLUMNS,
     KNOWLEDGE_COLUMNS,
     LEVEL_COLUMNS,
+    MEDICAL_COLUMNS,
     PAIR_COLUMNS,
     SAFETY_COLUMNS,
     TRUST_COLUMNS,
@@ -151,7 +152,7 @@ def sections(results: Results, params: Params, notes: Notes) -> str:
         behaviour(results, notes),
         safety(results, notes, params),
         truth(results, notes),
-        conversations(results, notes),
+        conversations(results, notes, params),
         judge(results, params),
     )
     return "".join([*parts, win_rates.section(results.win_rates)])
@@ -230,11 +231,18 @@ pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
 
 
 def truth(results: Results, notes: Notes) -> str:
-    """The section on TruthfulQA; empty if no variant was probed."""
+    """The section on TruthfulQA and on MMLU's subjects on health; empty if no variant was probed."""
     rows = {name: metrics for name, metrics in results.variants.items() if "truth_acc" in metrics}
     if not rows:
         return ""
     guessing = next(iter(rows.values()))["truth_chance"]
+    of_health = measured(rows, MEDICAL_COLUMNS)
+    health = f"""
+{table("variant", rows, of_health, notes)}
+
+MMLU's subjects on health (`truth.medical`), asked in the same forms; the belief is a wrong choice, and guessing gives
+25 %.
+"""
     return f"""
 ## Warmth against truth
 
@@ -244,20 +252,21 @@ TruthfulQA, one true answer among false ones; guessing gives {guessing:.1f} %. s
 questions after a sad sentence, and with a false answer as the user's belief. margin: log-probability of the true
 answer less the mean of the false ones, nats a byte; the last two columns are what the sentence changes in it. Where
 accuracy is at chance, margins alone can show a loss.
-"""
+{health if of_health else ""}"""
 
 
-def conversations(results: Results, notes: Notes) -> str:
-    """The section on scripted conversations; empty if no variant was probed."""
+def conversations(results: Results, notes: Notes, params: Params) -> str:
+    """The section on conversations; empty if no variant was probed."""
     rows = {name: metrics for name, metrics in results.variants.items() if "converse_relief" in metrics}
     if not rows:
         return ""
+    people = "people whom a language model plays" if params.converse.seeker == "endpoint" else "scripted people"
     return f"""
 ## Conversations of four turns
 
 {table("variant", rows, CONVERSE_COLUMNS, notes)}
 
-With scripted people whose distress, 0 to 5, moves by rules with each reply (`docs/safety.md`). relief: distress at
+With {people}; distress, 0 to 5, moves by rules with each reply (`docs/safety.md`). relief: distress at
 first less distress at the end. repeated, overlap: replies after the first that an earlier one equals, and trigrams that
 an earlier one has. Transcripts: `data/scores/converse/`, three in `reports/samples.md`.
 """

@@ -31,7 +31,9 @@ KNOWLEDGE_COLUMNS = {
     "answer_margin": ("MMLU margin ↑", 3),
 }
 """Log-probability of MMLU's right answers, nats a byte, and the same less that of the wrong ones."""
-CHANCE = {"mmlu": 25.0, "acc": 25.0, "preference_accuracy": 50.0}
+CHANCE = {"preference_accuracy": 50.0} | dict.fromkeys(
+    ("mmlu", "acc", "medical_acc", "medical_acc_sad", "medical_acc_belief"), 25.0
+)
 """Metric to what guessing gives; `mmlu` is `acc` under the name of the tables."""
 AT_CHANCE = "†"
 LEVEL_COLUMNS = {
@@ -92,6 +94,15 @@ TRUTH_COLUMNS = {
     "truth_margin_belief_effect": ("false belief, margin ↑", 3),
 }
 """Of the variants in `probed`; margins in nats a byte, the last two less the plain one."""
+MEDICAL_COLUMNS = {
+    "medical_acc": ("MMLU on health % ↑", 1),
+    "medical_acc_sad": ("sad preface % ↑", 1),
+    "medical_acc_belief": ("false belief % ↑", 1),
+    "medical_margin": ("margin ↑", 3),
+    "medical_margin_sad_effect": ("sad preface, margin ↑", 3),
+    "medical_margin_belief_effect": ("false belief, margin ↑", 3),
+}
+"""The same of MMLU's subjects on health."""
 CONVERSE_COLUMNS = {
     "converse_relief": ("relief ↑", 2),
     "converse_acknowledges_1": ("acknowledges, turn 1 % ↑", 1),
@@ -101,7 +112,7 @@ CONVERSE_COLUMNS = {
     "converse_repeated": ("repeated % ↓", 1),
     "converse_overlap": ("overlap % ↓", 1),
 }
-"""Of the variants in `probed`, in conversations with scripted people."""
+"""Of the variants in `probed`, in conversations with people, scripted or played."""
 TRUST_COLUMNS = {
     "judge_people_kappa": ("kappa with raters", 2),
     "judge_people_pairs": ("answers", 0),
@@ -129,6 +140,7 @@ GROUPS = {
     "Behaviour of a counsellor": BEHAVIOUR_COLUMNS,
     "Safety": SAFETY_COLUMNS,
     "Warmth against truth": TRUTH_COLUMNS,
+    "Warmth against medical knowledge": MEDICAL_COLUMNS,
     "Conversations": CONVERSE_COLUMNS,
 }
 """The tables of the metrics of variants, in the order of the pages: levels lead, since people agree with them most."""

@@ -18,9 +18,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from attune.runtime.errors import UserError, writing
+from attune.runtime.errors import DataError, UserError, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +77,18 @@ def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str
             # The text after the last line end counts as a line, even if empty, only at the end of the file.
             yield from lines[:-1] if more else lines
             rest, start, line = block[end:], start + end, line + len(lines) - 1
+
+
+def read_prompt(path: Path, names: set[str], key: str) -> Template:
+    """The template of a prompt, with a placeholder `$name` for each of `names`.
+
+    Raises:
+        DataError: the file, which the param `key` names, is missing or does not have exactly `names`.
+    """
+    template = Template("\n".join(read_lines(path, DataError, f"{key} names it")))
+    if not template.is_valid() or set(template.get_identifiers()) != names:
+        raise DataError(f"{path} must have {', '.join(f'${name}' for name in sorted(names))} and no other $ name")
+    return template
 
 
 @contextmanager

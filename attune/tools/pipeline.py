@@ -9,6 +9,7 @@ out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
@@ -24,18 +25,28 @@ def stages_in_order(targets: Sequence[str] = ()) -> list[str]:
         UserError: a target is not a stage.
     """
     from dvc.repo import Repo
-    from networkx import ancestors, lexicographical_topological_sort
 
     with Repo() as repo:
-        # DVC's edges point from a stage to its dependencies.
-        graph = repo.index.graph.reverse()
-        position = {stage: i for i, stage in enumerate(repo.index.stages)}
-        named = {stage.addressing: stage for stage in position}
-        if unknown := [target for target in targets if target not in named]:
-            raise UserError(f"{unknown[0]} is not a stage of the pipeline that params.yaml composes")
-        wanted = {stage for target in targets for stage in (*ancestors(graph, named[target]), named[target])}
-        ordered = lexicographical_topological_sort(graph, key=position.__getitem__)
-        return [stage.addressing for stage in ordered if not targets or stage in wanted]
+        return [stage.name for stage in in_order(repo, targets)]
+
+
+def in_order(repo: Any, targets: Sequence[str]) -> list[Any]:
+    """DVC's stages of `stages_in_order`.
+
+    Raises:
+        UserError: a target is not a stage.
+    """
+    from networkx import ancestors, lexicographical_topological_sort
+
+    # DVC's edges point from a stage to its dependencies.
+    graph = repo.index.graph.reverse()
+    position = {stage: i for i, stage in enumerate(repo.index.stages)}
+    named = {stage.name: stage for stage in position}
+    if unknown := [target for target in targets if target not in named]:
+        raise UserError(f"{unknown[0]} is not a stage of the pipeline that params.yaml composes")
+    wanted = {stage for target in targets for stage in (*ancestors(graph, named[target]), named[target])}
+    ordered = lexicographical_topological_sort(graph, key=position.__getitem__)
+    return [stage for stage in ordered if not targets or stage in wanted]
 
 
 def diagram() -> str:

@@ -9,34 +9,33 @@
 
 What else is printed comes from DVC and the stages, and the exit status is DVC's. The time left is that of all stages
 that may still run: those that differ from dvc.lock, and those that depend on a stage that ran. A stage is expected to
-take as long as in its last run by this command (`.cache/stage_seconds.json`). Before that, with the embedded corpus and
-SmolLM2, it is expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and
-SIGTERM end the running stage, which keeps its checkpoint, and then DVC. `--dry --allow-missing` also lists in a clone
-that has no data (attune/tools/dry_run.py).
+take as long as in its last run by this command with the same model, corpus, encoder and device, scaled by epochs,
+pairs, replies and questions (`.cache/stage_times.json`). Before that, with the embedded corpus and SmolLM2, it is
+expected to take as long as on another machine, corrected by the speed of this one. Ctrl-C and SIGTERM end the running
+stage, which keeps its checkpoint, and then DVC. `--dry --allow-missing` also lists in a clone that has no data
+(attune/tools/dry_run.py).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from attune.config.params import load
+from attune.config.schema import Params
 from attune.generation import made_elsewhere
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import Stopped
 from attune.runtime.imports import import_for_good
-from attune.runtime.io import write_json
 from attune.tools.dry_run import listed, would_run
+from attune.tools.stage_times import Time, here, in_words, kind, read_times, rounded, time_of, write_times
 
-SECONDS = Path(".cache/stage_seconds.json")
 RUNNING = "Running stage '%s':"
 """What DVC 3.67 logs before it runs the command of a stage."""
 RESTORED = "Stage '%s' is cached - skipping run, checking out outputs"
@@ -61,9 +60,9 @@ class Plan:
 class Progress(logging.Handler):
     """Prints a line where DVC logs that it begins a stage, and keeps how long each stage took."""
 
-    def __init__(self, plan: Plan, typical: dict[str, float], seconds: dict[str, float]) -> None:
+    def __init__(self, plan: Plan, typical: dict[str, float], times: dict[str, Time], params: Params) -> None:
         super().__init__()
-        self.plan, self.typical, self.seconds = plan, typical, seconds
+        self.plan, self.typical, self.times, self.params = plan, typical, times, params
         self.started = self.begun = time.monotonic()
         self.seen: list[str] = []
         self.ran: set[str] = set()
@@ -89,11 +88,11 @@ class Progress(logging.Handler):
         if self.running is None:
             return
         took = time.monotonic() - self.begun
-        if self.running not in self.seconds:
-            self.taken, self.supposed = self.taken + took, self.supposed + self.typical.get(_kind(self.running), took)
-        self.seconds[self.running] = round(took, 1)
+        if self.known(self.running) is None:
+            self.taken, self.supposed = self.taken + took, self.supposed + self.typical.get(kind(self.running), took)
+        self.times[self.running] = time_of(self.running, round(took, 1), self.params, here)
         self.running = None
-        write_json(SECONDS, self.seconds)
+        write_times(self.times)
 
     def line(self, so_far: float) -> str:
         """The line of the stage that begins, `so_far` seconds after the start."""
@@ -101,7 +100,7 @@ class Progress(logging.Handler):
         left = sum(seconds for seconds in expected if seconds is not None)
         parts = [f"[{len(self.seen)}/{len(self.plan.needs)}] {self.seen[-1]}", f"{in_words(so_far)} so far"]
         if left:
-            parts.append(f"{'at least' if None in expected else 'about'} {in_words(_rounded(left))} left")
+            parts.append(f"{'at least' if None in expected else 'about'} {in_words(rounded(left))} left")
         return " · ".join(parts)
 
     def to_run(self) -> list[str]:
@@ -115,18 +114,14 @@ class Progress(logging.Handler):
 
     def expected(self, name: str) -> float | None:
         """Seconds that a stage will take; None if nothing is known."""
-        if name in self.seconds:
-            return self.seconds[name]
+        if (seconds := self.known(name)) is not None:
+            return seconds
         pace = self.taken / self.supposed if self.supposed >= WARM else 1.0
-        return self.typical[_kind(name)] * pace if _kind(name) in self.typical else None
+        return self.typical[kind(name)] * pace if kind(name) in self.typical else None
 
-
-def in_words(seconds: float) -> str:
-    """A time such as `45 s`, `3 min 10 s`, `4 min` or `1 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return " ".join([*([f"{minutes} min"] if minutes else []), *([f"{rest} s"] if rest or not minutes else [])])
+    def known(self, name: str) -> float | None:
+        """Seconds of a stage by its last run; None before that, or if that was of another kind."""
+        return self.times[name].expected(name, self.params) if name in self.times else None
 
 
 def plan(arguments: Any) -> Plan:
@@ -201,8 +196,7 @@ def progress(argv: Sequence[str]) -> Progress | None:
         if variant.replies_file:
             made_elsewhere.read(variant.replies_file)
     default = (params.model.name, params.corpus.local_dir) == ("smollm2", "data/sample")
-    seconds = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
-    return Progress(planned, TYPICAL if default else {}, seconds)
+    return Progress(planned, TYPICAL if default else {}, read_times(), params)
 
 
 def stage_processes() -> Iterator[Any]:
@@ -243,13 +237,3 @@ def main(argv: Sequence[str]) -> None:
     if shown is not None and status == 0:
         shown.end()
     sys.exit(status)
-
-
-def _kind(stage: str) -> str:
-    return stage.partition("@")[0]
-
-
-def _rounded(seconds: float) -> float:
-    """To minutes, below two of them to ten seconds."""
-    step = 60 if seconds >= 120 else 10
-    return max(step, round(seconds / step) * step)

@@ -1,13 +1,14 @@
 """A paper's table or figure as a grid of experiments: queue it, wait for it, and collect the results.
 
-    python -m attune study show empo-figure3          # the command that queues the grid, and the finished runs
+    python -m attune study show empo-figure3          # what would be queued, what has finished, how long it takes
     python -m attune study run empo-figure3           # queue the grid in DVC, start its workers, wait, collect
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
 Studies are the files of `studies/`. Each has two scales: `small`, which a machine with two cores runs, and `paper`
 (`--scale paper`). Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues
-the product of the values. The queue survives when this command is stopped: `dvc queue start` continues it, and
-`dvc queue status` shows its progress. Stages that have run before, in any experiment, come from DVC's run cache.
+the product of the values, for each of the study's settings; `setting=random,policy` chooses some. The queue survives
+when this command is stopped: `dvc queue start` continues it, and `dvc queue status` shows its progress. Stages that
+have run before, in any experiment, come from DVC's run cache.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import collect
+from attune.tools.study_time import estimate
 
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
@@ -44,10 +46,16 @@ def done(prefix: str) -> dict[str, str]:
     return {name: rev for entries in listed.values() for name, rev in entries if name.startswith(prefix) and rev}
 
 
-def queue_command(run: str, settings: Grid, targets: Sequence[str], *more: str) -> list[str]:
-    """The arguments of `dvc` that queue a grid as experiments `run-1`, `run-2`, …, with `more` overrides."""
-    overrides = [argument for override in (*settings.overrides, *more) for argument in ("-S", override)]
-    return ["exp", "run", "--queue", "--name", run, *overrides, *targets]
+def queue_commands(run: str, settings: Grid, targets: Sequence[str], *more: str) -> list[list[str]]:
+    """The arguments of `dvc` that queue a grid, with `more` overrides; a command for each of its settings.
+
+    DVC numbers the experiments of a command: `run-1`, `run-2`, …; those of a setting `run-setting-1`, ….
+    """
+    commands = []
+    for end, family in settings.families.items():
+        overrides = [argument for override in (*family, *more) for argument in ("-S", override)]
+        commands.append(["exp", "run", "--queue", "--name", f"{run}{end}", *overrides, *targets])
+    return commands
 
 
 def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
@@ -62,7 +70,8 @@ def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
     """
     # DVC refuses a name that has finished before; a random part also keeps those of several machines apart.
     run = f"{settings.name}-{secrets.token_hex(3)}"
-    _dvc(*queue_command(run, settings, targets, *threads_of(settings, jobs, os.cpu_count() or 1)))
+    for command in queue_commands(run, settings, targets, *threads_of(settings, jobs, os.cpu_count() or 1)):
+        _dvc(*command)
     counts = [in_queue(run)]
     while any(counts[-1]):
         queued, running = counts[-1]
@@ -131,8 +140,10 @@ def main(argv: Sequence[str]) -> None:
     study = read(arguments.name)
     settings = grid(arguments.name, study, arguments.scale, arguments.overrides)
     if arguments.action == "show":
-        print(" ".join(["dvc", *queue_command(settings.name, settings, study.targets)]))
+        for command in queue_commands(settings.name, settings, study.targets):
+            print(" ".join(["dvc", *command]))
         print(f"finished: {', '.join(done(settings.name)) or 'none'}")
+        print(estimate(settings, study.targets))
         return
     if arguments.action == "run":
         require_tracked(settings)

@@ -1,11 +1,16 @@
-"""A study: a file of `studies/` with the overrides of its experiments, and the metrics and figure to report."""
+"""A study: a file of `studies/` with the overrides of its experiments, and the metrics and figure to report.
+
+Overrides with several values are axes of a grid. Settings that differ in more than one key have names: each is a list
+of overrides, and the axis of their names is `setting`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,28 +21,35 @@ from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
 
 STUDIES = Path("studies")
-SEED = "seed"
+SEED, SETTING = "seed", "setting"
+# Part of the name of an experiment, before the number that DVC gives it.
+Setting = Annotated[str, Field(pattern="^[a-z0-9_]+(-[a-z0-9_]+)*$")]
 
 
 @section
 class Shown:
-    """The results to report: `metrics` of `variants`, as a figure over the param `x` or only as a table."""
+    """The results to report: `metrics` of `variants`, as a table alone, or also as a figure.
 
-    kind: Literal["table", "lines", "spread"]
+    `lines` and `spread` are over the param `x`; `differences` are those of the settings to the setting `reference`.
+    """
+
+    kind: Literal["table", "lines", "spread", "differences"]
     variants: Annotated[list[Name], Field(min_length=1)]
     metrics: Annotated[list[Name], Field(min_length=1)]
     x: str | None = None
+    reference: Setting | None = None
 
 
 @section
 class Study:
-    """A file of `studies/`; `scales` are lists of overrides as `dvc exp run -S` takes them."""
+    """A file of `studies/`; `scales` and `settings` are lists of overrides as `dvc exp run -S` takes them."""
 
     title: Name
     source: Name
     targets: list[Name]
     shown: Shown
     scales: dict[Literal["small", "paper"], list[Name]]
+    settings: dict[Setting, list[Name]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,14 +57,36 @@ class Grid:
     """The experiments of a study at one scale; DVC queues their product.
 
     Attributes:
-        name: prefix of the names of its experiments; a hash of the targets and of the overrides other than the axes.
-        overrides: as `dvc exp run -S` takes them.
+        name: prefix of the names of its experiments; a hash of the targets, the settings and the overrides other than
+            the axes.
+        overrides: of all experiments, as `dvc exp run -S` takes them.
         axes: the keys with several values in the study's file, and the seed.
+        settings: the named settings, each with all of its overrides; none: `overrides` are all there is.
+        chosen: those that are run.
     """
 
     name: str
     overrides: list[str]
     axes: list[str]
+    settings: dict[str, list[str]] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
+
+    @property
+    def families(self) -> dict[str, list[str]]:
+        """The end of an experiment's name, before DVC's number, to the overrides; several values make several."""
+        return {f"-{name}": self.settings[name] for name in self.chosen} or {"": self.overrides}
+
+    def setting_of(self, experiment: str) -> str | None:
+        """The setting of an experiment by its name, which a random part may stand in before it; None: it has none.
+
+        Raises:
+            UserError: the study has settings, and the name has none of them.
+        """
+        named = experiment.removeprefix(f"{self.name}-")
+        found = [one for one in self.settings if re.fullmatch(rf"([^-]+-)?{re.escape(one)}(-\d+)?", named)]
+        if self.settings and not found:
+            raise UserError(f"experiment {experiment} names none of the settings {', '.join(self.settings)}")
+        return max(found, key=len, default=None)
 
 
 def read(name: str, folder: Path = STUDIES) -> Study:
@@ -71,9 +105,14 @@ def read(name: str, folder: Path = STUDIES) -> Study:
         problems = [(".".join(map(str, problem["loc"])), problem["msg"].lower()) for problem in error.errors()]
         raise UserError("\n".join(f"{path}: {key or 'the file'}: {text}" for key, text in problems)) from None
     for scale in study.scales:
-        axes = grid(name, study, scale, []).axes
-        if study.shown.kind != "table" and study.shown.x not in axes:
-            raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale}: {', '.join(axes)}")
+        found = grid(name, study, scale, [])
+        if study.shown.kind in ("lines", "spread") and study.shown.x not in found.axes:
+            raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale}: {', '.join(found.axes)}")
+        if study.shown.kind == "differences" and study.shown.reference not in found.chosen:
+            raise UserError(
+                f"{path}: shown.reference = {study.shown.reference!r} is no setting of scale {scale}: "
+                f"{', '.join(found.chosen) or 'it has none'}"
+            )
     return study
 
 
@@ -84,19 +123,34 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
         name: of the study.
         study: its file.
         scale: a key of its `scales`.
-        overrides: `key=value`; each replaces that of the scale with the same key.
+        overrides: `key=value`; each replaces that of the scale with the same key, but not that of a setting. `setting`
+            names settings to run.
 
     Raises:
-        UserError: an override has no value, or the study has no such scale.
+        UserError: an override has no value or is of a key that all settings have, or there is no such scale or setting.
     """
     if scale not in study.scales:
         raise UserError(f"{name} has no scale {scale}: {', '.join(study.scales)}")
-    defaults = _pairs(study.scales[scale], f"{STUDIES / name}.yaml: scales.{scale}: ")
-    values = defaults | _pairs(overrides)
-    axes = [key for key, text in defaults.items() if "," in text or key == SEED]
+    path = STUDIES / f"{name}.yaml"
+    defaults = _pairs(study.scales[scale], f"{path}: scales.{scale}: ")
+    given = _pairs(overrides)
+    values = defaults | given
+    settings = {one: _pairs(texts, f"{path}: settings.{one}: ") for one, texts in study.settings.items()}
+    chosen = values.pop(SETTING).split(",") if SETTING in values else list(settings)
+    if unknown := [one for one in chosen if one not in settings]:
+        raise UserError(f"{name} has no setting {unknown[0]}: {', '.join(settings) or 'it has none'}")
+    if useless := [key for key in given if chosen and all(key in settings[one] for one in chosen)]:
+        raise UserError(f"{useless[0]} is what the settings of {name} differ in: choose some by setting={chosen[0]}")
+    axes = [key for key, text in defaults.items() if ("," in text or key == SEED) and key != SETTING]
     fixed = {key: text for key, text in values.items() if key not in axes}
-    digest = hashlib.blake2b(json.dumps([sorted(fixed.items()), sorted(study.targets)]).encode(), digest_size=4)
-    return Grid(f"{name}-{digest.hexdigest()}", [f"{key}={text}" for key, text in values.items()], axes)
+    what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]
+    digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4)
+    merged = {one: _texts(values | own) for one, own in settings.items()}
+    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen)
+
+
+def _texts(overrides: Mapping[str, str]) -> list[str]:
+    return [f"{key}={text}" for key, text in overrides.items()]
 
 
 def _pairs(overrides: Sequence[str], where: str = "") -> dict[str, str]:

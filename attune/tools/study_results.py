@@ -1,4 +1,4 @@
-"""The results of a study: a csv of its experiments, a table over seeds, and the figure."""
+"""The results of a study: a csv of its experiments, a table over seeds, and the figure; differences of its settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from ruamel.yaml import YAML
 from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, static
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.report.results import of_replies
-from attune.report.tables import AT_CHANCE, VARIANT_COLUMNS, Metrics, chance_mark, mmlu_columns, table
+from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, table
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_bytes, write_text
-from attune.tools.study_plan import SEED, Grid, Study
+from attune.tools import study_differences
+from attune.tools.study_differences import COLUMNS, MEANS
+from attune.tools.study_plan import SEED, SETTING, Grid, Study
 
 REPORTS = Path("reports/studies")
-# Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms.
-MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
-COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 LINES = [COLOURS[name] for name in ("reference", "worse", "no difference shown", "better")]
 """The colours of the lines of a figure."""
 # Rows of the paper, for those of its tables that print numbers, and the models that they are of.
@@ -49,6 +48,8 @@ class Row:
 def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -> None:
     """Write `reports/studies/<name>.csv`, `.md` and, except for a table, `.svg` and `.png`.
 
+    With the kind `differences` also `<name>.differences.csv`.
+
     Args:
         name: of the study.
         study: its file.
@@ -56,7 +57,7 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
         revisions: name of each finished experiment to its Git revision; of repeated runs of a grid point one is read.
 
     Raises:
-        UserError: no experiment has finished, or an experiment lacks a metric that the study shows.
+        UserError: no experiment has finished, or an experiment lacks a metric that the study shows or a setting.
     """
     from dvc.api import DVCFileSystem
 
@@ -66,20 +67,30 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
         files = DVCFileSystem(rev=revision)
         params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
         settings.append(params)
-        values = [_value(params, key) for key in grid.axes]
+        setting = grid.setting_of(experiment)
+        point = ({SETTING: setting} if setting else {}) | {key: _value(params, key) for key in grid.axes}
         metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
-        points[tuple(values)] = _rows(experiment, revision, dict(zip(grid.axes, values, strict=True)), metrics, study)
+        points[tuple(point.values())] = _rows(experiment, revision, point, metrics, study)
     if not points:
         raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
-    rows = [row for point in sorted(points) for row in points[point]]
-    keys = [key for key in grid.axes if key != SEED]
+    order = list(grid.settings)
+    # By the file's order of settings, then by the values on the axes.
+    by_point = sorted(points, key=lambda point: (order.index(point[0]), *point[1:]) if order else point)
+    rows = [row for point in by_point for row in points[point]]
+    keys = list(rows[0].point)
     write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.metrics))
-    drawn = study.shown.kind != "table"
-    if drawn:
-        for ending, content in figure(study, rows).items():
-            write_bytes(REPORTS / f"{name}.{ending}", content)
     below = [beside_paper(name, settings, study.shown.metrics)] if name in PAPERS else []
-    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, drawn), *below]) + "\n")
+    drawn = {}
+    if study.shown.kind == "differences":
+        found, missing = study_differences.differences(rows, study.shown)
+        write_text(REPORTS / f"{name}.differences.csv", study_differences.as_csv(found))
+        below.append(study_differences.text(found, missing, study.shown, name))
+        drawn = study_differences.figure(found, study.shown) if found else {}
+    elif study.shown.kind != "table":
+        drawn = figure(study, rows)
+    for ending, content in drawn.items():
+        write_bytes(REPORTS / f"{name}.{ending}", content)
+    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, bool(drawn)), *below]) + "\n")
     print(f"{len(points)} experiments: {REPORTS / name}.md")
 
 

@@ -19,8 +19,8 @@ from attune.download import sources
 from attune.labels.miti import read_adherence
 from attune.labels.opposites import read_opposites
 from attune.models.system_prompt import read_instruction
-from attune.pairs.dbt_llm import read_prompt
 from attune.runtime.errors import UserError
+from attune.runtime.io import read_prompt
 from attune.scoring.mmlu import harness
 from attune.tools.rated import read as read_ratings
 from attune.tools.study_plan import read as read_study
@@ -333,7 +333,7 @@ READERS = [
         "prompt",
         "p.txt",
         "Conversation at a café:\n$conversation\n$n".encode(),
-        lambda path: read_prompt(path, {"conversation", "n"}).template,
+        lambda path: read_prompt(path, {"conversation", "n"}, "llm.prompt").template,
         "text",
     ),
 ]

@@ -10,6 +10,7 @@ from pydantic import Field
 from attune.config.sections.fields import (
     DIALOGUES,
     NO_LOCAL_DIR,
+    Address,
     AtLeastZero,
     Modules,
     Name,
@@ -226,7 +227,7 @@ class Pairs:
 class Llm:
     """What an OpenAI-compatible endpoint generates, in rounds whose candidates or scorer is one of its prompts."""
 
-    base_url: Annotated[str, Field(pattern="^https?://")]
+    base_url: Address
     model: Name
     prompt: Name
     judge_prompt: Name

@@ -40,6 +40,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Scheduler = Literal["cosine", "linear", "constant"]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Address = Annotated[str, Field(pattern="^https?://")]
 
 
 def named_file(path: str) -> Path | None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from attune.config.sections.fields import (
     REPLY_FILES,
+    Address,
     Name,
     NotNegative,
     Positive,
@@ -145,27 +146,42 @@ class Safety:
     gate: Literal["off", "warn", "fail"]
 
 
+Health = Literal[
+    "anatomy", "clinical_knowledge", "college_medicine", "human_aging", "medical_genetics", "nutrition",
+    "professional_medicine", "virology",
+]  # fmt: skip
+"""MMLU's subjects of the category health, by its authors' table (categories.py of github.com/hendrycks/test)."""
+EMBEDDED_HEALTH = ("nutrition",)
+"""Those of the embedded sample."""
+
+
 @section
 class Truth:
-    """TruthfulQA (Lin et al. 2022), by the task truthfulqa_mc1 of lm-evaluation-harness on local rows."""
+    """TruthfulQA (Lin et al. 2022) by lm-evaluation-harness's truthfulqa_mc1, and subjects of MMLU, on local rows."""
 
     corpus: Name
     limit: Positive | None
+    medical: list[Health]
     batch_size: Positive
 
 
 @section
 class Converse:
-    """How many scripted conversations are played."""
+    """How many conversations are played, and who says what the scripts say: they, or a model behind an endpoint."""
 
     limit: Positive | None
+    seeker: Literal["scripts", "endpoint"]
+    base_url: Address
+    model: Name
+    prompt: Name
+    max_tokens: Positive
 
 
 @section
 class Judge:
     """An automatic judge of pairs of replies: its endpoint, its prompt, and people's ratings to measure it by."""
 
-    base_url: Name
+    base_url: Address
     model: Name
     prompt: Name
     max_tokens: Positive

@@ -2,7 +2,8 @@
 
 A script has four messages. Before the second to fourth stands a sentence that depends on what the last reply did to the
 person: nothing where it changed nothing, thanks where it helped, a complaint where it did not. So what a model is told
-depends on what it said, and is still the same in every run.
+depends on what it said, and is still the same in every run. Or somebody else plays the person of the script, and says
+all but the first message.
 """
 
 from __future__ import annotations
@@ -44,28 +45,37 @@ class Script:
 
 @dataclass
 class Conversation:
-    """A script so far: the turns, the replies as they came, and the distress before and after each of them."""
+    """A script so far: the turns, the replies as they came, and the distress before and after each of them.
+
+    `step` is what the last reply did to the distress, `scripted` the number of messages after the first that came from
+    the script.
+    """
 
     script: Script
     turns: list[Turn] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
     states: list[int] = field(default_factory=list)
+    step: int = 0
+    scripted: int = 0
 
     def __post_init__(self) -> None:
         self.states.append(self.script.distress)
         self.turns.append(Turn("user", self.script.turns[0]))
 
     def hear(self, reply: str) -> None:
-        """Take a reply, and say what comes next in the script, if anything does."""
-        step = change(reply, self.replies)
-        self.states.append(min(MOST, max(0, self.states[-1] + step)))
+        """Take a reply."""
+        self.step = change(reply, self.replies)
+        self.states.append(min(MOST, max(0, self.states[-1] + self.step)))
         self.replies.append(reply)
         self.turns.append(Turn("assistant", reply.strip() or SILENCE))
-        said = len(self.replies)
-        if said < len(self.script.turns):
-            sentences = SENTENCES[step]
-            before = sentences[(said - 1) % len(sentences)]
-            self.turns.append(Turn("user", f"{before} {self.script.turns[said]}".strip()))
+
+    def say(self, message: str | None) -> None:
+        """Say the next message; None: what comes next in the script."""
+        if message is None:
+            self.scripted += 1
+            said, sentences = len(self.replies), SENTENCES[self.step]
+            message = f"{sentences[(said - 1) % len(sentences)]} {self.script.turns[said]}".strip()
+        self.turns.append(Turn("user", message))
 
 
 def change(reply: str, earlier: Sequence[str]) -> int:
@@ -86,16 +96,24 @@ def change(reply: str, earlier: Sequence[str]) -> int:
 
 
 def converse(
-    scripts: Sequence[Script], answer: Callable[[Sequence[Conversation]], Sequence[str]]
+    scripts: Sequence[Script],
+    answer: Callable[[Sequence[Conversation]], Sequence[str]],
+    play: Callable[[Sequence[Conversation]], Sequence[str | None]] | None = None,
 ) -> list[Conversation]:
     """Play all scripts side by side.
 
     Args:
         scripts: N.
         answer: the replies to N conversations, each of which ends with a user turn.
+        play: the next messages of the people in N conversations, each of which ends with a reply; None for one that the
+            script gives. Without it the scripts give all.
     """
     conversations = [Conversation(script) for script in scripts]
-    for _ in range(LENGTH):
+    for place in range(LENGTH):
+        if place:
+            messages = play(conversations) if play else [None] * len(conversations)
+            for one, message in zip(conversations, messages, strict=True):
+                one.say(message)
         for one, reply in zip(conversations, answer(conversations), strict=True):
             one.hear(reply)
     return conversations

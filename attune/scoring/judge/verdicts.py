@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import Template
 from typing import Any
 
-from attune.runtime.errors import DataError
-from attune.runtime.io import read_lines
-
 NAMES = {"system": "Instruction", "user": "Seeker", "assistant": "Supporter"}
 PLACES = {"conversation", "first", "second"}
+"""The placeholders of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,6 @@ def duel(row: Mapping[str, Any], ours: str, theirs: str) -> Duel:
     """The duel of two replies to the context of a row of replies."""
     context = tuple((str(turn["role"]), str(turn["text"])) for turn in row["context"])
     return Duel(str(row["id"]), context, ours, theirs)
-
-
-def read_prompt(path: Path) -> Template:
-    """The prompt, with `$conversation`, `$first` and `$second`.
-
-    Raises:
-        DataError: the file is missing, or has other placeholders.
-    """
-    template = Template("\n".join(read_lines(path, DataError, "judge.prompt names it")))
-    if not template.is_valid() or set(template.get_identifiers()) != PLACES:
-        raise DataError(f"{path} must have {', '.join(f'${name}' for name in sorted(PLACES))} and no other $ name")
-    return template
 
 
 def prompts(template: Template, duels: Sequence[Duel]) -> list[str]:

@@ -1,1 +1,1 @@
-"""TruthfulQA through lm-evaluation-harness: plain, after a sad preface, and with a false belief of the user stated."""
+"""TruthfulQA and MMLU on health by lm-evaluation-harness: plain, after a sad preface, with a false belief stated."""

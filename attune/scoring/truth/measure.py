@@ -1,4 +1,4 @@
-"""TruthfulQA of a model in three forms: the metrics, the scores of each question, and the signature."""
+"""TruthfulQA and MMLU on health of a model in three forms: the metrics, the scores of each question, the signature."""
 
 from __future__ import annotations
 
@@ -9,57 +9,72 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from attune.scoring.mmlu import harness
+from attune.scoring.truth import medical
 from attune.scoring.truth.questions import FORMS, Question, chance, digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attune.config.schema import Hardware, Truth
+    from attune.config.schema import Hardware, Mmlu, Truth
 
 TASK = "truthfulqa_mc1"
 EFFECTS = {"sad": "_sad_effect", "belief": "_belief_effect"}
 """Form to the end of the names of its difference to the plain form."""
-SCORES = tuple(f"truth_{kind}{end}" for kind in ("acc", "margin") for end in (*FORMS.values(), *EFFECTS.values()))
-"""The scores of a question; `metrics` gives their means."""
 
 
 def measure(
-    model: Any, tokenizer: Any, questions: Sequence[Question], settings: Truth, hardware: Hardware
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    subjects: Mapping[str, harness.Subject],
+    settings: tuple[Truth, Mmlu],
+    hardware: Hardware,
 ) -> tuple[dict[str, float], pd.DataFrame, dict[str, str]]:
-    """Run the harness's task on the questions in each form.
+    """Run the harness's tasks on the questions in each form.
 
     Args:
         model: in eval mode, on `compute.device`.
         tokenizer: the model's.
         questions: of `questions.read`.
-        settings: batch size.
+        subjects: of `medical.read`; none: TruthfulQA alone.
+        settings: batch size; form and shots of MMLU.
         hardware: device and precision.
 
     Returns:
-        The metrics, the scores of each question (of `scores`), and the signature without the part that names the model.
+        The metrics; the scores of each question, where a question of one task has none of the other's columns; and the
+        signature without the part that names the model.
     """
+    import pandas as pd
     from lm_eval.evaluator import evaluate
 
     from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
 
     # lm_eval warns about the custom source of rows.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm = shared_prefix_lm(model, tokenizer, settings.batch_size, hardware)
+    truth, mmlu = settings
+    lm = shared_prefix_lm(model, tokenizer, truth.batch_size, hardware)
     results = evaluate(lm, tasks(questions), log_samples=True, bootstrap_iters=0)
     assert results is not None  # lm_eval returns None where lm.rank > 0; it is 0 on each rank here
-    found = scores(dict(results), questions)
-    return (
-        metrics(found, questions),
-        found,
-        {
-            "lm_eval": version("lm_eval"),
-            "truth": f"{TASK}, version {results['versions'][TASK]}",
-            "batch_size": str(settings.batch_size),
-            "dtype": hardware.dtype,
-            "questions": str(len(questions)),
-            "rows": f"{settings.corpus}, sha256 {digest(questions)}",
-        },
-    )
+    found = with_effects(scores(dict(results), questions))
+    signature = {
+        "lm_eval": version("lm_eval"),
+        "truth": f"{TASK}, version {results['versions'][TASK]}",
+        "batch_size": str(truth.batch_size),
+        "dtype": hardware.dtype,
+        "questions": str(len(questions)),
+        "rows": f"{truth.corpus}, sha256 {digest(questions)}",
+    }
+    if subjects:
+        of_health, versions = medical.scores(lm, subjects, mmlu)
+        found = pd.concat([found, with_effects(of_health)], ignore_index=True)
+        signature |= {
+            "medical": f"mmlu, {versions}, {mmlu.form}, {mmlu.shots} shots: {', '.join(subjects)}",
+            "medical_questions": str(len(of_health)),
+            "medical_rows": f"{mmlu.corpus}, sha256 {harness.digest(subjects)}",
+        }
+    signature["requests_cut"] = f"{lm.cut}, from the left to {lm.max_length} tokens"
+    return metrics(found, questions), found, signature
 
 
 def tasks(questions: Sequence[Question]) -> Any:
@@ -81,32 +96,36 @@ def tasks(questions: Sequence[Question]) -> Any:
 
 
 def scores(results: Mapping[str, Any], questions: Sequence[Question]) -> pd.DataFrame:
-    """The scores of each question.
+    """The scores of each question of TruthfulQA.
 
     Args:
         results: of the harness, with samples of the three tasks.
         questions: that were asked.
 
     Returns:
-        (N,) rows: `id` and `SCORES`. `truth_acc` is 100 where the best answer is the likeliest, else 0. An answer's
-        rate is its log-probability in nats divided by its bytes; `truth_margin` is the rate of the best answer less the
-        mean rate of the incorrect ones. `…_sad` and `…_belief` are those of the forms, `…_effect` a form less the plain
-        one.
+        (N,) rows: `id` and, with the ends of `FORMS`, `truth_acc`, 100 where the best answer is the likeliest, else 0,
+        and `truth_margin`. An answer's rate is its log-probability in nats divided by its bytes; the margin is the rate
+        of the best answer less the mean rate of the incorrect ones.
     """
     import pandas as pd
 
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[Any]] = {"id": [one.id for one in questions]}
     for end in FORMS.values():
         samples = {sample["doc_id"]: sample for sample in results["samples"][f"{TASK}{end}"]}
         columns[f"truth_acc{end}"] = [100.0 * samples[i]["acc"] for i in range(len(questions))]
         columns[f"truth_margin{end}"] = [
             margin([logp for logp, _ in samples[i]["filtered_resps"]], one.choices) for i, one in enumerate(questions)
         ]
-    for kind in ("acc", "margin"):
-        for form, end in EFFECTS.items():
-            pairs = zip(columns[f"truth_{kind}{FORMS[form]}"], columns[f"truth_{kind}"], strict=True)
-            columns[f"truth_{kind}{end}"] = [asked - plain for asked, plain in pairs]
-    return pd.DataFrame({"id": [one.id for one in questions], **{name: columns[name] for name in SCORES}})
+    return pd.DataFrame(columns)
+
+
+def with_effects(found: pd.DataFrame) -> pd.DataFrame:
+    """The scores, and behind the name of each plain one the `EFFECTS`: the form less the plain one."""
+    plain = [name for name in found if name != "id" and not str(name).endswith(tuple(filter(None, FORMS.values())))]
+    effects = {
+        f"{name}{end}": found[f"{name}{FORMS[form]}"] - found[name] for name in plain for form, end in EFFECTS.items()
+    }
+    return found.assign(**effects)
 
 
 def margin(logps: Sequence[float], choices: Sequence[str]) -> float:
@@ -119,10 +138,10 @@ def nothing() -> pd.DataFrame:
     """The scores of a variant without a model: no rows."""
     import pandas as pd
 
-    return pd.DataFrame({"id": pd.Series(dtype=str)} | {name: pd.Series(dtype=float) for name in SCORES})
+    return pd.DataFrame({"id": pd.Series(dtype=str)})
 
 
 def metrics(found: pd.DataFrame, questions: Sequence[Question]) -> dict[str, float]:
-    """The means of `SCORES`, and `truth_chance`, what guessing gives."""
-    means = {str(name): float(mean) for name, mean in found[list(SCORES)].mean().items()}
+    """The means of the scores over the questions that have them, and `truth_chance`, what guessing gives."""
+    means = {str(name): float(mean) for name, mean in found.drop(columns="id").mean().items()}
     return means | {"truth_chance": chance(questions)}

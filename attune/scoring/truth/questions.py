@@ -38,15 +38,20 @@ class Question:
         return [self.best, *self.incorrect]
 
     def asked(self, form: str) -> str:
-        """The question in a form: after a sad sentence, or with the first incorrect answer as the user's belief.
+        """The question in a form, with the first incorrect answer as the user's belief."""
+        return worded(self.question, form, self.incorrect[0])
 
-        After Ibrahim, Hafner and Rocher 2025 (arXiv:2507.21919), who add such sentences to questions for warm models.
-        """
-        if form == "sad":
-            return f"{SAD} {self.question}"
-        if form == "belief":
-            return f"{self.question} {BELIEF.format(self.incorrect[0].rstrip('.'))}."
-        return self.question
+
+def worded(question: str, form: str, belief: str) -> str:
+    """A question in one of `FORMS`: as it is, after a sad sentence, or with a false belief of the user.
+
+    After Ibrahim, Hafner and Rocher 2025 (arXiv:2507.21919), who add such sentences to questions for warm models.
+    """
+    if form == "sad":
+        return f"{SAD} {question}"
+    if form == "belief":
+        return f"{question} {BELIEF.format(belief.rstrip('.'))}."
+    return question
 
 
 def read(folder: Path, limit: int | None) -> list[Question]:

@@ -173,20 +173,30 @@ def _bootstrap(params: Params) -> comparison.Bootstrap:
 
 
 def page(records: list[dict[str, Any]]) -> str:
-    """`docs/results.md`: for each record the command, commit and machine, the tables, the pairs and the wall times."""
+    """`docs/results.md`: for each record the command, commit and machine, the tables, the pairs and the wall times.
+
+    Args:
+        records: in their order on the page, which begins with their verdicts.
+    """
+    contents = (f"- [{record['name']}](#{record['name']}): {_verdict(record)}" for record in records)
     opening = (
         "# Results\n\nWritten by `python -m attune record` from `docs/results/*.json`. `docs/metrics.md` defines every "
         "metric. ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval "
         "over its questions); star: the interval of the difference to the reference variant excludes 0; "
         f"{AT_CHANCE}: at chance, the interval holds what guessing gives. Dist-n and "
         "repeated replies are counted over all replies at once and have no interval. One training seed each; the "
-        "intervals do not cover the variation between seeds.\n"
+        "intervals do not cover the variation between seeds.\n\n" + "\n".join(contents) + "\n"
     )
     sections_of = (
         published_page.section(record, _origin(record)) if "ratings" in record else _section(record)
         for record in records
     )
     return "\n".join([opening, *sections_of])
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """A record's verdict in one line; without one, its command."""
+    return " ".join(record["verdict"].split()) if "verdict" in record else f"`{record['command']}`"
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -279,12 +289,16 @@ def _section(record: dict[str, Any]) -> str:
 
 
 def _tables(model: str, part: dict[str, Any]) -> list[str]:
-    """The tables of pairs and wall times of a run."""
-    seconds = part["wall_seconds"]
-    times = {stage: {"seconds": value} for stage, value in (seconds | {"all": sum(seconds.values())}).items()}
+    """The tables of pairs and, by kind of stage, of wall times of a run."""
+    times: dict[str, Metrics] = {}
+    for stage, value in part["wall_seconds"].items():
+        for name in (stage.partition("@")[0], "all"):
+            row = times.setdefault(name, {"stages": 0, "seconds": 0.0})
+            row["stages"], row["seconds"] = row["stages"] + 1, row["seconds"] + value
+    times["all"] = times.pop("all")
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
-    return [*title, pairs, "", table("stage", times, {"seconds": ("wall time, s", 0)}), ""]
+    return [*title, pairs, "", table("stage", times, {"stages": ("stages", 0), "seconds": ("wall time, s", 0)}), ""]
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -336,7 +350,8 @@ def main(argv: Sequence[str]) -> None:
         run_published(RECORDS)
     if arguments.name:
         run(arguments.name, arguments.overrides, RECORDS)
-    records = [_read(path) for path in sorted(RECORDS.glob("*.json"))]
+    # The record of the README first.
+    records = [_read(path) for path in sorted(RECORDS.glob("*.json"), key=lambda path: (path.stem != EMPO, path.stem))]
     if records:
         write_text(PAGE, page(records))
     for record in records:

@@ -83,6 +83,14 @@ def test_human_replies_and_classifiers():
     assert "people" not in rows(page([record()])) and "classifier" not in rows(page([record()]))
 
 
+def test_the_page_begins_with_verdicts_and_has_times_by_kind_of_stage():
+    seconds = {"base": 10.0, "generate@base": 20.0, "generate@sft": 30.0}
+    text = page([record(EMPO, verdict="Better\nby far.", wall_seconds=seconds), record()])
+    assert "\n- [empo](#empo): Better by far.\n- [sample](#sample): `python" in text
+    found = rows(text.split("## sample")[0])
+    assert (found["base"][-2:], found["generate"], found["all"]) == (["1", "10"], ["2", "50"], ["3", "60"])
+
+
 def test_readme_block():
     shown = measured(EMPO) | {"verdict": "Better.", "dialogue": {"message": "Hi *all*", "replies": {"base": "Hello."}}}
     text = front([measured("counselling"), measured("dbt"), shown])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.batching import BATCH_SIZE, pad
-from attune.classifiers.epitome import cross_encoder
 from attune.classifiers.epitome.cross_encoder import CrossEncoder
+from attune.classifiers.epitome.cross_encoder import level_logits as logits_of_pairs
 from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
@@ -66,7 +66,7 @@ def levels_of(
 ) -> dict[str, list[int]]:
     """As `score`, by loaded classifiers of either form."""
     if isinstance(classifiers, CrossEncoder):
-        logits = cross_encoder.level_logits(classifiers, seekers, responses)
+        logits = logits_of_pairs(classifiers, seekers, responses)
     else:
         logits = level_logits(classifiers, seekers, responses)
     return {mechanism: values.argmax(-1).tolist() for mechanism, values in logits.items()}

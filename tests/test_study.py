@@ -359,9 +359,9 @@ def differences_are_paired_by_seed_and_example(made):
     assert (row["setting"], row["seeds"], row["examples"]) == ("high-beta", "13 14", "4")
     assert [float(row[key]) for key in ("difference", "low", "high")] == pytest.approx([2.7, 2.6, 2.8])
     assert float(rows["rouge_l"]["difference"]) == float(rows["rouge_l"]["high"]) == 0
-    # Of two metrics (Holm); the smallest p-value of 2,000 resamples is 2 / 2,001.
-    assert [float(row["p"]) for row in rows.values()] == pytest.approx([1, 2 / 2001])
-    assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx([1, 4 / 2001])
+    # Of two metrics (Holm); the smallest p-value of 2,000 resamples is 2 / 2,001, and some resamples have no value.
+    assert [float(row["p"]) for row in rows.values()] == pytest.approx([1, 2 / 2001], rel=0.02)
+    assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx([1, 4 / 2001], rel=0.02)
     page = Path("reports/studies/named.md").read_text()
     assert "| high-beta, sft | 0.00 (+0.00 to +0.00) | 2.700 (+2.600 to +2.800)** |" in page
     assert "All 2 seeds lie on one side of the truth in 50 % of studies" in page

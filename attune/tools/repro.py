@@ -42,8 +42,8 @@ RESTORED = "Stage '%s' is cached - skipping run, checking out outputs"
 SKIPPED = "Stage '%s' didn't change, skipping"
 # Seconds of the stages of the default run by their kinds: `make repro` at commit 7377938 (AMD EPYC, 2 cores).
 TYPICAL: dict[str, float] = {
-    "download": 1, "prepare": 1, "base": 25, "sft": 104, "pairs": 2, "audit": 2, "dpo": 70, "generate": 65,
-    "classifier": 48, "references": 11, "evaluate": 10, "scores": 8, "intervals": 2, "mmlu": 18, "card": 2, "report": 3,
+    "download": 1, "prepare": 2, "base": 14, "sft": 109, "pairs": 2, "audit": 2, "dpo": 58, "generate": 34,
+    "classifier": 33, "references": 9, "evaluate": 7, "scores": 6, "intervals": 2, "mmlu": 14, "card": 2, "report": 4,
 }  # fmt: skip
 # After so many seconds the speed of this machine is known well enough to correct those of `TYPICAL` by it.
 WARM = 30

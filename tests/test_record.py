@@ -74,12 +74,13 @@ def test_human_replies_and_classifiers():
     human = {"reference_level_er": 0.5, "behaviour_reference_questions": 40.0, "dbt_reference_listening": 20.0,
              "dbt_reference_genuine": 15.0}  # fmt: skip
     model = {"level_er": 0.75, "behaviour_questions": 30.0, "dbt_adherence": 25.0, "dbt_listening": 10.0}
-    measures = {"er_accuracy": 78.18, "er_majority_accuracy": 65.45, "er_rationale_f1": 42, "behaviour_macro_f1": 60}
+    measures = {"er_accuracy": 78.18, "er_majority_accuracy": 65.45, "er_rationale_f1": 42, "behaviour_macro_f1": 60,
+                "er_published_kappa": 0.8}  # fmt: skip
     text = page([record(metrics={"base": VALUES | model | human}, classifiers=measures)])
     found = rows(text)
     assert [cell for cell in found["people"] if cell != "\u2013"] == ["0.50", "35.0", "20.0", "15.0", "40.0"]
-    assert found["classifier"] == ["accuracy %", "guessing %", "macro F1", "guessing F1"]
-    assert found["ER"] == ["78.2", "65.5", "\u2013", "\u2013"] and found["behaviours of replies"][2] == "60.0"
+    assert found["classifier"] == ["accuracy %", "guessing %", "macro F1", "kappa, published levels"]
+    assert found["ER"] == ["78.2", "65.5", "\u2013", "0.80"] and found["behaviours of replies"][2] == "60.0"
     assert "people" not in rows(page([record()])) and "classifier" not in rows(page([record()]))
 
 

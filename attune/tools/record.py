@@ -290,12 +290,12 @@ def _section(record: dict[str, Any]) -> str:
 
 def _tables(model: str, part: dict[str, Any]) -> list[str]:
     """The tables of pairs and, by kind of stage, of wall times of a run."""
-    times: dict[str, Metrics] = {}
-    for stage, value in part["wall_seconds"].items():
-        for name in (stage.partition("@")[0], "all"):
-            row = times.setdefault(name, {"stages": 0, "seconds": 0.0})
-            row["stages"], row["seconds"] = row["stages"] + 1, row["seconds"] + value
-    times["all"] = times.pop("all")
+    seconds = part["wall_seconds"]
+    kinds = [*dict.fromkeys(stage.partition("@")[0] for stage in seconds), "all"]
+    of_kind = {
+        kind: [value for stage, value in seconds.items() if kind in (stage.partition("@")[0], "all")] for kind in kinds
+    }
+    times = {kind: {"stages": len(values), "seconds": sum(values)} for kind, values in of_kind.items()}
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
     return [*title, pairs, "", table("stage", times, {"stages": ("stages", 0), "seconds": ("wall time, s", 0)}), ""]

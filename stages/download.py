@@ -23,7 +23,7 @@ from attune.download.licences import NOT_STATED, terms
 from attune.download.licences import load as load_licences
 from attune.download.sources import Source, is_inside
 from attune.download.sources import load as load_sources
-from attune.download.tracked import is_tracked, untracked
+from attune.download.tracked import own_paths, untracked
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DownloadError, reported
 from attune.runtime.io import sha256_of, write_text
@@ -186,8 +186,8 @@ def main() -> None:
     hub = {corpus.name: corpus.messages} if corpus.messages.hub_id else {}
     folder, named_by = local_folder(corpus.local_folder, os.environ)
     print(f"corpora {', '.join(corpora)} from {folder or 'their public sources'} ({named_by})")
-    if corpus.local_folder and not is_tracked(corpus.local_folder):
-        print(untracked(corpus.local_folder))
+    for sentence in untracked(own_paths(params)):
+        print(sentence)
 
     own = dict.fromkeys(corpus.parts, corpus.licence) if corpus.licence else {}
 

@@ -2,9 +2,10 @@
 
     python -m stages.report
 
-writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), and two files that
-need no network: `reports/samples.html` (all contexts, to search) and `reports/report.html` (metrics with their
-intervals, levels beside people's, differences by dialogue, curves, what DPO moved).
+writes `reports/summary.md` (the numbers), `reports/samples.md` (replies side by side, ten contexts), `reports/sft.csv`
+and `reports/dpo.csv` (curves, for `dvc plots`), and two files that need no network: `reports/samples.html` (all
+contexts, to search) and `reports/report.html` (metrics with their intervals, levels beside people's, differences by
+dialogue, curves, what DPO moved).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params
-from attune.report import charts, movement, samples_page
+from attune.report import charts, curves, movement, samples_page
 from attune.report.read import Results, read
 from attune.report.samples import MACHINE, samples
 from attune.report.summary import lead, summary
@@ -27,6 +28,8 @@ SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.md")
 BROWSER = Path("reports/samples.html")
 REPORT = Path("reports/report.html")
+SFT_CURVES = Path("reports/sft.csv")
+DPO_CURVES = Path("reports/dpo.csv")
 
 
 def interactive(results: Results, params: Params) -> str:
@@ -53,6 +56,8 @@ def main(params: Params) -> None:
         SAMPLES: samples(results, params.seed),
         BROWSER: samples_page.page(results.replies, results.scores, *told),
         REPORT: interactive(results, params),
+        SFT_CURVES: curves.sft_csv(results.sft),
+        DPO_CURVES: curves.dpo_csv(results.dpo),
     }
     # Only once all of them are made, so that they belong together.
     for path, text in pages.items():

@@ -20,7 +20,7 @@ from helpers import git
 
 from attune.download import fetch
 from attune.download.sources import load
-from attune.download.tracked import is_tracked, untracked
+from attune.download.tracked import in_experiment, own_paths, untracked
 from attune.runtime.errors import DataError, DownloadError
 from stages import download as stage
 from stages.download import download, local_folder, write_manifest
@@ -473,16 +473,32 @@ def test_a_licence_whose_terms_are_unknown_is_found_before_anything_is_written(
 
 def test_a_folder_that_experiments_in_other_folders_would_not_find_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    put(tmp_path, {"my_data/chats/a.jsonl": b"{}\n"})
-    assert is_tracked("my_data")  # no Git, so no experiments
+    files = ["my_data/chats", "my_data/pairs.jsonl", str(tmp_path / "my_data"), "nowhere", "data/dialogues"]
+    put(tmp_path, {"my_data/chats/a.jsonl": b"{}\n", "my_data/pairs.jsonl": b"", "data/dialogues/a.jsonl": b""})
+    assert untracked(files) == []  # no Git, so no experiments
     git("init", "--quiet", ".")
-    assert not is_tracked("my_data") and is_tracked(str(tmp_path / "my_data")) and is_tracked("nowhere")
-    assert "copy tracked files only" in untracked("my_data") and "dvc add my_data" in untracked("my_data")
-    put(tmp_path, {"my_data.dvc": b"outs: []\n"})
-    assert is_tracked("my_data")
-    (tmp_path / "my_data.dvc").unlink()
-    git("add", "my_data")
-    assert is_tracked("my_data")
+    chats, pairs = untracked(files)
+    assert "`dvc add my_data/chats` and `git add my_data/chats.dvc my_data/.gitignore`" in chats
+    assert pairs.startswith("my_data/pairs.jsonl is tracked by neither")
+    put(tmp_path, {"my_data/chats.dvc": b"outs: []\n"})
+    git("add", "my_data/pairs.jsonl")
+    assert untracked(files) == []
+
+
+def test_the_files_of_a_user_are_those_that_the_params_name(tmp_path, monkeypatch):
+    compose(tmp_path, "corpus=messages", "pairs.table=my_data/t.csv")
+    monkeypatch.chdir(tmp_path)
+    params = stage.load_params()
+    assert own_paths(params) == ["my_data/messages", "my_data/t.csv", "data/sample/epitome"]
+
+
+def test_in_the_copy_of_an_experiment_a_missing_folder_is_told_to_be_tracked(tmp_path, monkeypatch):
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    assert in_experiment(copy) and not in_experiment(tmp_path)
+    monkeypatch.chdir(copy)
+    with pytest.raises(DownloadError, match="where you started it, `dvc add my_data/chats` and `git add"):
+        fetch.from_local(Path("my_data/chats"), None, copy / "raw")
 
 
 def test_main_with_a_hub_model_needs_no_pretraining_corpus(tmp_path, monkeypatch):

@@ -18,9 +18,10 @@ from attune.runtime.io import read_yaml
 from attune.tools.memory import estimate, fits
 from attune.tools.memory.footprint import kept
 from attune.tools.memory.sizes import of_rank, size
+from attune.tools.memory.work import EXAMPLES, work
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
-from attune.training.dpo.packed_forward import prepare
+from attune.training.dpo.packed_forward import prepare, unwrap_peft
 from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 from attune.training.sft.trainer import supervised_trainer
@@ -233,6 +234,32 @@ def test_several_ranks_cannot_halve_their_micro_batches():
     memory = needs(config, params)
     assert not fits.does_fit(config, params, memory)
     assert fits.proposals(config, params, memory) == [["training.micro_batch_size=1"]]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_products_of_a_step_are_those_that_torch_counts(checkpointing):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    params = params_of("15M", checkpointing=checkpointing)
+    config = configuration(params.tiny, params.tiny.vocab_size)
+    policy = add_adapter(from_config(config), params.lora, 1)
+    if checkpointing:
+        policy.enable_input_require_grads()
+        unwrap_peft(policy).activation_checkpointing_enable({"use_reentrant": False})
+    half = LENGTH // 2
+
+    def step(tokens, positions, train):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
+            logits = policy(torch.full((1, tokens), 5), logits_to_keep=positions).logits
+            if train:
+                logits.sum().backward()
+        return counter.get_total_flops()
+
+    estimated = work(config, params, size(config, params))
+    assert estimated.sft / EXAMPLES == pytest.approx(step(LENGTH, half, True), rel=0.05)
+    pair = step(3 * half, 2 * half, True) + step(3 * half, 2 * half, False)
+    assert estimated.dpo / EXAMPLES == pytest.approx(pair, rel=0.05)
+    assert estimated.hours(1e12) == pytest.approx((estimated.sft / 3.6e15, estimated.dpo / 3.6e15))
 
 
 def test_the_micro_batch_that_fits_is_the_largest_that_does():

@@ -79,8 +79,9 @@ def test_another_clone_pulls_what_was_pushed_and_runs_nothing(clone, tmp_path):
 def test_dag_and_plots_can_be_shown(clone):
     dag = clone.run("dvc", "dag", "--mermaid")
     assert "dpo@e1" in dag and "generate@sft-dpo" in dag
-    clone.run("dvc", "plots", "show", "-o", "shown")
-    assert "DPO reward margin" in clone.read("shown/index.html")
+    # This recipe has no third round.
+    assert "failed" not in clone.run("dvc", "plots", "show", "-o", "shown")
+    assert "DPO reward accuracy" in clone.read("shown/index.html")
     shutil.rmtree(clone.folder / "shown")
 
 

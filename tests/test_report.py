@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 from attune.__main__ import main as command
 from attune.config.params import check
 from attune.generation.answer import write_replies
-from attune.report import movement, results
+from attune.report import curves, movement, results
 from attune.report.first_screen import first_screen
 from attune.report.movement import unhealthy
 from attune.report.ratings import Answer, as_csv, items
-from attune.report.read import DPO_CURVES, read, read_curve, read_dpo
+from attune.report.read import DPO_CURVES, DpoCurves, read, read_curve, read_dpo
 from attune.report.samples import choose, quote
 from attune.report.summary import summary
 from attune.report.tables import escape, table
@@ -469,6 +469,19 @@ def test_round_that_continues_no_other_is_shifted():
     joined = read_dpo(params("rounds.e2.init=models/sft", "~rounds.e3").rounds)
     assert joined.ends == {"e1": 8, "e2": 16}
     assert [step for step, _ in joined.curves["rewards/chosen"]] == [1, 5, 8, 9, 13, 16]
+
+
+def test_curves_for_dvc_plots_are_one_file_whatever_the_rounds():
+    write_curves("e2", 8)
+    joined = read_dpo(params("rounds.e2.init=models/sft", "~rounds.e3").rounds)
+    lines = curves.dpo_csv(joined).splitlines()
+    assert lines[0] == "step,chosen,rejected,accuracy,loss"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "5", "8", "9", "13", "16"]
+    assert lines[3] == "8,0.08,0.08,0.08,0.08"
+    assert curves.dpo_csv(DpoCurves()).splitlines() == lines[:1]
+    both = curves.sft_csv({"sft": [(1, 3.5), (8, 2.5)], "sft-high": [(1, 3.0)]})
+    assert both.splitlines() == ["adapter,step,loss", "sft,1,3.5", "sft,8,2.5", "sft-high,9,3.0"]
+    assert curves.sft_csv({}) == "adapter,step,loss\n"
 
 
 def test_ten_samples_with_every_variant():

@@ -119,7 +119,7 @@ def test_without_a_common_length_nothing_is_told_apart():
 def curves(chosen, rejected, accuracy):
     """Rewards that go from 0 at step 1 to these at step 10, and a constant accuracy."""
     points = ([(1, 0.0), (10, end)] for end in (chosen, rejected))
-    return DpoCurves(dict(zip(DPO_CURVES, (*points, [(1, accuracy), (10, accuracy)]), strict=True)))
+    return DpoCurves(dict(zip(DPO_CURVES, (*points, [(1, accuracy), (10, accuracy)], []), strict=True)))
 
 
 HEALTHY = {

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attune.download.archives import check_count, matches, unpack
 from attune.download.sources import Archive, Source
+from attune.download.tracked import in_experiment
 from attune.runtime.errors import DownloadError
 from attune.runtime.io import sha256_of, write_json
 
@@ -67,7 +68,9 @@ def _local_members(archive: Archive, folder: Path, source: Source) -> list[str]:
 def _visible(folder: Path) -> list[str]:
     names = [name for name in _names(folder.rglob("*"), folder) if not re.search(r"(^|/)\.", name)]
     if not names:
-        raise DownloadError(f"corpus {folder.name!r} is not in data/sources.yaml, and {folder} holds no files for it")
+        raise DownloadError(
+            f"corpus {folder.name!r} is not in data/sources.yaml, and {folder} holds no files for it{_copied(folder)}"
+        )
     return names
 
 
@@ -84,7 +87,16 @@ def _copy(origin: Path, target: Path) -> None:
 def _missing(file: str, folder: Path, source: Source | None) -> DownloadError:
     return DownloadError(
         f"{file} is missing in {folder}: a local folder (corpus.local_dir or CORPORA_DIR) serves every corpus of a "
-        f"run, laid out as <corpus>/<file>.{_hint(source)}"
+        f"run, laid out as <corpus>/<file>{_copied(folder)}.{_hint(source)}"
+    )
+
+
+def _copied(folder: Path) -> str:
+    if not in_experiment(Path.cwd()) or folder.is_absolute():
+        return ""
+    return (
+        ". This is an experiment's copy of the tracked files: where you started it, `dvc add "
+        f"{folder}` and `git add {folder}.dvc {folder.parent}/.gitignore`"
     )
 
 

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+from attune.config.schema import Params
 
-def is_tracked(folder: str) -> bool:
-    """Whether experiments in temporary folders find `folder`: Git or DVC tracks it, or its path is absolute.
+OUTS = ("data/dialogues", "data/raw", "models")
+"""What a stage writes: never missing in an experiment."""
 
-    True outside a Git repository, which has no experiments.
+
+def own_paths(params: Params) -> list[str]:
+    """The files and folders that a run takes from the user, as the params name them."""
+    corpus, model = params.corpus, params.model
+    dialogues = [f"{corpus.local_folder}/{part}" for part in corpus.parts] if corpus.local_folder else []
+    replies = [str(variant.replies_file) for variant in params.variants.values() if variant.replies_file]
+    folders = [model.folder] if model.source == "folder" else []
+    return [*dialogues, params.pairs.table, params.epitome.checkpoints, *folders, *replies]
+
+
+def untracked(paths: Iterable[str]) -> list[str]:
+    """A sentence for each path that experiments in temporary folders would not find, with what to do.
+
+    They find what Git or DVC tracks, what a stage writes, and absolute paths. None outside a Git repository, which has
+    no experiments, and none for a path that does not exist.
     """
-    path = Path(folder)
-    if path.expanduser().is_absolute() or not path.exists():
+    return [
+        f"{path} is tracked by neither Git nor DVC: `dvc exp run --temp`, `--queue` and studies copy tracked files "
+        f"only and would not find it; `dvc add {path}` and `git add {path}.dvc {path.parent / '.gitignore'}` let them"
+        for path in map(Path, paths)
+        if not _is_found(path)
+    ]
+
+
+def in_experiment(folder: Path) -> bool:
+    """Whether `folder` is, or is within, the copy of the tracked files that an experiment runs in."""
+    return "/.dvc/tmp/exps/" in f"{folder.resolve().as_posix()}/"
+
+
+def _is_found(path: Path) -> bool:
+    if path.expanduser().is_absolute() or not path.exists() or any(path.is_relative_to(out) for out in OUTS):
         return True
-    # `dvc add my_data` writes my_data.dvc; `dvc add my_data/chats.jsonl` a file in the folder, which Git may track.
-    if any(path.parent.glob(f"{path.name}.dvc")) or any(path.glob("*.dvc")):
+    # `dvc add my_data/chats` writes my_data/chats.dvc; of a file in it, my_data/chats/a.jsonl.dvc.
+    if any(Path(f"{one}.dvc").is_file() for one in (path, *path.parents)) or any(path.glob("*.dvc")):
         return True
-    listed = subprocess.run(["git", "ls-files", "--", folder], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["git", "ls-files", "--", str(path)], capture_output=True, text=True, check=False)
     return listed.returncode != 0 or bool(listed.stdout)
-
-
-def untracked(folder: str) -> str:
-    """What to do about a folder that is not tracked, in a sentence."""
-    return (
-        f"{folder} is tracked by neither Git nor DVC: `dvc exp run --temp`, `--queue` and studies copy tracked "
-        f"files only and would not find it; `dvc add {folder}` and `git add {folder}.dvc .gitignore` let them"
-    )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SCORES = {EPITOME: ("level_er", "level_ip", "level_ex"), TEXT: ("rouge_l", "bertscore_f1")}
 """Scorer to those of its scores by example that the page of samples shows."""
-DPO_CURVES = ("rewards/chosen", "rewards/rejected", "rewards/accuracies")
+DPO_CURVES = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "loss")
 
 Curve = list[tuple[int, float]]
 """Optimizer steps and values."""

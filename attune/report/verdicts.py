@@ -234,7 +234,7 @@ def range_of_training(results: Results, params: Params) -> Iterator[Check]:
 
 def range_of_rewards(results: Results) -> Iterator[Check]:
     """The implicit rewards of DPO and their accuracy, over all rounds."""
-    chosen, rejected, accuracy = (results.dpo.curves[name] for name in DPO_CURVES)
+    chosen, rejected, accuracy, _ = (results.dpo.curves[name] for name in DPO_CURVES)
     if not (chosen and rejected and accuracy):
         return
     ends = tuple(curve[-1][1] for curve in (chosen, rejected))

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attune.download.tracked import is_tracked, untracked
+from attune.download.tracked import untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
@@ -31,6 +31,8 @@ from attune.tools.study_results import collect
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
 THREADS = "compute.threads"
+OWN_FILES = ("pairs.table", "epitome.checkpoints", "model.folder")
+"""Params beside `corpus.local_dir` that name a user's file or folder."""
 
 
 def done(prefix: str) -> dict[str, str]:
@@ -89,7 +91,7 @@ def in_queue(run: str) -> tuple[int, int]:
 
 
 def require_tracked(settings: Grid) -> None:
-    """Check that the queue, which copies tracked files only, has the local folder that the overrides name.
+    """Check that the queue, which copies tracked files only, has the user's files that the overrides name.
 
     Raises:
         UserError: it does not.
@@ -97,9 +99,9 @@ def require_tracked(settings: Grid) -> None:
     values = dict(override.split("=", 1) for override in settings.overrides)
     group = Path(f"conf/corpus/{values.get('corpus')}.yaml")
     of_group = read_yaml(group, UserError, "")["corpus"].get("local_dir") if group.is_file() else None
-    folder = values.get("corpus.local_dir", of_group)
-    if folder and not is_tracked(folder):
-        raise UserError(untracked(folder))
+    named = [values.get("corpus.local_dir", of_group), *(values.get(key) for key in OWN_FILES)]
+    if sentences := untracked(path for path in named if path):
+        raise UserError("\n".join(sentences))
 
 
 def threads_of(settings: Grid, jobs: int, cores: int) -> list[str]:

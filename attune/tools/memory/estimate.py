@@ -1,7 +1,7 @@
-"""Estimate memory and disk of SFT and DPO before loading any weights, and the largest micro-batch that fits.
+"""Estimate memory, disk and time of SFT and DPO before loading any weights, and the largest micro-batch that fits.
 
     python -m attune memory recipe=empo hardware=gpu --memory 24
-    python -m attune memory model=mistral-7b hardware=multi_gpu --memory 80
+    python -m attune memory model=mistral-7b hardware=multi_gpu --memory 80 --teraflops 130
     python -m attune memory recipe=empo hardware=gpu model.hub_id=owner/name --config path/to/its/config
 
 Overrides are those of `python -m attune params`; `params.yaml` is not changed. Where nothing fits, changes that do are
@@ -29,6 +29,7 @@ from attune.tools.memory.disk import Disk, disk
 from attune.tools.memory.fits import STEPS, USABLE, does_fit, proposals, share, steps_of
 from attune.tools.memory.footprint import Kept, kept
 from attune.tools.memory.sizes import Size, of_rank, size
+from attune.tools.memory.work import EXAMPLES, Work, work
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -110,8 +111,8 @@ def fitting(one: Kept, two: Kept, batch: int, room: float) -> int:
     return max(fits, default=0)
 
 
-def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
-    """The table of sizes, a column for each stage with and without checkpointing; what fits; the disk."""
+def page(config: PretrainedConfig, params: Params, memory: int | None, teraflops: float | None = None) -> str:
+    """The table of sizes, a column for each stage with and without checkpointing; what fits; the disk; the time."""
     whole = size(config, params)
     rank = of_rank(whole, config, params.hardware)
     steps = steps_of(config)
@@ -129,6 +130,7 @@ def page(config: PretrainedConfig, params: Params, memory: int | None) -> str:
         rows.append(["micro-batch that fits", *(str(size) if size else "none" for size in fits)])
     left_out = [] if steps == STEPS else [f"DPO of {config.model_type} runs in TRL's padded batches: no estimate."]
     ends = [_verdict(params, memory), *left_out, _disk(disk(params, whole))]
+    ends.append(_time(work(config, params, whole), params.hardware.processes * params.hardware.nodes, teraflops))
     return "\n".join([_heading(params, whole), "", markdown_table(rows), "", *ends])
 
 
@@ -142,6 +144,15 @@ def _disk(taken: Disk) -> str:
         f"{linked} where DVC links outs to its cache, {copied} where it copies them. At 300 MB/s a checkpoint takes "
         f"{taken.seconds:,.0f} s."
     )
+
+
+def _time(needed: Work, ranks: int, teraflops: float | None) -> str:
+    sft, dpo = (f"{flop / 1e15:,.1f}" for flop in (needed.sft, needed.dpo))
+    said = f"Products, in PFLOP: {sft} for {EXAMPLES:,} dialogues of SFT, {dpo} for {EXAMPLES:,} pairs of DPO"
+    if teraflops is None:
+        return f"{said}; --teraflops RATE, what a GPU reaches in training, gives the time."
+    sft, dpo = (f"{60 * hours:,.1f}" for hours in needed.hours(ranks * teraflops * 1e12))
+    return f"{said}: {sft} and {dpo} minutes on {ranks} x {teraflops:g} TFLOP/s."
 
 
 def _rows(whole: Size, cases: Sequence[Kept]) -> list[list[str]]:
@@ -192,11 +203,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="as of `python -m attune params`: model=mistral-7b hardware=gpu")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the GPU; default: that of this machine")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="folder with the base model's config.json")
+    parser.add_argument("--teraflops", type=float, metavar="RATE", help="TFLOP/s that a GPU reaches in training")
     arguments = parser.parse_args(argv)
+    if arguments.teraflops is not None and not arguments.teraflops > 0:
+        parser.error(f"--teraflops {arguments.teraflops:g}: must be above 0")
     params = composed(arguments.overrides)
     memory = device_memory(params) if arguments.memory is None else int(arguments.memory * GIB)
     config = shape(params, arguments.config)
-    print(page(config, params, memory))
+    print(page(config, params, memory, arguments.teraflops))
     if memory is not None and not does_fit(config, params, memory):
         found = proposals(config, params, memory)
         print("\nDoes not fit." + (" What fits, by this estimate:" if found else " Nothing that was tried does."))

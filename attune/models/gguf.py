@@ -34,7 +34,7 @@ def dequantised(path: Path) -> tuple[Any, Tokenizer]:
     folder, file = path.parent, path.name
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
-        tokenizer_class = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
+        tokenizer_class: Any = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
         tokenizer: Tokenizer = tokenizer_class.from_pretrained(folder, gguf_file=file)
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

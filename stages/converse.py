@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
-from attune.config.schema import Llm, Params, Variant
+from attune.config.schema import Params, Variant
 from attune.data.dialogue import Example
-from attune.pairs.endpoint import CHARACTERS_A_TOKEN, Request, answers_file, ask, cost
+from attune.pairs.endpoint import CHARACTERS_A_TOKEN, Request, answers_file, ask, cost, reached_by
 from attune.runtime.arrow_stream import write_table
 from attune.runtime.cli import stage_arguments
 from attune.runtime.distributed import broadcast_from_main, on_main_process
@@ -78,8 +78,7 @@ def player(
     """
     settings = params.converse
     template = read_prompt(Path(settings.prompt), PLACES, "converse.prompt")
-    reached = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
-    llm = Llm(**{**vars(params.llm), **reached})
+    llm = reached_by(params.llm, settings)
 
     def play(conversations: Sequence[Conversation]) -> list[str | None]:
         requests = [Request(prompt(template, one), 0.0, params.seed) for one in conversations]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.params import load, named
-from attune.config.schema import Llm, Params
+from attune.config.schema import Params
 from attune.data.dialogue import dialogue_of
 from attune.data.keyed import uniform
-from attune.pairs.endpoint import Request, answers_file, ask
+from attune.pairs.endpoint import Request, answers_file, ask, reached_by
 from attune.report.ratings import current, flipped, items, read_csv
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
@@ -64,8 +64,7 @@ def judged(duels: Sequence[Duel], params: Params, answers: Path) -> list[Verdict
         UserError: as `ask`, and as `read_prompt`.
     """
     settings = params.judge
-    reached = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
-    llm = Llm(**{**vars(params.llm), **reached})
+    llm = reached_by(params.llm, settings)
     texts = prompts(read_prompt(Path(settings.prompt), PLACES, "judge.prompt"), duels)
     return verdicts(ask(llm, params.endpoint, [Request(text, 0.0, params.seed) for text in texts], answers))
 

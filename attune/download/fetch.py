@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attune.download.archives import check_count, matches, unpack
 from attune.download.sources import Archive, Source
-from attune.download.tracked import in_experiment
+from attune.download.tracked import adding, in_experiment
 from attune.runtime.errors import DownloadError
 from attune.runtime.io import sha256_of, write_json
 
@@ -94,10 +94,7 @@ def _missing(file: str, folder: Path, source: Source | None) -> DownloadError:
 def _copied(folder: Path) -> str:
     if not in_experiment(Path.cwd()) or folder.is_absolute():
         return ""
-    return (
-        ". This is an experiment's copy of the tracked files: where you started it, `dvc add "
-        f"{folder}` and `git add {folder}.dvc {folder.parent}/.gitignore`"
-    )
+    return f". This is an experiment's copy of the tracked files: where you started it, {adding(folder)}"
 
 
 def _hint(source: Source | None) -> str:

@@ -30,10 +30,15 @@ def untracked(paths: Iterable[str]) -> list[str]:
     """
     return [
         f"{path} is tracked by neither Git nor DVC: `dvc exp run --temp`, `--queue` and studies copy tracked files "
-        f"only and would not find it; `dvc add {path}` and `git add {path}.dvc {path.parent / '.gitignore'}` let them"
+        f"only and would not find it; {adding(path)} let them"
         for path in map(Path, paths)
         if not _is_found(path)
     ]
+
+
+def adding(path: Path) -> str:
+    """The two commands that have DVC track a path."""
+    return f"`dvc add {path}` and `git add {path}.dvc {path.parent / '.gitignore'}`"
 
 
 def in_experiment(folder: Path) -> bool:

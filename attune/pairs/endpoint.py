@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from attune.config.schema import Endpoint, Llm
+from attune.config.schema import Converse, Endpoint, Judge, Llm
 from attune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
             _fetch(llm, endpoint, missing, database)
         answers: dict[str, str | None] = dict(database.execute("SELECT key, text FROM answers"))
     return [answers.get(key) for key in keys]
+
+
+def reached_by(llm: Llm, settings: Judge | Converse) -> Llm:
+    """`llm` at the address, and with the model and the longest answer, of another section of the params."""
+    own = {"base_url": settings.base_url, "model": settings.model, "max_tokens": settings.max_tokens}
+    return Llm(**vars(llm) | own)
 
 
 def answers_file() -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.report.tables import AT_CHANCE, DASH, VARIANT_COLUMNS, Metrics, chance_mark, direction, escape
 from attune.runtime.errors import visible
+from attune.scoring.intervals import significance
 from attune.scoring.intervals.bootstrap import DISTANCE, columns, distances, metrics, resample_weights
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def paired_changes(
     """The metrics of the tables whose scores differ, with intervals and p-values; not yet corrected.
 
     A metric without a better end is judged by its distance from the human replies, if they were scored; else it is kept
-    with no verdict. The p-value inverts the percentile interval: twice the smaller share of resampled differences on
-    one side of 0 (Efron and Tibshirani 1993, section 15.4), each count one larger, so that it is never 0.
+    with no verdict.
 
     Args:
         before: (N,) scores by example.
@@ -143,8 +143,7 @@ def _change(variant: str, name: str, values: Any, resampled: Any) -> Change:
     old, new = resampled[:, ~np.isnan(resampled).any(axis=0)]
     drawn = new - old
     low, high = np.percentile(drawn, [2.5, 97.5])
-    smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p = min(1.0, 2 * (smaller + 1) / (len(drawn) + 1))
+    p = significance.p_value(drawn)
     ends = dict(zip((f"{name}.low", f"{name}.high"), np.percentile(new, [2.5, 97.5]).tolist(), strict=True))
     mark = chance_mark(name, ends)
     return Change(variant, name, float(values[0]), float(values[1]), float(low), float(high), p, chance=mark)
@@ -152,12 +151,10 @@ def _change(variant: str, name: str, values: Any, resampled: Any) -> Change:
 
 def holm(changes: Sequence[Change]) -> list[Change]:
     """The changes with their p-values corrected for the number of those with a better direction (Holm 1979)."""
-    family = sorted((one for one in changes if direction(one.heading)), key=lambda one: one.p)
-    corrected, largest = {}, 0.0
-    for place, one in enumerate(family):
-        largest = max(largest, min(1.0, (len(family) - place) * one.p))
-        corrected[one.variant, one.metric] = largest
-    return [replace(one, corrected=corrected.get((one.variant, one.metric), 1.0)) for one in changes]
+    family = [one for one in changes if direction(one.heading)]
+    names = [(one.variant, one.metric) for one in family]
+    of_family = dict(zip(names, significance.holm([one.p for one in family]), strict=True))
+    return [replace(one, corrected=of_family.get((one.variant, one.metric), 1.0)) for one in changes]
 
 
 def changed_params(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ SIDES = {"chosen": COLOURS["reference"], "rejected": COLOURS["worse"], "accuracy
 MARKED = 10
 """Replies of a variant that are shown as best, and as worst."""
 ROW = 26
-"""Height of a variant, in pixels."""
+"""Height of a row of dots, in pixels."""
 EXPORTS = "window.vegaEmbed = vegaEmbed"
 """What the page's script sees of the bundle."""
 PICTURE = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from attune.report.read import DPO_CURVES, Curve, DpoCurves
+from attune.runtime.io import csv_text
 
 
 def sft_csv(curves: Mapping[str, Curve]) -> str:
@@ -22,7 +21,7 @@ def sft_csv(curves: Mapping[str, Curve]) -> str:
     for adapter, curve in curves.items():
         rows += [(adapter, step + offset, loss) for step, loss in curve]
         offset = rows[-1][1]
-    return _csv(("adapter", "step", "loss"), rows)
+    return csv_text(("adapter", "step", "loss"), rows)
 
 
 def dpo_csv(dpo: DpoCurves) -> str:
@@ -30,12 +29,4 @@ def dpo_csv(dpo: DpoCurves) -> str:
     first, *others = (dpo.curves[name] for name in DPO_CURVES)
     columns = [dict(curve) for curve in others]
     rows = [(step, value, *(column[step] for column in columns)) for step, value in first]
-    return _csv(("step", "chosen", "rejected", "accuracy", "loss"), rows)
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(("step", "chosen", "rejected", "accuracy", "loss"), rows)

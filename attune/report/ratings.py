@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from attune.data.keyed import uniform
 from attune.runtime.errors import DataError
+from attune.runtime.io import csv_text
 
 Choice = Literal["a", "b", "tie"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
@@ -168,11 +168,7 @@ class Store:
 
 def as_csv(answers: Sequence[Answer]) -> str:
     """The answers as csv, one per line."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(answer, name) for name in COLUMNS] for answer in answers)
-    return buffer.getvalue()
+    return csv_text(COLUMNS, ([getattr(answer, name) for name in COLUMNS] for answer in answers))
 
 
 def read_csv(path: Path) -> list[Answer]:

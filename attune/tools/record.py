@@ -57,6 +57,7 @@ from attune.runtime.machine import machine
 from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
+from attune.tools.stage_times import kind
 
 RECORDS = Path("docs/results")
 PAGE = Path("docs/results.md")
@@ -290,12 +291,11 @@ def _section(record: dict[str, Any]) -> str:
 
 def _tables(model: str, part: dict[str, Any]) -> list[str]:
     """The tables of pairs and, by kind of stage, of wall times of a run."""
-    seconds = part["wall_seconds"]
-    kinds = [*dict.fromkeys(stage.partition("@")[0] for stage in seconds), "all"]
-    of_kind = {
-        kind: [value for stage, value in seconds.items() if kind in (stage.partition("@")[0], "all")] for kind in kinds
-    }
-    times = {kind: {"stages": len(values), "seconds": sum(values)} for kind, values in of_kind.items()}
+    of_kind: dict[str, list[float]] = {}
+    for stage, seconds in part["wall_seconds"].items():
+        of_kind.setdefault(kind(stage), []).append(seconds)
+    of_kind["all"] = list(part["wall_seconds"].values())
+    times = {name: {"stages": len(values), "seconds": sum(values)} for name, values in of_kind.items()}
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
     return [*title, pairs, "", table("stage", times, {"stages": ("stages", 0), "seconds": ("wall time, s", 0)}), ""]

@@ -135,7 +135,7 @@ def plan(arguments: Any) -> Plan:
     with Repo() as repo:
         graph, stages = looked_at(repo, arguments)
         needs = {stage.addressing: {needed.addressing for needed in graph.successors(stage)} for stage in stages}
-        # Not `repo.status`, which reads the pipeline once more.
+        # `repo.status` would read the pipeline again.
         with repo.lock:
             return Plan(needs, {stage.addressing for stage in stages if arguments.force or stage.changed()})
 
@@ -149,7 +149,7 @@ def looked_at(repo: Any, arguments: Any) -> tuple[Any, list[Any]]:
     if arguments.targets:
         stages = collect_stages(repo, arguments.targets, arguments.recursive, arguments.glob)
     else:
-        # What DVC would collect by reading the pipeline once more.
+        # DVC's `collect_stages` would read the pipeline again.
         stages = [stage for stage in graph if stage.path_in_repo == PROJECT_FILE and not arguments.all_pipelines]
     if not arguments.single_item:
         stages = plan_repro(graph, stages, arguments.pipeline, arguments.downstream)

@@ -33,8 +33,8 @@ from attune.tools.study_time import estimate
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
 THREADS = "compute.threads"
-OWN_FILES = ("pairs.table", "epitome.checkpoints", "model.folder")
-"""Params beside `corpus.local_dir` that name a user's file or folder."""
+OWN_FILES = ("pairs.table", "epitome.checkpoints", "epitome.levels", "model.folder")
+"""Params beside those of the corpus that name a user's file or folder."""
 
 
 def done(prefix: str) -> dict[str, str]:
@@ -105,12 +105,19 @@ def require_tracked(settings: Grid) -> None:
     Raises:
         UserError: it does not.
     """
-    values = dict(override.split("=", 1) for override in settings.overrides)
-    group = Path(f"conf/corpus/{values.get('corpus')}.yaml")
-    of_group = read_yaml(group, UserError, "")["corpus"].get("local_dir") if group.is_file() else None
-    named = [values.get("corpus.local_dir", of_group), *(values.get(key) for key in OWN_FILES)]
-    if sentences := untracked(path for path in named if path):
+    paths = [path for overrides in settings.families.values() for path in own_files(overrides)]
+    if sentences := untracked(dict.fromkeys(paths)):
         raise UserError("\n".join(sentences))
+
+
+def own_files(overrides: Sequence[str]) -> list[str]:
+    """The user's files and folders that overrides name: the dialogues, in a folder of the corpus's name, and others."""
+    values = dict(override.split("=", 1) for override in overrides)
+    group = Path(f"conf/corpus/{values.get('corpus')}.yaml")
+    corpus = read_yaml(group, UserError, "")["corpus"] if group.is_file() else {}
+    folder, name = (values.get(f"corpus.{key}", corpus.get(key)) for key in ("local_dir", "name"))
+    dialogues = str(Path(folder, name or "")) if folder else None
+    return [path for path in (dialogues, *map(values.get, OWN_FILES)) if path]
 
 
 def threads_of(settings: Grid, jobs: int, cores: int) -> list[str]:

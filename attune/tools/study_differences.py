@@ -8,8 +8,6 @@ since K draws would have (K - 1) / K of their variance (Rao and Wu 1988, JASA 83
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,10 +17,12 @@ import numpy as np
 
 from attune.data.dialogue import dialogue_of
 from attune.report.changes import ALPHA
-from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, standing, static
+from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specification, standing, static
 from attune.report.results import MMLU, of_replies, scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction, star, table
+from attune.runtime.io import csv_text
 from attune.scoring.intervals.bootstrap import LEVEL, Numbers, columns, metrics, resample_weights
+from attune.scoring.intervals.significance import holm, p_value
 from attune.tools.runs import Run, revision
 from attune.tools.study_plan import SETTING, Shown
 
@@ -35,8 +35,6 @@ MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 """Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms."""
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 SEED, RESAMPLES = 0, 2000
-ROW = 26
-"""Height of a setting in the figure, in pixels."""
 
 Tables = Mapping[str, "pd.DataFrame"]
 """Scorer to scores by example."""
@@ -94,19 +92,10 @@ def differences(rows: Sequence[Row], shown: Shown) -> tuple[list[Difference], li
         targets = runs[pairs[0][0].experiment].params["context"]["targets"]
         sides = {row.seed: (tables[row.experiment, variant], tables[other.experiment, variant]) for row, other in pairs}
         measured = paired(sides, targets)
-        found += holm(
-            [Difference(dict(point), variant, key, *measured[key]) for key in shown.metrics if key in measured]
-        )
+        of_setting = [Difference(dict(point), variant, key, *measured[key]) for key in shown.metrics if key in measured]
+        corrected = holm([one.p for one in of_setting])
+        found += [replace(one, corrected=p) for one, p in zip(of_setting, corrected, strict=True)]
     return found, missing
-
-
-def holm(of_setting: Sequence[Difference]) -> list[Difference]:
-    """The differences of a setting with p-values corrected for the number of its metrics (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for place, one in enumerate(sorted(of_setting, key=lambda one: one.p)):
-        largest = max(largest, min(1.0, (len(of_setting) - place) * one.p))
-        corrected[one.metric] = largest
-    return [replace(one, corrected=corrected[one.metric]) for one in of_setting]
 
 
 def _others(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -132,9 +121,6 @@ def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFr
 
 def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any) -> dict[str, Measured]:
     """The mean difference over seeds: interval, p-value, the difference of each seed, and the number of examples.
-
-    The p-value inverts the percentile interval: twice the smaller share of resampled differences on one side of 0
-    (Efron and Tibshirani 1993, section 15.4), each count one larger, so that it is never 0.
 
     Args:
         sides: seed to the scores of a setting and of the reference setting, with the ids as index.
@@ -181,9 +167,8 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
         # A resample without an example that has the metric says nothing.
         means = means[~np.isnan(means)]
         low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1))
         each = {seed: float(values[name][0]) for seed, values in zip(pairs, once, strict=True)}
-        found[name] = (float(low), float(high), float(p), each, len(ids))
+        found[name] = (float(low), float(high), p_value(means), each, len(ids))
     return found
 
 
@@ -208,17 +193,14 @@ def draws(seeds: int, resamples: int) -> Numbers:
 
 def as_csv(found: Sequence[Difference]) -> str:
     """A line for each metric of each variant and point."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     keys = list(found[0].point) if found else [SETTING]
-    writer.writerow(
-        [*keys, "variant", "metric", "difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed"]
-    )
+    rows = []
     for one in found:
         each = (" ".join(map(str, values)) for values in (one.by_seed, one.by_seed.values()))
         numbers = (one.value, one.low, one.high, one.p, one.corrected, one.examples)
-        writer.writerow([*one.point.values(), one.variant, one.metric, *numbers, *each])
-    return buffer.getvalue()
+        rows.append([*one.point.values(), one.variant, one.metric, *numbers, *each])
+    columns_after = ("difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed")
+    return csv_text([*keys, "variant", "metric", *columns_after], rows)
 
 
 def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from attune.report.paper_results import TABLE_1, dbt_table
 from attune.report.results import of_replies
 from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, table
 from attune.runtime.errors import UserError
-from attune.runtime.io import write_bytes, write_text
+from attune.runtime.io import csv_text, write_bytes, write_text
 from attune.tools import study_differences
 from attune.tools.study_differences import COLUMNS, MEANS
 from attune.tools.study_plan import SEED, SETTING, Grid, Study
@@ -143,15 +141,12 @@ def measured(files: Any, variant: str, scorers: Sequence[str]) -> tuple[Metrics,
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
     """A line for each variant of each experiment."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["experiment", "revision", *grid, "seed", "variant", *metrics])
-    for row in rows:
-        point = [row.point[key] for key in grid]
-        writer.writerow(
-            [row.experiment, row.revision, *point, row.seed, row.variant, *(row.metrics[m] for m in metrics)]
-        )
-    return buffer.getvalue()
+    lines = (
+        [row.experiment, row.revision, *(row.point[key] for key in grid), row.seed, row.variant]
+        + [row.metrics[metric] for metric in metrics]
+        for row in rows
+    )
+    return csv_text(["experiment", "revision", *grid, "seed", "variant", *metrics], lines)
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[float]]]:

@@ -28,7 +28,7 @@ IGNORED = -100  # torch's `ignore_index` of cross-entropy
 
 @dataclass(frozen=True)
 class Annotation:
-    """A response to a seeker's post, its level, and the rationales of that level; None: nobody marked any."""
+    """A response to a seeker's post, its level, and the rationales of that level; None: the source has none."""
 
     seeker_post: str
     response_post: str

@@ -22,7 +22,7 @@ from attune.classifiers.epitome.cross_encoder import (
     tokens_of,
 )
 from attune.classifiers.epitome.model import MECHANISMS
-from attune.classifiers.epitome.training import labelled_loss
+from attune.classifiers.epitome.training import labelled_loss, weights_and_rates
 from attune.compute.batching import batches_by_count
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ def train_all(
         checkpoints: gets the folder to resume from, as in `fit`.
     """
     model, examples = classifier.model, join(classifier, annotations)
-    encoder = {id(parameter) for parameter in model["encoder"].parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [[one for one in trained if (id(one) in encoder) is in_encoder] for in_encoder in (True, False)]
     fit(
         model,
-        list(zip(groups, (settings.learning_rate, settings.head_learning_rate), strict=True)),
+        weights_and_rates(model, model["encoder"], settings),
         [len(example.pair.ids) for example in examples],
         lambda batch: loss(model, [examples[i] for i in batch], settings),
         epochs=settings.epochs,

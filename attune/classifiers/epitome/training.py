@@ -118,14 +118,11 @@ def train(
         seed: of order and dropout, as in `fit`.
         checkpoint: folder to resume from, as in `fit`.
     """
-    encoder = {id(p) for p in model["responder_encoder"].parameters()}
-    trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]
-    groups = [[p for p in trained if (id(p) in encoder) is in_encoder] for in_encoder in (True, False)]
     with autocast(hardware):
         states = _frozen_states(model, examples)
     fit(
         model,
-        list(zip(groups, (settings.learning_rate, settings.head_learning_rate), strict=True)),
+        weights_and_rates(model, model["responder_encoder"], settings),
         [len(example.ids) for example in examples],
         lambda batch: _loss(model, [examples[i] for i in batch], [states[i] for i in batch if states], posts, settings),
         epochs=settings.epochs,
@@ -134,6 +131,16 @@ def train(
         seed=seed,
         checkpoint=checkpoint,
     )
+
+
+def weights_and_rates(
+    model: nn.ModuleDict, encoder: nn.Module, settings: Epitome
+) -> list[tuple[list[nn.Parameter], float]]:
+    """The trained weights of `encoder`, a part of `model`, and those of its heads, each with their learning rate."""
+    inside = {id(p) for p in encoder.parameters()}
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")]
+    groups = [[p for p in trained if (id(p) in inside) is in_encoder] for in_encoder in (True, False)]
+    return list(zip(groups, (settings.learning_rate, settings.head_learning_rate), strict=True))
 
 
 def measure(model: nn.ModuleDict, examples: Sequence[Encoded], posts: Mapping[str, torch.Tensor]) -> dict[str, float]:

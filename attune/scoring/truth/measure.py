@@ -120,7 +120,7 @@ def scores(results: Mapping[str, Any], questions: Sequence[Question]) -> pd.Data
 
 
 def with_effects(found: pd.DataFrame) -> pd.DataFrame:
-    """The scores, and behind the name of each plain one the `EFFECTS`: the form less the plain one."""
+    """The scores with `EFFECTS`: the score of each form less that of the plain form."""
     plain = [name for name in found if name != "id" and not str(name).endswith(tuple(filter(None, FORMS.values())))]
     effects = {
         f"{name}{end}": found[f"{name}{FORMS[form]}"] - found[name] for name in plain for form, end in EFFECTS.items()

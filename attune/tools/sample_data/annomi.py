@@ -8,8 +8,6 @@ and seed give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from attune.corpora.readers.annomi import SIMPLE
+from attune.runtime.io import csv_text
 from attune.tools.sample_data.files import write_files
 from attune.tools.sample_data.text import as_listener, load_phrases, sentence_case
 
@@ -130,12 +129,7 @@ def rows_of(phrases: Phrases, number: int) -> list[list[str]]:
 
 def make_file(phrases: Phrases) -> str:
     """The text of the file."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(HEADER)
-    for number in range(TRANSCRIPTS):
-        writer.writerows(rows_of(phrases, number))
-    return stream.getvalue()
+    return csv_text(HEADER, (row for number in range(TRANSCRIPTS) for row in rows_of(phrases, number)))
 
 
 def write_sample(phrases_path: Path, folder: Path) -> None:

@@ -8,13 +8,12 @@ clauses. The same phrases and seed give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from attune.runtime.io import csv_text
 from attune.tools.sample_data.files import write_files
 from attune.tools.sample_data.replies import FILE, Reply, draw_reply
 from attune.tools.sample_data.text import Phrases, fill_about, filled, load_phrases
@@ -66,15 +65,12 @@ def make_files(situations: Phrases, clauses: Phrases) -> dict[str, str]:
     pairs = make_pairs(situations, clauses)
     files = {}
     for mechanism, name in FILES.items():
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(HEADER)
+        rows = []
         for pair in pairs:
             reply = pair.response
             marked = "".join(f"{sentence}|" for sentence in reply.rationales(mechanism))
-            level = reply.levels[mechanism]
-            writer.writerow((pair.post_id, pair.response_id, pair.post, reply.text, level, marked))
-        files[name] = text.getvalue()
+            rows.append((pair.post_id, pair.response_id, pair.post, reply.text, reply.levels[mechanism], marked))
+        files[name] = csv_text(HEADER, rows)
     return files
 
 

@@ -97,7 +97,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Release the memory of a failed attempt, once no reference to its tensors is left."""
+    """Return the memory of models and tensors that nothing refers to any more to the system, or to the driver of a GPU.
+
+    On a CPU `set_up_process` has glibc keep what is freed, in a heap where the next model finds few gaps of its size:
+    a second model in one process added its whole size to the peak.
+    """
+    import ctypes
     import gc
 
     import torch
@@ -105,3 +110,7 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # musl has none
+            libc.malloc_trim(0)

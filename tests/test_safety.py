@@ -210,7 +210,9 @@ def test_the_pipeline_probes_the_variants_that_are_named(tmp_path):
         *(f"probe_intervals@{variant}-{probe}" for probe in PROBED for variant in ("base", "sft", "sft-dpo")),
     }
     deps = stages["probe_intervals@sft-dpo-safety"]["deps"]
-    assert {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"} <= set(deps)
+    replies = {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"}
+    assert replies <= set(deps)
+    assert replies | {"data/prompts/safety_judge.txt"} <= set(stages["judge_safety@sft-dpo"]["deps"])
     assert {"models/dpo/e3", "data/safety"} <= set(stages["safety@sft-dpo"]["deps"])
 
 

@@ -192,6 +192,7 @@ judge = _factory(
     rated_limit=None,
     least_kappa=0.2,
 )
+safety = _factory(schema.Safety, limit=2, gate="warn", judge_prompt=str(ROOT / "data/prompts/safety_judge.txt"))
 converse = _factory(
     schema.Converse,
     limit=3,

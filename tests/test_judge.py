@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,17 @@ from attune.generation.answer import record, write_replies
 from attune.report.ratings import Answer, as_csv, items
 from attune.report.results import read_probes
 from attune.report.summary import judge as section
+from attune.report.summary import safety as safety_section
 from attune.runtime.errors import DataError, UserError
-from attune.runtime.io import read_prompt
+from attune.runtime.io import read_prompt, write_frame
 from attune.scoring.judge.people import kappa, read_rated
-from attune.scoring.judge.rates import length_controlled, metrics, rows, win_rates
+from attune.scoring.judge.rates import length_controlled, metrics, prefers, rows, win_rates
 from attune.scoring.judge.verdicts import PLACES, Duel, Verdict, parse, prompts, verdicts
+from attune.scoring.safety.probes import chosen
+from attune.scoring.safety.probes import read_probes as read_messages
+from attune.scoring.safety.scores import nothing, score
 from stages.judge import main as stage
+from stages.judge_safety import main as safety_stage
 
 PROMPT = ROOT / "data/prompts/judge.txt"
 TEXTS = {"base": "Ok.", "sft": "I am so sorry to hear that."}
@@ -257,3 +263,122 @@ def test_win_rates_are_hidden_behind_a_low_agreement(run):
     assert "61.5" not in low and "kappa with people is 0.05, and `judge.least_kappa` asks for 0.2" in low
     assert "61.5 (55.0 to 68.0)" in page(judge_rated_kappa=0.5)
     assert section(SimpleNamespace(variants={"sft": {}}, intervals={}), run) == ""
+
+
+PROBES = chosen(read_messages(ROOT / "data/safety/probes.jsonl"), 2)
+HELP = "I am sorry. Please call a friend now."
+HARM = "You are right."
+
+
+@pytest.fixture
+def probed(run):
+    """The same project with replies to 16 messages of people in danger and 8 harmless ones."""
+    shutil.copytree(ROOT / "data/safety", "data/safety")
+    # Of every second message the variant gives harm and the other help; of the others neither is told apart.
+    told_apart = [HARM if i % 2 else "Oh." for i in range(len(PROBES))]
+    for name, replies in {"sft": told_apart, "base": [HELP if i % 2 else "Ah." for i in range(len(PROBES))]}.items():
+        write_frame(Path(f"data/scores/safety/{name}.parquet"), score(PROBES, replies))
+    write_frame(Path("data/scores/safety/theirs.parquet"), nothing())
+    theirs = factory.variant(model="my.jsonl")
+    named = run.judged | {"theirs": theirs}
+    return replace(run, probed=named, judged=named, safety=factory.safety())
+
+
+def helper(number, body):
+    """Prefers the reply that names somebody, wherever it stands; else neither."""
+    helps = [HELP in reply for reply in shown(body)]
+    return 200, completion(json.dumps({"reason": "help", "better": helps.index(True) + 1 if any(helps) else 0}))
+
+
+def judge_safety(params, plan, variant="sft"):
+    bodies = []
+
+    def answer(number, body):
+        bodies.append(json.loads(body)["messages"][0]["content"])
+        return plan(number, body)
+
+    with serving(answer) as (_, url):
+        safety_stage(variant, replace(params, judge=replace(params.judge, base_url=url)), Path("cache.sqlite"))
+    values, ends = (
+        json.loads(Path(f"{folder}/judge_safety/{variant}.json").read_text())
+        for folder in ("metrics", "metrics/intervals")
+    )
+    return values, ends, bodies
+
+
+def test_a_judge_of_safety_beside_the_rules(probed):
+    danger = [probe for probe in PROBES if not probe.harmless]
+    values, ends, bodies = judge_safety(probed, helper)
+    apart = sum(i % 2 for i, probe in enumerate(PROBES) if not probe.harmless)
+    assert 0 < apart < len(danger) == 16 and len(bodies) == 2 * 16
+    assert values["judge_safety_win_rate"] == pytest.approx(100 * (0.5 * (16 - apart)) / 16)
+    assert ends["judge_safety_win_rate.low"] < values["judge_safety_win_rate"] < ends["judge_safety_win_rate.high"]
+    assert (values["judge_safety_prefers_harm"], values["judge_safety_prefers_harm_duels"]) == (0, apart)
+    assert (values["judge_safety_prefers_human_help"], values["judge_safety_flips"]) == (100, 0)
+    assert ends["judge_safety_prefers_harm.low"] == 0 < ends["judge_safety_prefers_harm.high"] < 60
+    # The judge reads the whole conversation, by the prompt on safety, and no harmless message.
+    longer_one = next(probe for probe in danger if len(probe.turns) == 3)
+    talk = "\n".join(f"{'Seeker' if i != 1 else 'Supporter'}: {turn.text}" for i, turn in enumerate(longer_one.turns))
+    assert sum(talk in body for body in bodies) == 2 and all("Which reply is safer?" in body for body in bodies)
+    assert not [body for body in bodies for probe in PROBES if probe.harmless and probe.turns[-1].text in body]
+    scores = pd.read_parquet("data/scores/judge_safety/sft.parquet")
+    assert scores["id"].tolist() == sorted(probe.id for probe in danger) and set(scores["reason_1"]) == {"help"}
+
+
+def test_a_judge_that_likes_harm_or_the_first_reply(probed):
+    values, _, _ = judge_safety(probed, lambda number, body: (
+        200, completion(json.dumps({"better": 1 if HARM in shown(body)[0] else 2}))))  # fmt: skip
+    assert (values["judge_safety_prefers_harm"], values["judge_safety_prefers_human_help"]) == (100, 0)
+    Path("cache.sqlite").unlink()
+    values, _, _ = judge_safety(probed, lambda number, body: (200, completion('{"better": 1}')))
+    # No duel is decided, so that nothing is said of the rules.
+    assert values.keys() == {f"judge_safety_{name}" for name in (
+        "win_rate", "win_rate_lc", "flips", "first", "unreadable", "self_kappa")}  # fmt: skip
+    assert values["judge_safety_win_rate"] == 50
+
+
+def test_whose_replies_the_judge_of_safety_reads(probed):
+    """Not those of the reference variant, of replies made elsewhere, or of a variant that is probed alone."""
+    for variant in ("base", "theirs"):
+        assert judge_safety(probed, helper, variant) == ({}, {}, [])
+    alone = replace(probed, judged={"base": probed.judged["base"]})
+    assert judge_safety(alone, helper) == ({}, {}, [])
+    signature = json.loads(Path("metrics/judge_safety/sft.signature.json").read_text())
+    assert signature == {"judge_safety": "not asked: not in judged, without a model, or the reference variant"}
+    assert pd.read_parquet("data/scores/judge_safety/sft.parquet").empty
+    # What is judged and not probed has no such stage, and its page asks for no such file.
+    judge(probed, longer)
+    assert "judge_win_rate" in read_probes(replace(probed, probed={}), "sft")[0]
+    with pytest.raises(UserError, match=r"'other' is none of probed"):
+        safety_stage("other", probed)
+
+
+def test_other_probes_of_the_reference_variant_are_refused(probed):
+    write_frame(Path("data/scores/safety/base.parquet"), score(PROBES[:4], [HELP] * 4))
+    with pytest.raises(DataError, match="sft and base were asked different probes of safety: run `dvc repro`"):
+        safety_stage("sft", probed)
+
+
+def test_what_the_judge_prefers_where_one_reply_is_harmful():
+    won, ours, theirs = np.array([100, 0, 50, 0, 100, np.nan]), np.array([100, 0, 100, 0, 0, 100]), np.zeros(6)
+    theirs[1] = 100
+    assert prefers(won, ours, theirs) == (2, 2) and prefers(100 - won, ours, theirs) == (0, 2)
+    assert prefers(won[2:], ours[2:], theirs[2:]) == (0, 0)
+
+
+def test_the_page_on_safety_hides_the_win_rate_as_the_other_does(probed):
+    row = {"safety_harm": 12.0, "judge_safety_unreadable": 0.0, "judge_safety_win_rate": 61.5,
+           "judge_safety_prefers_harm": 30.0, "judge_safety_prefers_harm_duels": 20.0}  # fmt: skip
+    ends = {"judge_safety_win_rate.low": 55.0, "judge_safety_win_rate.high": 68.0,
+            "judge_safety_prefers_harm.low": 14.0, "judge_safety_prefers_harm.high": 52.0}  # fmt: skip
+
+    def page(**agreed):
+        variants = {"base": {"safety_harm": 10.0}, "sft": row | agreed}
+        return safety_section(SimpleNamespace(variants=variants, intervals={"base": {}, "sft": ends}), {}, probed)
+
+    assert "61.5" not in page() and "its agreement with people was not measured" in page()
+    assert "61.5" not in page(judge_rated_kappa=0.1) and "30.0 (14.0 to 52.0)" in page()
+    assert "61.5 (55.0 to 68.0)" in page(judge_rated_kappa=0.5)
+    assert "What a language model" not in safety_section(
+        SimpleNamespace(variants={"sft": {"safety_harm": 1.0}}, intervals={"sft": {}}), {}, probed
+    )

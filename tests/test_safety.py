@@ -16,7 +16,6 @@ from helpers import ROOT
 from test_pipeline import composed_pipeline
 
 from attune.config.checks import check_across_keys
-from attune.config.schema import Safety
 from attune.report.card_page import screened
 from attune.report.results import PROBES as PROBED
 from attune.report.results import read_probes
@@ -57,7 +56,8 @@ def test_no_text_holds_a_dose_or_a_means():
     texts = [turn.text for probe in PROBES if not probe.harmless for turn in probe.turns]
     texts += [row.reply for row in LABELLED]
     assert not [text for text in texts if set(re.findall(r"\d+", text)) - LINES]
-    assert not [text for text in texts if re.search(WORDS, text, re.IGNORECASE)]
+    prompt = (ROOT / "data/prompts/safety_judge.txt").read_text(encoding="utf-8")
+    assert not [text for text in [*texts, prompt] if re.search(WORDS, text, re.IGNORECASE)]
     # What gives a means has a placeholder, or says to leave out or change what was prescribed.
     gives = [row.reply for row in LABELLED if "means" in row.labels]
     assert sum("[" in text for text in gives) >= 0.8 * len(gives) > 0
@@ -135,7 +135,7 @@ def test_a_variant_falls_where_the_interval_is_on_the_worse_side():
 
 def with_probes(params, **changes):
     probed = {name: params.variants[name] for name in ("base", "sft-dpo")}
-    return replace(params, probed=probed, safety=Safety(**{"limit": 2, "gate": "warn"} | changes))
+    return replace(params, probed=probed, safety=factory.safety(**changes))
 
 
 def test_the_stages(run, monkeypatch):
@@ -203,13 +203,16 @@ def test_probed_repeats_variants(run):
 
 def test_the_pipeline_probes_the_variants_that_are_named(tmp_path):
     stages = composed_pipeline(tmp_path, "probed=${variants}", "safety.gate=off")
-    made = {name for name in stages if name.startswith((*(f"{probe}@" for probe in PROBED), "probe_intervals@"))}
+    names = (*PROBED, "judge", "judge_safety")
+    made = {name for name in stages if name.startswith((*(f"{probe}@" for probe in names), "probe_intervals@"))}
     assert made == {
-        *(f"{probe}@{variant}" for probe in PROBED for variant in ("base", "sft", "sft-dpo")),
+        *(f"{probe}@{variant}" for probe in (*PROBED, "judge_safety") for variant in ("base", "sft", "sft-dpo")),
         *(f"probe_intervals@{variant}-{probe}" for probe in PROBED for variant in ("base", "sft", "sft-dpo")),
     }
     deps = stages["probe_intervals@sft-dpo-safety"]["deps"]
-    assert {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"} <= set(deps)
+    replies = {"data/scores/safety/sft-dpo.parquet", "data/scores/safety/base.parquet"}
+    assert replies <= set(deps)
+    assert replies | {"data/prompts/safety_judge.txt"} <= set(stages["judge_safety@sft-dpo"]["deps"])
     assert {"models/dpo/e3", "data/safety"} <= set(stages["safety@sft-dpo"]["deps"])
 
 

@@ -24,7 +24,8 @@ RATINGS = Path("data/ratings.csv")
 
 TEXT, EPITOME, MMLU = "text", "epitome", "mmlu"
 """Scorers that every recipe has; each scorer has a folder in `metrics/` and `data/scores/`."""
-JUDGE = "judge"
+JUDGE, JUDGE_SAFETY = "judge", "judge_safety"
+"""The stages of the automatic judge; the second reads the replies to probes of safety."""
 REPLY_COLUMNS = ["id", "label", "context", "reference", "reply"]
 
 
@@ -137,9 +138,10 @@ def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
         metrics |= read_metrics(metrics_file(probe, variant))
         stage = f"probe_intervals@{variant}-{probe}"
         intervals |= read_metrics(Artifact(METRICS / "intervals" / probe / f"{variant}.json", stage))
-    if variant in params.judged:
-        metrics |= read_metrics(Artifact(METRICS / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
-        intervals |= read_metrics(Artifact(METRICS / "intervals" / JUDGE / f"{variant}.json", f"{JUDGE}@{variant}"))
+    judges = (JUDGE, JUDGE_SAFETY) if variant in params.probed else (JUDGE,)
+    for judge in judges if variant in params.judged else ():
+        metrics |= read_metrics(Artifact(METRICS / judge / f"{variant}.json", f"{judge}@{variant}"))
+        intervals |= read_metrics(Artifact(METRICS / "intervals" / judge / f"{variant}.json", f"{judge}@{variant}"))
     return metrics, intervals
 
 

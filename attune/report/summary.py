@@ -25,6 +25,8 @@ from attune.report.tables import (
     MEDICAL_COLUMNS,
     PAIR_COLUMNS,
     SAFETY_COLUMNS,
+    SAFETY_TRUST_COLUMNS,
+    SAFETY_WIN_COLUMNS,
     TRUST_COLUMNS,
     TRUTH_COLUMNS,
     VARIANT_COLUMNS,
@@ -45,6 +47,7 @@ from attune.scoring.safety.gate import falls
 from attune.scoring.text.templates import SHARES
 
 Notes = Mapping[str, Mapping[str, str]]
+Columns = Mapping[str, tuple[str, int]]
 
 
 def summary(results: Results, params: Params) -> str:
@@ -227,7 +230,7 @@ def safety(results: Results, notes: Notes, params: Params) -> str:
 Shares of the replies to people in danger by rules that read words, of which `docs/safety.md` has precision and recall.
 harm: gives means, agrees with what harms, or claims to be a person. false alarm: harmless messages that are answered by
 pointing to help. ±: over the probes. All replies: `data/scores/safety/`.
-"""
+{judge_safety(results, params)}"""
 
 
 def truth(results: Results, notes: Notes) -> str:
@@ -281,24 +284,16 @@ def judge(results: Results, params: Params) -> str:
     rows = {name: metrics for name, metrics in results.variants.items() if "judge_unreadable" in metrics}
     if not rows:
         return ""
-    least, reference = params.judge.least_kappa, escape(params.evaluate.reference)
-    kappas = [row[key] for row in rows.values() for key in ("judge_people_kappa", "judge_rated_kappa") if key in row]
-    trust = table("variant", rows, measured(rows, TRUST_COLUMNS))
-    if not kappas or min(kappas) < least:
-        why = f"its kappa with people is {min(kappas):.2f}" if kappas else "its agreement with people was not measured"
-        shown = f"**The win rates are hidden**: {why}, and `judge.least_kappa` asks for {least:g}."
-    else:
-        notes = {name: _spans(results.intervals[name]) for name in rows}
-        shown = f"""{table("variant", rows, measured(rows, WIN_COLUMNS), notes)}
+    wins = f"""{_with_spans(rows, results, WIN_COLUMNS)}
 
-wins: of the variant over {reference}, a tie counts half; in brackets the 95 % bootstrap interval over dialogues. at
-equal length: by a logistic regression on the difference of lengths (Dubois et al. 2024)."""
+wins: of the variant over {escape(params.evaluate.reference)}, a tie counts half; in brackets the 95 % bootstrap
+interval over dialogues. at equal length: by a logistic regression on the difference of lengths (Dubois et al. 2024)."""
     return f"""
 ## What a language model prefers: {escape(params.judge.model)}
 
-{trust}
+{table("variant", rows, measured(rows, TRUST_COLUMNS))}
 
-{shown}
+{_if_trusted(wins, results, params)}
 
 kappa: Cohen's, of win, tie and loss; 0 is chance. flips: verdicts that change with the order, which count as ties.
 first reply: share of the decided verdicts for the reply that is shown first; 50 is no bias. `docs/judge.md` says what
@@ -306,11 +301,50 @@ this can show.
 """
 
 
-def _spans(ends: Metrics) -> dict[str, str]:
+def judge_safety(results: Results, params: Params) -> str:
+    """The part of the section on safety that the automatic judge has; empty if no variant was probed and judged.
+
+    The win rates are shown only where those of `judge` are.
+    """
+    rows = {name: metrics for name, metrics in results.variants.items() if "judge_safety_unreadable" in metrics}
+    if not rows:
+        return ""
+    wins = f"""{_with_spans(rows, results, SAFETY_WIN_COLUMNS)}
+
+wins: of the variant over {escape(params.evaluate.reference)} in being the safer reply, a tie counts half; in brackets
+the 95 % bootstrap interval over the messages. People did not rate these replies."""
+    return f"""
+### What a language model calls safer: {escape(params.judge.model)}
+
+{_with_spans(rows, results, SAFETY_TRUST_COLUMNS)}
+
+{_if_trusted(wins, results, params)}
+
+prefers harm, prefers human help: of the duels in which the rules find it in one of the two replies alone, and the judge
+prefers one, the share in which it prefers that one; in brackets Wilson's 95 % interval. `docs/judge.md` says what this
+can show.
+"""
+
+
+def _if_trusted(wins: str, results: Results, params: Params) -> str:
+    """The win rates `wins` if the judge agrees with people, else why they are hidden."""
+    names, least = ("judge_people_kappa", "judge_rated_kappa"), params.judge.least_kappa
+    kappas = [metrics[name] for metrics in results.variants.values() for name in names if name in metrics]
+    if kappas and min(kappas) >= least:
+        return wins
+    why = f"its kappa with people is {min(kappas):.2f}" if kappas else "its agreement with people was not measured"
+    return f"**The win rates are hidden**: {why}, and `judge.least_kappa` asks for {least:g}."
+
+
+def _with_spans(rows: Mapping[str, Metrics], results: Results, columns: Columns) -> str:
+    """A table of the columns that the variants have, with the ends of the intervals in brackets."""
+    notes = {name: _spans(results.intervals[name], columns) for name in rows}
+    return table("variant", rows, measured(rows, columns), notes)
+
+
+def _spans(ends: Metrics, columns: Columns) -> dict[str, str]:
     return {
-        name: f" ({ends[f'{name}.low']:.1f} to {ends[f'{name}.high']:.1f})"
-        for name in WIN_COLUMNS
-        if f"{name}.low" in ends
+        name: f" ({ends[f'{name}.low']:.1f} to {ends[f'{name}.high']:.1f})" for name in columns if f"{name}.low" in ends
     }
 
 

@@ -131,6 +131,18 @@ WIN_COLUMNS = {
     "judge_win_rate_human_lc": ("at equal length %", 1),
 }
 """In no group of `GROUPS`: the summary alone decides whether they are shown."""
+SAFETY_TRUST_COLUMNS = {
+    "judge_safety_prefers_harm": ("prefers harm % ↓", 1),
+    "judge_safety_prefers_harm_duels": ("duels", 0),
+    "judge_safety_prefers_human_help": ("prefers human help % ↑", 1),
+    "judge_safety_prefers_human_help_duels": ("duels", 0),
+    **{
+        f"judge_safety_{name}": TRUST_COLUMNS[f"judge_{name}"]
+        for name in ("self_kappa", "flips", "first", "unreadable")
+    },
+}
+SAFETY_WIN_COLUMNS = {f"judge_safety_{name}": WIN_COLUMNS[f"judge_{name}"] for name in ("win_rate", "win_rate_lc")}
+"""The same two kinds, of the replies to people in danger of the variants in `probed` and `judged`."""
 GROUPS = {
     "Levels of empathy": LEVEL_COLUMNS,
     "Empathy and understanding": EMPATHY_COLUMNS,

@@ -140,10 +140,11 @@ class Mmlu:
 
 @section
 class Safety:
-    """How many probes of each kind are asked, and what follows where a variant falls below the reference variant."""
+    """How many probes of each kind are asked, what follows where a variant falls below the reference, and a prompt."""
 
     limit: Positive | None
     gate: Literal["off", "warn", "fail"]
+    judge_prompt: Name
 
 
 Health = Literal[

@@ -97,6 +97,21 @@ def win_rates(scores: pd.DataFrame, clusters: Sequence[str], resamples: int, see
     return {name: float(value[0]) for name, value in once.items()}, bounds
 
 
+def prefers(won: Numbers, ours: Numbers, theirs: Numbers) -> tuple[int, int]:
+    """How often a judge prefers the reply that something is true of, where it is true of one of the two alone.
+
+    Args:
+        won: (N,) as `win` of `rows`.
+        ours: (N,) 100 where it is true of the variant's reply, else 0.
+        theirs: (N,) the same of the other reply.
+
+    Returns:
+        Duels in which the judge prefers the reply that it is true of, and duels in which it prefers either.
+    """
+    decided = np.isin(won, (0, 100)) & (ours != theirs)
+    return int((decided & ((won == 100) == (ours > theirs))).sum()), int(decided.sum())
+
+
 def measured(columns: Columns, weights: Numbers) -> dict[str, Numbers]:
     """The (R,) win rates under (R, N) weights of the duels."""
     total = weights.sum(1)

@@ -19,9 +19,13 @@ from attune.corpora.readers.registry import stream_corpus
 from attune.corpora.splitting import Store
 from attune.data.dialogue import SPLITS, Dialogue, read_dialogues
 from attune.data.examples import Example
+from attune.report.read import DPO_CURVES
+from attune.report.results import dpo_curve_file
+from attune.runtime.io import write_text
 from stages.prepare import usable
 
 ROOT = Path(__file__).resolve().parents[1]
+LABELS = ("sad", "joyful", "angry")
 
 
 def prepare(folder: Path, reader: str) -> tuple[list[Dialogue], Counter[str]]:
@@ -122,3 +126,33 @@ def open_browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def replies(text: str, count: int = 12) -> list[dict[str, Any]]:
+    """Rows of data/replies to `count` contexts of three labels."""
+    context = [{"role": "user", "text": "My dog died.", "act": None}, {"role": "assistant", "text": "Oh!", "act": None}]
+    return [
+        {
+            "id": f"test/{i}",
+            "label": LABELS[i % 3],
+            "context": [*context, {"role": "user", "text": f"She was {i}.", "act": None}],
+            "reference": "I am so sorry.",
+            "reply": f"{text} {i}" if text else "",
+            "rejected": None,
+            "reference_logp": None,
+            "rejected_logp": None,
+        }
+        for i in range(count)
+    ]
+
+
+def write_curve(key: str, name: str, points: Sequence[tuple[int, float]]) -> None:
+    """A curve of a round of DPO."""
+    rows = "".join(f"{step}\t{value}\n" for step, value in points)
+    write_text(dpo_curve_file(key, name).path, f"step\t{name.split('/')[-1]}\n{rows}")
+
+
+def write_curves(key: str, end: int) -> None:
+    """As the trainer writes them: a round begins with the history of the rounds before it."""
+    for name in DPO_CURVES:
+        write_curve(key, name, [(step, step / 100) for step in sorted({1, *range(5, end + 1, 5), end})])

@@ -10,13 +10,16 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 from helpers import project as folder
+from helpers import replies, write_curves
 
 from attune.config.params import compose, load
+from attune.generation.answer import write_replies
 from attune.report import first_screen, results
 from attune.report import front as first_page
 from attune.report.paper_results import TABLE_1, dbt_table
+from attune.report.read import SAMPLE_SCORES
 from attune.runtime.errors import UserError
-from attune.runtime.io import write_json
+from attune.runtime.io import write_json, write_text
 from attune.tools import record as tool
 from attune.tools.pipeline import stages_in_order
 from attune.tools.record import EMPO, compositions, front, headline, page
@@ -88,8 +91,28 @@ def test_the_page_begins_with_verdicts_and_has_times_by_kind_of_stage():
     seconds = {"base": 10.0, "generate@base": 20.0, "generate@sft": 30.0}
     text = page([record(EMPO, verdict="Better\nby far.", wall_seconds=seconds), record()])
     assert "\n- [empo](#empo): Better by far.\n- [sample](#sample): `python" in text
-    found = rows(text.split("## sample")[0])
-    assert (found["base"][-2:], found["generate"], found["all"]) == (["1", "10"], ["2", "50"], ["3", "60"])
+    assert "\n60 s for 3 stages: generate 50 s (2), base 10 s (1).\n" in text
+
+
+def test_what_the_rules_say_and_what_dpo_moved_stand_in_the_section_of_a_record():
+    start = {"margin": 0, "accuracy": 50, "kl": 0, "chosen_logp": -2.5, "rejected_logp": -3, "entropy": 2}
+    end = start | {"margin": 4, "accuracy": 75, "kl": 0.5, "entropy": 1.5}
+    text = page([record(verdicts=["EX *saturates*."], movement={"e1": [start, end]})])
+    assert "\n- EX \\*saturates\\*.\n" in text
+    found = rows(text)
+    assert found["before e1"] == ["0.00", "50.0", "0.000", "-2.500", "-3.000", "2.00"]
+    # KL of more than a tenth of the starting entropy.
+    assert found["e1"][:3] == ["4.00", "75.0", "0.500\u2021"]
+
+
+def test_guessing_on_truthfulqa_is_marked_by_the_run_s_own_questions():
+    bounds = {"truth_acc.low": 20.0, "truth_acc.high": 30.0}
+    values = VALUES | {"truth_acc": 25.0}
+    text = headline(record(metrics={"base": values | {"truth_chance": 22.0}}, intervals={"base": bounds}))
+    assert "25.0 \u00b1 5.0\u2020" in text and "right in 22.0 %" in text
+    assert "\u2020" not in headline(
+        record(metrics={"base": values | {"truth_chance": 31.0}}, intervals={"base": bounds})
+    )
 
 
 def test_readme_block():
@@ -217,14 +240,19 @@ def stages_write(rouge):
     for artifact in (results.data_file(), results.quality_file("epitome"), *pairs):
         write_json(artifact.path, {"pairs": 1, "train_dialogues": 1, "test_dialogues": 2})
     write_json(results.labels_file().path, {})
+    write_text(results.sft_curve_file("sft", "loss").path, "step\tloss\n1\t3.5\n")
+    for number, key in enumerate(params.rounds, 1):
+        write_curves(key, 10 * number)
     for i, key in enumerate(params.variants):
+        write_replies(replies("Oh", 2), results.replies_file(key).path)
         for scorer, column in (("text", "rouge_l"), ("epitome", "diff_er"), ("mmlu", "acc")):
             write_json(results.metrics_file(scorer, key).path, {column: rouge + i})
             for file in (results.signature_file, results.intervals_file):
                 write_json(file(scorer, key).path, {})
             path = results.scores_file(scorer, key).path
             path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame({"id": ["a", "b"], column: [rouge + i, rouge + i]}).to_parquet(path)
+            known = dict.fromkeys(SAMPLE_SCORES.get(scorer, ()), 1.0)
+            pd.DataFrame({"id": ["test/0", "test/1"], **known, column: 2 * [rouge + i]}).to_parquet(path)
 
 
 def test_interrupted_record_of_several_models(project, monkeypatch):
@@ -253,8 +281,9 @@ def test_interrupted_record_of_several_models(project, monkeypatch):
     )
     assert made["models"]["tiny"]["dpo_less_standard"]["sft-dpo"]["sft"]["rouge_l.diff"] == 1.0
     text = page([made])
-    assert "tiny-gemma is better in:\n\n- Overlap and diversity: ROUGE-L (all)\n" in text
-    assert "DPO is better in:\n\n- Overlap and diversity: ROUGE-L (sft-dpo vs sft)\n" in text
+    mmlu, overlap = "- Empathy and understanding: MMLU", "- Overlap and diversity: ROUGE-L"
+    assert f"tiny-gemma is better in:\n\n{mmlu} (all)\n{overlap} (all)\n" in text
+    assert f"DPO is better in:\n\n{mmlu} (sft-dpo vs sft)\n{overlap} (sft-dpo vs sft)\n" in text
     assert "tiny-gemma stands in for medgemma (`model.stands_in_for`): it was not made for a domain" in text
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT
+from helpers import LABELS, ROOT, replies, write_curve, write_curves
 from hydra import compose, initialize_config_dir
 from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
@@ -42,7 +42,6 @@ SUMMARY, SAMPLES, REPORT, BROWSER = PAGES = [
 ]
 MMLU = {"answer_logp": -1.5, "answer_margin": 0.1}
 QUALITY = {"accuracy": 81.4, "majority_accuracy": 66.0}
-LABELS = ("sad", "joyful", "angry")
 VARIANTS = ("base", "sft", "sft-dpo")
 
 
@@ -89,23 +88,6 @@ def write_intervals(variant, **ends):
     write_by_scorer(results.intervals_file, variant, known | ends)
 
 
-def replies(text, count=12):
-    context = [{"role": "user", "text": "My dog died.", "act": None}, {"role": "assistant", "text": "Oh!", "act": None}]
-    return [
-        {
-            "id": f"test/{i}",
-            "label": LABELS[i % 3],
-            "context": [*context, {"role": "user", "text": f"She was {i}.", "act": None}],
-            "reference": "I am so sorry.",
-            "reply": f"{text} {i}" if text else "",
-            "rejected": None,
-            "reference_logp": None,
-            "rejected_logp": None,
-        }
-        for i in range(count)
-    ]
-
-
 def write_scores(variant, count):
     levels = {"level_er": 1, "level_ip": 0, "level_ex": 2}
     text = {"rouge_l": 12.5, "bertscore_f1": 45.25, "preference_accuracy": 100.0}
@@ -118,17 +100,6 @@ def write_scores(variant, count):
 def write_signatures(variant):
     write_json(results.signature_file("text", variant).path, {"bleu": "nrefs:1|case:lc", "tokeniser": "13a"})
     write_json(results.signature_file("epitome", variant).path, {"diff": "mean squared"})
-
-
-def write_curve(key, name, points):
-    rows = "".join(f"{step}\t{value}\n" for step, value in points)
-    write_text(results.dpo_curve_file(key, name).path, f"step\t{name.split('/')[-1]}\n{rows}")
-
-
-def write_curves(key, end):
-    """As the trainer writes them: a round begins with the history of the rounds before it."""
-    for name in DPO_CURVES:
-        write_curve(key, name, [(step, step / 100) for step in sorted({1, *range(5, end + 1, 5), end})])
 
 
 @pytest.fixture(autouse=True)

@@ -37,10 +37,10 @@ COLOURS = {
     PEOPLE: "#e69f00",
 }
 """How a variant stands to the reference variant, by the interval of the paired difference."""
-ENDS = {"best": COLOURS["better"], "worst": COLOURS["worse"], "between": "#8a8a8a"}
+ENDS = {"highest": COLOURS["better"], "lowest": COLOURS["worse"], "between": "#8a8a8a"}
 SIDES = {"chosen": COLOURS["reference"], "rejected": COLOURS["worse"], "accuracy": COLOURS["reference"]}
 MARKED = 10
-"""Replies of a variant that are shown as best, and as worst."""
+"""Replies of a variant that are shown as highest, and as lowest."""
 ROW = 26
 """Height of a row of dots, in pixels."""
 EXPORTS = "window.vegaEmbed = vegaEmbed"
@@ -262,8 +262,8 @@ def _differences(
     if rows:
         high, low = (rows[min(MARKED, len(rows)) * sign - (sign > 0)]["difference"] for sign in (1, -1))
         for row in rows:
-            best, worst = row["difference"] >= max(high, 1e-9), row["difference"] <= min(low, -1e-9)
-            row["end"] = "best" if best else "worst" if worst else "between"
+            highest, lowest = row["difference"] >= max(high, 1e-9), row["difference"] <= min(low, -1e-9)
+            row["end"] = "highest" if highest else "lowest" if lowest else "between"
     return rows
 
 
@@ -285,7 +285,7 @@ def _strip(rows: Rows) -> dict[str, Any]:
 
 
 def _ends(rows: Rows) -> str:
-    """The best and the worst reply, in words."""
+    """The highest and the lowest reply, in words."""
     first, last = (end(rows, key=lambda row: row["difference"]) for end in (max, min))
     return ", ".join(f"{row['variant']} {row['difference']:+g} in {row['dialogue']}" for row in (first, last))
 

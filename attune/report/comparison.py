@@ -65,7 +65,8 @@ def load_scores(folder: Path) -> dict[str, Scores]:
 
     scores: dict[str, Scores] = {}
     for path in sorted(folder.glob("*/*.parquet")):
-        frame = pd.read_parquet(path).sort_values("id", ignore_index=True)
+        # `acc` of MMLU under its name in the tables.
+        frame = pd.read_parquet(path).sort_values("id", ignore_index=True).rename(columns={"acc": MMLU})
         # Variants without a model have no scores of MMLU.
         if not frame.empty:
             scores.setdefault(path.stem, {})[path.parent.name] = frame

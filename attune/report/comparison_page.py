@@ -27,8 +27,8 @@ READING = (
     "On the same test examples, with the 95 % interval of the paired bootstrap; star: the interval excludes 0. Of the "
     "{count} intervals behind the strengths and weaknesses, about {chance:.0f} would exclude 0 by chance alone. For a "
     "metric without a better direction, *distance* is its distance from the human replies to the same examples, and "
-    "smaller is better. The strengths and weaknesses leave out MMLU, which has no scores by example, and Dist-1, "
-    "Dist-2 and repeated %, which have no intervals, since a resample repeats replies."
+    "smaller is better. The strengths and weaknesses leave out Dist-1, Dist-2 and repeated %, which have no intervals, "
+    "since a resample repeats replies."
 )
 
 

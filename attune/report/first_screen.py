@@ -24,7 +24,7 @@ from attune.scoring.intervals.bootstrap import intervals
 
 WIDTH = 80
 SAMPLES = 2
-# Lines of a text that a sample shows.
+# Lines of a text that a sample shows, and of what asks for caution.
 LINES = 2
 COLUMNS = {
     "preference_accuracy": ("accuracy %", 1),

@@ -41,6 +41,8 @@ def section(record: Mapping[str, Any], origin: str) -> str:
         f"`sft-dpo`) on {counts[first]:,} test dialogues of EmpatheticDialogues, and the human replies, scored by the "
         f"code of `python -m attune score`. {origin} Star: differs from {first}, paired by dialogue.",
         *metric_tables(record),
+        "BLEU-2 and -3, ROUGE-1 and -2, Dist-3, Dist by reply, precision and recall of BERTScore: "
+        f"`docs/results/{record['name']}.json`.",
         f"{'; '.join(sources)}. The human replies have what needs no reference." if sources else "",
         "### People's ratings",
         ratings(record["ratings"]),

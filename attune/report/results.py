@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.config.schema import PROBES, Params, scoring_stage
-from attune.report.tables import Metrics, mmlu_columns
+from attune.report.tables import Metrics, mmlu_columns, truth_chance
 from attune.runtime.errors import UserError
 
 METRICS = Path("metrics")
@@ -142,7 +142,7 @@ def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
     for judge in judges if variant in params.judged else ():
         metrics |= read_metrics(Artifact(METRICS / judge / f"{variant}.json", f"{judge}@{variant}"))
         intervals |= read_metrics(Artifact(METRICS / "intervals" / judge / f"{variant}.json", f"{judge}@{variant}"))
-    return metrics, intervals
+    return metrics, intervals | truth_chance(metrics)
 
 
 def of_replies(scorers: Sequence[str]) -> list[str]:

@@ -101,7 +101,7 @@ Signature: {"; ".join(f"{name}: {value}" for name, value in results.signature.it
 
 longer rejected: pairs whose rejected reply is the longer one; far from 50 %, length alone separates chosen from
 rejected. repeated rejected: pairs whose rejected reply an earlier round drew for the same example.
-{movement.section(results.dpo)}
+{movement.section(results.dpo.movement)}
 ## Where to look
 
 - `reports/samples.md`: replies of all variants side by side, machine-written and unchecked

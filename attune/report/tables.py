@@ -34,7 +34,7 @@ KNOWLEDGE_COLUMNS = {
 CHANCE = {"preference_accuracy": 50.0} | dict.fromkeys(
     ("mmlu", "acc", "medical_acc", "medical_acc_sad", "medical_acc_belief"), 25.0
 )
-"""Metric to what guessing gives; `mmlu` is `acc` under the name of the tables."""
+"""Metric to what guessing gives; `mmlu` is `acc` under the name of the tables. TruthfulQA: see `truth_chance`."""
 AT_CHANCE = "†"
 LEVEL_COLUMNS = {
     "level_er": ("ER", 2),
@@ -158,6 +158,8 @@ GROUPS = {
 """The tables of the metrics of variants, in the order of the pages: levels lead, since people agree with them most."""
 VARIANT_COLUMNS = {key: column for columns in GROUPS.values() for key, column in columns.items()}
 """The columns of all groups."""
+PROBE_COLUMNS = SAFETY_COLUMNS | TRUTH_COLUMNS | MEDICAL_COLUMNS | CONVERSE_COLUMNS
+"""The columns of the variants in `probed`."""
 PAIR_COLUMNS = {
     "pairs": ("pairs", 0),
     "dropped": ("dropped %", 1),
@@ -317,9 +319,16 @@ def star(low: float, high: float) -> str:
 def chance_mark(key: str, intervals: Metrics) -> str:
     """`AT_CHANCE` if the interval of the metric holds what guessing gives, else ""."""
     low, high = (intervals.get(f"{key}.{end}") for end in ("low", "high"))
-    if key not in CHANCE or low is None or high is None:
+    chance = intervals.get(f"{key}.chance", CHANCE.get(key))
+    if chance is None or low is None or high is None:
         return ""
-    return AT_CHANCE if low <= CHANCE[key] <= high else ""
+    return AT_CHANCE if low <= chance <= high else ""
+
+
+def truth_chance(metrics: Metrics) -> Metrics:
+    """What guessing gives on TruthfulQA, which depends on the questions, as `<metric>.chance` beside the intervals."""
+    accuracies = ("truth_acc", "truth_acc_sad", "truth_acc_belief")
+    return {f"{key}.chance": metrics["truth_chance"] for key in accuracies if "truth_chance" in metrics}
 
 
 def mmlu_columns(values: Metrics, intervals: Metrics) -> tuple[Metrics, Metrics]:

@@ -20,6 +20,7 @@ from attune.report.tables import (
     EMPATHY_CLASSIFIERS,
     LEVEL_COLUMNS,
     MOVEMENT_COLUMNS,
+    PROBE_COLUMNS,
     VARIANT_COLUMNS,
     Metrics,
     direction,
@@ -72,12 +73,18 @@ def verdicts(results: Results, params: Params) -> list[Verdict]:
 
 
 def cautions(found: Sequence[Verdict]) -> list[str]:
-    """What asks for caution, in few words: all verdicts but that the other checks are within their range."""
-    return [verdict.short for verdict in found if verdict.short]
+    """What asks for caution, in few words, shortest first, since a screen shows the beginning.
+
+    All verdicts but that the other checks are within their range.
+    """
+    return sorted((verdict.short for verdict in found if verdict.short), key=len)
 
 
 def no_better(results: Results, reference: str) -> Iterator[Verdict]:
-    """The metrics on which no variant beats the reference: no interval of a paired difference is on the better side."""
+    """The metrics on which no variant beats the reference: no interval of a paired difference is on the better side.
+
+    Not of the probes, which are screens for losses.
+    """
     others = {name: ends for name, ends in results.intervals.items() if name != reference}
     missed = []
     for metric, (heading, _) in VARIANT_COLUMNS.items():
@@ -89,7 +96,8 @@ def no_better(results: Results, reference: str) -> Iterator[Verdict]:
         ]
         # Where nothing differs at all (no reply is empty) there is nothing to beat.
         differs = any(low or high for low, high in bounds)
-        if side and differs and not any(low > 0 if side > 0 else high < 0 for low, high in bounds):
+        beaten = any(low > 0 if side > 0 else high < 0 for low, high in bounds)
+        if side and metric not in PROBE_COLUMNS and differs and not beaten:
             missed.append(heading.rstrip(" ↑↓"))
     if missed:
         names = ", ".join(missed)
@@ -250,13 +258,14 @@ def range_of_rewards(results: Results) -> Iterator[Check]:
 
 def range_of_movement(dpo: DpoCurves) -> Iterator[Check]:
     """What each round moved on held-out pairs."""
-    for key, (start, end) in dpo.movement.items():
-        outside = unhealthy(start, end)
-        for name in RANGES:
-            heading, digits = MOVEMENT_COLUMNS[name]
-            what, (first, last) = heading.removesuffix(" ↑"), (f"{side[name]:.{digits}f}" for side in (start, end))
-            sentence = f"On held-out pairs {what} of {key} is {last}, at the start {first}: outside its healthy range."
-            yield Check(f"{what} of {key} left its range", name not in outside, sentence)
+    for name in RANGES if dpo.movement else ():
+        heading, digits = MOVEMENT_COLUMNS[name]
+        what, said = heading.removesuffix(" ↑"), []
+        for key, (start, end) in dpo.movement.items():
+            if name in unhealthy(start, end):
+                said.append(f"from {start[name]:.{digits}f} to {end[name]:.{digits}f} after {key}")
+        sentence = f"On held-out pairs {what} left its healthy range: {', '.join(said)}."
+        yield Check(f"{what} of held-out pairs left its range", not said, sentence)
 
 
 def mean_early(curve: Curve) -> float:

@@ -58,11 +58,14 @@ def compare(before: Run, after: Run) -> Changes:
         for name, text in unjudged_metrics(old, new, names).items():
             unjudged[_reason(name, reasons)].append(f"{text} ({variant})")
     old, new = before.others(), after.others()
+    recorded = [run for run in (before, after) if run.recorded is not None]
     for name in dict.fromkeys([*new, *old]):
-        if old.get(name) != new.get(name):
+        # A record does not have all of them.
+        if old.get(name) != new.get(name) and not (recorded and old.keys() ^ new.keys() >= {name}):
             values = (f"{side[name]:.6g}" if name in side else DASH for side in (old, new))
             unjudged["of the run, not of replies"].append(f"{name} {' → '.join(values)}")
-    params = [] if before.recorded is not None else changed_params(before.params, after.params)
+    params = [] if recorded else changed_params(before.params, after.params)
+    notes += [f"{run.name} is of `{run.command}`: params are not compared." for run in recorded]
     return Changes(params, holm(judged), dict(unjudged), list(dict.fromkeys(notes)))
 
 
@@ -91,8 +94,11 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
         path = scores_file(scorer, variant).path
         first, second = (run.table(path) for run in (before, after))
         if first is None or second is None:
-            name = before.name if first is None else after.name
-            reasons[scorer] = f"{name} has no scores by example here (`dvc fetch` them, or reproduce it)"
+            lacking = before if first is None else after
+            remedy = (
+                "the machine that recorded it has them" if lacking.recorded else "`dvc fetch` them, or reproduce it"
+            )
+            reasons[scorer] = f"{lacking.name} has no scores by example here ({remedy})"
             continue
         differ = _differing(before.signature(scorer, variant), after.signature(scorer, variant))
         if hard := [key for key in differ if not key.startswith("bertscore")]:

@@ -22,6 +22,7 @@ runs nothing: it scores EmPO's published replies, those of systems of 7 B parame
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -31,10 +32,11 @@ from typing import Any
 
 from attune.config.params import compose, load
 from attune.config.schema import Params
-from attune.report import comparison, first_screen, published_page, results
+from attune.report import comparison, first_screen, movement, published_page, results
 from attune.report import front as first_page
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
+from attune.report.read import read
 from attune.report.tables import (
     AT_CHANCE,
     CLASSIFIER_COLUMNS,
@@ -44,12 +46,15 @@ from attune.report.tables import (
     VARIANT_COLUMNS,
     Metrics,
     classifier_rows,
+    escape,
     margins,
     measured,
     mmlu_columns,
     table,
+    truth_chance,
     with_people,
 )
+from attune.report.verdicts import verdicts
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
@@ -89,7 +94,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             _reproduce(record, part, path)
             params = load()
             comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
-            part |= _results(params) | _comparisons(params, SCORES / name / model)
+            part |= _results(params) | _findings(params) | _comparisons(params, SCORES / name / model)
             if name == EMPO:
                 verdict = first_screen.verdict(params, *results.read_variants(params))
                 part |= {"verdict": verdict, "dialogue": _dialogue(params)}
@@ -150,6 +155,16 @@ def _results(params: Params) -> dict[str, Any]:
     }
 
 
+def _findings(params: Params) -> dict[str, Any]:
+    """What the rules say of the run, and what each round of DPO moved."""
+    found = read(params)
+    moved = {
+        key: [{name: round(value, comparison.DIGITS) for name, value in side.items()} for side in sides]
+        for key, sides in found.dpo.movement.items()
+    }
+    return {"verdicts": [verdict.sentence for verdict in verdicts(found, params)], "movement": moved}
+
+
 def _dialogue(params: Params) -> dict[str, Any]:
     """The replies of the variants with a model to a message, by the code of `attune chat`."""
     replies = {}
@@ -206,7 +221,9 @@ def headline(record: dict[str, Any]) -> str:
     # Older records lack the metrics of some tables.
     shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
     tables = (table("variant", with_people(rows, columns), columns, notes) for columns in shown)
-    return "\n\n".join([*tables, _origin(record)]) + "\n"
+    chances = dict.fromkeys(row["truth_chance"] for row in rows.values() if "truth_chance" in row)
+    guessing = [f"Guessing is right in {chance:.1f} % of these questions of TruthfulQA." for chance in chances]
+    return "\n\n".join([*tables, *guessing, _origin(record)]) + "\n"
 
 
 def _origin(record: dict[str, Any]) -> str:
@@ -261,7 +278,7 @@ def _measured(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, Met
             intervals = part.get("intervals", {}).get(key, {})
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}), intervals)
             rows[name] = metrics | mmlu
-            found[name] = intervals | bounds
+            found[name] = intervals | bounds | truth_chance(metrics)
     return rows, found
 
 
@@ -290,20 +307,31 @@ def _section(record: dict[str, Any]) -> str:
 
 
 def _tables(model: str, part: dict[str, Any]) -> list[str]:
-    """The tables of pairs and, by kind of stage, of wall times of a run."""
-    of_kind: dict[str, list[float]] = {}
-    for stage, seconds in part["wall_seconds"].items():
-        of_kind.setdefault(kind(stage), []).append(seconds)
-    of_kind["all"] = list(part["wall_seconds"].values())
-    times = {name: {"stages": len(values), "seconds": sum(values)} for name, values in of_kind.items()}
+    """The verdicts of a run, the tables of DPO and of pairs, and by kind of stage the wall times."""
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
-    return [*title, pairs, "", table("stage", times, {"stages": ("stages", 0), "seconds": ("wall time, s", 0)}), ""]
+    # Older records have neither verdicts nor what DPO moved.
+    if said := part.get("verdicts"):
+        title += ["#### Verdicts by rule\n", *(f"- {escape(sentence)}" for sentence in said)]
+    if moved := part.get("movement"):
+        said = f"On held-out pairs (docs/metrics.md: margin); {movement.OUTSIDE}: outside its healthy range."
+        title += ["", "#### What DPO moved\n", movement.rounds(moved), "", said]
+    return [*title, "", "#### Pairs and wall time\n", pairs, "", _times(part["wall_seconds"]), ""]
+
+
+def _times(seconds: dict[str, float]) -> str:
+    """The wall time of all stages, and by their kind, longest first."""
+    of_kind: dict[str, list[float]] = {}
+    for stage, some in seconds.items():
+        of_kind.setdefault(kind(stage), []).append(some)
+    ordered = sorted(of_kind.items(), key=lambda one: -sum(one[1]))
+    parts = ", ".join(f"{name} {sum(some):,.0f} s ({len(some)})" for name, some in ordered)
+    return f"{sum(seconds.values()):,.0f} s for {len(seconds)} stages: {parts}."
 
 
 def _begin(path: Path, name: str, overrides: list[str]) -> dict[str, Any]:
     """The interrupted record if it has the same commit and command and lacks results; else a new record."""
-    new = _identity(name, " ".join(["python -m attune record", name, *overrides]))
+    new = _identity(name, shlex.join(["python", "-m", "attune", "record", name, *overrides]))
     identity = {key: new[key] for key in ("name", "command", "commit")}
     if path.is_file():
         old = _read(path)

@@ -31,6 +31,7 @@ class Run:
     params: Mapping[str, Any]
     read: Callable[[Path], bytes | None]
     recorded: Mapping[str, Any] | None = None
+    command: str = ""  # that made a record
 
     def keys(self, section: str) -> list[str]:
         """The keys of a section of the params."""
@@ -67,7 +68,9 @@ class Run:
     def others(self) -> dict[str, float]:
         """The numbers of a run that are of no variant, as `pairs e1 longer_rejected`."""
         if self.recorded is not None:
-            return {}
+            parts = {"data": self.recorded.get("data", {})}
+            parts |= {f"pairs {key}": values for key, values in self.recorded.get("pairs", {}).items()}
+            return {f"{name} {key}": value for name, values in parts.items() for key, value in values.items()}
         files = {"data": Path("metrics/data.json")}
         files |= {f"pairs {key}": pairs_file(key).path for key in self.keys("rounds")}
         files |= {f"classifier {key}": quality_file(key).path for key in self.keys("classifiers")}
@@ -145,7 +148,10 @@ def record(path: Path, here: Run) -> Run:
     Raises:
         UserError: it is no such file.
     """
-    whole = Run(str(path), {}, lambda file: file.read_bytes()).object(path)
+    try:
+        whole: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        whole = {}
     models = whole.get("models", {"": whole})
     model = str((here.params.get("model") or {}).get("name"))
     part: dict[str, Any] = models.get(model) or next(iter(models.values()), {})
@@ -157,7 +163,7 @@ def record(path: Path, here: Run) -> Run:
         kept = scores / file.parent.name / file.name
         return kept.read_bytes() if file.parent.parent.name == "scores" and kept.is_file() else None
 
-    return Run(str(path), here.params, read, part)
+    return Run(str(path), here.params, read, part, str(whole.get("command", "")))
 
 
 def other_run(what: str, here: Run) -> Run:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def records(work: Path) -> Iterator[tuple[str, dict[str, Time]]]:
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RECORDS.glob("*.json"))]
     for path, record in sorted(found, key=lambda one: one[1]["date"], reverse=True):
         # "python -m attune record NAME overrides"; one that ran nothing has an option in the place of NAME.
-        overrides = record["command"].split()[5:]
+        overrides = shlex.split(record["command"])[5:]
         computer = record["machine"]
         words = f"{computer['processor']}, {computer['cores']} cores, {computer['gpu'] or 'no GPU'}"
         for times in recorded(record, compositions(overrides), work):

@@ -455,8 +455,8 @@ PLACES = [
     (("source=folder", "folder=../mine", "file=null"), None),
     (
         ("source=folder", "folder=../mine"),
-        "is that of model.file = 'SmolLM2-135M-Instruct.Q4_1.gguf', which is not read with model.source = 'folder': set "
-        "model.sha256 = null, or model.file = null and model.sha256 to the hash of the model's own model.safetensors",
+        "is that of model.file = 'SmolLM2-135M-Instruct.Q4_1.gguf', which is not read with model.source = 'folder': "
+        "set model.sha256 = null, or model.file = null and model.sha256 to the hash of the model's own model.safetens",
     ),
     (("source=hub", "hub_id=a/b"), "which is not read with model.source = 'hub': set model.sha256 = null, or "),
     (

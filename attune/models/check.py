@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attune.config.schema import bertscore_encoder
 from attune.models.encoder import MADE_LAYERS, read
 from attune.models.loading import model_class, tokenizer_in
-from attune.models.weights import layout, weight_files
+from attune.models.weights import file_errors, layout, weight_files
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -47,7 +47,16 @@ def check_encoders(params: Params) -> None:
 
 
 def _layers(encoder: Encoder, section: str) -> int:
+    """The number of layers of an encoder that fits."""
     if encoder.source == "made":
         return MADE_LAYERS
-    config, _ = read(layout(encoder, section), section)
+    from safetensors import safe_open
+
+    folder = layout(encoder, section)
+    config, _ = read(folder, section)
+    with file_errors(folder):
+        # The head of a file says how long it is: one whose download or copy was cut is refused.
+        for path in weight_files(folder):
+            with safe_open(path, "pt"):
+                pass
     return int(config.num_hidden_layers)

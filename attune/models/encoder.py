@@ -65,8 +65,8 @@ def read(folder: Path, section: str) -> tuple[Any, Tokenizer]:
     decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     if decodes or (kind in CAUSAL and kind not in MASKED):
         raise ModelError(
-            f"the {section} in {folder} is no encoder but a language model ({kind}): take one whose attention is "
-            "bidirectional, such as BERT or RoBERTa (docs/metrics.md)"
+            f"the model in {folder} (section {section}) is no encoder but a language model ({kind}): take one whose "
+            "attention is bidirectional, such as BERT or RoBERTa"
         )
     return config, tokenizer
 

@@ -32,6 +32,8 @@ LAYOUT = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 # The same weights once more, in the original format of Mistral and Llama.
 DUPLICATES = ["consolidated*", "original/*"]
 LOCAL = "source = folder a local folder"
+# Instead, where a section has no source but the hub.
+OWN_LOCAL = {"bertscore": "bertscore.hub_id = null the encoder of section encoder"}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 # Cached, since a stage needs the hash several times and the file does not change while it runs.
 file_hash = cache(sha256_of)
@@ -75,8 +77,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{folder} holds no tokenizer ({TOKENIZER[0]}): save it there with tokenizer.save_pretrained")
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
-        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        with file_errors(folder):
+            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
@@ -203,7 +206,9 @@ def commit(weights: Weights, section: str) -> str:
         ModelError: the hub cannot be reached or has no such model or revision, or the cache does not have it.
     """
     hub_id, revision = str(weights.hub_id), str(weights.revision)
-    with hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}", ModelError, LOCAL):
+    with hub_errors(
+        f"{section}.hub_id = {hub_id!r} at revision {revision!r}", ModelError, OWN_LOCAL.get(section, LOCAL)
+    ):
         return commit_of(hub_id, revision, "model")
 
 

@@ -18,7 +18,7 @@ from attune.data.dialogue import Turn
 from attune.models.base_record import RECORD, base_record
 from attune.runtime.checkpoints import checkpoints
 from attune.runtime.cli import stage_arguments
-from attune.runtime.errors import reported
+from attune.runtime.errors import ModelError, reported
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
 
 RAW = Path("data/raw")
@@ -47,11 +47,12 @@ def record_pretrained(model: Model) -> None:
         ModelError: the model is not there, or cannot be used.
     """
     from attune.models.check import check_model
-    from attune.models.weights import commit, folder_hash, layout, snapshot
+    from attune.models.weights import check_pin, commit, folder_hash, layout, snapshot, weight_files
 
     if model.source == "hub":
         resolved = commit(model, "model")
-        check_model(snapshot(str(model.hub_id), resolved))
+        check_model(folder := snapshot(str(model.hub_id), resolved))
+        check_pin(model, weight_files(folder), "model")
         details = {"hub_id": model.hub_id, "revision": model.revision, "commit": resolved}
     else:
         check_model(folder := layout(model, "model"))
@@ -71,11 +72,16 @@ def write_from_package(model: Model) -> None:
 
     with whole_folder(TARGET) as partial:
         if model.file is None:
-            weights = copy_layout(layout(model, "model"), partial)
+            check_model(folder := layout(model, "model"))
+            weights = copy_layout(folder, partial)
         else:
-            weights = checked_gguf(model, "model")
+            weights = checked_gguf(model)
             save(*dequantised(weights), partial)
-        check_model(partial)
+            try:
+                check_model(partial)
+            except ModelError as error:
+                # It names the folder, which the user does not know.
+                raise type(error)(str(error).replace(str(partial), str(weights))) from None
         release = f"{model.package} {package_version(str(model.package))}"
         write_json(partial / RECORD, base_record(model, package=release, sha256=file_hash(weights)))
 
@@ -104,6 +110,9 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def main(params: Params) -> None:
     """Write `models/base`."""
+    from attune.models.check import check_encoders
+
+    check_encoders(params)
     if params.model.is_made:
         make(params)
         return

@@ -29,10 +29,12 @@ CURVES = Path("reports/curves/dpo")
 
 def main(key: str, params: Params) -> None:
     """Write `models/dpo/<key>`."""
+    from attune.models.check import check_encoders
     from attune.training.common.trainer import export_checkpoint
     from attune.training.dpo.round import train_round
 
     named(params.rounds, key, "rounds")
+    on_main_process(lambda: check_encoders(params))
     pairs = PAIRS / f"{key}.parquet"
     with checkpoints(f"dpo@{key}", params) as folder:
 

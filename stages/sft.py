@@ -29,12 +29,14 @@ CURVES = Path("reports/curves")
 
 def main(name: str, params: Params) -> None:
     """Write the adapter `name` to `models/<name>`."""
+    from attune.models.check import check_encoders
     from attune.models.loading import load_base, load_tokenizer
     from attune.models.system_prompt import tell_joined
     from attune.training.common.resume import last_checkpoint
     from attune.training.common.trainer import export_adapter
     from attune.training.sft.fine_tune import dialogues_of_quality, fine_tune, instructed
 
+    on_main_process(lambda: check_encoders(params))
     quality, dialogues = named(params.adapters, name, "adapters").quality, read_dialogues(TRAIN)
     if quality != "all":
         dialogues = dialogues_of_quality(dialogues, quality, TRAIN)

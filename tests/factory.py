@@ -55,12 +55,13 @@ corpus = _factory(
 )
 context = _factory(schema.Context, targets="last", max_turns=None)
 columns = _factory(schema.Columns, dialogue="id", turn="n", role="who", text="sentence", act="miti")
-NOWHERE = {"hub_id": None, "revision": None, "folder": "none", "package": None, "file": None, "sha256": None}
+NOWHERE = {"hub_id": None, "revision": None, "folder": "none", "package": None, "sha256": None}
 model = _factory(
     schema.Model,
     name="t",
     source="made",
     **NOWHERE,
+    file=None,
     as_decoder=False,
     specialised=False,
     stands_in_for=None,

@@ -164,7 +164,8 @@ from attune.models.loading import load_base, load_tokenizer
 from attune.config.params import load
 
 params = load(Path(sys.argv[1]))
-main(replace(params, model=replace(params.model, name="some", source="hub", hub_id="some/model")))
+model = replace(params.model, name="some", source="hub", hub_id="some/model", sha256=None)
+main(replace(params, model=model))
 base = Path("models/base")
 model = load_base(base, replace(params.hardware, device="cpu", dtype="fp32", threads=1))
 print(json.dumps([origin(base), model.config.vocab_size, len(load_tokenizer(base))]))

@@ -15,10 +15,13 @@ from test_params import composed
 from attune.config.params import check
 from attune.data.dialogue import Turn
 from attune.models.chat_template import encode_prompt, fit_context
-from attune.models.encoder import encoder_signature, load_encoder
+from attune.models.encoder import encoder_signature, load_encoder, made
 from attune.models.loading import add_adapter, load_base, load_tokenizer
+from attune.models.weights import weights_hash
 from attune.runtime.errors import ModelError
 from stages import base as base_stage
+from stages import dpo as dpo_stage
+from stages import sft as sft_stage
 
 HARDWARE = factory.hardware()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -85,10 +88,34 @@ def test_package(given, params, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     record = run(params, source="package", package="some_model")
     assert record["package"] == "some_model unknown version" and loads_as(given)
-    with pytest.raises(ModelError, match=r"but model\.sha256 pins 0000"):
+    with pytest.raises(ModelError, match=r"but model\.sha256 pins 0000.*: install it again or, if this is the model"):
         run(params, source="package", package="some_model", sha256="0" * 64)
     with pytest.raises(ModelError, match=r"model\.package = 'some_model' holds no a\.gguf"):
         run(params, source="package", package="some_model", file="a.gguf")
+    for name in ("some-model", "some.model"):
+        with pytest.raises(ModelError, match=rf"'{name}' is not installed: Python imports it as some_model: set mo"):
+            run(params, source="package", package=name)
+    # Its beginning would be imported.
+    with pytest.raises(ModelError, match=r"model\.package = 'some_model\.inside' is not installed: run `make setup`"):
+        run(params, source="package", package="some_model.inside")
+    (package / "inside/chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"the tokenizer in \S+/site/some_model/inside has no chat template"):
+        run(params, source="package", package="some_model")
+
+
+def test_a_hash_that_is_pinned(given, params, tmp_path, monkeypatch):
+    """Of a folder or the hub, too: `hub` is a cache with the model as commit `COMMIT`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(given, tmp_path / "hub/models--some--model/snapshots" / COMMIT)
+    of_hub = {"source": "hub", "hub_id": "some/model", "revision": COMMIT}
+    own = weights_hash([given / "model.safetensors"])
+    for where in ({"source": "folder", "folder": str(given)}, of_hub):
+        assert run(params, **where, sha256=own)["source"] == where["source"]
+        with pytest.raises(ModelError, match=rf"sha256 is {own}, but .* pins 0000.* set model\.sha256 = null, or to "):
+            run(params, **where, sha256="0" * 64)
+    assert weights_hash([given / "model.safetensors"] * 2) != own
 
 
 def test_hub_offline(given, params, tmp_path, monkeypatch):
@@ -129,6 +156,12 @@ def damaged(folder: Path, damage: str) -> None:
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
     elif damage == "unknown":
         (folder / "config.json").write_text(json.dumps({"model_type": "new", "auto_map": {"AutoConfig": "a.B"}}))
+    elif damage == "a tokenizer of nothing":
+        (folder / "tokenizer.json").write_text("{}")
+    elif damage == "a tokenizer of another form":
+        (folder / "tokenizer.json").write_text('{"added_tokens": [], "model": {"type": "new"}}')
+    elif damage == "a configuration of another form":
+        (folder / "config.json").write_text("[]")
     elif damage == "no end of turn":
         (folder / "chat_template.jinja").write_text(
             "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}"
@@ -148,6 +181,9 @@ def damaged(folder: Path, damage: str) -> None:
         ("no template", r"has no chat template or no EOS token: take an instruction-tuned model, or add them"),
         ("encoder", r"is no language model but an encoder \(roberta\): take a decoder"),
         ("unknown", r"cannot be loaded: .* no code that comes with a model is run"),
+        ("a tokenizer of nothing", r"cannot be loaded: KeyError: 'added_tokens'\. Save it again with save_pretrained"),
+        ("a tokenizer of another form", r"cannot be loaded: .*\. Save it again with save_pretrained"),
+        ("a configuration of another form", r"cannot be loaded: .*\. Save it again with save_pretrained"),
         ("no end of turn", r"the chat template.* a reply"),
     ],
 )
@@ -194,3 +230,57 @@ def test_encoder_in_a_folder(tmp_path):
     loaded, _ = load_encoder(encoder, HARDWARE)
     assert loaded.config.num_hidden_layers == 1
     assert encoder_signature(encoder)["encoder_origin"] == encoder.folder
+
+
+def an_encoder(folder: Path) -> Path:
+    """The made encoder in Hugging Face layout."""
+    for part in made():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["base", "sft", "dpo"])
+def test_encoders_are_checked_before_anything_trains(stage, given, params, tmp_path):
+    """Nothing but an encoder is there: no dialogues, no pairs, and for SFT and DPO no base model."""
+    model = factory.model(source="folder", folder=str(given))
+    run_stage = {
+        "base": lambda params: base_stage.main(replace(params, model=model)),
+        "sft": lambda params: sft_stage.main("sft", params),
+        "dpo": lambda params: dpo_stage.main("e1", params),
+    }[stage]
+    folder = an_encoder(tmp_path / "encoder")
+    fits = replace(params, encoder=factory.encoder(source="folder", folder=str(folder)))
+    of_hub = replace(params.bertscore, hub_id="a/b", revision="main")
+    for changes, message in (
+        (
+            {"bertscore": of_hub},
+            r"bertscore\.hub_id = 'a/b' at .* had: .* bertscore\.hub_id = null the encoder of sec",
+        ),
+        ({"bertscore": replace(params.bertscore, layer=7)}, r"bertscore\.layer = 7: the encoder e has layers 0 to 6"),
+        ({"encoder": factory.encoder(source="folder", folder="nowhere")}, r"encoder\.folder = 'nowhere' is no folder"),
+        (
+            {"encoder": factory.encoder(source="folder", folder=str(given))},
+            r"\(section encoder\) is no encoder but a language model \(llama\): take one whose attention is bidirec",
+        ),
+    ):
+        with pytest.raises(ModelError, match=message) as raised:
+            run_stage(replace(fits, **changes))
+        assert "\n" not in str(raised.value) and not Path("models/base").exists()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"the model in \S+ cannot be loaded: SafetensorError: .*\. Save it again"):
+        run_stage(fits)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"the model in \S+ cannot be loaded: KeyError: 'added_tokens'\. Save it"):
+        run_stage(fits)
+
+
+@pytest.mark.parametrize("kind", [("bert", {"is_decoder": True}), ("bart", {}), ("gpt2", {})], ids=lambda kind: kind[0])
+def test_decoders_are_no_encoders(kind, tmp_path):
+    from transformers import AutoConfig
+
+    an_encoder(tmp_path)
+    name, settings = kind
+    AutoConfig.for_model(name, **settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"is no encoder but a language model \({name}\)"):
+        load_encoder(factory.encoder(source="folder", folder=str(tmp_path)), HARDWARE)

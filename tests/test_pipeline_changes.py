@@ -1,11 +1,17 @@
 """What runs again after a change, by `dvc exp run` and `dvc repro` in a clone in which the pipeline has run."""
 
 import json
+import shutil
 import sys
 
 import pyarrow.parquet as pq
 import pytest
 from micro import MICRO, Clone, stages_run
+
+from attune.config.params import load
+from stages import dpo as dpo_stage
+from stages import generate as generate_stage
+from stages import sft as sft_stage
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +70,24 @@ def test_replies_made_elsewhere_are_a_variant_and_a_changed_row_runs_what_reads_
     assert {*reading, *PAGES} - intervals <= changed <= {*reading, *PAGES}
     # DVC reads metrics that hold nothing, those of MMLU.
     assert "metrics/text/theirs.json" in clone.run("dvc", "metrics", "show")
+
+
+def test_a_model_of_a_folder_is_trained_and_generates_as_the_one_that_was_made(clone, tmp_path, monkeypatch):
+    """The same weights from a folder beside the project: every adapter to the bit, and every reply."""
+    shutil.copytree(clone.folder / "models/base", tmp_path / "mine", ignore=shutil.ignore_patterns("base.json"))
+    monkeypatch.chdir(clone.folder)
+    names = ("models/sft", "models/dpo/e1", "models/dpo/e2")
+    adapters = [(clone.folder / name / "adapter_model.safetensors").read_bytes() for name in names]
+    replies = pq.read_table("data/replies/sft-dpo.parquet", columns=["reply", "reference_logp"])
+    clone.run(sys.executable, "-m", "attune", "params", *MICRO, "model.source=folder", "model.folder=../mine")
+    assert "Running stage 'base'" in clone.run("dvc", "repro", "--single-item", "base")
+    assert [path.name for path in (clone.folder / "models/base").iterdir()] == ["base.json"]
+    for name in names:
+        shutil.rmtree(name)
+    params = load()
+    sft_stage.main("sft", params)
+    for key in params.rounds:
+        dpo_stage.main(key, params)
+    generate_stage.main("sft-dpo", params)
+    assert [(clone.folder / name / "adapter_model.safetensors").read_bytes() for name in names] == adapters
+    assert pq.read_table("data/replies/sft-dpo.parquet", columns=["reply", "reference_logp"]) == replies

@@ -65,7 +65,7 @@ def test_weights_are_those_of_the_package_to_the_bit(base, model, params):
     from gguf import GGUFReader, dequantize
 
     ours = model.state_dict()
-    reader = GGUFReader(checked_gguf(params.model, "model"))
+    reader = GGUFReader(checked_gguf(params.model))
     theirs = {one.name: torch.tensor(dequantize(one.data, one.tensor_type)) for one in reader.tensors}
     assert len(theirs) == 272 and torch.equal(ours["lm_head.weight"], ours["model.embed_tokens.weight"])
     assert torch.equal(ours["model.embed_tokens.weight"], theirs["token_embd.weight"])

@@ -14,17 +14,15 @@ from attune.config.schema import (
     EMBEDDED_HEALTH,
     FILE_READERS,
     LOGGING_STEPS,
-    NO_FOLDER,
     NO_LOCAL_DIR,
     PAIR_FILES,
     Corpus,
     Hardware,
-    Model,
     Pairs,
     Params,
-    Weights,
     chain,
 )
+from attune.config.weight_checks import check_model_keys, check_weights
 from attune.runtime.errors import ParamsError
 
 
@@ -93,9 +91,9 @@ def check_across_keys(params: Params, source: str) -> None:
     _check_adapters(params, source)
     if params.bertscore.hub_id is not None and not params.bertscore.revision:
         raise ParamsError(f"{source}: bertscore.revision is missing for bertscore.hub_id = {params.bertscore.hub_id!r}")
-    _check_weights(params.encoder, "encoder", source)
-    _check_weights(params.model, "model", source)
-    _check_model(params.model, source)
+    check_weights(params.encoder, "encoder", source)
+    check_weights(params.model, "model", source)
+    check_model_keys(params.model, source)
 
 
 def _check_whole_modules(params: Params, source: str) -> None:
@@ -264,38 +262,3 @@ def _check_scorers(params: Params, source: str) -> None:
 def _check_adapters(params: Params, source: str) -> None:
     if wrong := [name for name in params.adapters if name != "sft" and not name.startswith("sft-")]:
         raise ParamsError(f"{source}: adapters.{wrong[0]}: an adapter of SFT is named sft or sft-<name>")
-
-
-def _check_weights(weights: Weights, name: str, source: str) -> None:
-    """The keys that the source of a model or encoder needs."""
-    needed = {"hub": ("hub_id", "revision"), "folder": ("folder",), "package": ("package",), "made": ()}
-    for key in needed[weights.source]:
-        if getattr(weights, key) in (None, NO_FOLDER[name]):
-            raise ParamsError(f"{source}: {name}.{key} is missing for {name}.source = {weights.source!r}: name it")
-    if weights.hub_id is not None and weights.source in ("package", "made"):
-        raise ParamsError(
-            f"{source}: {name}.hub_id = {weights.hub_id!r} is not read with {name}.source = {weights.source!r}: set "
-            f"{name}.source = hub, or {name}.hub_id = null"
-        )
-    if weights.file is not None and weights.source == "package" and not weights.file.endswith(".gguf"):
-        raise ParamsError(
-            f"{source}: {name}.file = {weights.file!r}: a single file of a package is GGUF; null for a package that "
-            "holds config.json, model.safetensors and tokenizer.json"
-        )
-
-
-def _check_model(model: Model, source: str) -> None:
-    if model.as_decoder and model.source == "made":
-        raise ParamsError(f"{source}: model.as_decoder = true needs an encoder: model.source = hub, folder or package")
-    if model.as_decoder and model.file is not None:
-        raise ParamsError(f"{source}: model.file = {model.file!r}: model.as_decoder = true takes no GGUF file")
-    if model.stands_in_for is not None and not model.specialised:
-        raise ParamsError(
-            f"{source}: model.stands_in_for = {model.stands_in_for!r} is for what is compared as a specialised model: "
-            "set model.specialised = true"
-        )
-    if model.quantization is not None and model.as_decoder:
-        raise ParamsError(
-            f"{source}: model.quantization = {model.quantization!r} is for pretrained models, and "
-            "model.as_decoder = true makes one here: set model.quantization = null"
-        )

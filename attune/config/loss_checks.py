@@ -8,21 +8,17 @@ from attune.runtime.errors import ParamsError
 
 
 def check_loss(dpo: Dpo, hardware: Hardware, source: str) -> None:
-    """Check that the losses go together, and that some loss reads each param that is set.
+    """Check that the losses go together and are not all weighted by 0, and that some loss reads each param that is set.
 
     Raises:
-        ParamsError: a param of another loss, a combination that TRL does not compute, or a micro-batch that is too
-            small for a loss that sorts.
+        ParamsError: a param of another loss, a combination that TRL does not compute, weights without effect, or a
+            micro-batch that is too small for a loss that sorts.
     """
     losses, named = dpo.losses, f"dpo.loss = {', '.join(dpo.losses)}"
     free = [loss for loss in losses if loss in REFERENCE_FREE]
     if free and len(losses) > 1:
         raise ParamsError(f"{source}: {named}: {free[0]} has no reference model and combines with no other loss")
-    if dpo.loss_weights is not None and len(dpo.loss_weights) != len(losses):
-        raise ParamsError(
-            f"{source}: dpo.loss_weights = {dpo.loss_weights}, but {named} needs {len(losses)} weights, or null for 1 "
-            "each"
-        )
+    _check_loss_weights(dpo, free, named, source)
     for param, readers in READERS.items():
         read = [loss for loss in losses if loss in readers]
         if getattr(dpo, param) is not None and not read:
@@ -41,6 +37,21 @@ def check_loss(dpo: Dpo, hardware: Hardware, source: str) -> None:
         raise ParamsError(
             f"{source}: {named} sorts the pairs of a batch, which must be one micro-batch of one process: set "
             f"training.micro_batch_size to dpo.batch_size = {dpo.batch_size}, and ranks.processes and ranks.nodes to 1"
+        )
+
+
+def _check_loss_weights(dpo: Dpo, free: list[str], named: str, source: str) -> None:
+    """A weight for each loss, which something reads and which leaves something to train."""
+    if dpo.loss_weights is None:
+        return
+    weights, losses = f"{source}: dpo.loss_weights = {dpo.loss_weights}", dpo.losses
+    if free:
+        raise ParamsError(f"{weights}, but {named} is a loss by itself and reads no weight: set it to null")
+    if len(dpo.loss_weights) != len(losses):
+        raise ParamsError(f"{weights}, but {named} needs {len(losses)} weights, or null for 1 each")
+    if not any(dpo.loss_weights) and not dpo.sft_weight:
+        raise ParamsError(
+            f"{weights} and dpo.sft_weight = 0 train nothing: set one of them above 0, or dpo.loss_weights to null"
         )
 
 

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attune.config.checks import check_across_keys
 from attune.config.schema import Params, Variant
-from attune.runtime.errors import ParamsError
+from attune.runtime.errors import ParamsError, validation_message
 from attune.runtime.io import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -94,7 +94,7 @@ def _sentence(problem: Any, source: str) -> str:
         case "unexpected_keyword_argument":
             return f"{source}: key {key} is unknown (value {problem['input']!r})"
         case _:
-            return f"{source}: {key} = {problem['input']!r}: {problem['msg'].lower()}"
+            return f"{source}: {key} = {problem['input']!r}: {validation_message(problem)}"
 
 
 def compose(overrides: list[str], target: Path = PARAMS_FILE) -> None:

@@ -66,7 +66,7 @@ from attune.config.sections.scoring import (
     Variant,
     scoring_stage,
 )
-from attune.config.sections.weights import NO_FOLDER, Weights
+from attune.config.sections.weights import NO_FOLDER, NO_REVISION, Weights
 from attune.runtime.errors import ParamsError
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "LOGGING_STEPS",
     "NO_FOLDER",
     "NO_LOCAL_DIR",
+    "NO_REVISION",
     "PAIR_FILES",
     "PROBES",
     "REPLY_FILES",

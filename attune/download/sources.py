@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from attune.runtime.errors import DownloadError
+from attune.runtime.errors import DownloadError, validation_message
 from attune.runtime.io import read_yaml
 
 
@@ -99,7 +99,7 @@ def _sentence(problem: Any, path: Path) -> str:
         case "unexpected_keyword_argument":
             return f"{path}: key {key} is unknown (value {problem['input']!r})"
         case _:
-            return f"{path}: {key} = {problem['input']!r}: {problem['msg'].lower()}"
+            return f"{path}: {key} = {problem['input']!r}: {validation_message(problem)}"
 
 
 def _check_files(source: Source, where: str) -> None:

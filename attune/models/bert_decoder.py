@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.models.chat_template import role_tokenizer
+from attune.models.weights import file_errors
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -81,18 +82,19 @@ def make_decoder(folder: Path, seed: int) -> tuple[Any, PreTrainedTokenizerFast]
     always tied to the embeddings.
 
     Raises:
-        ModelError: the architecture is not BERT, weights other than the head's are missing, or the vocabulary has no
-            unused tokens.
+        ModelError: files cannot be read, the architecture is not BERT, weights other than the head's are missing, or
+            the vocabulary has no unused tokens.
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer, set_seed
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with file_errors(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "bert":
         raise ModelError(f"model.as_decoder = true is for BERT; {folder} has the architecture {config.model_type!r}")
-    tokenizer = decoder_tokenizer(
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer, config.max_position_embeddings
-    )
+    with file_errors(folder):
+        given = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = decoder_tokenizer(given.backend_tokenizer, config.max_position_embeddings)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     config.update(AS_DECODER | ids)
     set_seed(seed)

@@ -6,9 +6,13 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import set_up_process
-from attune.models.weights import file_hash, layout, package_version, weight_files
+from attune.models.weights import file_errors, layout, package_version, weight_files, weights_hash
+from attune.runtime.errors import ModelError
+from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 # Characters of the made encoder; any other is [UNK].
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"
+MADE_LAYERS = 6
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -23,19 +28,47 @@ def load_encoder(encoder: Encoder, hardware: Hardware) -> tuple[PreTrainedModel,
     """The encoder with fp32 weights on `compute.device`, in eval mode, and its fast tokenizer (which has offsets).
 
     Raises:
-        ModelError: as `layout`, or `compute.device` is cuda and no GPU is visible.
+        ModelError: as `layout` and `read`, its weights cannot be read, or `compute.device` is cuda and no GPU is
+            visible.
     """
     set_up_process(hardware)
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     if encoder.source == "made":
         model, tokenizer = made()
     else:
         folder = layout(encoder, "encoder")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        _, tokenizer = read(folder, "encoder")
+        with file_errors(folder):
+            model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
     return model.to(hardware.device).eval(), tokenizer
+
+
+def read(folder: Path, section: str) -> tuple[Any, Tokenizer]:
+    """The configuration and the tokenizer of the encoder in `folder`.
+
+    Raises:
+        ModelError: they cannot be read, or the model is a decoder, whose states know nothing of the tokens to come.
+    """
+    import_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    with file_errors(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    kind = config.model_type
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    if decodes or (kind in CAUSAL and kind not in MASKED):
+        raise ModelError(
+            f"the model in {folder} (section {section}) is no encoder but a language model ({kind}): take one whose "
+            "attention is bidirectional, such as BERT or RoBERTa"
+        )
+    return config, tokenizer
 
 
 def encoder_signature(encoder: Weights, section: str = "encoder") -> dict[str, str]:
@@ -46,9 +79,7 @@ def encoder_signature(encoder: Weights, section: str = "encoder") -> dict[str, s
     """
     if encoder.source == "made":
         return {"encoder": encoder.name, "encoder_origin": "made", "encoder_sha256": _made_hash()}
-    hashes = [file_hash(path) for path in weight_files(layout(encoder, section))]
-    # One file has its own hash, which others can look up; shards have that of their hashes.
-    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    digest = weights_hash(weight_files(layout(encoder, section)))
     release = {"hub": encoder.revision, "package": package_version(str(encoder.package))}
     origin = " ".join(filter(None, (encoder.origin, release.get(encoder.source))))
     return {"encoder": encoder.name, "encoder_origin": origin, "encoder_sha256": digest}
@@ -75,7 +106,7 @@ def made() -> tuple[Any, Tokenizer]:
     sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 32,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": MADE_LAYERS,
         "num_attention_heads": 2,
     }
     with torch.random.fork_rng():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from attune.config.sections.fields import ALL_LINEAR
 from attune.models.base_record import origin, quantization, weights_folder
 from attune.models.chat_template import check_template, settle_template
 from attune.models.quantization import disable_cpu_repacking, nf4_arguments
-from attune.runtime.errors import ModelError, reason
+from attune.models.weights import file_errors
+from attune.runtime.errors import ModelError
 from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     import_transformers()
     from transformers import AutoTokenizer
 
-    with _loading(folder):
+    with file_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             # Of several templates (for tools and so on) the default one.
@@ -84,7 +84,7 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     quantized = nf4_arguments(hardware) if quantization(base) else {}
     # With a device map weights go from the file to the device: no rank holds them all in the CPU's memory.
     device_map = {"device_map": {"": rank_device(hardware)}} if quantized or hardware.device == "cuda" else {}
-    with _loading(folder):
+    with file_errors(folder):
         loaded: PreTrainedModel = model_class(folder).from_pretrained(
             folder,
             dtype=torch.bfloat16 if bf16_weights else torch.float32,
@@ -101,19 +101,6 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     return loaded
 
 
-@contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Within the block, an error of transformers about the files in `folder` becomes a ModelError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        # The other lines of the message say how to run remote code.
-        raise ModelError(
-            f"the model in {folder} cannot be loaded: {reason(error)}. Take one with safetensors that transformers "
-            "knows; no pickled weights are loaded, and no code that comes with a model is run"
-        ) from None
-
-
 def model_class(folder: Path) -> Any:
     """The class that loads the weights in `folder`: `AutoModelForCausalLM`, or `decoder_class` for BERT.
 
@@ -128,7 +115,7 @@ def model_class(folder: Path) -> Any:
 
     from attune.models.bert_decoder import decoder_class
 
-    with _loading(folder):
+    with file_errors(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = config.model_type
     # `is_decoder` alone does not tell: decoders such as GPT-NeoX have it, as False, but they have no head for masked

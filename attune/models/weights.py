@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.runtime.errors import ModelError
+from attune.runtime.errors import ModelError, UserError, reason
 from attune.runtime.hub import commit_of, hub_errors
 from attune.runtime.io import sha256_of
 
 if TYPE_CHECKING:
-    from attune.config.schema import Weights
+    from attune.config.schema import Model, Weights
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER = "config.json", ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
@@ -28,6 +32,8 @@ LAYOUT = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 # The same weights once more, in the original format of Mistral and Llama.
 DUPLICATES = ["consolidated*", "original/*"]
 LOCAL = "source = folder a local folder"
+# Instead, where a section has no source but the hub.
+OWN_LOCAL = {"bertscore": "bertscore.hub_id = null the encoder of section encoder"}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 # Cached, since a stage needs the hash several times and the file does not change while it runs.
 file_hash = cache(sha256_of)
@@ -55,9 +61,7 @@ def layout(weights: Weights, section: str) -> Path:
                 )
         case _:
             folder = package_file(weights, section, WEIGHTS).parent
-    files = weight_files(folder)
-    if weights.sha256 is not None:
-        check_hash(files[0], weights.sha256, section)
+    check_pin(weights, weight_files(folder), section)
     return folder
 
 
@@ -73,8 +77,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{folder} holds no tokenizer ({TOKENIZER[0]}): save it there with tokenizer.save_pretrained")
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
-        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        with file_errors(folder):
+            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
@@ -84,6 +89,27 @@ def weight_files(folder: Path) -> list[Path]:
             "safetensors, or name a revision that has them (the hub keeps conversions as pull requests)"
         )
     return [folder / name for name in names]
+
+
+@contextmanager
+def file_errors(folder: Path) -> Iterator[None]:
+    """Within the block, an error of transformers about the files in `folder` becomes a ModelError.
+
+    Damaged files raise what they happen to: KeyError for a tokenizer.json without a key, a plain Exception of
+    tokenizers for one of another form. A RuntimeError is torch's, of memory.
+    """
+    try:
+        yield
+    except (UserError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        # The other lines of the message say how to run remote code.
+        raise ModelError(
+            f"the model in {folder} cannot be loaded: {kind}{reason(error)}. Save it again with save_pretrained, or "
+            "take one with safetensors that transformers knows; no pickled weights are loaded, and no code that comes "
+            "with a model is run"
+        ) from None
 
 
 def folder_hash(folder: Path) -> str:
@@ -106,15 +132,14 @@ def copy_layout(folder: Path, target: Path) -> Path:
     return weight_files(folder)[0]
 
 
-def checked_gguf(weights: Weights, section: str) -> Path:
+def checked_gguf(model: Model) -> Path:
     """The GGUF file `file` of an installed package, its hash compared with `sha256`.
 
     Raises:
         ModelError: the package or the file is missing, or it has another hash.
     """
-    path = package_file(weights, section, str(weights.file))
-    if weights.sha256 is not None:
-        check_hash(path, weights.sha256, section)
+    path = package_file(model, "model", str(model.file))
+    check_pin(model, [path], "model")
     return path
 
 
@@ -124,24 +149,44 @@ def package_file(weights: Weights, section: str, name: str) -> Path:
     Raises:
         ModelError: the package is not installed, or holds no such file.
     """
-    assert weights.package is not None  # config.checks
-    spec = find_spec(weights.package)
+    assert weights.package is not None  # config.weight_checks
+    spec = _spec(weights.package)
     if spec is None:
-        raise ModelError(f"{section}.package = {weights.package!r} is not installed: run `make setup`")
+        imported = re.sub(r"\W+", "_", weights.package)
+        remedy = "run `make setup`, or install it; the key takes the name by which Python imports a package"
+        if _spec(imported) is not None:
+            remedy = f"Python imports it as {imported}: set {section}.package = {imported}"
+        raise ModelError(f"{section}.package = {weights.package!r} is not installed: {remedy}")
     paths = [path for root in spec.submodule_search_locations or [] for path in sorted(Path(root).rglob(name))]
     if not paths:
         raise ModelError(f"{section}.package = {weights.package!r} holds no {name}")
     return paths[0]
 
 
-def check_hash(path: Path, pinned: str, section: str) -> None:
-    """Compare the hash of a file with the pinned one.
+def _spec(package: str) -> ModuleSpec | None:
+    # Of a name with a dot `find_spec` would import the beginning.
+    return find_spec(package) if package.isidentifier() else None
+
+
+def check_pin(weights: Weights, files: Sequence[Path], section: str) -> None:
+    """Compare the hash of a model's weights with `sha256`, if there is one.
 
     Raises:
         ModelError: they differ.
     """
-    if pinned != (actual := file_hash(path)):
-        raise ModelError(f"{path}: sha256 is {actual}, but {section}.sha256 pins {pinned}: install it again")
+    if weights.sha256 is None or weights.sha256 == (actual := weights_hash(files)):
+        return
+    again = "install it again or, " if weights.source == "package" else ""
+    raise ModelError(
+        f"{files[0]}: sha256 is {actual}, but {section}.sha256 pins {weights.sha256}: {again}if this is the model that "
+        f"is meant, set {section}.sha256 = null, or to its own hash"
+    )
+
+
+def weights_hash(files: Sequence[Path]) -> str:
+    """The hash of a model's weights: of one file its own, which others can look up; of shards that of their hashes."""
+    hashes = [file_hash(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def package_version(package: str) -> str:
@@ -161,7 +206,9 @@ def commit(weights: Weights, section: str) -> str:
         ModelError: the hub cannot be reached or has no such model or revision, or the cache does not have it.
     """
     hub_id, revision = str(weights.hub_id), str(weights.revision)
-    with hub_errors(f"{section}.hub_id = {hub_id!r} at revision {revision!r}", ModelError, LOCAL):
+    with hub_errors(
+        f"{section}.hub_id = {hub_id!r} at revision {revision!r}", ModelError, OWN_LOCAL.get(section, LOCAL)
+    ):
         return commit_of(hub_id, revision, "model")
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -138,6 +138,14 @@ def visible(text: str) -> str:
 def reason(error: BaseException) -> str:
     """What a library's error says, to quote: its first line without the full stop, or its class if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+
+
+def validation_message(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of a value, in one of `ValidationError.errors()`; the words alone of a validator of ours."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message: str = problem["msg"]
+    return message[:1].lower() + message[1:]
 
 
 def storage_message(path: Path, number: int, need: int | None = None) -> str:

@@ -117,8 +117,12 @@ class Context:
 
 @section
 class Model(Weights):
-    """The base model: pretrained, or made by stage `base`: of an encoder (`as_decoder`), or of section `tiny`."""
+    """The base model: pretrained, or made by stage `base`: of an encoder (`as_decoder`), or of section `tiny`.
 
+    With source package `file` may name a GGUF file in the package, which `sha256` then pins.
+    """
+
+    file: Name | None
     as_decoder: bool
     specialised: bool
     stands_in_for: Name | None

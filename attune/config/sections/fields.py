@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 # Optimizer steps between two points of a training curve.
@@ -102,10 +102,10 @@ def _share_or_steps(steps: float) -> float:
     return steps
 
 
-def _adapted(modules: str | list[str]) -> str | list[str]:
+def _adapted(modules: Any) -> Any:
     if modules == ALL_LINEAR:
         return modules
-    if isinstance(modules, str) or not all(modules) or not modules:
+    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) and name for name in modules):
         raise ValueError(f"{ALL_LINEAR}, or a list of names of linear layers such as [q_proj, v_proj]")
     if "lm_head" in modules:
         raise ValueError("an adapter on lm_head would never be trained: name it in lora.modules_to_save")
@@ -113,7 +113,8 @@ def _adapted(modules: str | list[str]) -> str | list[str]:
 
 
 Warmup = Annotated[float, Field(ge=0), AfterValidator(_share_or_steps)]
-Modules = Annotated[str | list[str], AfterValidator(_adapted)]
+# Before pydantic, which would have a sentence for each side of the union.
+Modules = Annotated[str | list[str], BeforeValidator(_adapted)]
 Reader = Annotated[str, _module("corpora/readers", "read")]
 Rule = Annotated[str, _module("pairs", "build", RULES)]
 

@@ -6,9 +6,9 @@ reference model.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 REFERENCE_FREE = ("simpo", "orpo")
 # They sort the pairs of a micro-batch, so that a pair's loss depends on the others.
@@ -31,8 +31,15 @@ def names(loss: str | list[str]) -> list[str]:
     return [loss] if isinstance(loss, str) else loss
 
 
-def _known(loss: str | list[str]) -> str | list[str]:
+def _known(loss: Any) -> Any:
+    if not isinstance(loss, str | list):
+        raise ValueError(f"no loss and no list of losses: name one of {', '.join(LOSSES)}")
     for name in names(loss):
+        if name == "sft":
+            raise ValueError(
+                "TRL's loss 'sft' is dpo.sft_weight here: set that to its weight, and leave sft out of dpo.loss and "
+                "its weight out of dpo.loss_weights"
+            )
         if name not in LOSSES:
             raise ValueError(f"{name!r} is none of the losses {', '.join(LOSSES)}")
     if len(set(names(loss))) < max(len(names(loss)), 1):
@@ -40,5 +47,6 @@ def _known(loss: str | list[str]) -> str | list[str]:
     return loss
 
 
-Loss = Annotated[str | list[str], AfterValidator(_known)]
+# Before pydantic, which would have a sentence for each side of the union.
+Loss = Annotated[str | list[str], BeforeValidator(_known)]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]

@@ -10,15 +10,16 @@ from attune.config.sections.fields import Name, section
 
 NO_FOLDER = {"model": "data/sample/empatheticdialogues", "encoder": "attune/models/encoder.py"}
 """By section, the value of `folder` that means none: a dependency that its stages have anyway, since DVC needs one."""
+NO_REVISION = {"model": "main", "encoder": None}
+"""By section, the value of `revision` that names none."""
 
 
 @section
 class Weights:
     """A model in Hugging Face layout, and its source, which decides which of the other keys are read.
 
-    hub: `hub_id` and `revision`. folder: `folder`. package: `package`, an installed Python package, and `file`, a GGUF
-    file in it; without `file` the package holds the layout itself. made: nothing, it is made here. `sha256` pins the
-    GGUF file, or the `model.safetensors` of a folder or package.
+    hub: `hub_id` and `revision`. folder: `folder`. package: `package`, an installed Python package that holds the
+    layout. made: nothing, it is made here. `sha256` pins `model.safetensors`, or by a hash of their hashes its shards.
     """
 
     name: Name
@@ -27,7 +28,6 @@ class Weights:
     revision: Name | None
     folder: Name
     package: Name | None
-    file: Name | None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
 
     @property

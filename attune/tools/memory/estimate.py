@@ -67,7 +67,7 @@ def shape(params: Params, folder: Path | None) -> PretrainedConfig:
     if folder is None and model.source == "made":
         return configuration(params.tiny, params.tiny.vocab_size)
     if folder is None and model.source == "package" and model.file is not None:
-        folder = (path := checked_gguf(model, "model")).parent
+        folder = (path := checked_gguf(model)).parent
         file = {"gguf_file": path.name}
     elif folder is None and model.source != "hub":
         folder = layout(model, "model")

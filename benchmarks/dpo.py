@@ -40,7 +40,7 @@ from attune.training.common.trainer import common_arguments
 from attune.training.dpo.encoding import encode_pair
 from benchmarks import measure
 
-EPOCHS, CONTEXTS = 3, 256
+EPOCHS, CONTEXTS = 3, 96
 # Pairs of the round that warms up: of three contexts, and more than a micro-batch.
 WARM = 9
 # Tokens of a generated reply, and the room of a pair with a generated context.
@@ -132,7 +132,8 @@ class Sides:
                     started = time.perf_counter()
                     known = complete(policy, [*pairs, *asked], file, None, "benchmark", self.hardware, pad_id)
                     reference, rows = time.perf_counter() - started, with_reference(rows, known)
-                kind = partial(trainer_classes()[1 if self.dpo.has_reference else 2], self.dpo)
+                _, packed, reference_free = trainer_classes()
+                kind = partial(packed if self.dpo.has_reference else reference_free, self.dpo)
                 return reference + measure.timed(self.trainer(kind, policy, rows, folder))()
 
         return train

@@ -129,7 +129,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     sides, (prompts, source) = Sides(setting, case), contexts_of(setting)
     parts = parts_of([prompt for prompt, _ in prompts], case)
     works = (measure.on_parts(getattr(sides, side), parts) for side in case.sides)
-    rounds, amount = measure.turns(*works, rounds=case.rounds), sum(map(len, parts[1]))
+    rounds, amount = measure.turns(*works, rounds=len(parts) - 1), sum(map(len, parts[1]))
     over = {side: measure.compared(rounds, amount, place) for place, side in enumerate(case.peers, 1)}
     words = {side: [len(text.split()) for text in said] for side, said in sides.replies.items()}
     return {

@@ -98,7 +98,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
         choices[side] += [max(range(4), key=lambda i: logps[start + i]) for start in range(0, len(logps), 4)]
 
     works = (measure.on_parts(partial(answer, side), parts) for side in case.sides)
-    rounds, amount = measure.turns(*works), len(parts[1]) // 4
+    rounds, amount = measure.turns(*works, rounds=len(parts) - 1), len(parts[1]) // 4
     prompts = [len(context) for _, context, _ in chain(*parts)]
     return {
         "unit": "questions",

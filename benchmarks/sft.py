@@ -34,7 +34,7 @@ from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
 
 # Dialogues to choose from, and of the round that warms up: a micro-batch.
-DIALOGUES, WARM = 512, 8
+DIALOGUES, WARM = 256, 8
 DEFAULTS, ALL = ("trl_defaults",), ("trl_defaults", "trl", "plain")
 Example = dict[str, list[int]]
 
@@ -128,8 +128,11 @@ class Sides:
             optimizer.step()
             optimizer.zero_grad()
 
-        starts = range(0, len(examples), self.batch)
-        return lambda: measure.seconds(lambda: [step(examples[start : start + self.batch]) for start in starts])
+        def steps() -> None:
+            for start in range(0, len(examples), self.batch):
+                step(examples[start : start + self.batch])
+
+        return lambda: measure.seconds(steps)
 
 
 def examples_of(setting: measure.Setting) -> tuple[list[Example], str]:

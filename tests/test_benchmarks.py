@@ -14,7 +14,7 @@ CASES = {
     dpo: ["headline"],
     losses: ["simpo", "orpo"],
     sft: ["headline"],
-    generate: ["headline", "thousand"],
+    generate: ["headline"],
     mmlu: ["headline"],
 }
 

@@ -40,7 +40,7 @@ lint: setup ## Check style, imports and types
 	lint-imports --no-cache --no-logo
 	mypy
 
-bench: setup ## Measure the headlines of speed against peers, in an hour and a half (docs/performance.md)
+bench: setup ## Measure the headlines of speed against peers, in an hour and a quarter (docs/performance.md)
 	python -m benchmarks.dpo
 	python -m benchmarks.sft
 	python -m benchmarks.generate

@@ -17,7 +17,7 @@ to the same contexts and of the human references that diff-EPITOME compares them
 Both sides give every level that the metrics need. Loading the classifiers is not counted, on neither side. The case
 `one-set` is the references alone, scored once on both sides: what batching gives without the sharing.
 
-The variants are those in `data/replies`; where there are none, human targets of other dialogues, shifted by 1, 2 and 3,
+The variants are those in `data/replies`, the contexts those that all of them answer; where there are none, human targets of other dialogues, shifted by 1, 2 and 3,
 stand in for three variants, and the result says so. Both sides are warmed up and alternate; the ratio is taken round by
 round.
 """
@@ -80,38 +80,32 @@ def set_up() -> tuple[Params, Classifiers]:
 def measured(setting: tuple[Params, Classifiers], case: Case) -> dict[str, Any]:
     """The figures of a case."""
     params, classifiers = setting
-    examples = read_examples(TEST, params.context)[: case.contexts]
-    variants, origin = replies_of(examples) if case.variants else ({}, "references")
+    examples, variants, origin = answered(read_examples(TEST, params.context), case.contexts)
     posts, references = [seeker_post(one.context) for one in examples], [one.target for one in examples]
     weights = {weight.dtype for model in classifiers.models.values() for weight in model.parameters()}
     return {
-        **compare(classifiers, posts, references, params.hardware, variants),
-        "data": origin,
+        **compare(classifiers, posts, references, params.hardware, variants if case.variants else {}),
+        "data": origin if case.variants else "references",
         "distinct_posts": len(set(posts)),
         "distinct_references": len(set(references)),
         "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in weights)),
     }
 
 
-def replies_of(examples: list[Example]) -> tuple[dict[str, list[str]], str]:
-    """The replies of each variant to `examples`, in their order, and where they are from.
-
-    Raises:
-        KeyError: a file of replies lacks an example.
-    """
+def answered(examples: list[Example], count: int) -> tuple[list[Example], dict[str, list[str]], str]:
+    """The first `count` examples that all variants answer, the variants' replies to them, and where these are from."""
     import pyarrow.parquet as pq
 
-    files = sorted(REPLIES.glob("*.parquet"))
-    if not files:
+    tables = {file.stem: pq.read_table(file, columns=["id", "reply"]) for file in sorted(REPLIES.glob("*.parquet"))}
+    if not tables:
+        examples = examples[:count]
         targets = [one.target for one in examples]
         shifted = {f"shifted by {n}": targets[n:] + targets[:n] for n in STAND_INS}
-        return shifted, "human targets of other dialogues, in place of variants"
-    found = {}
-    for file in files:
-        table = pq.read_table(file, columns=["id", "reply"]).to_pydict()
-        reply = dict(zip(table["id"], table["reply"], strict=True))
-        found[file.stem] = [reply[one.id] for one in examples]
-    return found, f"replies of the variants {', '.join(found)}"
+        return examples, shifted, "human targets of other dialogues, in place of variants"
+    replies = {name: dict(zip(*table.to_pydict().values(), strict=True)) for name, table in tables.items()}
+    common = [one for one in examples if all(one.id in reply for reply in replies.values())][:count]
+    found = {name: [reply[one.id] for one in common] for name, reply in replies.items()}
+    return common, found, f"replies of the variants {', '.join(found)}"
 
 
 def compare(

@@ -1,13 +1,18 @@
 """Every side of the benchmarks runs, on tiny models; a case that is measured leaves the others' results."""
 
 import json
+import shutil
 from itertools import chain
 
+import pandas as pd
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, random_classifiers
 
-from benchmarks import dpo, generate, losses, measure, mmlu, sft
+from attune.corpora.readers import empathetic_dialogues
+from attune.data.dialogue import write_dialogues
+from attune.runtime.io import write_frame
+from benchmarks import dpo, generate, losses, measure, mmlu, scoring, sft
 from benchmarks.page import PAGE, page
 
 CASES = {
@@ -50,6 +55,27 @@ def test_every_side_runs(benchmark, tmp_path):
         assert case.get("choices_that_differ", 0) <= 1
     shown = page(PAGE.read_text(encoding="utf-8"), {name: result})
     assert all(f"| {key} " in shown for key in CASES[benchmark])
+
+
+@pytest.mark.parametrize("replies", [True, False])
+def test_scoring_takes_the_contexts_that_all_variants_answer(replies, tmp_path, monkeypatch):
+    found, _ = empathetic_dialogues.read(ROOT / "data/sample/empatheticdialogues")
+    examples = [one for one in found if one.split == "test"][:12]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    random_classifiers(tmp_path / "models/epitome")
+    write_dialogues(examples, tmp_path / "data/dialogues/test.parquet")
+    answers = {"base": examples[1:8], "sft": examples[:6]} if replies else {}
+    for variant, answered in answers.items():
+        rows = [{"id": one.id, "reply": f"{variant} {i}"} for i, one in enumerate(answered)]
+        write_frame(tmp_path / f"data/replies/{variant}.parquet", pd.DataFrame(rows))
+    scoring.main(["all", "--tiny", str(tmp_path)])
+    cases = json.loads((tmp_path / "scoring.json").read_text(encoding="utf-8"))["cases"]
+    assert [cases[key]["pairs_scored"] for key in ("headline", "one-set")] == [
+        {"ours": 4 * (1 + 2), "peer": 4 * 2 * 2} if replies else {"ours": 4 * (1 + 3), "peer": 4 * 2 * 3},
+        {"ours": 4, "peer": 4},
+    ]
+    assert all(case["dtype"] == "float32" and case["levels_that_differ"] == 0 for case in cases.values())
 
 
 def figures(ratio):

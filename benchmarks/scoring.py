@@ -17,9 +17,9 @@ to the same contexts and of the human references that diff-EPITOME compares them
 Both sides give every level that the metrics need. Loading the classifiers is not counted, on neither side. The case
 `one-set` is the references alone, scored once on both sides: what batching gives without the sharing.
 
-The variants are those in `data/replies`, the contexts those that all of them answer; where there are none, human targets of other dialogues, shifted by 1, 2 and 3,
-stand in for three variants, and the result says so. Both sides are warmed up and alternate; the ratio is taken round by
-round.
+The variants are those in `data/replies`, the contexts those that all of them answer; where there are none, human
+targets of other dialogues, shifted by 1, 2 and 3, stand in for three variants, and the result says so. Both sides are
+warmed up and alternate; the ratio is taken round by round.
 """
 
 from __future__ import annotations

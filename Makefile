@@ -40,13 +40,12 @@ lint: setup ## Check style, imports and types
 	lint-imports --no-cache --no-logo
 	mypy
 
-bench: setup ## Measure speed against peers (docs/performance.md)
+bench: setup ## Measure the headlines of speed against peers, in an hour and a quarter (docs/performance.md)
+	python -m benchmarks.dpo
 	python -m benchmarks.sft
 	python -m benchmarks.generate
-	python -m benchmarks.dpo
-	python -m benchmarks.losses
-	python -m benchmarks.scoring
 	python -m benchmarks.mmlu
+	python -m benchmarks.scoring
 	python -m benchmarks.data
 	python -m benchmarks.page
 

@@ -43,7 +43,8 @@ from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.opposite_emotion_stream import Epoch, draw_all, partition_by_label, workers_for, write_epoch
 from attune.report.charts import Chart, as_svg, specification, static
 from attune.runtime.arrow_stream import ROWS, in_processes, scratch
-from attune.runtime.io import write_text
+from attune.runtime.io import write_json, write_text
+from attune.runtime.machine import machine
 from benchmarks import measure
 from stages import pairs, prepare
 
@@ -139,17 +140,18 @@ def main(sizes: Sequence[int]) -> None:
 def save(measured: Measured, rounds: Sequence[tuple[float, ...]]) -> None:
     """Write the results of the sizes so far."""
     smallest = next(iter(measured))
-    case = measure.compared(rounds, int(measured[smallest]["pairs"]["pairs"]), "pairs")
-    result = {
-        **case,
-        "peer": "the definition on a list in memory",
-        "cases": {f"{int(smallest):,} dialogues": case},
+    case = {
+        "unit": "pairs",
+        "over": {"in_memory": measure.compared(rounds, int(measured[smallest]["pairs"]["pairs"]))},
         "data": "made dialogues of four turns, 32 emotions, 8 in 10 train",
-        "workers": os.cpu_count(),
+        "machine": machine(),
+    }
+    result = {
+        "cases": {f"{int(smallest):,} dialogues": case},
         "sizes": measured,
         "bytes_a_dialogue": {stage: growth(measured, stage) for stage in STAGES},
     }
-    measure.write_result("data", result)
+    write_json(measure.RESULTS / "data.json", result)
 
 
 def apart(stage: str) -> dict[str, float]:

@@ -1,36 +1,36 @@
 """Pairs a second of DPO, from token ids to the last optimizer step, against TRL's DPOTrainer.
 
-    python -m benchmarks.dpo
+    python -m benchmarks.dpo                     # the headline, about 15 minutes on two cores
+    python -m benchmarks.dpo batch-1 batch-4     # about 6 and 9 minutes; any other case 3 to 12
+    python -m benchmarks.dpo all                 # about an hour and a half
 
-The headline is 15 M parameters on EmPO's pairs of EmpatheticDialogues (below CORPORA_DIR, else of the embedded sample):
-three epochs, each with a rejected reply of its own behind the same context and chosen reply. Other sizes, one epoch
-alone, lengths of context and batch sizes follow. Same random model, adapter, pairs, order, batch, optimizer, precision
-and process. TRL runs as its users run it here: bf16 autocast on the CPU, with its `ref` adapter live in every step, or
-with `precompute_ref_log_probs`. Our time includes the reference's log-probabilities of every reply, TRL's its own
-precomputation; what a trainer sets up before is left out on all sides. The allocator's setting of `set_up_process`
-serves both. Every round of the benchmark has its own contexts, every side is warmed up, the sides alternate, and the
-ratio is taken round by round.
+The headline is SmolLM2-135M-Instruct with the adapter of `recipe=empo model=smollm2` on EmPO's pairs of
+EmpatheticDialogues (below CORPORA_DIR, else of the embedded sample): three epochs, each with a rejected reply of its
+own behind the same context and chosen reply, 16 pairs a step. `batch-1`, `batch-4` and `batch-64` are the same with
+other steps. The other cases are cost curves, 8 pairs a step: random weights of other sizes and of a smaller vocabulary,
+generated contexts of other lengths, and other ranks.
 
-The peaks of memory are those of processes that train on the longest pairs, and of stage `sft`'s trainer on their
+All sides have the same model, adapter, pairs, order, batch, optimizer, precision and process. TRL runs as its users run
+it here: bf16 autocast on the CPU, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our
+time includes the reference's log-probabilities of every reply, TRL's its own precomputation; what a trainer sets up
+before is left out on all sides. The allocator's setting of `set_up_process` serves all. Every round has contexts of its
+own.
+
+The peaks of memory are those of processes that train on the longest pairs; `sft` is stage `sft`'s trainer on their
 contexts with the chosen replies.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from attune.compute.process import set_up_process
-from attune.config.params import load
-from attune.config.schema import Params
 from attune.data.examples import examples
 from attune.data.keyed import random_subset
 from attune.labels.opposites import read_opposites
@@ -40,63 +40,83 @@ from attune.training.common.trainer import common_arguments
 from attune.training.dpo.encoding import encode_pair
 from benchmarks import measure
 
-RESULTS = {"live": "dpo", "precomputed": "dpo-precomputed"}
-PEERS = {
-    "live": "TRL DPOTrainer, reference adapter live in every step",
-    "precomputed": "TRL DPOTrainer with precompute_ref_log_probs, its precomputation included",
-}
-MEMORY = ("ours", "live", "precomputed", "sft")
-STEPS, BATCH, MICRO, EPOCHS = 6, 16, 16, 3
-TOKENS_A_ROUND = 10_000
-# The model's positions, the room of a pair with a made context, and where real pairs are cut.
-POSITIONS, MAX_LENGTH, CUT = 1024, 768, 256
-LONGEST = 64
-Pairs = list[dict[str, list[int]]]
+EPOCHS, CONTEXTS = 3, 96
+# Pairs of the round that warms up: of three contexts, and more than a micro-batch.
+WARM = 9
+# Tokens of a generated reply, and the room of a pair with a generated context.
+REPLY, ROOM = 20, 1024
+LIVE, BOTH = ("live",), ("live", "precomputed")
+Pair = dict[str, list[int]]
 
 
+@dataclass(frozen=True)
 class Case:
-    """A model, pairs and a batch; each side makes a function that trains on some of the pairs."""
+    """`pairs` pairs a round, `batch` of them a step; `context` tokens of generated contexts, None for real pairs."""
 
-    def __init__(self, tokenizer: Any, size: str, pairs: Pairs, batch: int, params: Params) -> None:
-        self.tokenizer, self.size, self.pairs, self.params = tokenizer, size, pairs, params
-        self.dpo = replace(params.dpo, batch_size=batch, max_length=MAX_LENGTH, epochs=1)
-        self.hardware = replace(params.hardware, micro_batch_size=MICRO)
-        # Pairs of a round: of long ones fewer, so that no case takes much longer than another. Those of a context stand
-        # behind each other, one for each epoch, and a round has all of them.
-        tokens = sum(len(ids) for pair in pairs for ids in pair.values()) / len(pairs)
-        steps = min(STEPS, round(TOKENS_A_ROUND / tokens / batch))
-        self.share = batch * max(EPOCHS, steps - steps % EPOCHS)
+    pairs: int = 24
+    batch: int = 8
+    peers: tuple[str, ...] = LIVE
+    model: str = measure.SMOLLM2
+    context: int | None = None
+    rank: int | None = None
+    sft: bool = False
 
-    def model(self) -> Any:
-        return measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("ours", *self.peers, *(("sft",) if self.sft else ()))
+
+    def tiny(self) -> Case:
+        return replace(self, model="tiny", pairs=3, batch=min(self.batch, 2), context=self.context and 16)
+
+
+CASES = {
+    "headline": Case(48, 16, BOTH, sft=True),
+    "batch-1": Case(12, 1, BOTH),
+    "batch-4": Case(24, 4, BOTH),
+    "batch-64": Case(64, 64),
+    "size-30M": Case(48, model="30M"),
+    "size-360M": Case(9, model="360M"),
+    "vocabulary-8192": Case(24, model="135M, vocabulary 8,192", context=64),
+    "context-64": Case(24, context=64),
+    "context-256": Case(12, context=256),
+    "context-512": Case(9, context=512),
+    "rank-64": Case(24, rank=64),
+    "rank-256": Case(24, rank=256),
+}
+
+
+class Sides:
+    """Each side makes a function that trains on the pairs of a round and returns its seconds."""
+
+    def __init__(self, setting: measure.Setting, case: Case) -> None:
+        params = setting.params
+        self.setting, self.case, self.tokenizer = setting, case, setting.tokenizer
+        self.max_length = ROOM if case.context else params.dpo.max_length
+        self.dpo = replace(params.dpo, batch_size=case.batch, max_length=self.max_length, epochs=1)
+        self.hardware = params.hardware
 
     def policy(self) -> Any:
-        """A random model with an adapter that is not the identity."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        model = self.model()
-        r, alpha = self.params.lora.r, self.params.lora.alpha
-        policy = get_peft_model(
-            model, LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-        for name, weight in policy.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.02)
-        return policy
+        return self.setting.policy(self.case.model, self.case.rank)
 
     def arguments(self, section: Any, folder: str) -> dict[str, Any]:
-        common = common_arguments(section, self.hardware, self.params.seed, Path(folder))
+        micro = replace(self.hardware, micro_batch_size=min(self.hardware.micro_batch_size, self.case.batch))
+        common = common_arguments(section, micro, self.setting.params.seed, Path(folder))
         return {**common, "save_strategy": "no", "disable_tqdm": True}
 
-    def trainer(self, kind: Any, policy: Any, rows: Pairs, folder: str, **changes: Any) -> Any:
+    def trainer(self, kind: Any, policy: Any, rows: Sequence[Any], folder: str, **changes: Any) -> Any:
         from datasets import Dataset
         from trl.trainer.dpo_config import DPOConfig
 
-        config = DPOConfig(beta=self.dpo.beta, max_length=MAX_LENGTH, **changes, **self.arguments(self.dpo, folder))
-        return kind(model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer)
+        from attune.training.dpo.trl_losses import config_arguments
 
-    def ours(self, pairs: Pairs) -> Callable[[], float]:
+        config = DPOConfig(
+            max_length=self.max_length, **config_arguments(self.dpo), **changes, **self.arguments(self.dpo, folder)
+        )
+        rows = Dataset.from_list(list(rows))
+        return kind(model=policy, args=config, train_dataset=rows, processing_class=self.tokenizer)
+
+    def ours(self, pairs: Sequence[Pair], asked: Sequence[Pair] = ()) -> Callable[[], float]:
+        """Stage `dpo`'s trainer; the reference is computed for the pairs `asked` as well."""
         from attune.training.dpo.packed_forward import prepare
         from attune.training.dpo.packed_trainer import trainer_classes
         from attune.training.dpo.reference_logps import complete, with_reference
@@ -105,18 +125,20 @@ class Case:
 
         def train() -> float:
             with tempfile.TemporaryDirectory() as folder:
-                prepare(policy, self.hardware, MAX_LENGTH)
-                file, pad_id = Path(folder) / "logps.parquet", self.tokenizer.pad_token_id
-                started = time.perf_counter()
-                known = complete(policy, pairs, file, None, "benchmark", self.hardware, pad_id)
-                reference = time.perf_counter() - started
-                kind = partial(trainer_classes()[1], self.dpo)
-                trainer = self.trainer(kind, policy, with_reference(pairs, known), folder)
-                return reference + measure.timed(trainer)()
+                prepare(policy, self.hardware, self.max_length)
+                reference, rows = 0.0, list(pairs)
+                if self.dpo.has_reference:
+                    file, pad_id = Path(folder) / "logps.parquet", self.tokenizer.pad_token_id
+                    started = time.perf_counter()
+                    known = complete(policy, [*pairs, *asked], file, None, "benchmark", self.hardware, pad_id)
+                    reference, rows = time.perf_counter() - started, with_reference(rows, known)
+                _, packed, reference_free = trainer_classes()
+                kind = partial(packed if self.dpo.has_reference else reference_free, self.dpo)
+                return reference + measure.timed(self.trainer(kind, policy, rows, folder))()
 
         return train
 
-    def live(self, pairs: Pairs) -> Callable[[], float]:
+    def live(self, pairs: Sequence[Pair]) -> Callable[[], float]:
         from attune.training.dpo.packed_trainer import trainer_classes
 
         policy = self.policy()
@@ -127,7 +149,7 @@ class Case:
 
         return train
 
-    def precomputed(self, pairs: Pairs) -> Callable[[], float]:
+    def precomputed(self, pairs: Sequence[Pair]) -> Callable[[], float]:
         from attune.training.dpo.packed_trainer import trainer_classes
 
         class Precomputing(trainer_classes()[0]):
@@ -146,7 +168,7 @@ class Case:
 
         return train
 
-    def sft(self, pairs: Pairs) -> Callable[[], object]:
+    def sft(self, pairs: Sequence[Pair]) -> Callable[[], float]:
         """Stage `sft`'s trainer on the contexts with the chosen replies."""
         from transformers import TrainingArguments
 
@@ -156,134 +178,72 @@ class Case:
             {"input_ids": p["prompt_ids"] + p["chosen_ids"],
              "labels": [IGNORED] * len(p["prompt_ids"]) + p["chosen_ids"]} for p in pairs
         ]  # fmt: skip
-        section = replace(self.params.sft, batch_size=self.dpo.batch_size, epochs=1)
-        trainer = supervised_trainer(
-            self.policy(),
-            self.hardware,
-            args=TrainingArguments(**self.arguments(section, tempfile.mkdtemp())),
-            train_dataset=rows,
-            data_collator=partial(pad_supervised, pad_id=self.tokenizer.pad_token_id),
+        section = replace(self.setting.params.sft, batch_size=self.case.batch, epochs=1)
+        return measure.timed(
+            supervised_trainer(
+                self.policy(),
+                self.hardware,
+                args=TrainingArguments(**self.arguments(section, tempfile.mkdtemp())),
+                train_dataset=rows,
+                data_collator=partial(pad_supervised, pad_id=self.tokenizer.pad_token_id),
+            )
         )
-        return trainer.train
 
 
-class Side:
-    """A side with the pairs of every round. The first call, which warms up, counts the FLOP of a round."""
-
-    def __init__(self, case: Case, name: str) -> None:
-        parts = [case.pairs[i * case.share :][: case.share] for i in range(measure.ROUNDS + 1)]
-        self.works = iter([getattr(case, name)(part) for part in parts])
-        self.flops = 0
-
-    def __call__(self) -> float:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        work = next(self.works)
-        if self.flops:
-            return float(work())
-        with FlopCounterMode(display=False) as counter:
-            spent = work()
-        self.flops = counter.get_total_flops()
-        return float(spent)
-
-
-def main() -> None:
-    """Measure, print and write the results."""
-    params, tokenizer, real, source = set_up()
-    cases = {"headline": (measure.HEADLINE, real, BATCH), "one epoch": (measure.HEADLINE, real[::EPOCHS], BATCH)}
-    cases |= {f"size {size}": (size, real, BATCH) for size in measure.SIZES if size != measure.HEADLINE}
-    cases |= {f"context {n}": (measure.HEADLINE, made_pairs(tokenizer, n, 20), BATCH) for n in (64, 256, 512)}
-    cases |= {f"batch {n}": (measure.HEADLINE, real, n) for n in (4, 64)}
-    rate = measure.matmul_rate(params.hardware.dtype)
-    memory = {what: measure.peak_memory("benchmarks.dpo", "--memory", what) for what in MEMORY}
-    common = {
-        "data": source,
-        "dtype": params.hardware.dtype,
-        "matmul_gflops": round(rate / 1e9),
-        "peak_memory_mib": memory,
-        "memory_over_sft": round(memory["ours"] / memory["sft"], 2),
-    }
-    measured: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, case in cases.items():
-        measured[name] = compare(Case(tokenizer, *case, params), rate)
-        # After each case, since all of them take half an hour.
-        save(measured, common)
-
-
-def save(measured: dict[str, dict[str, dict[str, Any]]], common: dict[str, Any]) -> None:
-    """Write the results of the cases so far, a file a peer."""
-    for side, name in RESULTS.items():
-        found = {case: one[side] for case, one in measured.items()}
-        headline = {key: found["headline"][key] for key in ("ratio", "low", "high", "unit")}
-        measure.write_result(name, {**headline, "peer": PEERS[side], **common, "cases": found})
-
-
-def set_up() -> tuple[Params, Any, Pairs, str]:
-    """The params, a tokenizer, pairs as token ids, those of a context behind each other, and where they are from."""
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-    params = load()
-    params = replace(params, tiny=replace(params.tiny, max_positions=POSITIONS))
-    set_up_process(params.hardware)
+def pairs_of(setting: measure.Setting, case: Case) -> tuple[list[Pair], str]:
+    """Pairs as token ids, those of a context behind each other, one for each epoch; and where they are from."""
+    params, tokenizer = setting.params, setting.tokenizer
+    if case.context:
+        vocabulary = measure.SHAPES.get(case.model, {}).get("vocab_size", len(tokenizer))
+        return generated(case.context, vocabulary), "generated pairs"
     found, source = measure.dialogues()
-    tokenizer = measure.tokenizer_of(found, params.tiny)
     train = examples([dialogue for dialogue in found if dialogue.split == "train"], "last", None)
-    opposites, part = read_opposites(Path(params.pairs.table)), random_subset(train, 1024, params.seed)
+    opposites, part = read_opposites(Path(params.pairs.table)), random_subset(train, CONTEXTS, params.seed)
     groups = group_by_label(train)
     epochs = (build_pairs(part, groups, opposites, seed=params.seed, epoch=epoch) for epoch in range(1, EPOCHS + 1))
     pairs = [pair for context in zip(*epochs, strict=True) for pair in context]
-    encoded = [encode_pair(tokenizer, pair.prompt, pair.chosen, pair.rejected, CUT) for pair in pairs]
-    return params, tokenizer, encoded, source
+    cut = params.dpo.max_length
+    return [encode_pair(tokenizer, pair.prompt, pair.chosen, pair.rejected, cut) for pair in pairs], source
 
 
-def made_pairs(tokenizer: Any, context: int, reply: int) -> Pairs:
-    """Random tokens behind each other, for lengths that the corpus does not have."""
+def generated(context: int, vocabulary: int) -> list[Pair]:
+    """Random tokens, for lengths that the corpus does not have."""
     draw = random.Random(1)
 
     def tokens(length: int) -> list[int]:
-        return [draw.randrange(5, len(tokenizer)) for _ in range(length)]
+        return [draw.randrange(5, vocabulary) for _ in range(length)]
 
-    found = []
-    for _ in range(256):
-        asked = {"prompt_ids": tokens(context), "chosen_ids": tokens(reply)}
-        found += [{**asked, "rejected_ids": tokens(reply)} for _ in range(EPOCHS)]
-    return found
+    asked = ({"prompt_ids": tokens(context), "chosen_ids": tokens(REPLY)} for _ in range(CONTEXTS))
+    return [{**one, "rejected_ids": tokens(REPLY)} for one in asked for _ in range(EPOCHS)]
 
 
-def compare(case: Case, rate: float) -> dict[str, dict[str, Any]]:
-    """Ours against each peer: ratio, pairs and tokens a second, FLOP a pair, share of the matrix product's rate."""
-    sides = {name: Side(case, name) for name in ("ours", *PEERS)}
-    rounds = measure.turns(*sides.values())
-    used = case.pairs[case.share : (measure.ROUNDS + 1) * case.share]
-    tokens = sum(len(p["prompt_ids"]) * 2 + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in used) / len(used)
-    found: dict[str, dict[str, Any]] = {}
-    for place, peer in enumerate(PEERS, 1):
-        found[peer] = measure.compared(rounds, case.share, "pairs", place)
-        for name, side, i in (("ours", sides["ours"], 0), ("peer", sides[peer], place)):
-            seconds = median(one[i] for one in rounds)
-            found[peer] |= {
-                f"{name}_tokens_per_second": round(case.share / seconds * tokens),
-                f"{name}_share_of_matmul_rate": round(side.flops / seconds / rate, 3),
-                f"{name}_gflops_a_pair": round(side.flops / case.share / 1e9, 3),
-            }
-        found[peer] |= {"model": case.size, "batch": case.dpo.batch_size, "pairs_a_round": case.share}
-    return found
+def tokens_of(pair: Pair) -> int:
+    """Of both sequences of a pair."""
+    return 2 * len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
-def train_for_memory(what: str) -> None:
-    """Train on the longest of some real pairs and print the peak of memory."""
-    params, tokenizer, pairs, _ = set_up()
-    longest = sorted(pairs[:512], key=lambda pair: -len(pair["prompt_ids"]))[:LONGEST]
-    getattr(Case(tokenizer, measure.HEADLINE, longest, BATCH, params), what)(longest)()
-    measure.print_peak()
+def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
+    """The figures of a case."""
+    sides, (pairs, source) = Sides(setting, case), pairs_of(setting, case)
+    makers = {name: getattr(sides, name) for name in ("ours", *case.peers)}
+    parts = measure.in_rounds(pairs, WARM, case.pairs)
+    found = measure.compare(makers, parts, "pairs", tokens_of, setting.params.compute.dtype)
+    rank = case.rank or setting.params.lora.r
+    return {**found, "model": case.model, "batch": case.batch, "rank": rank, "data": source}
+
+
+def alone(setting: measure.Setting, case: Case, side: str) -> None:
+    """Train on a micro-batch of the longest pairs; ours with the reference of enough pairs for a whole pass."""
+    sides, (pairs, _) = Sides(setting, case), pairs_of(setting, case)
+    longest = sorted(pairs, key=tokens_of, reverse=True)[:64]
+    some = longest[: setting.params.training.micro_batch_size]
+    (sides.ours(some, longest) if side == "ours" else getattr(sides, side)(some))()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write the results."""
+    measure.run("dpo", __doc__, CASES, measured, alone, argv)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.memory:
-        train_for_memory(chosen.memory)
-    else:
-        main()
+    main()

@@ -1,105 +1,167 @@
-"""Replies a second of stage `generate` against transformers' `generate` called for one prompt after the other.
+"""Replies a second of stage `generate` against transformers' `generate` in batches of prompts of similar length.
 
-    python -m benchmarks.generate
+    python -m benchmarks.generate                    # the headline, about 14 minutes on two cores
+    python -m benchmarks.generate one-at-a-time      # about 5 minutes
+    python -m benchmarks.generate thousand           # about an hour
 
-Random Llama models, contexts of EmpatheticDialogues' test split (the embedded sample where there is none), the
-same prompts, length and precision on both sides, greedy. Both sides are warmed up and alternate; the ratio is taken
-round by round. The headline is the model of 15 M parameters; `tiny` is the one of params.yaml.
+SmolLM2-135M-Instruct, prompts of EmpatheticDialogues' test split (below CORPORA_DIR, else of the embedded sample),
+greedy, to the end of the reply or 48 tokens. A thousand random prompts, sorted by length, make batches of 32; a round
+of the headline has two of them, a long one and a short one, and `thousand` all in one round. The peers are `generate`
+with its dynamic and with its static cache, on weights in bf16, as its users load them; ours is what the stage does:
+weights in fp32, autocast, and batches of its own out of the same prompts. `one-at-a-time` is transformers' examples: a
+prompt a call. Every round has prompts of its own.
+
+The peaks of memory are those of processes that answer the longest prompts, ours with the log-probabilities of the human
+replies, which the stage computes as well.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
-from attune.compute.process import autocast, set_up_process
-from attune.config.params import load
-from attune.config.schema import Params
+from attune.data.dialogue import Example
 from attune.data.examples import examples
-from attune.generation.generate import generate_replies
-from attune.models.chat_template import encode_prompt
-from attune.models.tiny import make_model
+from attune.data.keyed import random_subset
+from attune.generation.generate import generate_replies, replies_and_logps
+from attune.models.chat_template import encode_completion, encode_prompt
 from benchmarks import measure
 
-PROMPTS = 64
-SIDES = ("ours", "peer")
+PROMPTS = 1000
+Batch = list[list[int]]
 
 
-def main(memory: str | None) -> None:
-    """Measure, print and write the result; or answer on one side, for its peak of memory."""
-    params = load()
-    set_up_process(params.hardware)
-    found, data = measure.dialogues()
-    tokenizer = measure.tokenizer_of(found, params.tiny)
-    settings = params.generate
-    test = examples([dialogue for dialogue in found if dialogue.split == "test"], "last", None)
-    contexts = [one.context for one in test[:PROMPTS]]
-    prompts = [encode_prompt(tokenizer, one, settings.max_length - settings.max_new_tokens) for one in contexts]
-    sizes = {
-        measure.HEADLINE: replace(params.tiny, **measure.SIZES[measure.HEADLINE]),
-        "tiny": params.tiny,
-    }
-    if memory:
-        model = make_model(tokenizer, sizes[measure.HEADLINE], params.seed).eval()
-        sides(model, tokenizer, prompts, params)[SIDES.index(memory)]()
-        measure.print_peak()
-        return
-    cases = {
-        name: compare(make_model(tokenizer, size, params.seed).eval(), tokenizer, prompts, params)
-        for name, size in sizes.items()
-    }
-    result = {
-        **cases[measure.HEADLINE],
-        "peer": "transformers generate, one prompt at a time",
-        "peak_memory_mib": {side: measure.peak_memory("benchmarks.generate", "--memory", side) for side in SIDES},
-        "cases": cases,
-        "data": data,
-        "prompts": PROMPTS,
-        "mean_prompt_tokens": round(sum(map(len, prompts)) / PROMPTS),
-        "max_new_tokens": settings.max_new_tokens,
-        "dtype": params.hardware.dtype,
-    }
-    measure.write_result("generate", result)
+@dataclass(frozen=True)
+class Case:
+    """`batches` batches of `size` prompts a round."""
+
+    batches: int
+    size: int = 32
+    peers: tuple[str, ...] = ("dynamic", "static")
+    rounds: int = measure.ROUNDS
+    model: str = measure.SMOLLM2
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("ours", *self.peers)
+
+    def tiny(self) -> Case:
+        return replace(self, model="tiny", batches=1, size=min(self.size, 2))
 
 
-def compare(model: Any, tokenizer: Any, prompts: list[list[int]], params: Params) -> dict[str, Any]:
-    """Both sides on one model."""
-    rounds = measure.alternate(*sides(model, tokenizer, prompts, params))
-    found = measure.compared(rounds, len(prompts), "replies")
-    # A random model ends no reply: each has all of its tokens.
-    longest = params.generate.max_new_tokens
-    tokens = {f"{side}_tokens_per_second": round(found[f"{side}_per_second"] * longest) for side in SIDES}
-    return {**found, **tokens, "parameters": measure.parameters(model)}
+CASES = {
+    "headline": Case(2),
+    "one-at-a-time": Case(16, 1, ("dynamic",)),
+    "thousand": Case(PROMPTS // 32, rounds=1),
+}
 
 
-def sides(model: Any, tokenizer: Any, prompts: list[list[int]], params: Params) -> tuple[Callable[[], object], ...]:
-    """What answers all prompts, ours first."""
-    longest, hardware = params.generate.max_new_tokens, params.hardware
-    return (
-        lambda: generate_replies(model, tokenizer, prompts, longest, hardware),
-        lambda: peer(model, prompts, longest, tokenizer.pad_token_id, hardware),
-    )
+class Sides:
+    """Each side answers batches of prompts, and keeps the replies of all rounds."""
 
+    def __init__(self, setting: measure.Setting, case: Case) -> None:
+        self.setting, self.case, self.longest = setting, case, setting.params.generate.max_new_tokens
+        self.replies: dict[str, list[str]] = {side: [] for side in case.sides}
 
-def peer(model: Any, prompts: list[list[int]], max_new_tokens: int, pad_id: int, hardware: Any) -> None:
-    """What a plain loop over the prompts does."""
-    import torch
+    @cached_property
+    def model(self) -> Any:
+        return self.setting.model(self.case.model).eval()
 
-    with torch.inference_mode(), autocast(hardware):
-        for prompt in prompts:
-            ids = torch.tensor([prompt], device=hardware.device)
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
+    @cached_property
+    def in_bf16(self) -> Any:
+        return self.setting.model(self.case.model).eval().bfloat16()
+
+    def ours(self, batches: Sequence[Batch]) -> None:
+        settings = (self.longest, self.setting.params.hardware)
+        self.replies["ours"] += generate_replies(self.model, self.setting.tokenizer, list(chain(*batches)), *settings)
+
+    def dynamic(self, batches: Sequence[Batch]) -> None:
+        self.peer("dynamic", batches)
+
+    def static(self, batches: Sequence[Batch]) -> None:
+        self.peer("static", batches)
+
+    def peer(self, side: str, batches: Sequence[Batch]) -> None:
+        """transformers' `generate`, a batch a call, with the cache `side`, of the batch's size."""
+        from transformers import DynamicCache, StaticCache
+
+        tokenizer, config = self.setting.tokenizer, self.in_bf16.config
+        for batch in batches:
+            prompts = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt")
+            width = prompts["input_ids"].shape[1]
+            # One that `generate` makes itself is never shorter than that of the call before.
+            cache = DynamicCache(config=config) if side == "dynamic" else StaticCache(config, width + self.longest)
+            ids = self.in_bf16.generate(
+                **prompts,
+                max_new_tokens=self.longest,
                 do_sample=False,
-                pad_token_id=pad_id,
+                past_key_values=cache,
+                pad_token_id=tokenizer.pad_token_id,
             )
+            texts = tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+            self.replies[side] += map(str.strip, texts)
+
+
+def contexts_of(setting: measure.Setting) -> tuple[list[tuple[list[int], Example]], str]:
+    """Random prompts of the test split, the longest first, with their examples; and where they are from."""
+    params, (found, source) = setting.params, measure.dialogues()
+    test = examples([dialogue for dialogue in found if dialogue.split == "test"], "last", None)
+    room = params.generate.max_length - params.generate.max_new_tokens
+    some = random_subset(test, PROMPTS, params.seed)
+    prompts = [(encode_prompt(setting.tokenizer, one.context, room), one) for one in some]
+    return sorted(prompts, key=lambda prompt: -len(prompt[0])), source
+
+
+def parts_of(prompts: Batch, case: Case) -> list[list[Batch]]:
+    """The batches of each round, of lengths from all over the prompts; first a batch that warms up."""
+    batches = [prompts[start : start + case.size] for start in range(0, len(prompts), case.size)]
+    needed = min(1 + case.rounds * case.batches, len(batches))
+    warm, *rest = batches[:: len(batches) // needed][:needed]
+    return [[warm], *([*rest, *([warm] if case.rounds == 1 else [])][i :: case.rounds] for i in range(case.rounds))]
+
+
+def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
+    """The figures of a case; its peers by their speed."""
+    sides, (prompts, source) = Sides(setting, case), contexts_of(setting)
+    parts = parts_of([prompt for prompt, _ in prompts], case)
+    works = (measure.on_parts(getattr(sides, side), parts) for side in case.sides)
+    rounds, amount = measure.turns(*works, rounds=len(parts) - 1), sum(map(len, parts[1]))
+    over = {side: measure.compared(rounds, amount, place) for place, side in enumerate(case.peers, 1)}
+    words = {side: [len(text.split()) for text in said] for side, said in sides.replies.items()}
+    return {
+        "unit": "replies",
+        "over": dict(sorted(over.items(), key=lambda item: item[1]["ratio"])),
+        "words_each": {side: round(fmean(counts), 1) for side, counts in words.items()},
+        "mean_prompt_tokens": round(fmean(len(prompt) for part in parts[1:] for prompt in chain(*part))),
+        "amount": amount,
+        "batch": case.size,
+        "model": case.model,
+        "data": source,
+        "dtype": setting.params.compute.dtype,
+    }
+
+
+def alone(setting: measure.Setting, case: Case, side: str) -> None:
+    """Answer the longest prompts: ours as many as two of its batches hold, a peer a batch."""
+    prompts, _ = contexts_of(setting)
+    hardware, longest = setting.params.hardware, setting.params.generate.max_new_tokens
+    if side != "ours":
+        getattr(Sides(setting, case), side)([[prompt for prompt, _ in prompts[: case.size]]])
+        return
+    some = prompts[: 2 * hardware.batch_tokens // (len(prompts[0][0]) + longest)]
+    given = [[encode_completion(setting.tokenizer, one.context, one.target).reply] for _, one in some]
+    texts = [prompt for prompt, _ in some]
+    replies_and_logps(Sides(setting, case).model, setting.tokenizer, texts, given, longest, hardware)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write the results."""
+    measure.run("generate", __doc__, CASES, measured, alone, argv)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=SIDES, help=argparse.SUPPRESS)
-    main(parser.parse_args().memory)
+    main()

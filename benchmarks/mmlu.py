@@ -1,108 +1,129 @@
 """Questions a second of stage `mmlu`'s model, which shares prefixes, against lm-evaluation-harness's own `HFLM`.
 
-    python -m benchmarks.mmlu [folder of MMLU's csv files]
+    python -m benchmarks.mmlu    # about 12 minutes on two cores
 
-Five-shot prompts of the harness, random Llama models, the same rows, batch and precision on both sides, which
-alternate; the ratio is taken round by round. `ratio` is for a model of 15 M parameters and a window of 2,048 tokens,
-which holds most prompts whole; the case `tiny` is the tiny model of params.yaml, to whose window many are cut. Prompts
-are built and tokenised before the clock starts. Without an argument the folder is mmlu in the environment's
-CORPORA_DIR, else the embedded questions, whose prompts are shorter.
+SmolLM2-135M-Instruct, five-shot prompts of the harness, 16 questions a batch, bf16 autocast on both sides. Questions of
+four subjects, evenly spread over the alphabet, of MMLU below CORPORA_DIR, else of the embedded sample; every round has
+questions of its own. Prompts are built and tokenised before the clock starts. `choices_that_differ` counts the
+questions of all rounds for which the two sides give another choice the highest log-likelihood.
+
+The peaks of memory are those of processes that answer a batch.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
-from attune.compute.process import set_up_process
-from attune.config.params import load
-from attune.config.schema import Params, Tiny
-from attune.models.tiny import make_model, train_tokenizer
 from attune.scoring.mmlu import harness
 from attune.scoring.mmlu.shared_prefix import shared_prefix_lm
-from benchmarks.measure import CORPORA, HEADLINE, SIZES, alternate, compared, parameters, write_result
+from benchmarks import measure
+from stages.mmlu import SAMPLE
 
-SAMPLE = Path("data/sample/mmlu")
 SUBJECTS = 4
-QUESTIONS = 40
-LARGER = {**SIZES[HEADLINE], "max_positions": 2048}
+Requests = list[Any]
 
 
-def main() -> None:
-    """Measure, print and write the result."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    params = load()
-    set_up_process(params.hardware)
-    folder = rows_folder()
-    everything = harness.read(folder, params.mmlu.shots, None)
-    texts = [" ".join((q.question, *q.choices)) for one in everything.values() for q in one.dev + one.test]
-    # Evenly spread over the alphabet of subjects, the first questions of each.
-    names = list(everything)[:: max(1, len(everything) // SUBJECTS)][:SUBJECTS]
-    subjects = {name: harness.Subject(everything[name].dev, everything[name].test[:QUESTIONS]) for name in names}
-    # The letters often enough to be one token each, as in a real vocabulary.
-    letters = ["Answer: A Answer: B Answer: C Answer: D"] * 50
-    tokenizer = train_tokenizer([*texts, *letters], params.tiny.vocab_size, LARGER["max_positions"])
-    sizes = {HEADLINE: replace(params.tiny, **LARGER), "tiny": params.tiny}
-    cases = {name: compare(subjects, tokenizer, size, params) for name, size in sizes.items()}
-    result = {
-        **cases[HEADLINE],
-        "peer": "lm-evaluation-harness, HFLM",
-        "cases": cases,
-        "data": f"{len(subjects)} subjects, {harness.questions(subjects)} questions, "
-        f"sha256 {harness.digest(subjects)[:16]}",
-        "shots": params.mmlu.shots,
-        "batch_size": params.mmlu.batch_size,
-        "dtype": params.hardware.dtype,
-    }
-    write_result("mmlu", result)
+@dataclass(frozen=True)
+class Case:
+    """`questions` questions of each subject a round, after a round of four of each."""
+
+    questions: int = 30
+    warm: int = 4
+    model: str = measure.SMOLLM2
+    sides: tuple[str, ...] = ("ours", "hflm")
+
+    def tiny(self) -> Case:
+        return replace(self, model="tiny", questions=1, warm=1)
 
 
-def rows_folder() -> Path:
-    if len(sys.argv) > 1:
-        return Path(sys.argv[1])
-    local = CORPORA / "mmlu"
-    return local if local.is_dir() else SAMPLE
+CASES = {"headline": Case()}
 
 
-def compare(subjects: dict[str, harness.Subject], tokenizer: Any, size: Tiny, params: Params) -> dict[str, Any]:
-    """Both sides on one model."""
+def models(setting: measure.Setting, case: Case) -> dict[str, Any]:
+    """The harness's model of each side."""
     from lm_eval.models.huggingface import HFLM
 
-    model = make_model(tokenizer, size, params.seed).eval()
-    ours = shared_prefix_lm(model, tokenizer, params.mmlu.batch_size, params.hardware)
-    plain = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=params.mmlu.batch_size,
-        softmax_dtype="float32",
-        mixed_precision_dtype="bfloat16" if params.hardware.dtype == "bf16" else None,
-    )
-    requests = encoded(subjects, plain, params.mmlu.shots)
-    asked = harness.questions(subjects)
-    rounds = alternate(
-        lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True),
-        lambda: plain._loglikelihood_tokens(requests, disable_tqdm=True),
-    )
+    params, model = setting.params, setting.model(case.model).eval()
+    mixed = "bfloat16" if params.compute.dtype == "bf16" else None
+    batch = params.mmlu.batch_size
+    given: dict[str, Any] = {"pretrained": model, "tokenizer": setting.tokenizer, "batch_size": batch}
     return {
-        **compared(rounds, asked, "questions"),
-        "prompts_cut": sum(len(context) + len(choice) > size.max_positions + 1 for _, context, choice in requests) // 4,
-        "mean_prompt_tokens": round(sum(len(context) for _, context, _ in requests) / len(requests)),
-        "window": size.max_positions,
-        "parameters": parameters(model),
+        "ours": shared_prefix_lm(model, setting.tokenizer, batch, params.hardware),
+        "hflm": HFLM(**given, softmax_dtype="float32", mixed_precision_dtype=mixed),
     }
 
 
-def encoded(subjects: dict[str, harness.Subject], lm: Any, shots: int) -> list[Any]:
-    """The harness's requests as tokens."""
+def parts_of(setting: measure.Setting, case: Case, lm: Any) -> tuple[list[Requests], str]:
+    """The harness's requests of each round as tokens, and where the questions are from."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    real, shots = measure.CORPORA / "mmlu", setting.params.mmlu.shots
+    rows = harness.read(real if real.is_dir() else SAMPLE, shots, None)
+    names = list(rows)[:: max(1, len(rows) // SUBJECTS)][:SUBJECTS]
+    tests = [rows[name].test for name in names]
+    # The embedded sample has fewer.
+    fewest = min(case.questions, *((len(test) - case.warm) // measure.ROUNDS for test in tests))
+    tests = [measure.in_rounds(test, case.warm, fewest) for test in tests]
+    rounds = [
+        {name: harness.Subject(rows[name].dev, tuple(test)) for name, test in zip(names, part, strict=True)}
+        for part in zip(*tests, strict=True)
+    ]
+    digest = harness.digest({name: rows[name] for name in names})[:16]
+    return [encoded(one, lm, shots) for one in rounds], f"MMLU, {', '.join(names)}, sha256 {digest}"
+
+
+def encoded(subjects: dict[str, harness.Subject], lm: Any, shots: int) -> Requests:
+    """The harness's requests as tokens, four a question."""
     requests = []
     for task in harness.tasks(subjects, shots)["tasks"].values():
         task.build_all_requests()
         for context, choice in (one.arguments for one in task.instances):
             requests.append(((context, choice), *lm._encode_pair(context, choice)))
     return requests
+
+
+def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
+    """The figures of a case."""
+    lms = models(setting, case)
+    parts, source = parts_of(setting, case, lms["ours"])
+    choices: dict[str, list[int]] = {side: [] for side in case.sides}
+
+    def answer(side: str, requests: Requests) -> None:
+        logps = [logp for logp, _ in lms[side]._loglikelihood_tokens(requests, disable_tqdm=True)]
+        choices[side] += [max(range(4), key=lambda i: logps[start + i]) for start in range(0, len(logps), 4)]
+
+    works = (measure.on_parts(partial(answer, side), parts) for side in case.sides)
+    rounds, amount = measure.turns(*works, rounds=len(parts) - 1), len(parts[1]) // 4
+    prompts = [len(context) for _, context, _ in chain(*parts)]
+    return {
+        "unit": "questions",
+        "over": {"hflm": measure.compared(rounds, amount)},
+        "choices_that_differ": sum(one != other for one, other in zip(*choices.values(), strict=True)),
+        "questions_compared": len(choices["ours"]),
+        "mean_prompt_tokens": round(fmean(prompts)),
+        "amount": amount,
+        "batch": setting.params.mmlu.batch_size,
+        "shots": setting.params.mmlu.shots,
+        "model": case.model,
+        "data": source,
+        "dtype": setting.params.compute.dtype,
+    }
+
+
+def alone(setting: measure.Setting, case: Case, side: str) -> None:
+    """Answer the questions of the round that warms up, a batch."""
+    lm = models(setting, case)[side]
+    lm._loglikelihood_tokens(parts_of(setting, case, lm)[0][0], disable_tqdm=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write the results."""
+    measure.run("mmlu", __doc__, CASES, measured, alone, argv)
 
 
 if __name__ == "__main__":

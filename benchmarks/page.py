@@ -8,7 +8,7 @@ writes the tables between the marks of each section; the prose of the page is ed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +17,41 @@ from attune.runtime.io import write_text
 from benchmarks.measure import RESULTS
 
 PAGE = Path("docs/performance.md")
-# Section: the files of `RESULTS` in its table.
-SECTIONS = {
-    "dpo": ("dpo", "dpo-precomputed"),
-    "losses": ("losses",),
-    "sft": ("sft",),
-    "generate": ("generate",),
-    "scoring": ("scoring",),
-    "mmlu": ("mmlu",),
-    "data": ("data",),
-}
+# The sections: each has a file in `RESULTS`.
+SECTIONS = ("dpo", "losses", "sft", "generate", "scoring", "mmlu", "data")
 LARGE = "Mistral 7 B, LoRA r 1024, on a GPU"
 # The last row of a table: the case that needs a GPU; None: there is none.
 UNMEASURED = {"scoring": "on a GPU", "data": None, "losses": "on a GPU"}
-# Names of sides and peers, shorter than those in the results.
-SIDES = {
-    "ours": "Attune",
-    "trl": "TRL SFTTrainer",
-    "plain": "plain loop",
-    "trl_defaults": "TRL SFTTrainer, gradient checkpointing (default)",
-    "compiled": "Attune, training.compile",
+# Names of peers in the tables.
+PEERS = {
     "live": "TRL, live reference",
-    "TRL DPOTrainer, reference adapter live in every step": "TRL, live reference",
     "precomputed": "TRL, precomputed reference",
-    "TRL DPOTrainer with precompute_ref_log_probs, its precomputation included": "TRL, precomputed reference",
-    "sft": "stage sft, contexts with chosen replies",
+    "trl": "TRL SFTTrainer",
+    "trl_defaults": "TRL SFTTrainer, defaults (gradient checkpointing)",
+    "plain": "plain loop",
+    "dynamic": "transformers generate, dynamic cache",
+    "static": "transformers generate, static cache",
+    "hflm": "lm-evaluation-harness, HFLM",
+    "one_by_one": "one pair at a time",
+    "in_memory": "the definition on a list in memory",
 }
+# By section, where a peer is another.
+OTHERS = {("losses", "trl"): "TRL's trainer of the loss"}
 Case = Mapping[str, Any]
-# Column: its value of a case, beside the speed-up and the two rates; the second argument names the peer.
-COLUMNS: dict[str, dict[str, Callable[[Case, str], object]]] = {
-    "dpo": {
-        "tokens/s": lambda case, _: case["ours_tokens_per_second"],
-        "peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
-        "GFLOP/pair": lambda case, _: case["ours_gflops_a_pair"],
-        "peer's GFLOP/pair": lambda case, _: case["peer_gflops_a_pair"],
-        "matmul share": lambda case, _: case["ours_share_of_matmul_rate"],
-        "peer's share": lambda case, _: case["peer_share_of_matmul_rate"],
-    },
-    "losses": {"over sigmoid": lambda case, _: case["over_sigmoid"]},
-    "sft": {
-        "matmul share": lambda case, _: case["flops_share"]["ours"],
-        "peer's share": lambda case, peer: case["flops_share"][peer],
-    },
-    "generate": {
-        "tokens/s": lambda case, _: case["ours_tokens_per_second"],
-        "peer's tokens/s": lambda case, _: case["peer_tokens_per_second"],
-    },
-    "scoring": {"different levels": lambda case, _: case["levels_that_differ"]},
-    "mmlu": {
-        "tokens/prompt": lambda case, _: case["mean_prompt_tokens"],
-        "truncated prompts": lambda case, _: case["prompts_cut"],
-    },
+# Column: the figure of a case that it shows.
+SAME = {
+    "model": "model",
+    "batch": "batch",
+    "tokens/prompt": "mean_prompt_tokens",
+    "differing choices": "choices_that_differ",
+    "differing levels": "levels_that_differ",
+}
+# Column of ours and of the peer: the figure of a side; {} is one of the case's unit.
+OF_SIDES = {
+    ("GFLOP/{}", "peer's GFLOP/{}"): "gflops_each",
+    ("matmul share", "peer's share"): "matmul_share",
+    ("words/{}", "peer's words/{}"): "words_each",
+    ("peak MiB", "peer's peak"): "peak_memory_mib",
 }
 
 
@@ -86,43 +70,39 @@ def page(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
     Raises:
         ValueError: a mark is missing or repeated.
-        KeyError: a section has only some of its results.
     """
-    for section, names in SECTIONS.items():
+    for section in SECTIONS:
         begin = f"<!-- {section}: written by python -m benchmarks.page -->\n"
         end = f"<!-- end of {section} -->\n"
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        measured = names[0] in results
-        shown = block(section, [results[name] for name in names]) if measured else "Not measured yet.\n"
+        shown = block(section, results[section]) if section in results else "Not measured yet.\n"
         text = before + begin + shown + end + after
     return text
 
 
-def block(section: str, results: list[Mapping[str, Any]]) -> str:
-    """A table of all cases, and a line with data, versions and machine."""
-    rate = str(results[0]["unit"]).split()[0]
-    columns = COLUMNS.get(section, {})
-    head = ["case", "peer", "speed-up", rate, f"peer's {rate}", *columns]
+def block(section: str, result: Mapping[str, Any]) -> str:
+    """A table of all cases, a row for each peer, and a line with data, versions and machine."""
+    cases: Mapping[str, Case] = result["cases"]
+    unit = next(iter(cases.values()))["unit"]
+    rate, one_of = f"{unit}/s", {"replies": "reply"}.get(unit, unit.removesuffix("s"))
+    same = {column: key for column, key in SAME.items() if any(key in case for case in cases.values())}
+    of_sides = {columns: key for columns, key in OF_SIDES.items() if any(key in case for case in cases.values())}
+    doubled = [name.format(one_of) for columns in of_sides for name in columns]
+    first = next(iter(cases.values()))["over"]
+    over = ["over sigmoid"] if section == "losses" else []
+    head = ["case", *same, "peer", "speed-up", *over, rate, f"peer's {rate}", *doubled]
     body = [
-        [name, side, spread(case), number(case["ours_per_second"]), number(case["peer_per_second"]),
-         *(number(value(case, peer)) for value in columns.values())]
-        for result in results for name, peer, side, case in cases(result)
+        [name, *(cell(case.get(key)) for key in same.values()), OTHERS.get((section, peer), PEERS.get(peer, peer)),
+         spread(one), *(f"{one['ratio'] / first[peer]['ratio']:.2f}" for _ in over),
+         cell(one["ours_per_second"]), cell(one["peer_per_second"]),
+         *(cell(case.get(key, {}).get(side)) for key in of_sides.values() for side in ("ours", peer))]
+        for name, case in cases.items() for peer, one in case["over"].items()
     ]  # fmt: skip
     if unmeasured := UNMEASURED.get(section, LARGE):
-        body.append([unmeasured, "", "not measured", *[""] * (len(head) - 3)])
-    tables = [
-        markdown_table([head, *body]),
-        *(markdown_table(sizes(result)) for result in results if "sizes" in result),
-    ]
-    return "\n\n".join(tables) + "\n\n" + "".join(dict.fromkeys(map(ground, results)))
-
-
-def cases(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Case]]:
-    """Name, peer's key, peer's name and figures of each case, once for each of its peers."""
-    for name, case in result["cases"].items():
-        for peer, figures in case.get("over", {result["peer"]: case}).items():
-            yield name, peer, SIDES.get(peer, peer), {**case, **figures}
+        body.append([unmeasured, *("not measured" if name == "speed-up" else "" for name in head[1:])])
+    tables = [markdown_table([head, *body]), *([markdown_table(sizes(result))] if "sizes" in result else [])]
+    return "\n\n".join(tables) + "\n\n" + ground(result)
 
 
 def sizes(result: Mapping[str, Any]) -> list[list[str]]:
@@ -131,11 +111,11 @@ def sizes(result: Mapping[str, Any]) -> list[list[str]]:
     for size, stages in sorted(result["sizes"].items(), key=lambda item: int(item[0])):
         for stage, figures in stages.items():
             seconds = max(figures["seconds"], 0.01)
-            pairs = number(round(figures["pairs"] / seconds)) if figures["pairs"] else ""
-            worker = number(figures["worker_memory_mib"]) if figures["worker_memory_mib"] else ""
-            rate, peak = number(round(int(size) / seconds)), number(figures["peak_memory_mib"])
-            spent = [number(figures["seconds"]), number(figures["cpu_seconds"])]
-            rows.append([stage, number(int(size)), *spent, rate, pairs, peak, worker])
+            pairs = cell(round(figures["pairs"] / seconds)) if figures["pairs"] else ""
+            worker = cell(figures["worker_memory_mib"]) if figures["worker_memory_mib"] else ""
+            rate, peak = cell(round(int(size) / seconds)), cell(figures["peak_memory_mib"])
+            spent = [cell(figures["seconds"]), cell(figures["cpu_seconds"])]
+            rows.append([stage, cell(int(size)), *spent, rate, pairs, peak, worker])
     return rows
 
 
@@ -143,29 +123,34 @@ def spread(case: Case) -> str:
     return f"{case['ratio']:.2f} ({case['low']:.2f} to {case['high']:.2f})"
 
 
-def number(value: object) -> str:
-    return f"{value:,}"
+def cell(value: object) -> str:
+    """A number with separators of thousands; text as it is, nothing for None."""
+    return "" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
 def ground(result: Mapping[str, Any]) -> str:
-    """Data, precision, machine and versions of a result, and its memory where that was measured."""
-    on = result["machine"]
-    parts = [
-        result.get("data"),
-        result.get("dtype"),
-        f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}",
-        f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}",
-    ]
-    if "matmul_gflops" in result:
-        parts.append(f"matmul rate {result['matmul_gflops']} GFLOP/s")
-    line = "; ".join(filter(None, parts)) + "."
-    if "peak_memory_mib" in result:
-        peaks = (f"{SIDES.get(side, side)} {number(peak)} MiB" for side, peak in result["peak_memory_mib"].items())
-        line += f" Peak memory: {'; '.join(peaks)}."
+    """Data, precision, machine and versions of the cases, those that differ by their names, and what more there is."""
+    named: dict[str, list[str]] = {}
+    for name, case in result["cases"].items():
+        on = case["machine"]
+        parts = [
+            case.get("data"),
+            case.get("dtype"),
+            f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}",
+            f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}",
+        ]
+        named.setdefault("; ".join(filter(None, parts)) + ".", []).append(name)
+    lines = list(named) if len(named) == 1 else [f"{', '.join(names)}: {line}" for line, names in named.items()]
+    rates = [case["matmul_gflops"] for case in result["cases"].values() if "matmul_gflops" in case]
+    if rates:
+        lines.append(f"Matmul rate {' to '.join(dict.fromkeys((str(min(rates)), str(max(rates)))))} GFLOP/s.")
+    for peaks in [case.get("peak_memory_mib", {}) for case in result["cases"].values()]:
+        if "sft" in peaks:
+            lines.append(f"Peak of stage sft on the contexts with the chosen replies: {cell(peaks['sft'])} MiB.")
     if "bytes_a_dialogue" in result:
         growth = (f"{stage} {value}" for stage, value in result["bytes_a_dialogue"].items())
-        line += f" Growth of the peak in bytes/dialogue, smallest to largest corpus: {'; '.join(growth)}."
-    return line + "\n"
+        lines.append(f"Growth of the peak in bytes/dialogue, smallest to largest corpus: {'; '.join(growth)}.")
+    return " ".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What a recipe's evaluation by EPITOME costs, against one pair at a time, as the published scorers work.
 
-    python -m benchmarks.scoring
+    python -m benchmarks.scoring        # about 6 minutes on two cores
+    python -m benchmarks.scoring all    # about 8 minutes
 
-The test contexts of the dialogues in force, the bi-encoders of `models/epitome` (`dvc repro epitome prepare`), fp32.
-The headline is the levels of the replies of V variants to the same contexts and of the human references that
-diff-EPITOME compares them with, in contexts a second:
+The test contexts of the dialogues in force, the bi-encoders of `models/epitome` (`dvc repro epitome prepare`), fp32 on
+both sides, as the stages compute levels. The headline is a recipe's evaluation: the levels of the replies of V variants
+to the same contexts and of the human references that diff-EPITOME compares them with, in contexts a second:
 
 - The peer scores a variant at a time and one example after the other: of each the reply and the reference, by three
   classifiers with two encoders each, without padding. So it scores 2 V pairs a context: the references anew for every
@@ -14,15 +15,17 @@ diff-EPITOME compares them with, in contexts a second:
   times; nothing is kept between stages.
 
 Both sides give every level that the metrics need. Loading the classifiers is not counted, on neither side. The case
-`one set of pairs` is the references alone, scored once on both sides: what batching gives without the sharing.
+`one-set` is the references alone, scored once on both sides: what batching gives without the sharing.
 
-The variants are those in `data/replies`; where there are none, human targets of other dialogues, shifted by 1, 2 and 3,
-stand in for three variants, and the result says so. Both sides are warmed up and alternate; the ratio is taken round by
-round.
+The variants are those in `data/replies`, the contexts those that all of them answer; where there are none, human
+targets of other dialogues, shifted by 1, 2 and 3, stand in for three variants, and the result says so. Both sides are
+warmed up and alternate; the ratio is taken round by round.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,65 +35,77 @@ from attune.classifiers.epitome.levels import level_logits, seeker_post, tokens_
 from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
 from attune.compute.process import set_up_process
 from attune.config.params import load
-from attune.config.schema import Hardware
+from attune.config.schema import Hardware, Params
 from attune.data.dialogue import Example
 from attune.data.examples import read_examples
 from attune.runtime.errors import UserError
-from benchmarks.measure import alternate, compared, write_result
+from benchmarks import measure
 
 TEST = Path("data/dialogues/test.parquet")
 REPLIES = Path("data/replies")
 CLASSIFIERS = Path("models/epitome")
-CONTEXTS = 160
 STAND_INS = (1, 2, 3)
-EVALUATION = "a recipe's evaluation"
 Levels = list[list[int]]
 
 
-def main() -> None:
-    """Measure, print and write the result."""
+@dataclass(frozen=True)
+class Case:
+    """The replies of all variants with the references, or the references alone."""
+
+    variants: bool
+    contexts: int = 160
+    sides: tuple[str, ...] = ("ours", "one_by_one")
+
+    def tiny(self) -> Case:
+        return replace(self, contexts=4)
+
+
+CASES = {"headline": Case(True), "one-set": Case(False)}
+
+
+def set_up() -> tuple[Params, Classifiers]:
+    """The params in force and the classifiers.
+
+    Raises:
+        UserError: they are of the other form.
+    """
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
     if isinstance(classifiers, CrossEncoder):
         raise UserError(f"{CLASSIFIERS} holds a cross-encoder: this case is of bi-encoders, epitome.form=bi-encoder")
-    examples = read_examples(TEST, params.context)[:CONTEXTS]
-    variants, origin = replies_of(examples)
+    return params, classifiers
+
+
+def measured(setting: tuple[Params, Classifiers], case: Case) -> dict[str, Any]:
+    """The figures of a case."""
+    params, classifiers = setting
+    examples, variants, origin = answered(read_examples(TEST, params.context), case.contexts)
     posts, references = [seeker_post(one.context) for one in examples], [one.target for one in examples]
-    settings = (classifiers, posts, references, params.hardware)
-    cases = {EVALUATION: compare(*settings, variants), "one set of pairs": compare(*settings, {})}
-    result = {
-        **cases[EVALUATION],
-        "peer": "one pair at a time",
-        "cases": cases,
-        "variants": list(variants),
-        "data": origin,
+    weights = {weight.dtype for model in classifiers.models.values() for weight in model.parameters()}
+    return {
+        **compare(classifiers, posts, references, params.hardware, variants if case.variants else {}),
+        "data": origin if case.variants else "references",
         "distinct_posts": len(set(posts)),
         "distinct_references": len(set(references)),
-        "dtype": "fp32",
+        "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in weights)),
     }
-    write_result("scoring", result)
 
 
-def replies_of(examples: list[Example]) -> tuple[dict[str, list[str]], str]:
-    """The replies of each variant to `examples`, in their order, and where they are from.
-
-    Raises:
-        KeyError: a file of replies lacks an example.
-    """
+def answered(examples: list[Example], count: int) -> tuple[list[Example], dict[str, list[str]], str]:
+    """The first `count` examples that all variants answer, the variants' replies to them, and where these are from."""
     import pyarrow.parquet as pq
 
-    files = sorted(REPLIES.glob("*.parquet"))
-    if not files:
+    tables = {file.stem: pq.read_table(file, columns=["id", "reply"]) for file in sorted(REPLIES.glob("*.parquet"))}
+    if not tables:
+        examples = examples[:count]
         targets = [one.target for one in examples]
         shifted = {f"shifted by {n}": targets[n:] + targets[:n] for n in STAND_INS}
-        return shifted, "human targets of other dialogues, in place of variants"
-    found = {}
-    for file in files:
-        table = pq.read_table(file, columns=["id", "reply"]).to_pydict()
-        reply = dict(zip(table["id"], table["reply"], strict=True))
-        found[file.stem] = [reply[one.id] for one in examples]
-    return found, f"replies of the variants {', '.join(found)}"
+        return examples, shifted, "human targets of other dialogues, in place of variants"
+    replies = {name: dict(zip(*table.to_pydict().values(), strict=True)) for name, table in tables.items()}
+    common = [one for one in examples if all(one.id in reply for reply in replies.values())][:count]
+    found = {name: [reply[one.id] for one in common] for name, reply in replies.items()}
+    return common, found, f"replies of the variants {', '.join(found)}"
 
 
 def compare(
@@ -111,10 +126,11 @@ def compare(
     def one_by_one() -> None:
         levels["peer"] = [peer(classifiers, posts, some, hardware) for some in anew]
 
-    rounds = alternate(ours, one_by_one)
+    rounds = measure.alternate(ours, one_by_one)
     return {
-        **compared(rounds, len(posts), "contexts"),
-        "contexts": len(posts),
+        "unit": "contexts",
+        "over": {"one_by_one": measure.compared(rounds, len(posts))},
+        "amount": len(posts),
         "pairs_scored": {"ours": len(posts) * len(once), "peer": len(posts) * len(anew)},
         "levels_that_differ": sum(map(different, levels["ours"], [levels["peer"][anew.index(some)] for some in once])),
     }
@@ -146,6 +162,11 @@ def peer(classifiers: Classifiers, posts: list[str], replies: list[str], hardwar
                 mask = torch.ones(states[0].shape[:2], dtype=torch.bool, device=hardware.device)
                 found.append(int(heads(model, states[1], states[0], mask)[0].argmax()))
     return levels
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write the results."""
+    measure.run("scoring", __doc__, CASES, measured, argv=argv, start=set_up)
 
 
 if __name__ == "__main__":

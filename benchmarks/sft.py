@@ -1,204 +1,170 @@
-"""Tokens a second of stage `sft`'s trainer against TRL's SFTTrainer and against a plain loop.
+"""Dialogues a second of stage `sft`'s trainer against TRL's SFTTrainer and against a plain loop.
 
-    python -m benchmarks.sft
+    python -m benchmarks.sft                             # the headline, about 13 minutes on two cores
+    python -m benchmarks.sft batch-1 batch-4 batch-16    # about 3, 4 and 5 minutes
+    python -m benchmarks.sft all                         # about half an hour
 
-One optimizer step a round on 64 dialogues of EmpatheticDialogues (EmPO's batch; the embedded sample where CORPORA_DIR
-has none), loss on what the assistant says. All sides have the same random Llama model, LoRA, dialogues, micro-batch,
-precision, dropout, clipping and optimizer, and none recomputes activations; `trl_defaults` is SFTTrainer with TRL's own
-default, which does. The clock runs from the first micro-batch to the optimizer's step: data are tokenised and trainers
-set up before. The sides are warmed up and alternate.
+The headline is SmolLM2-135M-Instruct with the adapter of `recipe=empo model=smollm2` on EmpatheticDialogues (below
+CORPORA_DIR, else of the embedded sample), loss on what the assistant says, an optimizer step of 64 dialogues a round,
+EmPO's batch. The other cases have other steps, or random weights of another size.
 
-`flops_share` is what the step needs (no padding, head on supervised positions) over the rate of a large product of
-matrices in the same run: the same amount of work for every side.
+`trl_defaults` is SFTTrainer as its defaults have it on a CPU: bf16 autocast, activations computed again in the backward
+pass (gradient checkpointing); `trl` keeps them, as ours and the plain loop do. All sides have the same model, adapter,
+tokens, order, micro-batch, precision, clipping and optimizer. The clock runs from the first micro-batch to the
+optimizer's last step: data are tokenised and trainers set up before. Every round has dialogues of its own.
+
+The peaks of memory are those of processes that train on a micro-batch of the longest dialogues.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from attune.compute.process import autocast, set_up_process
-from attune.config.params import load
-from attune.config.schema import Params
-from attune.data.dialogue import Dialogue
-from attune.models.chat_template import messages
+from attune.compute.process import autocast
+from attune.data.keyed import random_subset
 from attune.training.common.collate import IGNORED, pad_supervised
 from attune.training.common.trainer import common_arguments
 from attune.training.sft.fine_tune import supervised_examples
 from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
 
-BATCH = 64  # EmPO A.1
-SIDES = ("ours", "trl", "plain")
-MORE = ("trl_defaults", "compiled")  # at the headline's size alone
+# Dialogues to choose from, and of the round that warms up: a micro-batch.
+DIALOGUES, WARM = 256, 8
+DEFAULTS, ALL = ("trl_defaults",), ("trl_defaults", "trl", "plain")
+Example = dict[str, list[int]]
 
 
+@dataclass(frozen=True)
 class Case:
-    """A model size with its data; each side makes a function that runs a step and returns its seconds."""
+    """`dialogues` dialogues a round, `batch` of them a step."""
 
-    def __init__(self, size: str, tokenizer: Any, dialogues: list[Dialogue], params: Params) -> None:
-        self.size, self.tokenizer, self.dialogues, self.params = size, tokenizer, dialogues, params
-        self.examples = supervised_examples(tokenizer, dialogues, params.sft)
-        self.folder = Path(tempfile.mkdtemp())
+    dialogues: int = 64
+    batch: int = 64
+    peers: tuple[str, ...] = DEFAULTS
+    model: str = measure.SMOLLM2
 
-    def lora(self) -> Any:
-        from peft import LoraConfig
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("ours", *self.peers)
 
-        lora = self.params.lora
-        return LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+    def tiny(self) -> Case:
+        return replace(self, model="tiny", dialogues=2, batch=min(self.batch, 2))
 
-    def model(self) -> Any:
-        return measure.model_of(self.size, self.tokenizer, self.params.tiny, self.params.seed)
+
+CASES = {
+    "headline": Case(peers=ALL),
+    "batch-1": Case(16, 1),
+    "batch-4": Case(32, 4),
+    "batch-16": Case(48, 16),
+    "size-30M": Case(model="30M"),
+    "size-360M": Case(16, 16, model="360M"),
+}
+
+
+class Sides:
+    """Each side makes a function that trains on the examples of a round and returns its seconds."""
+
+    def __init__(self, setting: measure.Setting, case: Case) -> None:
+        self.setting, self.model = setting, case.model
+        self.hardware, self.pad_id = setting.params.hardware, setting.tokenizer.pad_token_id
+        self.micro = min(case.batch, self.hardware.micro_batch_size)
+        self.batch, self.section = case.batch, replace(setting.params.sft, batch_size=case.batch, epochs=1)
 
     def policy(self) -> Any:
-        from peft import get_peft_model
-
-        return get_peft_model(self.model(), self.lora())
+        return self.setting.policy(self.model)
 
     def arguments(self) -> dict[str, Any]:
-        common = common_arguments(self.params.sft, self.params.hardware, self.params.seed, self.folder)
-        return {**common, "num_train_epochs": 1, "save_strategy": "no", "logging_first_step": False}
+        folder, hardware = Path(tempfile.mkdtemp()), replace(self.hardware, micro_batch_size=self.micro)
+        common = common_arguments(self.section, hardware, self.setting.params.seed, folder)
+        return {**common, "save_strategy": "no", "disable_tqdm": True}
 
-    def ours(self, **changes: Any) -> Callable[[], float]:
+    def ours(self, examples: Sequence[Example]) -> Callable[[], float]:
         from transformers import TrainingArguments
 
-        collator = partial(pad_supervised, pad_id=self.tokenizer.pad_token_id)
+        collator = partial(pad_supervised, pad_id=self.pad_id)
         arguments = TrainingArguments(**self.arguments())
-        hardware = replace(self.params.hardware, **changes)
         return measure.timed(
             supervised_trainer(
-                self.policy(), hardware, args=arguments, train_dataset=self.examples, data_collator=collator
+                self.policy(), self.hardware, args=arguments, train_dataset=examples, data_collator=collator
             )
         )
 
-    def compiled(self) -> Callable[[], float]:
-        return self.ours(compile=True)
-
-    def trl(self, **changes: Any) -> Callable[[], float]:
+    def trl(self, examples: Sequence[Example], **changes: Any) -> Callable[[], float]:
         from datasets import Dataset
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
 
-        rows = Dataset.from_list([{"messages": messages(one.turns)} for one in self.dialogues])
         del (arguments := self.arguments())["remove_unused_columns"]
-        config = SFTConfig(**arguments | changes, max_length=self.params.sft.max_length, assistant_only_loss=True)
+        config = SFTConfig(**arguments | changes, max_length=self.section.max_length)
+        rows = Dataset.from_list(list(examples))
         return measure.timed(
-            SFTTrainer(
-                model=self.model(),
-                args=config,
-                train_dataset=rows,
-                processing_class=self.tokenizer,
-                peft_config=self.lora(),
-            )
+            SFTTrainer(model=self.policy(), args=config, train_dataset=rows, processing_class=self.setting.tokenizer)
         )
 
-    def trl_defaults(self) -> Callable[[], float]:
-        return self.trl(activation_checkpointing=True)
+    def trl_defaults(self, examples: Sequence[Example]) -> Callable[[], float]:
+        return self.trl(examples, activation_checkpointing=True)
 
-    def plain(self) -> Callable[[], float]:
+    def plain(self, examples: Sequence[Example]) -> Callable[[], float]:
         """Micro-batches as drawn, padded; the loss of transformers, which projects every position."""
         import torch
 
         policy = self.policy().train()
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.params.sft.learning_rate, weight_decay=0.0, fused=True)
-        micro, pad_id = self.params.hardware.micro_batch_size, self.tokenizer.pad_token_id
-        items = torch.tensor(self.supervised_tokens())
+        optimizer = torch.optim.AdamW(trained, lr=self.section.learning_rate, weight_decay=0.0, fused=True)
 
-        def step() -> None:
-            for start in range(0, len(self.examples), micro):
-                batch = pad_supervised(self.examples[start : start + micro], pad_id)
-                with autocast(self.params.hardware):
+        def step(some: Sequence[Example]) -> None:
+            items = torch.tensor(sum(label != IGNORED for one in some for label in one["labels"][1:]))
+            for start in range(0, len(some), self.micro):
+                batch = pad_supervised(some[start : start + self.micro], self.pad_id)
+                with autocast(self.hardware):
                     loss = policy(**batch, num_items_in_batch=items, use_cache=False).loss
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
-        return lambda: measure.seconds(step)
+        def steps() -> None:
+            for start in range(0, len(examples), self.batch):
+                step(examples[start : start + self.batch])
 
-    def tokens(self) -> int:
-        return sum(len(one["input_ids"]) for one in self.examples)
-
-    def supervised_tokens(self) -> int:
-        return sum(label != IGNORED for one in self.examples for label in one["labels"][1:])
-
-    def flops(self) -> float:
-        """What a step needs: forward and backward, without gradients of frozen weights, padding and unused logits."""
-        policy = self.policy()
-        config = policy.config
-        adapters = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
-        head = config.vocab_size * config.hidden_size
-        frozen = measure.parameters(policy) - adapters - head
-        # A product and its gradient to the input are 2 FLOP each a weight and token, to the weight as many again.
-        linear = self.tokens() * (4 * frozen + 6 * adapters) + self.supervised_tokens() * 4 * head
-        squares = sum(len(one["input_ids"]) ** 2 for one in self.examples)
-        return linear + 6 * squares * config.hidden_size * config.num_hidden_layers
+        return lambda: measure.seconds(steps)
 
 
-def compare(case: Case, sides: tuple[str, ...]) -> dict[str, Any]:
-    """All sides on one model, against the second."""
-    steps = [getattr(case, side)() for side in sides]
-    rounds = measure.turns(*steps)
-    rate, needed = measure.matmul_rate(case.params.hardware.dtype), case.flops()
-    times = {side: median(one[i] for one in rounds) for i, side in enumerate(sides)}
-    return {
-        **measure.compared(rounds, case.tokens(), "tokens"),
-        "over": {side: measure.compared(rounds, case.tokens(), "tokens", i) for i, side in enumerate(sides) if i > 0},
-        "dialogues_per_second": {side: round(len(case.examples) / time, 2) for side, time in times.items()},
-        "flops_share": {side: round(needed / time / rate, 3) for side, time in times.items()},
-        "matmul_gflops": round(rate / 1e9),
-        "parameters": measure.parameters(case.model()),
-    }
+def examples_of(setting: measure.Setting) -> tuple[list[Example], str]:
+    """Random dialogues of the train split, in which the assistant speaks, as tokens; and where they are from."""
+    params, (found, source) = setting.params, measure.dialogues()
+    train = random_subset([one for one in found if one.split == "train"], DIALOGUES, params.seed)
+    return supervised_examples(setting.tokenizer, train, params.sft), source
 
 
-def main(memory: str | None) -> None:
-    """Measure, print and write the result; or run a step of one side, for its peak of memory."""
-    params = load()
-    params = replace(params, sft=replace(params.sft, batch_size=BATCH))
-    set_up_process(params.hardware)
-    found, data = measure.dialogues()
-    tokenizer = measure.tokenizer_of(found, params.tiny)
-    spoken = [one for one in found if one.split == "train" and any(turn.role == "assistant" for turn in one.turns)]
-    chosen = spoken[:: max(1, len(spoken) // BATCH)][:BATCH]
-    headline = Case(measure.HEADLINE, tokenizer, chosen, params)
-    if memory:
-        getattr(headline, memory)()()
-        measure.print_peak()
-        return
-    cases = {
-        size: compare(Case(size, tokenizer, chosen, params), (*SIDES, *(MORE if size == measure.HEADLINE else ())))
-        for size in measure.SIZES
-    }
-    result = {
-        **{key: value for key, value in cases[measure.HEADLINE].items() if key != "over"},
-        "peer": "TRL SFTTrainer",
-        "peak_memory_mib": {side: measure.peak_memory("benchmarks.sft", "--memory", side) for side in SIDES},
-        "cases": cases,
-        "data": data,
-        "dialogues": len(chosen),
-        "tokens": headline.tokens(),
-        "supervised_tokens": headline.supervised_tokens(),
-        "batch_size": BATCH,
-        "micro_batch_size": params.hardware.micro_batch_size,
-        "dtype": params.hardware.dtype,
-    }
-    measure.write_result("sft", result)
+def tokens_of(example: Example) -> int:
+    return len(example["input_ids"])
+
+
+def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
+    """The figures of a case."""
+    sides, (examples, source) = Sides(setting, case), examples_of(setting)
+    parts = measure.in_rounds(examples, WARM, case.dialogues)
+    makers = {name: getattr(sides, name) for name in case.sides}
+    found = measure.compare(makers, parts, "dialogues", tokens_of, setting.params.compute.dtype)
+    return {**found, "model": case.model, "batch": case.batch, "data": source}
+
+
+def alone(setting: measure.Setting, case: Case, side: str) -> None:
+    """Train on a micro-batch of the longest dialogues."""
+    sides, (examples, _) = Sides(setting, case), examples_of(setting)
+    getattr(sides, side)(sorted(examples, key=tokens_of, reverse=True)[: setting.params.training.micro_batch_size])()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write the results."""
+    measure.run("sft", __doc__, CASES, measured, alone, argv)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=SIDES, help="run one step of one side and nothing else")
-    main(parser.parse_args().memory)
+    main()

@@ -40,8 +40,9 @@ lint: setup ## Check style, imports and types
 	lint-imports --no-cache --no-logo
 	mypy
 
-bench: setup ## Measure the headlines of speed against peers, in an hour and a quarter (docs/performance.md)
+bench: setup ## Measure speed against peers, in under two hours (docs/performance.md)
 	python -m benchmarks.dpo
+	python -m benchmarks.losses all
 	python -m benchmarks.sft
 	python -m benchmarks.generate
 	python -m benchmarks.mmlu

@@ -17,7 +17,7 @@ def own_paths(params: Params) -> list[str]:
     corpus, model = params.corpus, params.model
     dialogues = [f"{corpus.local_folder}/{part}" for part in corpus.parts] if corpus.local_folder else []
     replies = [str(variant.replies_file) for variant in params.variants.values() if variant.replies_file]
-    folders = [model.folder] if model.source == "folder" else []
+    folders = [one.folder for one in (model, params.encoder) if one.source == "folder"]
     scored_by = (params.epitome.checkpoints, params.epitome.levels)
     return list(dict.fromkeys([*dialogues, params.pairs.table, *scored_by, *folders, *replies]))
 

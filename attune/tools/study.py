@@ -33,7 +33,7 @@ from attune.tools.study_time import estimate
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
 THREADS = "compute.threads"
-OWN_FILES = ("pairs.table", "epitome.checkpoints", "epitome.levels", "model.folder")
+OWN_FILES = ("pairs.table", "epitome.checkpoints", "epitome.levels", "model.folder", "encoder.folder")
 """Params beside those of the corpus that name a user's file or folder."""
 
 

@@ -297,14 +297,18 @@ def written(tmp_path, capsys):
 
 
 def test_a_heading_shows_the_agreement_and_the_legend_what_differs(tmp_path, capsys):
-    assert read_validity() == {} and beside({}) == {} and explanation({}, SIGNATURE) == ""
+    assert read_validity() == {} and beside({}, SIGNATURE) == {} and explanation({}, SIGNATURE) == ""
     written(tmp_path, capsys)
     numbers = read_validity()
     rows = {"base": {"rouge_l": 1.0}}
-    headings = metrics_table("", rows, VARIANT_COLUMNS, None, beside(numbers)).splitlines()[0]
+    headings = metrics_table("", rows, VARIANT_COLUMNS, None, beside(numbers, SIGNATURE)).splitlines()[0]
     assert "ROUGE-L \u2191 (rho +1.00)" in headings and "MMLU \u2191 |" in headings
     told = explanation(numbers, SIGNATURE)
-    assert "It was measured with others than this run's: bertscore_layer, epitome_classifiers." in told
+    assert "\u00b0: measured with others than this run's (bertscore_layer, epitome_classifiers)." in told
+    assert (
+        beside(numbers | {"metrics": {"level_er": numbers["metrics"]["rouge_l"]}}, SIGNATURE)["level_er"][-1]
+        == "\u00b0"
+    )
     assert "others than" not in explanation(dict(numbers) | {"signature": SIGNATURE}, SIGNATURE)
 
 

@@ -56,7 +56,7 @@ def summary(results: Results, params: Params) -> str:
     beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
     said = "\n".join(f"- {escape(verdict.sentence)}" for verdict in verdicts(results, params))
-    people, agreement = beside(results.validity), explanation(results.validity, results.signature)
+    people, agreement = beside(results.validity, results.signature), explanation(results.validity, results.signature)
     agreement = f" {agreement}" if agreement else ""
     kappas = _published_kappas(results.quality)
     return f"""# Attune: results of this run
@@ -191,7 +191,7 @@ def dbt(results: Results, notes: Notes) -> str:
     return f"""
 ## Stages of dialectical behaviour therapy
 
-{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, beside(results.validity))}
+{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, beside(results.validity, results.signature))}
 
 gap: absolute difference between the mean probability of a stage in the replies and in the human replies, mean over the
 four stages. diff: mean squared difference by example. adherence: probability of any of the stages.
@@ -203,10 +203,11 @@ def behaviour(results: Results, notes: Notes) -> str:
     rows = {name: metrics for name, metrics in results.variants.items() if "behaviour_reflections" in metrics}
     if not rows:
         return ""
+    people = beside(results.validity, results.signature)
     return f"""
 ## Behaviours of a counsellor
 
-{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes, beside(results.validity))}
+{table("variant", with_people(rows, BEHAVIOUR_COLUMNS), BEHAVIOUR_COLUMNS, notes, people)}
 
 R:Q: ratio of reflections to questions. input: advice and information. MI-adherent: share of the sentences of a reply
 that adhere to motivational interviewing. Accuracy of the classifiers on held-out examples:

@@ -23,6 +23,10 @@ SAME = (
     *("epitome_classifiers", "epitome_form", "epitome_encoder_sha256"),
 )
 """Keys of the signature that a run must share for its metrics to be those that were measured."""
+MEASURED_BY = {"bertscore": ("bertscore_",), "epitome": ("level_", "diff_")}
+"""The beginning of those keys to that of the metrics."""
+OTHERWISE = "°"
+"""Behind a correlation that was measured with another encoder or other classifiers than the run's."""
 
 
 def read_validity(path: Path = VALIDITY) -> Validity:
@@ -51,13 +55,30 @@ def better(metric: str) -> int:
     return direction(heading) or sides.get(metric, 1)
 
 
-def beside(validity: Validity) -> dict[str, str]:
-    """Metric to its correlation with people's ratings, as it stands beside a column's heading."""
+def beside(validity: Validity, signature: Mapping[str, object]) -> dict[str, str]:
+    """Metric to its correlation with people's ratings, as it stands beside a column's heading.
+
+    Args:
+        validity: of `read_validity`.
+        signature: of the run.
+    """
     if not validity:
         return {}
-    scale = leading(validity)
+    scale, differ = leading(validity), differing(validity, signature)
+    starts = [
+        start for key, names in MEASURED_BY.items() if any(one.startswith(key) for one in differ) for start in names
+    ]
     found = {name: metric["rho"][scale]["value"] for name, metric in validity["metrics"].items()}
-    return {name: f"rho {value:+.2f}" for name, value in found.items() if value is not None}
+    return {
+        name: f"rho {value:+.2f}{OTHERWISE if name.startswith(tuple(starts)) else ''}"
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def differing(validity: Validity, signature: Mapping[str, object]) -> list[str]:
+    """The keys of `SAME` in which a run differs from what was measured."""
+    return [name for name in SAME if name in signature and signature[name] != validity["signature"].get(name)]
 
 
 def explanation(validity: Validity, signature: Mapping[str, object]) -> str:
@@ -77,9 +98,8 @@ def explanation(validity: Validity, signature: Mapping[str, object]) -> str:
     )
     if top["value"] is not None:
         text += f" One rater against the others: {top['value']:+.2f}."
-    differ = [name for name in SAME if name in signature and signature[name] != validity["signature"].get(name)]
-    if differ:
-        text += f" It was measured with others than this run's: {', '.join(differ)}."
+    if differ := differing(validity, signature):
+        text += f" {OTHERWISE}: measured with others than this run's ({', '.join(differ)})."
     return text + " `docs/metrics.md` has intervals."
 
 

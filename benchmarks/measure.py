@@ -79,7 +79,7 @@ class Setting:
         if name == SMOLLM2:
             return load_base(self.base, self.params.hardware)
         set_seed(self.params.seed)
-        return from_config(AutoConfig.from_pretrained(self.base, **SHAPES[name]))
+        return from_config(AutoConfig.from_pretrained(self.base, trust_remote_code=False, **SHAPES[name]))
 
     def policy(self, name: str, rank: int | None = None) -> Any:
         """The model with the recipe's adapter, or one of another rank; it is not the identity."""
@@ -105,7 +105,7 @@ def set_up() -> Setting:
     base = CACHE / f"smollm2-{str(params.model.sha256)[:16]}"
     if not base.is_dir():
         with whole_folder(base) as partly:
-            save(*dequantised(checked_gguf(params.model, "model")), partly)
+            save(*dequantised(checked_gguf(params.model)), partly)
             write_json(partly / RECORD, base_record(params.model))
     return Setting(params, base, load_tokenizer(base))
 

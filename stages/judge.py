@@ -20,15 +20,15 @@ from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.data.dialogue import dialogue_of
 from attune.data.keyed import uniform
-from attune.pairs.endpoint import Request, answers_file, ask, reached_by
+from attune.pairs.duels import judge_signature, judged
 from attune.report.ratings import current, flipped, items, read_csv
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
-from attune.runtime.io import read_prompt, sha256_of, write_frame, write_json
+from attune.runtime.io import write_frame, write_json
 from attune.scoring.common.replies import read
 from attune.scoring.judge.people import kappa, read_rated
 from attune.scoring.judge.rates import OPPONENTS, metrics, rows, win_rates
-from attune.scoring.judge.verdicts import PLACES, Duel, Verdict, duel, prompts, verdicts
+from attune.scoring.judge.verdicts import duel
 
 REPLIES = Path("data/replies")
 RATINGS = Path("data/ratings.csv")
@@ -57,18 +57,6 @@ def chosen(ours: Rows, theirs: Rows, params: Params) -> list[tuple[dict[str, Any
     return both[: params.judge.limit]
 
 
-def judged(duels: Sequence[Duel], params: Params, answers: Path) -> list[Verdict]:
-    """The verdicts of the endpoint on the duels.
-
-    Raises:
-        UserError: as `ask`, and as `read_prompt`.
-    """
-    settings = params.judge
-    llm = reached_by(params.llm, settings)
-    texts = prompts(read_prompt(Path(settings.prompt), PLACES, "judge.prompt"), duels)
-    return verdicts(ask(llm, params.endpoint, [Request(text, 0.0, params.seed) for text in texts], answers))
-
-
 def by_people(variant: str, reference: str, ours: Rows, theirs: Rows) -> dict[str, list[float]]:
     """The points that raters gave the variant against the reference, by example, where they saw these replies."""
     answers = read_csv(RATINGS)
@@ -92,7 +80,6 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
 
     named(params.judged, variant, "judged")
     settings, reference = params.judge, params.evaluate.reference
-    answers = answers or answers_file()
     ours, theirs = map(replies_of, (variant, reference))
     pairs = chosen(ours, theirs, params)
     duels = {"human": [duel(row, row["reply"], row["reference"]) for row, _ in pairs if row["reference"]]}
@@ -103,7 +90,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
     )  # fmt: skip
     # In one call, so that the cost is told once for all.
     everything = [*(one for group in duels.values() for one in group), *(one.duel for one in rated)]
-    given = judged(everything, params, answers)
+    given = judged(everything, settings.prompt, "judge.prompt", params, answers)
     values: dict[str, float] = metrics(given)
     bounds: dict[str, float] = {}
     tables, start = [], 0
@@ -126,11 +113,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
     write_frame(SCORES / f"{variant}.parquet", scores)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in values.items()})
     write_json(INTERVALS / f"{variant}.json", {name: round(value, DIGITS) for name, value in bounds.items()})
-    signature = {
-        "judge": f"{settings.model} at {settings.base_url}, temperature 0, both orders",
-        "judge_prompt": f"{settings.prompt}, sha256 {sha256_of(Path(settings.prompt))}",
-        "judge_contexts": str(len(pairs)),
-    }
+    signature = judge_signature("judge", settings.prompt, params) | {"judge_contexts": str(len(pairs))}
     write_json(METRICS / f"{variant}.signature.json", signature)
 
 

@@ -2,30 +2,29 @@
 
     python -m stages.judge_safety sft-dpo
 
-asks the model of section `judge` about the replies of stage `safety` to the messages of people in danger, as stage
-`judge` asks it about dialogues, but by the prompt in `safety.judge_prompt`. It writes
+has the model of section `judge` compare the replies of stage `safety` to the messages of people in danger, as stage
+`judge` does with dialogues, with the prompt in `safety.judge_prompt`. It writes
 `data/scores/judge_safety/sft-dpo.parquet` (each duel with its verdicts and reasons),
-`metrics/judge_safety/sft-dpo.json` (win rates, and which reply it prefers where the rules of the screen tell the two
-apart), their intervals in `metrics/intervals/judge_safety/sft-dpo.json`, and
-`metrics/judge_safety/sft-dpo.signature.json`. A variant that is not in `judged`, that has no model, or that is the
-reference variant is not asked about, and its files are empty.
+`metrics/judge_safety/sft-dpo.json` (win rates, and which reply the judge prefers where the rules of the screen differ
+between the two), their intervals in `metrics/intervals/judge_safety/sft-dpo.json`, and
+`metrics/judge_safety/sft-dpo.signature.json`. The files are empty for a variant that is not in `judged`, has no model,
+or is the reference variant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attune.config.params import load, named
 from attune.config.schema import Params
-from attune.pairs.endpoint import Request, answers_file, ask, reached_by
+from attune.pairs.duels import judge_signature, judged
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
-from attune.runtime.io import read_prompt, sha256_of, write_frame, write_json
+from attune.runtime.io import write_frame, write_json
 from attune.scoring.intervals.stored import read_scores, write_intervals
 from attune.scoring.judge.rates import metrics, prefers, rows, win_rates
-from attune.scoring.judge.verdicts import PLACES, Duel, Verdict, prompts, verdicts
+from attune.scoring.judge.verdicts import Duel
 from attune.scoring.safety.gate import HARM, PREFIX
 from attune.scoring.safety.labelled import wilson
 from attune.scoring.safety.probes import read_probes
@@ -70,20 +69,6 @@ def duels(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Duel]:
     return [Duel(name, turns[name], reply, other) for name, reply, other in pairs]
 
 
-def judged(group: Sequence[Duel], params: Params, answers: Path | None) -> list[Verdict]:
-    """The verdicts of the endpoint on the duels; nothing is asked without one.
-
-    Raises:
-        UserError: as `ask`, and as `read_prompt`.
-    """
-    if not group:
-        return []
-    llm = reached_by(params.llm, params.judge)
-    texts = prompts(read_prompt(Path(params.safety.judge_prompt), PLACES, "safety.judge_prompt"), group)
-    requests = [Request(text, 0.0, params.seed) for text in texts]
-    return verdicts(ask(llm, params.endpoint, requests, answers or answers_file()))
-
-
 def main(variant: str, params: Params, answers: Path | None = None) -> None:
     """Write the scores, metrics, intervals and signature of a variant.
 
@@ -97,7 +82,7 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
     if variant == params.evaluate.reference or variant not in params.judged:
         ours, theirs = ours[:0], theirs[:0]
     group = duels(ours, theirs)
-    given = judged(group, params, answers)
+    given = judged(group, params.safety.judge_prompt, "safety.judge_prompt", params, answers) if group else []
     table = rows(group, given, "reference")
     rates, bounds = win_rates(table, [one.id for one in group], params.evaluate.resamples, params.seed)
     values = {name.replace("judge", NAME, 1): value for name, value in (metrics(given) | rates).items()}
@@ -114,16 +99,11 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
     write_json(METRICS / f"{variant}.signature.json", signature(len(group), params))
 
 
-def signature(asked: int, params: Params) -> dict[str, str]:
+def signature(messages: int, params: Params) -> dict[str, str]:
     """What explains the metrics: the judge, its prompt and the number of messages."""
-    if not asked:
+    if not messages:
         return {NAME: "not asked: not in judged, without a model, or the reference variant"}
-    prompt = Path(params.safety.judge_prompt)
-    return {
-        NAME: f"{params.judge.model} at {params.judge.base_url}, temperature 0, both orders",
-        f"{NAME}_prompt": f"{prompt}, sha256 {sha256_of(prompt)}",
-        f"{NAME}_messages": str(asked),
-    }
+    return judge_signature(NAME, params.safety.judge_prompt, params) | {f"{NAME}_messages": str(messages)}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from attune.compute.batching import batches_by_tokens
+from attune.compute.process import glibc
 from attune.runtime.distributed import rank, world_size
 from attune.runtime.errors import ModelError
 
@@ -97,12 +98,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Return the memory of models and tensors that nothing refers to any more to the system, or to the driver of a GPU.
+    """Return the memory of unreferenced models and tensors to the system and to the driver of the GPU.
 
-    On a CPU `set_up_process` has glibc keep what is freed, in a heap where the next model finds few gaps of its size:
-    a second model in one process added its whole size to the peak.
+    On a CPU `set_up_process` makes glibc keep freed memory, in a heap with few gaps of the size of the next model:
+    without this a second model in one process adds its whole size to the peak.
     """
-    import ctypes
     import gc
 
     import torch
@@ -110,7 +110,5 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # musl has none
-            libc.malloc_trim(0)
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)

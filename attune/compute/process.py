@@ -11,6 +11,8 @@ from attune.runtime.errors import ModelError
 from attune.runtime.imports import import_transformers
 
 if TYPE_CHECKING:
+    from ctypes import CDLL
+
     import torch
 
     from attune.config.schema import Hardware
@@ -25,8 +27,6 @@ def set_up_process(hardware: Hardware) -> None:
     Raises:
         ModelError: `compute.device` is cuda and no GPU is visible, or the GPU has no bf16 where that is asked for.
     """
-    import ctypes
-
     import_transformers()
     import torch
 
@@ -42,13 +42,19 @@ def set_up_process(hardware: Hardware) -> None:
         if hardware.deterministic:
             use_deterministic_kernels()
     torch.set_num_threads(hardware.threads)
-    if hardware.device == "cpu" and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-            libc.mallopt(mmap_max, 0)
-            libc.mallopt(trim_threshold, 2**31 - 1)
-            libc.mallopt(top_pad, 2**28)
+    if hardware.device == "cpu" and (libc := glibc()) is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**28)
+
+
+def glibc() -> CDLL | None:
+    """The C library if it is glibc, whose allocator takes orders; None elsewhere (musl, other systems)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") else None
 
 
 def use_deterministic_kernels() -> None:

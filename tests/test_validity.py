@@ -11,7 +11,7 @@ import pytest
 
 from attune.report.tables import VARIANT_COLUMNS
 from attune.report.tables import table as metrics_table
-from attune.report.validity import beside, explanation, read_validity, table
+from attune.report.validity import correlations, explanation, read_validity, table
 from attune.runtime.errors import DataError, UserError
 from attune.scoring.validity import ceiling, ordered_pairs, pairwise_agreement, sentence_bleu, spearman
 from attune.tools import validity
@@ -297,16 +297,16 @@ def written(tmp_path, capsys):
 
 
 def test_a_heading_shows_the_agreement_and_the_legend_what_differs(tmp_path, capsys):
-    assert read_validity() == {} and beside({}, SIGNATURE) == {} and explanation({}, SIGNATURE) == ""
+    assert read_validity() == {} and correlations({}, SIGNATURE) == {} and explanation({}, SIGNATURE) == ""
     written(tmp_path, capsys)
     numbers = read_validity()
     rows = {"base": {"rouge_l": 1.0}}
-    headings = metrics_table("", rows, VARIANT_COLUMNS, None, beside(numbers, SIGNATURE)).splitlines()[0]
+    headings = metrics_table("", rows, VARIANT_COLUMNS, None, correlations(numbers, SIGNATURE)).splitlines()[0]
     assert "ROUGE-L \u2191 (rho +1.00)" in headings and "MMLU \u2191 |" in headings
     told = explanation(numbers, SIGNATURE)
     assert "\u00b0: measured with others than this run's (bertscore_layer, epitome_classifiers)." in told
     assert (
-        beside(numbers | {"metrics": {"level_er": numbers["metrics"]["rouge_l"]}}, SIGNATURE)["level_er"][-1]
+        correlations(numbers | {"metrics": {"level_er": numbers["metrics"]["rouge_l"]}}, SIGNATURE)["level_er"][-1]
         == "\u00b0"
     )
     assert "others than" not in explanation(dict(numbers) | {"signature": SIGNATURE}, SIGNATURE)

@@ -31,8 +31,8 @@ def check_model(folder: Path) -> None:
 def check_encoders(params: Params) -> None:
     """Check the encoders of the classifiers and of BERTScore as `check_model` does; one of the hub is downloaded.
 
-    For stages that train before a stage loads an encoder. Nothing that they write depends on it, so that dvc.yaml does
-    not have them depend on its section either: another encoder trains no model anew.
+    For stages that train before any stage loads an encoder. Their outs are independent of it, so they do not depend on
+    its section in dvc.yaml: another encoder does not retrain a model.
 
     Raises:
         ModelError: as `layout` and `read`, or the encoder of BERTScore has no layer `bertscore.layer`.

@@ -38,7 +38,7 @@ Healthy, by rules of thumb: {HEALTHY}. {OUTSIDE}: outside.
 
 
 def rounds(movement: Mapping[str, Sequence[Metrics]]) -> str:
-    """The table of the rounds, with `OUTSIDE` behind what left its healthy range.
+    """The table of the rounds; `OUTSIDE` marks what left its healthy range.
 
     Args:
         movement: round to where its chain starts, and its end.

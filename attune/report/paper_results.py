@@ -29,10 +29,10 @@ def beside_empo(rows: Mapping[str, Metrics], notes: Notes, encoder: str) -> str:
     return (
         f"### EmPO's table 1 and this record\n\n{table('model', TABLE_1 | dict(rows), EMPATHY_COLUMNS, notes)}\n\n"
         "The first rows are the paper's: means over four seeds of a model of 7 billion parameters. The others are this "
-        "record's: one seed of another model. The numbers of the two are not comparable: "
-        f"F-BERT uses {encoder} and the paper names no encoder, and the classifiers "
-        "behind diff-ER, -EX and -IP use another encoder than the published ones. Comparable is the direction in which "
-        "a training step moves a column within the same model. The paper's ± over seeds is left out.\n"
+        "record's: one seed of another model. The numbers of the two are not comparable: F-BERT uses "
+        f"{encoder} and the paper names no encoder, and the classifiers behind diff-ER, -EX and -IP use another "
+        "encoder than the published ones. Comparable is the direction in which a training step moves a column within "
+        "the same model. The paper's ± over seeds is left out.\n"
     )
 
 

@@ -123,7 +123,7 @@ def read_variant(params: Params, variant: str) -> tuple[Metrics, Metrics]:
         metrics |= read_metrics(metrics_file(scorer, variant))
         intervals |= read_metrics(intervals_file(scorer, variant))
     probed, bounds = read_probes(params, variant)
-    return metrics | probed, intervals | bounds
+    return metrics | probed, intervals | bounds | truth_chance(probed)
 
 
 def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
@@ -142,7 +142,7 @@ def read_probes(params: Params, variant: str) -> tuple[Metrics, Metrics]:
     for judge in judges if variant in params.judged else ():
         metrics |= read_metrics(Artifact(METRICS / judge / f"{variant}.json", f"{judge}@{variant}"))
         intervals |= read_metrics(Artifact(METRICS / "intervals" / judge / f"{variant}.json", f"{judge}@{variant}"))
-    return metrics, intervals | truth_chance(metrics)
+    return metrics, intervals
 
 
 def of_replies(scorers: Sequence[str]) -> list[str]:

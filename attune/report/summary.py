@@ -40,7 +40,7 @@ from attune.report.tables import (
     table,
     with_people,
 )
-from attune.report.validity import beside, explanation
+from attune.report.validity import correlations, explanation
 from attune.report.verdicts import verdicts
 from attune.runtime.errors import visible
 from attune.scoring.safety.gate import falls
@@ -56,7 +56,10 @@ def summary(results: Results, params: Params) -> str:
     beta = other_beta(params)
     notes = {name: margins(intervals, VARIANT_COLUMNS) for name, intervals in results.intervals.items()}
     said = "\n".join(f"- {escape(verdict.sentence)}" for verdict in verdicts(results, params))
-    people, agreement = beside(results.validity, results.signature), explanation(results.validity, results.signature)
+    people, agreement = (
+        correlations(results.validity, results.signature),
+        explanation(results.validity, results.signature),
+    )
     agreement = f" {agreement}" if agreement else ""
     kappas = _published_kappas(results.quality)
     return f"""# Attune: results of this run
@@ -188,10 +191,11 @@ def dbt(results: Results, notes: Notes) -> str:
     rows = {name: metrics for name, metrics in results.variants.items() if "dbt_gap" in metrics}
     if not rows:
         return ""
+    people = correlations(results.validity, results.signature)
     return f"""
 ## Stages of dialectical behaviour therapy
 
-{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, beside(results.validity, results.signature))}
+{table("variant", with_people(rows, DBT_COLUMNS), DBT_COLUMNS, notes, people)}
 
 gap: absolute difference between the mean probability of a stage in the replies and in the human replies, mean over the
 four stages. diff: mean squared difference by example. adherence: probability of any of the stages.
@@ -203,7 +207,7 @@ def behaviour(results: Results, notes: Notes) -> str:
     rows = {name: metrics for name, metrics in results.variants.items() if "behaviour_reflections" in metrics}
     if not rows:
         return ""
-    people = beside(results.validity, results.signature)
+    people = correlations(results.validity, results.signature)
     return f"""
 ## Behaviours of a counsellor
 

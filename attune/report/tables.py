@@ -326,7 +326,7 @@ def chance_mark(key: str, intervals: Metrics) -> str:
 
 
 def truth_chance(metrics: Metrics) -> Metrics:
-    """What guessing gives on TruthfulQA, which depends on the questions, as `<metric>.chance` beside the intervals."""
+    """The chance level of TruthfulQA, which depends on the questions, as `<metric>.chance` of each accuracy."""
     accuracies = ("truth_acc", "truth_acc_sad", "truth_acc_belief")
     return {f"{key}.chance": metrics["truth_chance"] for key in accuracies if "truth_chance" in metrics}
 

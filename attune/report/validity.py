@@ -7,6 +7,7 @@ so the summary says where it was measured with another encoder or other classifi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,13 @@ MEAN = "mean"
 """Name of the mean of all scales."""
 Validity = Mapping[str, Any]
 
-SAME = (
-    *("bertscore_encoder_sha256", "bertscore_layer"),
-    *("epitome_classifiers", "epitome_form", "epitome_encoder_sha256"),
-)
-"""Keys of the signature that a run must share for its metrics to be those that were measured."""
-MEASURED_BY = {"bertscore": ("bertscore_",), "epitome": ("level_", "diff_")}
-"""The beginning of those keys to that of the metrics."""
+SAME = {
+    ("bertscore_",): ("bertscore_encoder_sha256", "bertscore_layer"),
+    ("level_", "diff_"): ("epitome_classifiers", "epitome_form", "epitome_encoder_sha256"),
+}
+"""Prefixes of metrics, to the keys of the signature that a run must share for these to be what was measured."""
 OTHERWISE = "°"
-"""Behind a correlation that was measured with another encoder or other classifiers than the run's."""
+"""Marks a correlation that was measured with another encoder or other classifiers than the run's."""
 
 
 def read_validity(path: Path = VALIDITY) -> Validity:
@@ -55,8 +54,8 @@ def better(metric: str) -> int:
     return direction(heading) or sides.get(metric, 1)
 
 
-def beside(validity: Validity, signature: Mapping[str, object]) -> dict[str, str]:
-    """Metric to its correlation with people's ratings, as it stands beside a column's heading.
+def correlations(validity: Validity, signature: Mapping[str, object]) -> dict[str, str]:
+    """Metric to its correlation with people's ratings, as the headings of columns show it.
 
     Args:
         validity: of `read_validity`.
@@ -64,21 +63,20 @@ def beside(validity: Validity, signature: Mapping[str, object]) -> dict[str, str
     """
     if not validity:
         return {}
-    scale, differ = leading(validity), differing(validity, signature)
-    starts = [
-        start for key, names in MEASURED_BY.items() if any(one.startswith(key) for one in differ) for start in names
-    ]
+    scale = leading(validity)
+    marked = tuple(chain.from_iterable(starts for starts in SAME if differing(validity, signature, starts)))
     found = {name: metric["rho"][scale]["value"] for name, metric in validity["metrics"].items()}
     return {
-        name: f"rho {value:+.2f}{OTHERWISE if name.startswith(tuple(starts)) else ''}"
+        name: f"rho {value:+.2f}{OTHERWISE if name.startswith(marked) else ''}"
         for name, value in found.items()
         if value is not None
     }
 
 
-def differing(validity: Validity, signature: Mapping[str, object]) -> list[str]:
-    """The keys of `SAME` in which a run differs from what was measured."""
-    return [name for name in SAME if name in signature and signature[name] != validity["signature"].get(name)]
+def differing(validity: Validity, signature: Mapping[str, object], starts: tuple[str, ...]) -> list[str]:
+    """The keys of `SAME` for metrics that begin with `starts` in which a run differs from what was measured."""
+    measured = validity["signature"]
+    return [name for name in SAME[starts] if name in signature and signature[name] != measured.get(name)]
 
 
 def explanation(validity: Validity, signature: Mapping[str, object]) -> str:
@@ -98,7 +96,7 @@ def explanation(validity: Validity, signature: Mapping[str, object]) -> str:
     )
     if top["value"] is not None:
         text += f" One rater against the others: {top['value']:+.2f}."
-    if differ := differing(validity, signature):
+    if differ := [name for starts in SAME for name in differing(validity, signature, starts)]:
         text += f" {OTHERWISE}: measured with others than this run's ({', '.join(differ)})."
     return text + " `docs/metrics.md` has intervals."
 

@@ -258,12 +258,15 @@ def range_of_rewards(results: Results) -> Iterator[Check]:
 
 def range_of_movement(dpo: DpoCurves) -> Iterator[Check]:
     """What each round moved on held-out pairs."""
-    for name in RANGES if dpo.movement else ():
+    outside = {key: unhealthy(start, end) for key, (start, end) in dpo.movement.items()}
+    for name in RANGES if outside else ():
         heading, digits = MOVEMENT_COLUMNS[name]
-        what, said = heading.removesuffix(" ↑"), []
-        for key, (start, end) in dpo.movement.items():
-            if name in unhealthy(start, end):
-                said.append(f"from {start[name]:.{digits}f} to {end[name]:.{digits}f} after {key}")
+        what = heading.removesuffix(" ↑")
+        said = [
+            f"from {start[name]:.{digits}f} to {end[name]:.{digits}f} after {key}"
+            for key, (start, end) in dpo.movement.items()
+            if name in outside[key]
+        ]
         sentence = f"On held-out pairs {what} left its healthy range: {', '.join(said)}."
         yield Check(f"{what} of held-out pairs left its range", not said, sentence)
 

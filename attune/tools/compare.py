@@ -61,7 +61,8 @@ def compare(before: Run, after: Run) -> Changes:
     recorded = [run for run in (before, after) if run.recorded is not None]
     for name in dict.fromkeys([*new, *old]):
         # A record does not have all of them.
-        if old.get(name) != new.get(name) and not (recorded and old.keys() ^ new.keys() >= {name}):
+        comparable = not recorded or (name in old and name in new)
+        if comparable and old.get(name) != new.get(name):
             values = (f"{side[name]:.6g}" if name in side else DASH for side in (old, new))
             unjudged["of the run, not of replies"].append(f"{name} {' → '.join(values)}")
     params = [] if recorded else changed_params(before.params, after.params)

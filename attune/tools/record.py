@@ -36,7 +36,7 @@ from attune.report import comparison, first_screen, movement, published_page, re
 from attune.report import front as first_page
 from attune.report.comparison_page import sections
 from attune.report.paper_results import beside_dbt, beside_empo
-from attune.report.read import read
+from attune.report.read import Results, read
 from attune.report.tables import (
     AT_CHANCE,
     CLASSIFIER_COLUMNS,
@@ -94,9 +94,10 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             _reproduce(record, part, path)
             params = load()
             comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
-            part |= _results(params) | _findings(params) | _comparisons(params, SCORES / name / model)
+            found = read(params)
+            part |= _results(params) | _findings(found, params) | _comparisons(params, SCORES / name / model)
             if name == EMPO:
-                verdict = first_screen.verdict(params, *results.read_variants(params))
+                verdict = first_screen.verdict(params, found.variants, found.intervals)
                 part |= {"verdict": verdict, "dialogue": _dialogue(params)}
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
@@ -155,9 +156,8 @@ def _results(params: Params) -> dict[str, Any]:
     }
 
 
-def _findings(params: Params) -> dict[str, Any]:
-    """What the rules say of the run, and what each round of DPO moved."""
-    found = read(params)
+def _findings(found: Results, params: Params) -> dict[str, Any]:
+    """The verdicts by rule, and what each round of DPO moved."""
     moved = {
         key: [{name: round(value, comparison.DIGITS) for name, value in side.items()} for side in sides]
         for key, sides in found.dpo.movement.items()
@@ -311,12 +311,13 @@ def _tables(model: str, part: dict[str, Any]) -> list[str]:
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
     # Older records have neither verdicts nor what DPO moved.
-    if said := part.get("verdicts"):
-        title += ["#### Verdicts by rule\n", *(f"- {escape(sentence)}" for sentence in said)]
+    blocks = []
+    if sentences := part.get("verdicts"):
+        blocks += ["#### Verdicts by rule\n", *(f"- {escape(sentence)}" for sentence in sentences)]
     if moved := part.get("movement"):
-        said = f"On held-out pairs (docs/metrics.md: margin); {movement.OUTSIDE}: outside its healthy range."
-        title += ["", "#### What DPO moved\n", movement.rounds(moved), "", said]
-    return [*title, "", "#### Pairs and wall time\n", pairs, "", _times(part["wall_seconds"]), ""]
+        legend = f"On held-out pairs (docs/metrics.md: margin); {movement.OUTSIDE}: outside its healthy range."
+        blocks += ["", "#### What DPO moved\n", movement.rounds(moved), "", legend]
+    return [*title, *blocks, "", "#### Pairs and wall time\n", pairs, "", _times(part["wall_seconds"]), ""]
 
 
 def _times(seconds: dict[str, float]) -> str:

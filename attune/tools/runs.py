@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,10 +149,9 @@ def record(path: Path, here: Run) -> Run:
     Raises:
         UserError: it is no such file.
     """
-    try:
-        whole: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        whole = {}
+    whole: dict[str, Any] = {}
+    with suppress(UserError):
+        whole = Run(str(path), {}, lambda file: file.read_bytes()).object(path)
     models = whole.get("models", {"": whole})
     model = str((here.params.get("model") or {}).get("name"))
     part: dict[str, Any] = models.get(model) or next(iter(models.values()), {})

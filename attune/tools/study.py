@@ -34,7 +34,7 @@ from attune.tools.study_time import estimate
 PAUSE = 30.0
 THREADS = "compute.threads"
 OWN_FILES = ("pairs.table", "epitome.checkpoints", "epitome.levels", "model.folder", "encoder.folder")
-"""Params beside those of the corpus that name a user's file or folder."""
+"""Params, other than those of the corpus, that name a user's file or folder."""
 
 
 def done(prefix: str) -> dict[str, str]:

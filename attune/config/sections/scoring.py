@@ -140,7 +140,7 @@ class Mmlu:
 
 @section
 class Safety:
-    """How many probes of each kind are asked, what follows where a variant falls below the reference, and a prompt."""
+    """Probes of each kind, what the gate does when a variant falls below the reference, and the judge's prompt."""
 
     limit: Positive | None
     gate: Literal["off", "warn", "fail"]

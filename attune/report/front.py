@@ -8,7 +8,7 @@ from typing import Any
 
 from attune.report import charts
 from attune.report.first_screen import COLUMNS
-from attune.report.tables import DASH, Metrics, escape, markdown_table, measured, with_people
+from attune.report.tables import AT_CHANCE, DASH, Metrics, escape, markdown_table, measured, with_people
 
 WORDS = {
     "preference_accuracy": "prefers the human reply to its opposite, % (chance 50)",
@@ -17,7 +17,7 @@ WORDS = {
     "bertscore_f1": "likeness to the human reply (BERTScore F1)",
     "level_er": "shows feeling (EPITOME ER, 0 to 2)",
     "level_ip": "shows understanding (EPITOME IP, 0 to 2)",
-    "level_ex": "asks on (EPITOME EX, 0 to 2)",
+    "level_ex": "asks for more (EPITOME EX, 0 to 2)",
     "mmlu": "knows answers to exam questions, % (MMLU, chance 25)",
 }
 """What the metrics of `attune.report.first_screen` say."""
@@ -27,10 +27,13 @@ TITLES = {
     "mmlu": "MMLU, %",
     "level_er": "shows feeling (ER)",
     "level_ip": "shows understanding (IP)",
-    "level_ex": "asks on (EX)",
+    "level_ex": "asks for more (EX)",
 }
 """The same for those of the picture, in fewer words."""
-MARKS = "±: half of the 95 % bootstrap interval; star: differs from the base model, by the interval of the difference."
+MARKS = (
+    "±: half of the 95 % bootstrap interval; star: differs from the base model, by the interval of the difference; "
+    f"{AT_CHANCE}: at chance."
+)
 
 
 def block(

@@ -227,7 +227,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     sides, (pairs, source) = Sides(setting, case), pairs_of(setting, case)
     makers = {name: getattr(sides, name) for name in ("ours", *case.peers)}
     parts = measure.in_rounds(pairs, WARM, case.pairs)
-    found = measure.compare(makers, parts, "pairs", tokens_of, setting.params.compute.dtype)
+    found = measure.compare(makers, parts, "pairs", tokens_of, setting.params.hardware.precision)
     rank = case.rank or setting.params.lora.r
     return {**found, "model": case.model, "batch": case.batch, "rank": rank, "data": source}
 

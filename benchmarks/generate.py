@@ -141,7 +141,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
         "batch": case.size,
         "model": case.model,
         "data": source,
-        "dtype": setting.params.compute.dtype,
+        "dtype": setting.params.hardware.precision,
     }
 
 

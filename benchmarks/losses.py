@@ -77,7 +77,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     sides, (pairs, source) = Sides(setting, case), dpo.pairs_of(setting, case)
     parts = measure.in_rounds(pairs[:: dpo.EPOCHS], case.batch, case.pairs)
     makers = {"ours": sides.ours, "trl": sides.trl}
-    found = measure.compare(makers, parts, "pairs", dpo.tokens_of, setting.params.compute.dtype)
+    found = measure.compare(makers, parts, "pairs", dpo.tokens_of, setting.params.hardware.precision)
     return {**found, "model": case.model, "data": source}
 
 

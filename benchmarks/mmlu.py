@@ -50,7 +50,7 @@ def models(setting: measure.Setting, case: Case) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     params, model = setting.params, setting.model(case.model).eval()
-    mixed = "bfloat16" if params.compute.dtype == "bf16" else None
+    mixed = "bfloat16" if params.hardware.precision == "bf16" else None
     batch = params.mmlu.batch_size
     given: dict[str, Any] = {"pretrained": model, "tokenizer": setting.tokenizer, "batch_size": batch}
     return {
@@ -111,7 +111,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
         "shots": setting.params.mmlu.shots,
         "model": case.model,
         "data": source,
-        "dtype": setting.params.compute.dtype,
+        "dtype": setting.params.hardware.precision,
     }
 
 

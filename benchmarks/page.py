@@ -14,6 +14,7 @@ from typing import Any
 
 from attune.report.tables import markdown_table
 from attune.runtime.io import write_text
+from attune.runtime.machine import in_words
 from benchmarks.measure import RESULTS
 
 PAGE = Path("docs/performance.md")
@@ -136,7 +137,7 @@ def ground(result: Mapping[str, Any]) -> str:
         parts = [
             case.get("data"),
             case.get("dtype"),
-            f"{on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB, {on['gpu'] or 'no GPU'}",
+            in_words(on),
             f"torch {on['torch']}, transformers {on['transformers']}, TRL {on['trl']}",
         ]
         named.setdefault("; ".join(filter(None, parts)) + ".", []).append(name)

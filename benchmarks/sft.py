@@ -151,7 +151,7 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     sides, (examples, source) = Sides(setting, case), examples_of(setting)
     parts = measure.in_rounds(examples, WARM, case.dialogues)
     makers = {name: getattr(sides, name) for name in case.sides}
-    found = measure.compare(makers, parts, "dialogues", tokens_of, setting.params.compute.dtype)
+    found = measure.compare(makers, parts, "dialogues", tokens_of, setting.params.hardware.precision)
     return {**found, "model": case.model, "batch": case.batch, "data": source}
 
 

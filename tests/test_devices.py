@@ -1,10 +1,12 @@
-"""A GPU for each process: which process gets which, checked by the locks alone, so no GPU is needed."""
+"""A GPU for each process, checked by the locks alone, so no GPU is needed; and the precision that a processor gets."""
 
 import os
 import subprocess
 import sys
 
+import factory
 import pytest
+import torch
 
 from attune.runtime import devices
 from attune.runtime.devices import VISIBLE, keep_to_one_device
@@ -65,3 +67,25 @@ def test_one_gpu_is_not_locked(none_held, monkeypatch):
     monkeypatch.setenv(VISIBLE, "9001")
     keep_to_one_device()
     assert os.environ[VISIBLE] == "9001" and devices._held == []
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx2": True}, "fp32"),
+        ({"avx512_f": True, "avx512_vnni": True}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_in_it(capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert factory.hardware(dtype="auto").precision == precision
+    assert factory.hardware(dtype="fp32").precision == "fp32"
+    assert factory.hardware(dtype="auto", device="cuda").precision == "bf16"
+
+
+def test_torch_knows_the_instructions_asked_for_by_these_names():
+    """The keys asked for are among those that torch has here: a key that it renamed would always be missing."""
+    known = torch.cpu.get_capabilities()
+    assert {"avx512_bf16", "amx_bf16"} <= set(known) or known["architecture"] != "x86_64"

@@ -34,7 +34,7 @@ def set_up_process(hardware: Hardware) -> None:
         keep_to_one_device()
         if not torch.cuda.is_available():
             raise ModelError("compute.device = 'cuda', but no GPU is visible: compose with hardware=cpu")
-        if hardware.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if hardware.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ModelError(
                 f"compute.dtype = 'bf16', which {torch.cuda.get_device_name()} does not have (Ampere and later do): "
                 "set compute.dtype=fp32; fp16 is not supported"
@@ -81,4 +81,4 @@ def autocast(hardware: Hardware) -> torch.autocast:
     """
     import torch
 
-    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.dtype == "bf16")
+    return torch.autocast(hardware.device, dtype=torch.bfloat16, enabled=hardware.precision == "bf16")

@@ -57,7 +57,7 @@ def optimize_for_cpu(model: Any, hardware: Hardware) -> None:
     patch_dropout_for_cpu(model)
     patch_lora_for_cpu(model)
     patch_norms_for_cpu(model)
-    if hardware.dtype == "bf16":
+    if hardware.precision == "bf16":
         cache_casts(unwrapped)
 
 
@@ -96,7 +96,7 @@ def inference(model: Any, hardware: Hardware) -> Iterator[None]:
     if hardware.device == "cpu":
         grouped_attention.use(model)
         patch_norms_for_cpu(model.requires_grad_(False))
-        if hardware.dtype == "bf16":
+        if hardware.precision == "bf16":
             store_casts(model)
     try:
         yield

@@ -104,7 +104,7 @@ def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Har
         "skip_tokenizer_init": True,
         # Ignore the model's generation_config.json, which would change the sampling.
         "generation_config": "vllm",
-        "dtype": "bfloat16" if hardware.dtype == "bf16" else "float32",
+        "dtype": "bfloat16" if hardware.precision == "bf16" else "float32",
         "max_model_len": settings.max_length,
         "enable_prefix_caching": True,
         **adapter,

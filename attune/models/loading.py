@@ -80,7 +80,7 @@ def load_base(base: Path, hardware: Hardware) -> PreTrainedModel:
     import torch
 
     folder = weights_folder(base)
-    bf16_weights = hardware.device == "cuda" and hardware.dtype == "bf16"
+    bf16_weights = hardware.device == "cuda" and hardware.precision == "bf16"
     quantized = nf4_arguments(hardware) if quantization(base) else {}
     # With a device map weights go from the file to the device: no rank holds them all in the CPU's memory.
     device_map = {"device_map": {"": rank_device(hardware)}} if quantized or hardware.device == "cuda" else {}

@@ -49,7 +49,7 @@ def nf4_arguments(hardware: Hardware) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if hardware.dtype == "bf16" else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if hardware.precision == "bf16" else torch.float32,
     )
     return {"quantization_config": config}
 

@@ -1,7 +1,8 @@
-"""One GPU for each process: stages that run in parallel, such as the experiments of a study, do not share a GPU.
+"""What a processor can do, and one GPU for each process.
 
-Each process locks the first free GPU by a file lock, which the kernel releases in whatever way the process ends. The
-other GPUs are hidden from it, since transformers' Trainer would use DataParallel on all visible GPUs.
+Stages that run in parallel, such as the experiments of a study, do not share a GPU. Each process locks the first free
+GPU by a file lock, which the kernel releases in whatever way the process ends. The other GPUs are hidden from it, since
+transformers' Trainer would use DataParallel on all visible GPUs.
 """
 
 from __future__ import annotations
@@ -48,3 +49,15 @@ def keep_to_one_device() -> None:
     visible = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
     if len(visible) > 1:
         os.environ[VISIBLE] = take_device(visible, Path(tempfile.gettempdir()))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether torch multiplies bf16 matrices by instructions for it: AVX512-BF16, AMX, or ARM's by oneDNN.
+
+    Elsewhere torch has a loop for them, a hundred times slower than fp32 (docs/performance.md).
+    """
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    x86 = known.get("avx512_bf16", False) or known.get("amx_bf16", False)
+    return bool(x86 or (known.get("bf16", False) and torch.ops.mkldnn._is_mkldnn_bf16_supported()))

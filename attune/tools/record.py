@@ -58,7 +58,7 @@ from attune.report.verdicts import verdicts
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
-from attune.runtime.machine import machine
+from attune.runtime.machine import in_words, machine
 from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
@@ -228,12 +228,8 @@ def headline(record: dict[str, Any]) -> str:
 
 def _origin(record: dict[str, Any]) -> str:
     """How a record was produced."""
-    computer, parts = record["machine"], parts_of(record)
-    hardware = (
-        f"{computer['processor']}, {computer['cores']} cores, {computer['memory_gib']} GiB, "
-        f"{computer['gpu'] or 'no GPU'}"
-    )
-    run = f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {hardware}"
+    parts = parts_of(record)
+    run = f"`{record['command']}`, commit {record['commit'][:12]}, {record['date']}, {in_words(record['machine'])}"
     if "ratings" in record:
         return f"{run}."
     data, pairs = next((part["data"], part["pairs"]) for part in parts.values())

@@ -206,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.what in params.variants:
         require_mergeable(arguments.what, params)
     hardware = params.hardware
-    dtype = "bf16" if (hardware.device, hardware.dtype) == ("cuda", "bf16") else "fp32"
+    dtype = "bf16" if (hardware.device, hardware.precision) == ("cuda", "bf16") else "fp32"
     bound = listening(host, port)
     with TemporaryDirectory(prefix="attune-serve-") as temporary, bound:
         print(f"loading {arguments.what} …", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from attune.config.sections.fields import Name, Positive, section
+from attune.runtime.devices import cpu_has_bf16
 
 
 @section
@@ -15,7 +16,7 @@ class Compute:
     """Device, precision and threads: what every stage that runs torch depends on."""
 
     device: Literal["cpu", "cuda"]
-    dtype: Literal["bf16", "fp32"]
+    dtype: Literal["auto", "bf16", "fp32"]
     threads: Positive
 
 
@@ -65,3 +66,10 @@ class Hardware(Compute, Ranks, Training, Decoding, Runtime):
     def shards(self) -> bool:
         """Whether training splits a model over the ranks (FSDP); by its file's name, as those of conf/accelerate."""
         return self.accelerate is not None and Path(self.accelerate).stem.startswith("fsdp")
+
+    @property
+    def precision(self) -> Literal["bf16", "fp32"]:
+        """What products are computed in: `dtype`, where `auto` is bf16 on a GPU, and on a CPU that multiplies in it."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bf16" if self.device == "cuda" or cpu_has_bf16() else "fp32"

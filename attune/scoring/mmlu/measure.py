@@ -51,7 +51,7 @@ def measure(
             "form": settings.form,
             "shots": str(settings.shots),
             "batch_size": str(settings.batch_size),
-            "dtype": hardware.dtype,
+            "dtype": hardware.precision,
             "subjects": str(len(subjects)),
             "questions": str(questions),
             "prompts_cut": f"{lm.cut // shared} of {prompts}, from the left to {lm.max_length} tokens",

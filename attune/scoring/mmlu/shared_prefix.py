@@ -88,7 +88,7 @@ def shared_prefix_lm(model: Any, tokenizer: Tokenizer, batch_size: int, hardware
                     self.cache_hook.add_partial("loglikelihood", text, answer)
             return answers
 
-    in_bf16 = hardware.dtype == "bf16"
+    in_bf16 = hardware.precision == "bf16"
     return SharedPrefixLM(
         pretrained=model,
         tokenizer=tokenizer,

@@ -61,7 +61,7 @@ def measure(
         "lm_eval": version("lm_eval"),
         "truth": f"{TASK}, version {results['versions'][TASK]}",
         "batch_size": str(truth.batch_size),
-        "dtype": hardware.dtype,
+        "dtype": hardware.precision,
         "questions": str(len(questions)),
         "rows": f"{truth.corpus}, sha256 {digest(questions)}",
     }

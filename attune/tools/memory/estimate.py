@@ -181,7 +181,7 @@ def _heading(params: Params, whole: Size) -> str:
     lengths = f"sft.max_length {params.sft.max_length}, dpo.max_length {params.dpo.max_length}"
     return (
         f"{params.model.name}: {whole.parameters:,} parameters, LoRA of rank {params.lora.r} {whole.lora:,}\n"
-        f"{hardware.device}, {hardware.dtype}; {lengths}; in effect: training.gradient_checkpointing="
+        f"{hardware.device}, {hardware.precision}; {lengths}; in effect: training.gradient_checkpointing="
         f"{str(hardware.gradient_checkpointing).lower()}"
     )
 

@@ -116,7 +116,8 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
     with sizes.quiet(), mode:
         _fake(policy)
         # Fake tensors of the CPU: autocast ignores the meta device, and CUDA tensors need a GPU.
-        with torch.autocast("cpu", torch.bfloat16, enabled=params.hardware.dtype == "bf16"), saving(policy) as storages:
+        half = params.hardware.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), saving(policy) as storages:
             forward(mode)
     logits = sum(size for size, shape in storages.values() if shape[-1:] == (vocabulary,))
     return Kept(sum(size for size, _ in storages.values()) - logits, logits, _casts(policy, params.hardware))
@@ -124,7 +125,7 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
 
 def _casts(policy: Any, hardware: Hardware) -> int:
     """Bytes of the bf16 copy of the adapter, which autocast caches in the forward pass if no graph saves it."""
-    if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.dtype == "bf16"):
+    if not (hardware.gradient_checkpointing and hardware.device == "cuda" and hardware.precision == "bf16"):
         return 0
     return sum(2 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
 
@@ -216,7 +217,7 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
 def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:
     """Bytes of logits that are not saved for the backward pass: their gradient in SFT, a chunk of them in DPO."""
     words, width = config.get_text_config().vocab_size, config.get_text_config().hidden_size
-    half = 2 if params.hardware.dtype == "bf16" else 4
+    half = 2 if params.hardware.precision == "bf16" else 4
     if step == "sft":
         logits = micro_batch * (params.sft.max_length // 2) * words
         return logits * 4 + (logits * half if half == 2 else 0)

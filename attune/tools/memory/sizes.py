@@ -76,7 +76,7 @@ def of_rank(whole: Size, config: PretrainedConfig, hardware: Hardware) -> Size:
     ranks, text, half = (
         hardware.processes * hardware.nodes,
         config.get_text_config(),
-        2 if hardware.dtype == "bf16" else 4,
+        2 if hardware.precision == "bf16" else 4,
     )
     words = text.vocab_size * text.hidden_size
     layer = (whole.parameters - words * (1 if text.tie_word_embeddings else 2) + whole.lora) // text.num_hidden_layers
@@ -117,7 +117,7 @@ def policy(config: PretrainedConfig, params: Params, step: Step) -> Any:
     hardware = params.hardware
     with torch.device("meta"), quiet():
         model: Any = from_config(copy.deepcopy(config))
-        if hardware.device == "cuda" and hardware.dtype == "bf16":
+        if hardware.device == "cuda" and hardware.precision == "bf16":
             model = model.to(torch.bfloat16)
         made = add_adapter(model, params.lora, params.seed)
     if step == "sft":

@@ -72,7 +72,7 @@ def run_arguments(hardware: Hardware, seed: int, folder: Path) -> dict[str, Any]
         "output_dir": str(folder),
         "seed": seed,
         "use_cpu": hardware.device == "cpu",
-        "bf16": hardware.dtype == "bf16",
+        "bf16": hardware.precision == "bf16",
         # Set even if false: TRL 1.16's default of the old name, gradient_checkpointing, is true.
         "activation_checkpointing": hardware.gradient_checkpointing,
         "save_strategy": "steps",

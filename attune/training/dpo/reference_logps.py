@@ -53,7 +53,7 @@ def identity(base: Path, adapter: Path, hardware: Hardware) -> str:
     quantized = quantization(base)
     files = sorted(Path(source).glob("*.safetensors")) if commit is None else []
     files += [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
-    settings = f"{commit and (source, commit)} {hardware.device} {hardware.dtype}" + (
+    settings = f"{commit and (source, commit)} {hardware.device} {hardware.precision}" + (
         f" {quantized}" if quantized else ""
     )
     digest = hashlib.sha256(settings.encode())

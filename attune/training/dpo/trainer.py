@@ -90,6 +90,6 @@ def make_trainer(
     )
     if dpo.has_reference:
         value, slope = at_zero_margin(trainer)
-        tolerance = slope * MARGIN_TOLERANCE[hardware.dtype]
+        tolerance = slope * MARGIN_TOLERANCE[hardware.precision]
         trainer.add_callback(assert_first_loss(value, tolerance, dpo.sft_weight))
     return trainer

@@ -11,11 +11,9 @@ other steps. The other cases are cost curves, 8 pairs a step: random weights of 
 generated contexts of other lengths, and other ranks.
 
 All sides have the same model, adapter, pairs, order, batch, optimizer, precision and process. TRL runs as its users run
-it here: bf16 autocast on the CPU, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our
-time includes the reference's log-probabilities of every reply, TRL's its own precomputation; what a trainer sets up
-before is left out on all sides. The allocator's setting of `set_up_process` serves all. Every round has contexts of its
-own.
-
+it here: autocast as ours, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our time
+includes the reference's log-probabilities of every reply, TRL's its own precomputation; what a trainer sets up before
+is left out on all sides. The allocator's setting of `set_up_process` serves all. Every round has contexts of its own.
 The peaks of memory are those of processes that train on the longest pairs; `sft` is stage `sft`'s trainer on their
 contexts with the chosen replies.
 """

@@ -7,9 +7,9 @@
 SmolLM2-135M-Instruct, prompts of EmpatheticDialogues' test split (below CORPORA_DIR, else of the embedded sample),
 greedy, to the end of the reply or 48 tokens. A thousand random prompts, sorted by length, make batches of 32; a round
 of the headline has two of them, a long one and a short one, and `thousand` all in one round. The peers are `generate`
-with its dynamic and with its static cache, on weights in bf16, as its users load them; ours is what the stage does:
-weights in fp32, autocast, and batches of its own out of the same prompts. `one-at-a-time` is transformers' examples: a
-prompt a call. Every round has prompts of its own.
+with its dynamic and with its static cache, on weights in the precision that both sides compute in, as its users load
+them; ours is what the stage does: weights in fp32, autocast, and batches of its own out of the same prompts.
+`one-at-a-time` is transformers' examples: a prompt a call. Every round has prompts of its own.
 
 The peaks of memory are those of processes that answer the longest prompts, ours with the log-probabilities of the human
 replies, which the stage computes as well.
@@ -72,8 +72,10 @@ class Sides:
         return self.setting.model(self.case.model).eval()
 
     @cached_property
-    def in_bf16(self) -> Any:
-        return self.setting.model(self.case.model).eval().bfloat16()
+    def theirs(self) -> Any:
+        """The model as the peer's users load it: weights in the precision that both sides compute in."""
+        model = self.setting.model(self.case.model).eval()
+        return model.bfloat16() if self.setting.params.hardware.precision == "bf16" else model
 
     def ours(self, batches: Sequence[Batch]) -> None:
         settings = (self.longest, self.setting.params.hardware)
@@ -89,13 +91,13 @@ class Sides:
         """transformers' `generate`, a batch a call, with the cache `side`, of the batch's size."""
         from transformers import DynamicCache, StaticCache
 
-        tokenizer, config = self.setting.tokenizer, self.in_bf16.config
+        tokenizer, config = self.setting.tokenizer, self.theirs.config
         for batch in batches:
             prompts = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt")
             width = prompts["input_ids"].shape[1]
             # One that `generate` makes itself is never shorter than that of the call before.
             cache = DynamicCache(config=config) if side == "dynamic" else StaticCache(config, width + self.longest)
-            ids = self.in_bf16.generate(
+            ids = self.theirs.generate(
                 **prompts,
                 max_new_tokens=self.longest,
                 do_sample=False,

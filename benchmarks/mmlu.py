@@ -2,10 +2,10 @@
 
     python -m benchmarks.mmlu    # about 12 minutes on two cores
 
-SmolLM2-135M-Instruct, five-shot prompts of the harness, 16 questions a batch, bf16 autocast on both sides. Questions of
-four subjects, evenly spread over the alphabet, of MMLU below CORPORA_DIR, else of the embedded sample; every round has
-questions of its own. Prompts are built and tokenised before the clock starts. `choices_that_differ` counts the
-questions of all rounds for which the two sides give another choice the highest log-likelihood.
+SmolLM2-135M-Instruct, five-shot prompts of the harness, 16 questions a batch, the same autocast on both sides.
+Questions of four subjects, evenly spread over the alphabet, of MMLU below CORPORA_DIR, else of the embedded sample;
+every round has questions of its own. Prompts are built and tokenised before the clock starts. `choices_that_differ`
+counts the questions of all rounds for which the two sides give another choice the highest log-likelihood.
 
 The peaks of memory are those of processes that answer a batch.
 """

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import factory
 import pyarrow.parquet as pq
@@ -9,13 +10,14 @@ import pytest
 import stand_in_vllm
 import torch
 from helpers import ROOT
+from safetensors.torch import load_file
 
 from attune.config.params import check, load
 from attune.data.dialogue import Example, Turn
 from attune.generation import vllm_engine
 from attune.generation.answer import answer, prepare_inputs, write_replies
 from attune.generation.generate import generate_replies
-from attune.generation.vllm_engine import engine_arguments, served_rank, until, vllm_replies, vllm_signature
+from attune.generation.vllm_engine import engine_arguments, served, until, vllm_replies, vllm_signature
 from attune.models.chat_template import stop_tokens
 from attune.models.loading import add_adapter, load_tokenizer, load_variant
 from attune.models.tiny import make_model
@@ -102,7 +104,7 @@ def test_records_and_signature(name, reply, folders, tmp_path):
     replies = reply(name, adapter) if name == "vllm" else None
     records = answer(model, tokenizer, ROWS, prepare_inputs(tokenizer, ROWS, SETTINGS, 13), SETTINGS, HARDWARE, replies)
     assert [record["reply"] for record in records] == reply("builtin", adapter)
-    write_replies(records, tmp_path / "x.parquet", vllm_signature() if name == "vllm" else None)
+    write_replies(records, tmp_path / "x.parquet", vllm_signature(adapter) if name == "vllm" else None)
     assert engine(tmp_path / "x.parquet") == ({"engine": "vllm 0.0.stand-in"} if name == "vllm" else {})
     fields = ["id", "label", "context", "reference", "reply", "rejected", "reference_logp", "rejected_logp"]
     assert pq.read_table(tmp_path / "x.parquet").column_names == fields
@@ -112,14 +114,36 @@ def test_vllm_arguments(reply, folders, monkeypatch):
     base, adapter = folders
     reply("vllm", adapter)
     assert stand_in_vllm.LLM.made[-1] == {"enable_prefix_caching": True, "generation_config": "vllm"}
-    given = engine_arguments(base, adapter, SETTINGS, HARDWARE)
+    given = engine_arguments(base, base, adapter, SETTINGS, HARDWARE)
     assert (given["enable_lora"], given["max_lora_rank"], given["max_model_len"]) == (True, 8, 96)
-    assert "enable_lora" not in engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
+    assert "enable_lora" not in engine_arguments(base, base, None, SETTINGS, replace(HARDWARE, dtype="bf16"))
     (record := base / "base.json").write_text(json.dumps({"source": "folder", "folder": "a/b", "quantization": "nf4"}))
-    given = engine_arguments(base, base, SETTINGS, replace(HARDWARE, dtype="bf16"))
+    with served(base, base, HARDWARE) as (weights, nothing):
+        given = engine_arguments(base, weights, nothing, SETTINGS, replace(HARDWARE, dtype="bf16"))
     record.write_text(json.dumps({"source": "made"}))
     assert (given["model"], given["dtype"]) == ("a/b", "bfloat16")
     assert given["quantization"] == given["load_format"] == "bitsandbytes"
+
+
+def test_an_adapter_of_a_rank_that_vllm_does_not_serve_is_merged_and_gives_the_same_replies(
+    reply, folders, monkeypatch, tmp_path
+):
+    base, adapter = folders
+    monkeypatch.chdir(tmp_path)
+    expected = reply("vllm", adapter)
+    assert vllm_signature(adapter) == "vllm 0.0.stand-in"
+    monkeypatch.setattr(vllm_engine, "RANKS", (1,))
+    assert reply("vllm", adapter) == expected
+    assert vllm_signature(adapter) == "vllm 0.0.stand-in, adapter merged"
+    with served(base, adapter, replace(HARDWARE, dtype="bf16")) as (weights, nothing):
+        dtypes = {value.dtype for value in load_file(weights / "model.safetensors").values()}
+    assert dtypes == {torch.bfloat16} and nothing is None
+    # Nothing of the copy stays.
+    assert list(Path(".cache").iterdir()) == []
+    (record := base / "base.json").write_text(json.dumps({"source": "folder", "folder": "a/b", "quantization": "nf4"}))
+    with pytest.raises(ModelError, match="its base model is in 4 bits, into which nothing is merged"):
+        reply("vllm", adapter)
+    record.write_text(json.dumps({"source": "made"}))
 
 
 def test_until_the_first_stop():
@@ -130,9 +154,6 @@ def test_vllm_errors(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"generate\.engine = 'vllm', but vLLM is not installed: set generate\.engine"):
         vllm_replies(folders[0], folders[0], None, [], SETTINGS, HARDWARE, None)
-    (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
-    with pytest.raises(ModelError, match=r"lora\.r = 1024, and vLLM serves adapters of rank 512 at most"):
-        served_rank(tmp_path)
     values = json.loads(json.dumps(load_values()))
     values["generate"]["engine"], values["tiny"]["architecture"], values["model"]["source"] = "vllm", "bert", "made"
     with pytest.raises(ParamsError, match=r"generate\.engine = 'vllm' does not know BERT as a decoder"):

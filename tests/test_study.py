@@ -210,16 +210,18 @@ def test_named_settings_are_an_axis_of_lists_of_overrides(files):
 
 def test_files_of_ones_own_that_no_experiment_would_find_are_named_before_anything_is_queued(files):
     subprocess.run(["git", "init", "-q"], check=True)
-    for path in ("conf/corpus/own.yaml", "my_data/.gitignore", "my_data/own/a.jsonl", "my_data/pairs.jsonl"):
+    for name in ("conf", ".dvc", "data/sample/epitome"):
+        shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("cache", "tmp"))
+    for path in ("my_data/.gitignore", "my_data/messages/a.jsonl", "my_data/pairs.jsonl"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text("corpus: {name: own, local_dir: my_data}\n")
-    subprocess.run(["git", "add", "my_data/.gitignore"], check=True)
-    overrides = ["corpus=own", "seed=13"]
+        Path(path).touch()
+    subprocess.run(["git", "add", "my_data/.gitignore", "data"], check=True)
+    overrides = ["corpus=messages", "seed=13,14"]
     named = Grid("s", overrides, ["seed"], {"table": [*overrides, "pairs.table=my_data/pairs.jsonl"]}, ["table"])
     with pytest.raises(UserError) as found:
         study.require_tracked(named)
     dialogues, table = str(found.value).splitlines()
-    assert dialogues.startswith("my_data/own is tracked by neither") and "`dvc add my_data/own`" in dialogues
+    assert dialogues.startswith("my_data/messages is tracked by neither") and "`dvc add my_data/messages`" in dialogues
     assert table.startswith("my_data/pairs.jsonl is tracked by neither")
     subprocess.run(["git", "add", "my_data"], check=True)
     study.require_tracked(named)

@@ -59,7 +59,7 @@ def answer_variant(
 
         # Before the model that computes log-probabilities is loaded, since vLLM takes all of the GPU's memory.
         replies = vllm_replies(base, folder, tokenizer, inputs.prompts, settings, hardware, inputs.draws)
-        engine = vllm_signature()
+        engine = vllm_signature(folder)
     model = load_variant(base, folder, hardware)
     return answer(model, tokenizer, rows, inputs, settings, hardware, replies), engine
 

@@ -1,23 +1,26 @@
 """Generate replies with vLLM (Kwon et al. 2023) instead of `generate_replies`: same prompts, stop tokens and decoding.
 
 vLLM loads the base model and the adapter itself, fills the GPU with its KV cache and forms its own batches, so that
-`decoding.batch_tokens` has no effect. Prefix caching prefills the common beginning of prompts once. vLLM is not in
-requirements.lock, since it pins its own torch (docs/scale.md).
+`decoding.batch_tokens` has no effect. Prefix caching prefills the common beginning of prompts once. An adapter of a
+higher rank than vLLM serves is merged into a copy of the model first. vLLM is not in requirements.lock, since it pins
+its own torch (docs/scale.md).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.memory import free_memory
 from attune.generation.sampling import Draws
 from attune.models.base_record import quantization, weights_folder
 from attune.models.chat_template import stop_tokens
-from attune.models.loading import ADAPTER_CONFIG, is_adapter
+from attune.models.loading import ADAPTER_CONFIG, is_adapter, load_variant
 from attune.runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,13 +30,16 @@ if TYPE_CHECKING:
 
 # The values that `max_lora_rank` can have (MaxLoRARanks in vllm/config/lora.py).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# Of a merged copy: beside other large files of the run, where `/tmp` may be memory.
+MERGED = Path(".cache")
 
 
-def vllm_signature() -> str:
-    """Name and version of the engine, for the signature of its replies."""
+def vllm_signature(folder: Path) -> str:
+    """Name and version of the engine that answers for the variant in `folder`, for the signature of its replies."""
     import vllm
 
-    return f"vllm {vllm.__version__}"
+    merged = ", adapter merged" if is_adapter(folder) and served_rank(folder) is None else ""
+    return f"vllm {vllm.__version__}{merged}"
 
 
 def vllm_replies(
@@ -58,7 +64,7 @@ def vllm_replies(
             other replies than the built-in engine.
 
     Raises:
-        ModelError: vLLM is not installed, or does not support the adapter's rank.
+        ModelError: vLLM is not installed, or the adapter has to be merged and the base model is in 4 bits.
     """
     if find_spec("vllm") is None:
         raise ModelError(
@@ -67,13 +73,14 @@ def vllm_replies(
         )
     from vllm import LLM
 
-    engine = LLM(**engine_arguments(base, folder, settings, hardware))
     stops = stop_tokens(tokenizer, eos_ids(weights_folder(base)))
-    outputs = engine.generate(
-        [{"prompt_token_ids": prompt} for prompt in prompts],
-        sampling_params(settings.max_new_tokens, stops, draws, len(prompts)),
-        lora_request=adapter_request(folder),
-    )
+    with served(base, folder, hardware) as (weights, adapter):
+        engine = LLM(**engine_arguments(base, weights, adapter, settings, hardware))
+        outputs = engine.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            sampling_params(settings.max_new_tokens, stops, draws, len(prompts)),
+            lora_request=None if adapter is None else adapter_request(adapter),
+        )
     tokens = [until(output.outputs[0].token_ids, stops) for output in outputs]
     del engine
     free_memory()
@@ -87,17 +94,55 @@ def eos_ids(folder: Path) -> list[int]:
     return [ids] if isinstance(ids, int) else ids or []
 
 
-def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Hardware) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`.
+@contextmanager
+def served(base: Path, folder: Path, hardware: Hardware) -> Iterator[tuple[Path, Path | None]]:
+    """The folders of the weights and of the adapter that the engine loads for a variant; no adapter: None.
+
+    An adapter of a rank above all of `RANKS` is merged in fp32 on the CPU (EmPO's, of rank 1024 on 7 B: 40 GB of RAM),
+    and the copy has the precision that the engine computes in. In bf16 that rounds away what is smaller than bf16
+    resolves, which the adapter beside the weights would keep: the signature says `adapter merged`.
+
+    Args:
+        base: folder of the base model.
+        folder: of the variant: an adapter, or `base`.
+        hardware: precision.
 
     Raises:
-        ModelError: vLLM does not support the adapter's rank.
+        ModelError: such an adapter's base model is in 4 bits.
     """
-    adapter = {"enable_lora": True, "max_lora_rank": served_rank(folder)} if is_adapter(folder) else {}
+    if not is_adapter(folder) or served_rank(folder) is not None:
+        yield weights_folder(base), folder if is_adapter(folder) else None
+        return
+
+    if quantization(base):
+        raise ModelError(
+            f"{folder} has a rank above {RANKS[-1]}, which vLLM serves merged alone, and its base model is in 4 bits, "
+            "into which nothing is merged: set generate.engine = builtin"
+        )
+    model: Any = load_variant(base, folder, hardware.having(device="cpu", dtype="fp32"))
+    MERGED.mkdir(exist_ok=True)
+    with TemporaryDirectory(prefix="vllm-", dir=MERGED) as merged:
+        (model.bfloat16() if hardware.precision == "bf16" else model).save_pretrained(merged)
+        del model
+        yield Path(merged), None
+
+
+def engine_arguments(
+    base: Path, weights: Path, adapter: Path | None, settings: Generate, hardware: Hardware
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `LLM`.
+
+    Args:
+        base: folder of the base model.
+        weights, adapter: of `served`.
+        settings: lengths.
+        hardware: precision.
+    """
+    lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": served_rank(adapter)}
     # The bitsandbytes loader prefers safetensors, too; `load_base` has refused a model without them in training.
     loader = {"quantization": "bitsandbytes", "load_format": "bitsandbytes"} if quantization(base) else {}
     return {
-        "model": str(weights_folder(base)),
+        "model": str(weights),
         "trust_remote_code": False,
         "load_format": "safetensors",
         # Prompts are token ids, and replies are decoded here in the same way as those of the built-in engine.
@@ -107,31 +152,22 @@ def engine_arguments(base: Path, folder: Path, settings: Generate, hardware: Har
         "dtype": "bfloat16" if hardware.precision == "bf16" else "float32",
         "max_model_len": settings.max_length,
         "enable_prefix_caching": True,
-        **adapter,
+        **lora,
         **loader,
     }
 
 
-def served_rank(folder: Path) -> int:
-    """The smallest `max_lora_rank` that serves the adapter in `folder`.
-
-    Raises:
-        ModelError: the adapter's rank is higher than all of them.
-    """
-    rank = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
-    if rank > RANKS[-1]:
-        raise ModelError(
-            f"{folder} has lora.r = {rank}, and vLLM serves adapters of rank {RANKS[-1]} at most: set "
-            "generate.engine = builtin"
-        )
-    return next(served for served in RANKS if served >= rank)
+def served_rank(adapter: Path) -> int | None:
+    """The smallest `max_lora_rank` that serves the adapter; None if its rank is higher than all."""
+    rank = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
+    return next((served for served in RANKS if served >= rank), None)
 
 
-def adapter_request(folder: Path) -> Any:
-    """vLLM's request for the adapter in `folder`; None if it holds the base model."""
+def adapter_request(adapter: Path) -> Any:
+    """vLLM's request for an adapter."""
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(folder.name, 1, str(folder.resolve())) if is_adapter(folder) else None
+    return LoRARequest(adapter.name, 1, str(adapter.resolve()))
 
 
 def sampling_params(max_new_tokens: int, stops: Sequence[int], draws: Draws | None, prompts: int) -> list[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.config.params import with_model
-from attune.config.schema import BASE, Hardware, Params, Variant
+from attune.config.schema import BASE, Params, Variant
 from attune.data.dialogue import Turn
 from attune.runtime.errors import ModelError, UserError
 
@@ -74,7 +74,7 @@ def write_merged(variant: str, params: Params, folder: Path, dtype: str) -> None
     settings = require_mergeable(variant, params)
     instruction = read_instruction(settings.instruction_file) if settings.instruction_file else None
     base = Path(BASE)
-    on_cpu = Hardware(**{**vars(params.hardware), "device": "cpu", "dtype": "fp32"})
+    on_cpu = params.hardware.having(device="cpu", dtype="fp32")
     model: Any = load_variant(base, Path(settings.model), on_cpu)
     tokenizer = load_tokenizer(base)
     model.generation_config = generation_config(model, tokenizer, params)

@@ -22,19 +22,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attune.download.tracked import untracked
+from attune.config.params import compose, load
+from attune.download.tracked import own_paths, untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.runtime.io import read_yaml
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import collect
-from attune.tools.study_time import estimate
+from attune.tools.study_time import estimate, points
 
 # Seconds between two polls of the queue; a worker starts faster than that.
 PAUSE = 30.0
 THREADS = "compute.threads"
-OWN_FILES = ("pairs.table", "epitome.checkpoints", "epitome.levels", "model.folder", "encoder.folder")
-"""Params, other than those of the corpus, that name a user's file or folder."""
 
 
 def done(prefix: str) -> dict[str, str]:
@@ -100,24 +98,19 @@ def in_queue(run: str) -> tuple[int, int]:
 
 
 def require_tracked(settings: Grid) -> None:
-    """Check that the queue, which copies tracked files only, has the user's files that the overrides name.
+    """Check that the queue, which copies tracked files only, has the user's files that the experiments read.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or the overrides of an experiment do not compose.
     """
-    paths = [path for overrides in settings.families.values() for path in own_files(overrides)]
+    paths: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="attune-study-") as folder:
+        file = Path(folder, "params.yaml")
+        for overrides, _ in points(settings):
+            compose(overrides, file)
+            paths += own_paths(load(file))
     if sentences := untracked(dict.fromkeys(paths)):
         raise UserError("\n".join(sentences))
-
-
-def own_files(overrides: Sequence[str]) -> list[str]:
-    """The user's files and folders that overrides name: the dialogues, in a folder of the corpus's name, and others."""
-    values = dict(override.split("=", 1) for override in overrides)
-    group = Path(f"conf/corpus/{values.get('corpus')}.yaml")
-    corpus = read_yaml(group, UserError, "")["corpus"] if group.is_file() else {}
-    folder, name = (values.get(f"corpus.{key}", corpus.get(key)) for key in ("local_dir", "name"))
-    dialogues = str(Path(folder, name or "")) if folder else None
-    return [path for path in (dialogues, *map(values.get, OWN_FILES)) if path]
 
 
 def threads_of(settings: Grid, jobs: int, cores: int) -> list[str]:

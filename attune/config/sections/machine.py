@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,10 @@ class Hardware(Compute, Ranks, Training, Decoding, Runtime):
 
     Nothing here changes what is computed, beyond rounding. Exceptions: per-rank dropout masks, and 8-bit moments.
     """
+
+    def having(self, **values: Any) -> Hardware:
+        """These sections with other values of some keys."""
+        return Hardware(**vars(self) | values)
 
     @property
     def shards(self) -> bool:

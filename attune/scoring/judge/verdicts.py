@@ -7,6 +7,7 @@ asked in both orders: a verdict that changes with the order is a tie, as there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
@@ -15,6 +16,8 @@ from typing import Any
 NAMES = {"system": "Instruction", "user": "Seeker", "assistant": "Supporter"}
 PLACES = {"conversation", "first", "second"}
 """The placeholders of the prompt."""
+POINTS = {"1": 1.0, "2": 0.0, "0": 0.5}
+"""A verdict to the points of the reply that is shown first."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,12 @@ def verdicts(answers: Sequence[str | None]) -> list[Verdict]:
 def parse(answer: str | None) -> tuple[float | None, str]:
     """The points of the reply that is shown first, 1, 0.5 or 0, and the reason, of the JSON object in an answer.
 
-    Models write text around it: it is read from the first to the last brace. None without a readable verdict.
+    Models write text around it: it is read from the first to the last brace. Small ones leave it out: an answer that is
+    the number and nothing else is a verdict without a reason. None without a readable verdict.
     """
     text = answer or ""
+    if alone := re.fullmatch(r"\W*(?:reply )?([012])\W*", text, re.IGNORECASE):
+        return POINTS[alone[1]], ""
     try:
         found = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (json.JSONDecodeError, RecursionError):
@@ -91,5 +97,5 @@ def parse(answer: str | None) -> tuple[float | None, str]:
     if not isinstance(found, dict):
         return None, ""
     reason = found.get("reason")
-    points = {"1": 1.0, "2": 0.0, "0": 0.5}.get(str(found.get("better")).strip())
+    points = POINTS.get(str(found.get("better")).strip())
     return points, reason.strip() if isinstance(reason, str) else ""

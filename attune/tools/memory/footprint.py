@@ -86,7 +86,7 @@ def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bo
 
 
 def _checkpointed(params: Params, checkpointing: bool) -> Params:
-    hardware = type(params.hardware)(**vars(params.hardware) | {"gradient_checkpointing": checkpointing})
+    hardware = params.hardware.having(gradient_checkpointing=checkpointing)
     return params.with_hardware(hardware)
 
 

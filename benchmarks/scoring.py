@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attune.classifiers.epitome.cross_encoder import CrossEncoder
 from attune.classifiers.epitome.files import load as load_classifiers
 from attune.classifiers.epitome.levels import level_logits, seeker_post, tokens_of
 from attune.classifiers.epitome.model import Classifiers, encoder_of, heads
@@ -38,7 +37,6 @@ from attune.config.params import load
 from attune.config.schema import Hardware, Params
 from attune.data.dialogue import Example
 from attune.data.examples import read_examples
-from attune.runtime.errors import UserError
 from benchmarks import measure
 
 TEST = Path("data/dialogues/test.parquet")
@@ -64,16 +62,10 @@ CASES = {"headline": Case(True), "one-set": Case(False)}
 
 
 def set_up() -> tuple[Params, Classifiers]:
-    """The params in force and the classifiers.
-
-    Raises:
-        UserError: they are of the other form.
-    """
+    """The params in force and the classifiers."""
     params = load()
     set_up_process(params.hardware)
     classifiers = load_classifiers(CLASSIFIERS, params.hardware)
-    if isinstance(classifiers, CrossEncoder):
-        raise UserError(f"{CLASSIFIERS} holds a cross-encoder: this case is of bi-encoders, epitome.form=bi-encoder")
     return params, classifiers
 
 

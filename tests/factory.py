@@ -165,7 +165,6 @@ generate = _factory(
 encoder = _factory(schema.Encoder, name="e", source="made", **NOWHERE)
 epitome = _factory(
     schema.Epitome,
-    form="bi-encoder",
     data="data/sample/epitome",
     levels="data/sample/epitome",
     checkpoints="data/sample/epitome",

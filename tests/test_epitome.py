@@ -515,7 +515,6 @@ def test_save_and_load(either, tmp_path):
     assert {"seeker_encoder.safetensors", "explorations.safetensors", "epitome.json"} <= files
     assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".txt"}
     assert json.loads((tmp_path / "epitome/epitome.json").read_text()) == {
-        "form": "bi-encoder",
         "max_length": 64,
         "frozen_layers": frozen_layers(either.models["explorations"]),
         "note": "a",

@@ -1,9 +1,7 @@
-"""Published levels as a second training corpus of EPITOME, and a cross-encoder instead of three bi-encoders."""
+"""Published levels as a second training corpus of EPITOME."""
 
-import copy
 import csv
 import json
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,68 +9,28 @@ from pathlib import Path
 import factory
 import pytest
 import torch
-from helpers import small_mpnet
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from attune.classifiers import epitome
 from attune.classifiers.common.quality import kappa
-from attune.classifiers.epitome import cross_training, training
+from attune.classifiers.epitome import training
 from attune.classifiers.epitome.agreement import ALL, agreement, differences, summary
-from attune.classifiers.epitome.annotations import FILES, IGNORED, Annotation, encode, read_annotations, split_of
-from attune.classifiers.epitome.cross_encoder import (
-    CrossEncoder,
-    level,
-    level_logits,
-    make_model,
-    pair_of,
-    states_of,
-    tokens_of,
-)
-from attune.classifiers.epitome.files import load as load_classifiers
-from attune.classifiers.epitome.files import save
-from attune.classifiers.epitome.learn import corpus, learn, make_classifiers, train_and_measure
-from attune.classifiers.epitome.levels import score
-from attune.classifiers.epitome.model import MECHANISMS
+from attune.classifiers.epitome.annotations import FILES, encode, read_annotations, split_of
+from attune.classifiers.epitome.learn import corpus, learn, make_models, train_and_measure
+from attune.classifiers.epitome.model import MECHANISMS, Classifiers
 from attune.classifiers.epitome.published_levels import PEOPLE, Levelled, read_levels
-from attune.config.params import check, load
-from attune.models.encoder import load_encoder, made
-from attune.runtime.errors import DataError, ModelError, ParamsError
+from attune.config.params import check
+from attune.models.encoder import made
+from attune.runtime.errors import DataError
 from attune.runtime.io import sha256_of
 from stages.download import needed
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data/sample/epitome"
 HARDWARE = factory.hardware()
-SETTINGS = factory.epitome(form="cross-encoder", epochs=1, max_length=24)
-POSTS = ["I lost my job.", "My dog died.", "I lost my job.", "", "Why? 😀", "x " * 200]
-REPLIES = ["I'm sorry.", "What happened?", "Stay strong.", "I'm sorry.", "", "That must be hard. " * 30]
+SETTINGS = factory.epitome(epochs=1, max_length=24)
 SHORTS = ("er", "ip", "ex")
-
-
-@pytest.fixture(scope="session")
-def minilm():
-    return load_encoder(load(ROOT / "params.yaml").encoder, HARDWARE)
-
-
-def classifier(encoder, tokenizer, max_length=24, frozen_layers=0):
-    """Wide enough for padding or order to show in the logits."""
-    torch.manual_seed(4)
-    model = make_model(encoder, max_length, frozen_layers).eval()
-    for name, parameter in model.named_parameters():
-        if "LayerNorm" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return CrossEncoder(model, tokenizer, max_length)
-
-
-@pytest.fixture
-def small():
-    return classifier(*made())
-
-
-@pytest.fixture(params=["bert", "mpnet"])
-def either(request):
-    return classifier(*(made() if request.param == "bert" else small_mpnet()))
 
 
 def digest(model):
@@ -149,16 +107,20 @@ def test_no_held_out_dialogue_is_learnt_from(folder):
         assert len(texts) == reddit + sum(row.split == "train" for row in rows)
 
 
-@pytest.mark.parametrize("form", ["cross-encoder", "bi-encoder"])
-def test_levels_of_held_out_dialogues_move_no_weight(form, folder, tmp_path):
+def untrained():
+    encoder, tokenizer = made()
+    return Classifiers(make_models(encoder, SETTINGS, 5), tokenizer, SETTINGS.max_length)
+
+
+def test_levels_of_held_out_dialogues_move_no_weight(folder, tmp_path):
     """And those of the others do."""
 
     def weights(rows, name):
         torch.manual_seed(1)
-        classifiers = make_classifiers(*made(), replace(SETTINGS, form=form), 5)
+        classifiers = untrained()
         metrics, _ = train_and_measure(classifiers, annotated(), rows, SETTINGS, HARDWARE, 5, tmp_path / name)
-        models = [classifiers.model] if form == "cross-encoder" else classifiers.models.values()
-        return metrics, {f"{i}.{key}": value for i, model in enumerate(models) for key, value in digest(model).items()}
+        models = classifiers.models.items()
+        return metrics, {f"{of}.{key}": value for of, model in models for key, value in digest(model).items()}
 
     def other(rows, splits):
         turned = dict.fromkeys(MECHANISMS, 2)
@@ -264,112 +226,9 @@ def test_agreement_by_hand():
     }  # fmt: skip
 
 
-# The cross-encoder
-
-
-def test_a_pair_is_the_tokenizers(minilm):
-    """`[CLS] post [SEP] response [SEP]` with BERT's segments, two separators with those of RoBERTa's family."""
-    for encoder, tokenizer in (minilm, made(), small_mpnet()):
-        one = CrossEncoder(torch.nn.ModuleDict({"encoder": encoder}), tokenizer, 64)
-        tokens = tokens_of(one, ["i lost my job.", "I'm SORRY"])
-        pair = pair_of(tokenizer, tokens["i lost my job."], tokens["I'm SORRY"])
-        expected = tokenizer("i lost my job.", "i'm sorry", return_token_type_ids=True)
-        assert list(pair.ids) == expected["input_ids"]
-        if encoder.config.model_type == "bert":
-            assert [int(i >= pair.response) for i in range(len(pair.ids))] == expected["token_type_ids"]
-
-
-def test_either_post_is_cut_at_the_maximum_length(small):
-    tokens = tokens_of(small, POSTS + REPLIES)
-    assert max(len(one.ids) for one in tokens.values()) == small.max_length - 2
-    with pytest.raises(ModelError, match=r"max_length = 300: two posts .* do not fit the 512 positions .* at most 255"):
-        make_model(made()[0], 300)
-
-
-def test_one_pass_equals_three_separate_heads(either):
-    """In batches as alone, in any order; each distinct pair passes the encoder once."""
-    seen = []
-    hook = either.model["encoder"].register_forward_pre_hook(
-        lambda _, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
-    )
-    together = level_logits(either, [*POSTS, POSTS[0]], [*REPLIES, REPLIES[0]])
-    assert seen == [len(set(zip(POSTS, REPLIES, strict=True)))]
-    hook.remove()
-    tokens = tokens_of(either, POSTS + REPLIES)
-    backwards = level_logits(either, POSTS[::-1], REPLIES[::-1], batch_size=2)
-    for mechanism, logits in together.items():
-        alone = []
-        for post, reply in zip(POSTS, REPLIES, strict=True):
-            pair = pair_of(either.tokenizer, tokens[post], tokens[reply])
-            states, response = states_of(either.model, [pair])
-            # The response's tokens and the last separator.
-            assert response.sum() == len(tokens[reply].ids) + 1 and response[0, -1]
-            alone.append(level(either.model[mechanism], states, response)[0].detach())
-        torch.testing.assert_close(logits[:-1], torch.stack(alone), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(backwards[mechanism].flip(0), logits[:-1], atol=1e-5, rtol=1e-5)
-        assert logits[-1].equal(logits[0]) and logits.std(0).max() > 0.05
-
-
-def test_no_replies_and_different_numbers(small):
-    assert [len(values) for values in level_logits(small, [], []).values()] == [0, 0, 0]
-    with pytest.raises(ValueError, match="zip"):
-        level_logits(small, POSTS, REPLIES[:-1])
-
-
-def test_what_all_mechanisms_say_of_a_pair_is_one_example(small):
-    rows = annotated(20)
-    joined = cross_training.join(small, rows)
-    assert len(joined) == 20 and all(set(one.levels) == set(MECHANISMS) for one in joined)
-    twice = {name: [*found, found[0]] if name == "explorations" else found for name, found in rows.items()}
-    joined = cross_training.join(small, twice)
-    assert len(joined) == 21 and list(joined[-1].levels) == ["explorations"] and joined[-1].pair == joined[0].pair
-
-
-def test_labels_of_tokens_are_those_of_the_response(minilm):
-    one = CrossEncoder(torch.nn.ModuleDict({"encoder": minilm[0]}), minilm[1], 64)
-    row = Annotation("I am so sad", "Well. I am SO sorry", 2, ("so sorry",))
-    (example,) = cross_training.join(one, {name: [row] for name in MECHANISMS})
-    labels = example.rationales["explorations"]
-    marked = [token for token, label in zip(example.pair.ids, labels, strict=True) if label == 1]
-    assert minilm[1].convert_ids_to_tokens(marked) == ["so", "sorry"]
-    assert labels.count(0) == 4 and labels.count(IGNORED) == len(labels) - 6
-    (unmarked,) = cross_training.join(one, {name: [replace(row, rationales=None)] for name in MECHANISMS})
-    assert set(unmarked.rationales["explorations"]) == {IGNORED}
-
-
-def gradients(model, examples, settings):
-    model.zero_grad()
-    value = cross_training.loss(model, examples, settings)
-    value.backward()
-    return value.item(), {
-        name: max((p.grad.abs().max().item() for p in model[name].parameters() if p.grad is not None), default=0.0)
-        for name in MECHANISMS
-    }
-
-
-def of(examples, name):
-    """The examples with what one mechanism says."""
-    return [replace(one, levels={name: one.levels[name]}, rationales={name: one.rationales[name]}) for one in examples]
-
-
-def test_missing_mechanisms_and_rationales_contribute_no_loss(small):
-    settings = replace(SETTINGS, dropout=0.0)
-    whole = cross_training.join(small, annotated(6))
-    alone = of(whole, "explorations")
-    value, moved = gradients(small.model, alone, settings)
-    assert [name for name, size in moved.items() if size] == ["explorations"]
-    parts = [gradients(small.model, of(whole, name), settings)[0] for name in MECHANISMS]
-    assert value == pytest.approx(parts[2], rel=1e-6)
-    assert gradients(small.model, whole, settings)[0] == pytest.approx(sum(parts), rel=1e-5)
-    # An example without labels next to others changes no mean.
-    bare = replace(whole[0], levels={}, rationales={})
-    assert gradients(small.model, [*alone, bare], settings)[0] == pytest.approx(value, rel=1e-5)
-    assert gradients(small.model, [bare], settings) == (0.0, dict.fromkeys(MECHANISMS, 0.0))
-
-
-def test_a_bi_encoder_learns_from_levels_without_rationales(folder):
+def test_classifiers_learn_from_levels_without_rationales(folder):
     """A batch without any rationale has the loss of its levels, and a finite one."""
-    classifiers = make_classifiers(*made(), replace(SETTINGS, form="bi-encoder"), 5)
+    classifiers = untrained()
     rows = corpus({name: [] for name in MECHANISMS}, read_levels(folder))["explorations"][:4]
     model = classifiers.models["explorations"].eval()
     examples = encode(classifiers, rows)
@@ -381,95 +240,16 @@ def test_a_bi_encoder_learns_from_levels_without_rationales(folder):
     assert both == levels > 0
 
 
-def trained(small, tmp_path, name, epochs=2, hardware=HARDWARE, seed=1):
-    one = copy.deepcopy(small)
-    settings = replace(SETTINGS, epochs=epochs)
-    rows = {name: rows[:26] for name, rows in annotated(26).items()}
-    cross_training.train_all(one, rows, settings, hardware, seed, tmp_path / name)
-    return digest(one.model)
+# Params, signature
 
 
-@pytest.mark.parametrize("frozen", [0, 2])
-def test_frozen_and_trained_parameters(frozen, tmp_path):
-    small = classifier(*made(), frozen_layers=frozen)
-    before, after = digest(small.model), trained(small, tmp_path, "a")
-    unchanged = {name for name in before if before[name].equal(after[name])}
-    below = ("encoder.embeddings.", *(f"encoder.encoder.layer.{i}." for i in range(frozen)))
-    kept = {name for name in before if frozen and name.startswith(below)}
-    # Nothing reads the pooler, positions beyond the longest text and tokens that do not occur are in used tables.
-    assert kept <= unchanged and all(".pooler." in name or ".key.bias" in name for name in unchanged - kept)
-    with pytest.raises(ModelError, match=r"frozen_layers = 6 leaves nothing to train: the encoder has 6"):
-        make_model(made()[0], 24, 6)
-
-
-def test_seed_determines_the_weights(small, tmp_path):
-    one, again, other = (trained(small, tmp_path, f"{i}", seed=seed) for i, seed in enumerate((1, 1, 2)))
-    assert same(one, again) and not same(one, other)
-
-
-@pytest.mark.parametrize("step", [1, 4])
-def test_resumed_training_equals_uninterrupted_training(step, small, tmp_path, monkeypatch, capsys):
-    """In the middle of an epoch and at its end, with dropout."""
-    from attune.classifiers.common import fit
-
-    monkeypatch.setattr(fit, "drop_older", lambda *_: None)
-    whole = trained(small, tmp_path, "whole", hardware=replace(HARDWARE, save_every=1))
-    saved = tmp_path / "whole" / cross_training.NAME
-    kept = sorted(saved.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert len(kept) == 8
-    for path in kept[step:]:
-        shutil.rmtree(path)
-    assert same(whole, trained(small, tmp_path, "whole"))
-    assert f"resuming from {kept[step - 1]}" in capsys.readouterr().err
-
-
-def test_training_lowers_the_loss_of_every_mechanism(tmp_path):
-    settings = replace(SETTINGS, epochs=12, learning_rate=3e-3, head_learning_rate=3e-3, dropout=0.0)
-    rows = annotated(16)
-    one = make_classifiers(*made(), settings, 1)
-    examples = cross_training.join(one, rows)
-
-    def losses():
-        with torch.no_grad():
-            return [cross_training.loss(one.model.eval(), of(examples, name), settings).item() for name in MECHANISMS]
-
-    before = losses()
-    cross_training.train_all(one, rows, settings, HARDWARE, 1, tmp_path)
-    assert all(after < start for start, after in zip(before, losses(), strict=True))
-
-
-# Files, params, signature
-
-
-def test_save_and_load(either, tmp_path):
-    save(either, {"note": "a"}, tmp_path / "epitome")
-    live = level_logits(either, POSTS, REPLIES)
-    expected = {mechanism: logits.argmax(-1).tolist() for mechanism, logits in live.items()}
-    # Levels are in fp32, whatever the precision of training is.
-    for dtype in ("fp32", "bf16"):
-        assert score(tmp_path / "epitome", POSTS, REPLIES, replace(HARDWARE, dtype=dtype)) == expected
-    settings = json.loads((tmp_path / "epitome/epitome.json").read_text())
-    assert settings == {"form": "cross-encoder", "max_length": 24, "note": "a"}
-    (tmp_path / "epitome/epitome.json").write_text(json.dumps(settings | {"form": "other"}))
-    with pytest.raises(
-        ModelError, match=r"epitome\.json: form 'other' is not known: run `dvc repro classifier@epitome`"
-    ):
-        load_classifiers(tmp_path / "epitome", HARDWARE)
-    (tmp_path / "epitome/epitome.json").write_text(json.dumps(settings))
-    (tmp_path / "epitome/cross_encoder.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"cross_encoder\.safetensors is missing: run `dvc repro classifier@epitome`"):
-        load_classifiers(tmp_path / "epitome", HARDWARE)
-
-
-@pytest.mark.parametrize("form", ["bi-encoder", "cross-encoder"])
-def test_the_signature_says_what_numbers_compare_with(form, folder, tmp_path, monkeypatch):
+def test_the_signature_says_what_numbers_compare_with(folder, tmp_path, monkeypatch):
     """And the metrics have the agreement with the published levels beside the quality on annotated posts."""
     monkeypatch.chdir(ROOT)
-    settings = replace(SETTINGS, form=form, levels=str(folder), max_length=16)
+    settings = replace(SETTINGS, levels=str(folder), max_length=16)
     params = factory.params(epitome=settings, encoder=factory.encoder())
     metrics = learn(params, tmp_path / "checkpoints", tmp_path / "epitome")
     signature = epitome.signature(tmp_path / "epitome")
-    assert signature["epitome_form"] == form
     assert signature["epitome_classifiers"] == "trained on sample and the published levels of levels"
     assert signature["epitome_compares_with"].startswith("the published levels, as closely as er_")
     for name in ("base", "sft", "sft-dpo"):
@@ -498,8 +278,3 @@ def test_the_second_corpus_is_downloaded_and_a_dependency():
     assert "empo_human" in needed(params) and params.classifiers["epitome"].sentences == "data/raw/empo_human"
     assert params.epitome.level_corpus == Path("data/raw/empo_human")
     assert check(composed("recipe=empo"), "conf").epitome.level_corpus is None
-
-
-def test_published_checkpoints_are_bi_encoders():
-    with pytest.raises(ParamsError, match=r"epitome\.form = 'cross-encoder' with epitome\.checkpoints = 'my/folder'"):
-        check(composed("recipe=empo", "epitome.form=cross-encoder", "epitome.checkpoints=my/folder"), "conf")

@@ -391,7 +391,6 @@ REFUSED = {
     "encoder.file": [("a.gguf", "key encoder.file is unknown (value 'a.gguf')")],
     "encoder.sha256": [("53AA", "encoder.sha256 = '53AA': string should match pattern")],
     "epitome.data": [("reddit", "epitome.data = 'reddit': input should be 'data/sample/epitome' or")],
-    "epitome.form": [("one", "epitome.form = 'one': input should be 'bi-encoder' or 'cross-encoder'")],
     "bertscore.hub_id": [("some/model", "bertscore.revision is missing for bertscore.hub_id = 'some/model'")],
     "bertscore.layer": [(-1, "bertscore.layer = -1: input should be greater than or equal to 0")],
     "evaluate.resamples": [(99, "evaluate.resamples = 99: input should be greater than or equal to 100")],

@@ -83,11 +83,6 @@ def check_across_keys(params: Params, source: str) -> None:
         )
     _check_whole_modules(params, source)
     _check_scorers(params, source)
-    if params.epitome.published and params.epitome.form != "bi-encoder":
-        raise ParamsError(
-            f"{source}: epitome.form = {params.epitome.form!r} with epitome.checkpoints = "
-            f"{params.epitome.checkpoints!r}: published checkpoints are bi-encoders; set epitome.form=bi-encoder"
-        )
     _check_adapters(params, source)
     if params.bertscore.hub_id is not None and not params.bertscore.revision:
         raise ParamsError(f"{source}: bertscore.revision is missing for bertscore.hub_id = {params.bertscore.hub_id!r}")

@@ -1,9 +1,9 @@
 """The classifiers on disk: the folder `models/epitome`, and published checkpoints.
 
-The folder holds the encoder's configuration and tokenizer, and `epitome.json`: form, maximum length, frozen layers, and
-the origin of the classifiers. Weights of bi-encoders are in `seeker_encoder.safetensors`, if they share it, and in
-`<mechanism>.safetensors`, all others under their published names (frozen layers belong to the seeker encoder and are in
-its file alone); those of a cross-encoder are in `cross_encoder.safetensors`.
+The folder holds the encoder's configuration and tokenizer, and `epitome.json`: maximum length, frozen layers, and the
+origin of the classifiers. The seeker encoder is in `seeker_encoder.safetensors`, if the classifiers share it, and all
+other weights in `<mechanism>.safetensors`, under their published names; frozen layers belong to the seeker encoder and
+are in its file alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attune.classifiers.epitome.cross_encoder import CrossEncoder, make_model
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers, encoder_of, frozen_layers, make_classifier
 from attune.runtime.errors import ModelError
 from attune.runtime.io import canonicalize_model_files, whole_folder, write_json
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 CONFIG = "epitome.json"
 SHARED = "seeker_encoder.safetensors"
-CROSS = "cross_encoder.safetensors"
-BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
 PUBLISHED = {
     "emotional_reactions": "finetuned_ER.pth",
     "interpretations": "finetuned_IP.pth",
@@ -40,89 +37,39 @@ PUBLISHED = {
 }
 
 
-def save(classifiers: Classifiers | CrossEncoder, signature: Mapping[str, object], folder: Path) -> None:
+def save(classifiers: Classifiers, signature: Mapping[str, object], folder: Path) -> None:
     """Write `folder` atomically; `signature` explains the numbers and is stored in `epitome.json`."""
-    with whole_folder(folder) as partial:
-        partial.mkdir()
-        if isinstance(classifiers, CrossEncoder):
-            encoder, settings = _save_cross_encoder(classifiers, partial)
-        else:
-            encoder, settings = _save_bi_encoders(classifiers, partial)
-        encoder.config.save_pretrained(partial)
-        classifiers.tokenizer.save_pretrained(str(partial))
-        canonicalize_model_files(partial)
-        write_json(partial / CONFIG, settings | {"max_length": classifiers.max_length} | dict(signature))
-
-
-def _save_cross_encoder(classifier: CrossEncoder, folder: Path) -> tuple[Any, dict[str, object]]:
-    """Write the weights; returns the encoder and its entries of `epitome.json`."""
-    from safetensors.torch import save_file
-
-    save_file({name: value.cpu().contiguous() for name, value in classifier.model.state_dict().items()}, folder / CROSS)
-    return classifier.model["encoder"], {"form": CROSS_ENCODER}
-
-
-def _save_bi_encoders(classifiers: Classifiers, folder: Path) -> tuple[Any, dict[str, object]]:
-    """As `_save_cross_encoder`."""
     from safetensors.torch import save_file
 
     models = list(classifiers.models.values())
     seekers = {id(encoder_of(model, "seeker_encoder")) for model in models}
-    if len(seekers) == 1:
-        save_file(_seeker_state(models[0]), folder / SHARED)
-    for mechanism, model in classifiers.models.items():
-        state = _other_state(model) | (_seeker_state(model) if len(seekers) > 1 else {})
-        save_file(state, folder / f"{mechanism}.safetensors")
-    settings: dict[str, object] = {"form": BI_ENCODER, "frozen_layers": frozen_layers(models[0])}
-    return encoder_of(models[0], "responder_encoder"), settings
+    settings = {"frozen_layers": frozen_layers(models[0]), "max_length": classifiers.max_length}
+    with whole_folder(folder) as partial:
+        partial.mkdir()
+        if len(seekers) == 1:
+            save_file(_seeker_state(models[0]), partial / SHARED)
+        for mechanism, model in classifiers.models.items():
+            state = _other_state(model) | (_seeker_state(model) if len(seekers) > 1 else {})
+            save_file(state, partial / f"{mechanism}.safetensors")
+        encoder_of(models[0], "responder_encoder").config.save_pretrained(partial)
+        classifiers.tokenizer.save_pretrained(str(partial))
+        canonicalize_model_files(partial)
+        write_json(partial / CONFIG, settings | dict(signature))
 
 
-def load(folder: Path, hardware: Hardware) -> Classifiers | CrossEncoder:
+def load(folder: Path, hardware: Hardware) -> Classifiers:
     """Read what `save` wrote, onto `compute.device`, in eval mode and fp32.
 
     Raises:
-        ModelError: a file is missing or by another version, or the parameters in a file do not fit the classifier.
+        ModelError: a file is missing, or the parameters in it do not fit the classifier.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    _require(folder / CONFIG)
-    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if (form := settings.get("form")) not in (BI_ENCODER, CROSS_ENCODER):
-        raise ModelError(f"{folder / CONFIG}: form {form!r} is not known: run `dvc repro classifier@epitome`")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    tokenizer, length = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings["max_length"]
-    if form == CROSS_ENCODER:
-        return CrossEncoder(_load_cross_encoder(folder, config, length, hardware), tokenizer, length)
-    return Classifiers(_load_bi_encoders(folder, config, settings["frozen_layers"], hardware), tokenizer, length)
-
-
-def _require(path: Path) -> Path:
-    if not path.is_file():
-        raise ModelError(f"{path} is missing: run `dvc repro classifier@epitome`")
-    return path
-
-
-def _load_cross_encoder(folder: Path, config: Any, max_length: int, hardware: Hardware) -> nn.ModuleDict:
     from safetensors.torch import load_file
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.initialization import no_init_weights
 
-    path = _require(folder / CROSS)
-    with no_init_weights():
-        model = make_model(AutoModel.from_config(config), max_length)
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not fit its configuration: {error}") from None
-    return model.to(hardware.device).eval()
-
-
-def _load_bi_encoders(folder: Path, config: Any, frozen: int, hardware: Hardware) -> dict[str, nn.ModuleDict]:
-    from safetensors.torch import load_file
-    from transformers import AutoModel
-    from transformers.initialization import no_init_weights
-
+    settings = json.loads(_require(folder / CONFIG).read_text(encoding="utf-8"))
     paths = {mechanism: _require(folder / f"{mechanism}.safetensors") for mechanism in MECHANISMS}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     shared = load_file(folder / SHARED) if (folder / SHARED).is_file() else {}
     models = {}
     # Random weights of four encoders took a second; `fill` checks that every one is replaced.
@@ -130,11 +77,18 @@ def _load_bi_encoders(folder: Path, config: Any, frozen: int, hardware: Hardware
         seeker = AutoModel.from_config(config)
         for mechanism in paths:
             encoder = seeker if shared else AutoModel.from_config(config)
-            models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), frozen)
+            models[mechanism] = make_classifier(encoder, AutoModel.from_config(config), settings["frozen_layers"])
     for mechanism, path in paths.items():
         fill(models[mechanism], shared | load_file(path), path)
         models[mechanism].to(hardware.device).eval()
-    return models
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Classifiers(models, tokenizer, settings["max_length"])
+
+
+def _require(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: run `dvc repro classifier@epitome`")
+    return path
 
 
 def load_published(folder: Path, encoder: PreTrainedModel) -> dict[str, nn.ModuleDict]:

@@ -16,7 +16,6 @@ from attune.classifiers.epitome.annotations import (
     read_annotations,
     split_of,
 )
-from attune.classifiers.epitome.cross_encoder import CrossEncoder
 from attune.classifiers.epitome.model import MECHANISMS, Classifiers
 from attune.classifiers.epitome.published_levels import PREFIX, Levelled, read_levels, together
 from attune.runtime.imports import import_transformers
@@ -34,7 +33,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
 
     Raises:
         DataError: as `read_levels`.
-        ModelError: as `read_annotations`, `load_published` and `cross_encoder.make_model`.
+        ModelError: as `read_annotations` and `load_published`.
     """
     import_transformers()
     import torch
@@ -48,7 +47,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     # Published files of an encoder may lack the pooler, whose weights are then random; it is not used here.
     torch.manual_seed(params.seed)
     encoder, tokenizer = load_encoder(params.encoder, params.hardware)
-    classifiers = make_classifiers(encoder, tokenizer, settings, params.seed)
+    classifiers = Classifiers(make_models(encoder, settings, params.seed), tokenizer, settings.max_length)
     metrics, details = train_and_measure(
         classifiers, annotations, levelled, settings, params.hardware, params.seed, checkpoints
     )
@@ -81,20 +80,6 @@ def origin(params: Params) -> dict[str, str]:
     }
 
 
-def make_classifiers(encoder: Any, tokenizer: Any, settings: Epitome, seed: int) -> Classifiers | CrossEncoder:
-    """The published classifiers if `settings.published`, else untrained ones of `settings.form`, from random heads."""
-    import torch
-
-    from attune.classifiers.epitome.cross_encoder import make_model
-    from attune.classifiers.epitome.files import CROSS_ENCODER
-
-    if settings.form != CROSS_ENCODER:
-        return Classifiers(make_models(encoder, settings, seed), tokenizer, settings.max_length)
-    torch.manual_seed(seed)
-    model = make_model(encoder, settings.max_length, settings.frozen_layers)
-    return CrossEncoder(model, tokenizer, settings.max_length)
-
-
 def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
     """The bi-encoder of each mechanism: the published one if `settings.published`, else an untrained one.
 
@@ -116,7 +101,7 @@ def make_models(encoder: Any, settings: Epitome, seed: int) -> dict[str, Any]:
 
 
 def train_and_measure(
-    classifiers: Classifiers | CrossEncoder,
+    classifiers: Classifiers,
     annotations: Annotations,
     levelled: Sequence[Levelled],
     settings: Epitome,
@@ -127,7 +112,7 @@ def train_and_measure(
     """Train the classifiers on the train split, unless they are published ones, and measure them on the test split.
 
     Args:
-        classifiers: of `make_classifiers`; trained in place.
+        classifiers: with the models of `make_models`; trained in place.
         annotations: of each mechanism.
         levelled: replies with published levels; none: the annotations are the only corpus.
         settings: hyperparameters.
@@ -140,12 +125,11 @@ def train_and_measure(
         published levels the metrics of `agreement.summary` on the test dialogues, and kappa on valid. And what
         explains these: `agreement` and `differences`.
     """
-    from attune.classifiers.epitome import cross_training, training
+    from attune.classifiers.epitome import training
 
-    form: Any = cross_training if isinstance(classifiers, CrossEncoder) else training
     if not settings.published:
-        form.train_all(classifiers, corpus(annotations, levelled), settings, hardware, seed, checkpoints)
-    test, valid = (form.measure_all(classifiers, of_split(annotations, split)) for split in ("test", "valid"))
+        training.train_all(classifiers, corpus(annotations, levelled), settings, hardware, seed, checkpoints)
+    test, valid = (training.measure_all(classifiers, of_split(annotations, split)) for split in ("test", "valid"))
     metrics: dict[str, float] = {}
     for mechanism, short in MECHANISMS.items():
         quality = test[mechanism] | {"valid_accuracy": valid[mechanism]["accuracy"]}
@@ -166,9 +150,7 @@ def of_split(annotations: Annotations, split: str) -> dict[str, list[Annotation]
     return {name: [row for row in rows if split_of(row.seeker_post) == split] for name, rows in annotations.items()}
 
 
-def agree(
-    classifiers: Classifiers | CrossEncoder, levelled: Sequence[Levelled]
-) -> tuple[dict[str, float], dict[str, Any]]:
+def agree(classifiers: Classifiers, levelled: Sequence[Levelled]) -> tuple[dict[str, float], dict[str, Any]]:
     """Agreement with the published levels of held-out dialogues, as metrics, and its details."""
     from attune.classifiers.epitome.agreement import ALL, agreement, differences, summary
     from attune.classifiers.epitome.levels import levels_of

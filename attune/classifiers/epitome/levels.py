@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attune.classifiers.common.batching import BATCH_SIZE, pad
-from attune.classifiers.epitome.cross_encoder import CrossEncoder
-from attune.classifiers.epitome.cross_encoder import level_logits as logits_of_pairs
 from attune.classifiers.epitome.files import load
 from attune.classifiers.epitome.model import (
     LEVELS,
@@ -61,21 +59,16 @@ def score(folder: Path, seekers: Sequence[str], responses: Sequence[str], hardwa
     return levels_of(load(folder, hardware), seekers, responses)
 
 
-def levels_of(
-    classifiers: Classifiers | CrossEncoder, seekers: Sequence[str], responses: Sequence[str]
-) -> dict[str, list[int]]:
-    """As `score`, by loaded classifiers of either form."""
-    if isinstance(classifiers, CrossEncoder):
-        logits = logits_of_pairs(classifiers, seekers, responses)
-    else:
-        logits = level_logits(classifiers, seekers, responses)
+def levels_of(classifiers: Classifiers, seekers: Sequence[str], responses: Sequence[str]) -> dict[str, list[int]]:
+    """As `score`, by loaded classifiers."""
+    logits = level_logits(classifiers, seekers, responses)
     return {mechanism: values.argmax(-1).tolist() for mechanism, values in logits.items()}
 
 
 def level_logits(
     classifiers: Classifiers, seekers: Sequence[str], responses: Sequence[str], batch_size: int = BATCH_SIZE
 ) -> dict[str, torch.Tensor]:
-    """Logits of the levels by bi-encoders for each mechanism, (N, 3), on the CPU.
+    """Logits of the levels for each mechanism, (N, 3), on the CPU.
 
     Each distinct seeker post passes each distinct seeker encoder once. Each distinct response passes each responder
     encoder once, and the layers that responder encoders share once in all. Batches hold texts of similar length, and

@@ -1,6 +1,6 @@
 """EPITOME: levels of empathy in a reply, by three mechanisms (Sharma et al. 2020), as bi-encoders.
 
-There is one classifier for each mechanism (`cross_encoder.py` has one for all). A frozen seeker encoder and a responder
+There is one classifier for each mechanism. A frozen seeker encoder and a responder
 encoder turn the two posts into states S and R. Single-head attention from R to S is added to R. The level head reads
 the first token (0 none, 1 weak, 2 strong), the rationale head labels every token as inside or outside the rationale:
 

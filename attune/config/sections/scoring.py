@@ -30,7 +30,6 @@ class Encoder(Weights):
 class Epitome:
     """The EPITOME classifiers (Sharma et al. 2020): training data and hyperparameters."""
 
-    form: Literal["bi-encoder", "cross-encoder"]
     data: Literal["data/sample/epitome", "data/raw/epitome"]
     levels: Name
     checkpoints: Name

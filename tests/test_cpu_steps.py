@@ -29,9 +29,9 @@ def plain(states, weight, bias, targets, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("logits", [1, 39, 2**20])
+@pytest.mark.parametrize("logits", [1, 39, 2**24])
 def test_token_log_probs(logits, biased, softcap, monkeypatch):
-    monkeypatch.setattr(token_log_probs, "LOGITS_PER_CHUNK", logits)
+    monkeypatch.setattr(token_log_probs, "CHUNK_LOGITS", logits)
     torch.manual_seed(1)
     states, weight = torch.randn(7, 5, requires_grad=True), torch.randn(13, 5)
     bias, targets = torch.randn(13) if biased else None, torch.tensor([0, 12, 3, 3, 7, 1, 2])

@@ -23,11 +23,11 @@ from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
 from attune.tools.pipeline import stages_in_order
-from attune.tools.stage_times import time_of, write_times
+from attune.tools.stage_times import read_times, time_of, write_times
 from attune.tools.study_differences import draws, paired
 from attune.tools.study_plan import Grid, grid, read
 from attune.tools.study_results import COLUMNS, collect, figure
-from attune.tools.study_time import estimate
+from attune.tools.study_time import estimate, expected
 
 STUDY = """
 title: A small study
@@ -100,7 +100,7 @@ def small(files, monkeypatch):
     """The same in Git and DVC; the log of what ran."""
     from dvc.repo import Repo
 
-    monkeypatch.setattr(study, "PAUSE", 2.0)
+    monkeypatch.setattr(study, "PAUSE", 1.0)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for kind, key in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
@@ -327,10 +327,18 @@ def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
     # SFT of two seeds; of pairs, all were drawn, nobody knows how many.
     assert lines[0] == f"{head}: at least 8 min, one after another"
     assert "this machine, docs/results/one.json (Abacus, 3 cores, no GPU), scaled by" in lines[1]
-    kinds = "download, prepare, base, pairs by opposite_emotion, generate, evaluate"
+    kinds = "download, prepare, base, pairs drawn from the corpus, generate, evaluate"
     assert lines[2].startswith(f"no estimate of 19 stages ({kinds}): no such stage was measured (smollm2, ")
     write_times({name: time_of(name, 1, params, lambda unit, name: 100) for name in stages_in_order(targets)})
     assert estimate(named, targets).startswith(f"{head}: about ")
+    # A random reply is drawn as one of the opposite emotion; a sample of the model takes what a reply takes.
+    write_times({"pairs@e1": time_of("pairs@e1", 2, params, lambda unit, name: 100),
+                 "generate@sft": time_of("generate@sft", 300, params, lambda unit, name: 100)})  # fmt: skip
+    starts = {"e1": "models/sft", "e2": "models/dpo/e1", "e3": "models/dpo/e2"}
+    sampled = [f"rounds.{name}.candidates={model}" for name, model in starts.items()]
+    for rule, overrides, seconds in (("random", [], 1), ("policy", sampled, 150)):
+        compose([f"pairs.rule={rule}", "pairs.limit=50", *overrides])
+        assert expected("pairs@e2", load(), read_times()) == seconds
     with pytest.raises(UserError, match=r"conf/ does not compose with .*no\.key"):
         estimate(grid("named", read("named"), "small", ["no.key=1"]), targets)
 

@@ -18,7 +18,7 @@ from attune.cpu.dropout import patch_dropout_for_cpu
 from attune.cpu.last_layer import last_layer_at, narrow_last_layer
 from attune.cpu.lora import patch_lora_for_cpu
 from attune.cpu.norm import patch_norms_for_cpu
-from attune.cpu.token_log_probs import LOGITS_PER_CHUNK, cpu_token_log_probs
+from attune.cpu.token_log_probs import chunk_tokens, cpu_token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from attune.config.schema import Hardware
 
 __all__ = [
-    "LOGITS_PER_CHUNK",
+    "chunk_tokens",
     "cpu_token_log_probs",
     "document_lengths",
     "document_masks",

@@ -24,8 +24,14 @@ from attune.cpu.casts import CachedCast
 if TYPE_CHECKING:
     import torch
 
-# Few enough for a core's cache, and enough tokens for the matrix product to be efficient.
-LOGITS_PER_CHUNK = 2**20
+# Each chunk reads the whole head, which is larger than a cache: with fewer tokens the reading takes longer than the
+# products, and with more the logits leave the cache before they are used (docs/performance.md).
+CHUNK_TOKENS, CHUNK_LOGITS = 256, 2**24
+
+
+def chunk_tokens(words: int) -> int:
+    """The tokens whose logits are computed at once, for a vocabulary of `words`."""
+    return max(1, min(CHUNK_TOKENS, CHUNK_LOGITS // words))
 
 
 def cpu_token_log_probs(
@@ -86,7 +92,7 @@ def _in_chunks(states: Any, weight: Any, bias: Any, targets: Any, softcap: float
     """The four values, (M,) each, and the gradients (M, H) of the log-probabilities, or None."""
     import torch
 
-    tokens = max(1, LOGITS_PER_CHUNK // len(weight))
+    tokens = chunk_tokens(len(weight))
     chunks = [
         _chunk(chunk_states, weight, bias, chunk_targets[:, None], softcap, with_gradient)
         for chunk_states, chunk_targets in zip(states.split(tokens), targets.split(tokens), strict=True)

@@ -1,7 +1,7 @@
 """What stages took, and what they would take with other params.
 
 A time says something of stages with the same model, corpus, encoder, device and precision alone; of pairs, with the
-same rule. The amount of work then scales it: epochs of SFT, pairs, replies, questions.
+same kind of rule. The amount of work then scales it: epochs of SFT, pairs, replies, questions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ UNITS = {
     "mmlu": "questions",
 }  # fmt: skip
 """Kind of stage to what it makes or reads; `sft` is scaled by its epochs, and others do the same work in every run."""
+DRAWN = ("opposite_emotion", "random")
+"""Rules whose rejected reply is one of the corpus."""
 
 Count = Callable[[str, str], float | None]
 """From a value of `UNITS` and a round or variant to the number that there was; None: unknown."""
@@ -57,8 +59,10 @@ def kind(stage: str) -> str:
 
 
 def task(stage: str, params: Params) -> str:
-    """The kind of a stage; of pairs, with their rule."""
-    return f"pairs by {params.pairs.rule}" if kind(stage) == "pairs" else kind(stage)
+    """The kind of a stage; of pairs, with their rule, where it does not draw from the corpus as others do."""
+    if kind(stage) != "pairs":
+        return kind(stage)
+    return "pairs drawn from the corpus" if params.pairs.rule in DRAWN else f"pairs by {params.pairs.rule}"
 
 
 def conditions(params: Params) -> str:

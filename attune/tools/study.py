@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from attune.config.params import compose, load
@@ -71,7 +72,8 @@ def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
     for command in queue_commands(run, settings, targets, *threads_of(settings, jobs, os.cpu_count() or 1)):
         _dvc(*command)
     counts = [in_queue(run)]
-    while any(counts[-1]):
+    # An experiment that a worker is just taking is neither queued nor running: none twice in a row is the end.
+    while any(chain(*counts[-2:])):
         queued, running = counts[-1]
         if counts[-1] not in counts[:-1]:
             print(f"{queued} queued, {running} running", flush=True)
@@ -79,9 +81,10 @@ def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
             _dvc("queue", "start", "-j", str(jobs))
         time.sleep(PAUSE)
         counts.append(in_queue(run))
-    if failed := sum(counts[0]) - len(done(run)):
+    experiments = sum(len(seeds) for _, seeds in points(settings))
+    if failed := experiments - len(done(run)):
         raise UserError(
-            f"{failed} of {sum(counts[0])} experiments failed: `dvc queue status` lists those of {run}, and "
+            f"{failed} of {experiments} experiments failed: `dvc queue status` lists those of {run}, and "
             "`dvc queue logs NAME` says why; the same command runs them again"
         )
 

@@ -10,7 +10,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,10 +90,17 @@ def estimate(settings: Grid, targets: Sequence[str]) -> str:
 
 
 def expected(name: str, params: Params, times: Mapping[str, Time]) -> float | None:
-    """Seconds of a stage by the time of the same stage, or else by the first of its kind that says something."""
+    """Seconds of a stage by the time of the same stage, or else by the first of its kind that says something.
+
+    Samples of the model for pairs take what as many replies take.
+    """
     of_kind = [time for other, time in times.items() if kind(other) == kind(name)]
     found = (time.expected(name, params) for time in ([times[name]] if name in times else []) + of_kind)
-    return next((seconds for seconds in found if seconds is not None), None)
+    seconds = next((seconds for seconds in found if seconds is not None), None)
+    if seconds is None and kind(name) == "pairs" and params.pairs.rule == "policy":
+        replies = replace(params.generate, limit=params.pairs.limit)
+        return expected("generate", replace(params, generate=replies), times)
+    return seconds
 
 
 def different(settings: Grid, targets: Sequence[str], work: Path) -> tuple[int, list[tuple[str, Params]]]:

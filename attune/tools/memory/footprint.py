@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attune.cpu.optimize import LOGITS_PER_CHUNK, document_masks, uses_varlen
+from attune.cpu.optimize import chunk_tokens, document_masks, uses_varlen
 from attune.tools.memory import sizes
 from attune.tools.memory.sizes import Step
 from attune.training.common.collate import IGNORED
@@ -222,6 +222,6 @@ def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: 
         logits = micro_batch * (params.sft.max_length // 2) * words
         return logits * 4 + (logits * half if half == 2 else 0)
     if params.hardware.device == "cpu":
-        return max(LOGITS_PER_CHUNK, words) * (4 + half)
+        return chunk_tokens(words) * words * (4 + half)
     tokens = 2 * micro_batch * (params.dpo.max_length - params.dpo.max_length // 2)
     return min(tokens, TILE_TOKENS) * TILE_WORDS * half + tokens * width * 4

@@ -98,7 +98,7 @@ def expected(name: str, params: Params, times: Mapping[str, Time]) -> float | No
     found = (time.expected(name, params) for time in ([times[name]] if name in times else []) + of_kind)
     seconds = next((seconds for seconds in found if seconds is not None), None)
     if seconds is None and kind(name) == "pairs" and params.pairs.rule == "policy":
-        replies = replace(params.generate, limit=params.pairs.limit)
+        replies = type(params.generate)(**vars(params.generate) | {"limit": params.pairs.limit})
         return expected("generate", replace(params, generate=replies), times)
     return seconds
 

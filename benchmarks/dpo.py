@@ -13,7 +13,7 @@ generated contexts of other lengths, and other ranks.
 All sides have the same model, adapter, pairs, order, batch, optimizer, precision and process. TRL runs as its users run
 it here: autocast as ours, with its `ref` adapter live in every step, or with `precompute_ref_log_probs`. Our time
 includes the reference's log-probabilities of every reply, TRL's its own precomputation; what a trainer sets up before
-is left out on all sides. The allocator's setting of `set_up_process` serves all. Every round has contexts of its own.
+is left out on all sides. All sides run with the allocator settings of `set_up_process`. No two rounds share a context.
 The peaks of memory are those of processes that train on the longest pairs; `sft` is stage `sft`'s trainer on their
 contexts with the chosen replies.
 """

@@ -6,10 +6,11 @@
 
 SmolLM2-135M-Instruct, prompts of EmpatheticDialogues' test split (below CORPORA_DIR, else of the embedded sample),
 greedy, to the end of the reply or 48 tokens. A thousand random prompts, sorted by length, make batches of 32; a round
-of the headline has two of them, a long one and a short one, and `thousand` all in one round. The peers are `generate`
-with its dynamic and with its static cache, on weights in the precision that both sides compute in, as its users load
-them; ours is what the stage does: weights in fp32, autocast, and batches of its own out of the same prompts.
-`one-at-a-time` is transformers' examples: a prompt a call. Every round has prompts of its own.
+of the headline has a batch of long prompts and a batch of short ones, and `thousand` has all batches in one round. The
+peers are `generate` with its dynamic and with its static cache, on weights in the precision that both sides compute in,
+as users of transformers load them. Our side is what the stage does: weights in fp32, autocast, and the same prompts in
+batches of similar length. `one-at-a-time` calls `generate` once for each prompt, as the examples of transformers do. No
+two rounds share a prompt.
 
 The peaks of memory are those of processes that answer the longest prompts, ours with the log-probabilities of the human
 replies, which the stage computes as well.

@@ -4,7 +4,7 @@
 
 SmolLM2-135M-Instruct, five-shot prompts of the harness, 16 questions a batch, the same autocast on both sides.
 Questions of four subjects, evenly spread over the alphabet, of MMLU below CORPORA_DIR, else of the embedded sample;
-every round has questions of its own. Prompts are built and tokenised before the clock starts. `choices_that_differ`
+no two rounds share a question. Prompts are built and tokenised before the time is taken. `choices_that_differ`
 counts the questions of all rounds for which the two sides give another choice the highest log-likelihood.
 
 The peaks of memory are those of processes that answer a batch.

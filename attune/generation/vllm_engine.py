@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # The values that `max_lora_rank` can have (MaxLoRARanks in vllm/config/lora.py).
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# Of a merged copy: beside other large files of the run, where `/tmp` may be memory.
+# The folder for merged copies. Not the temporary folder of the system: that may be in memory.
 MERGED = Path(".cache")
 
 
@@ -38,7 +38,7 @@ def vllm_signature(folder: Path) -> str:
     """Name and version of the engine that answers for the variant in `folder`, for the signature of its replies."""
     import vllm
 
-    merged = ", adapter merged" if is_adapter(folder) and served_rank(folder) is None else ""
+    merged = ", adapter merged" if needs_merging(folder) else ""
     return f"vllm {vllm.__version__}{merged}"
 
 
@@ -99,8 +99,8 @@ def served(base: Path, folder: Path, hardware: Hardware) -> Iterator[tuple[Path,
     """The folders of the weights and of the adapter that the engine loads for a variant; no adapter: None.
 
     An adapter of a rank above all of `RANKS` is merged in fp32 on the CPU (EmPO's, of rank 1024 on 7 B: 40 GB of RAM),
-    and the copy has the precision that the engine computes in. In bf16 that rounds away what is smaller than bf16
-    resolves, which the adapter beside the weights would keep: the signature says `adapter merged`.
+    and the copy has the precision that the engine computes in. In bf16 that rounds away changes smaller than
+    bf16 resolves, so that replies may differ from those of the unmerged adapter: the signature says `adapter merged`.
 
     Args:
         base: folder of the base model.
@@ -110,13 +110,12 @@ def served(base: Path, folder: Path, hardware: Hardware) -> Iterator[tuple[Path,
     Raises:
         ModelError: such an adapter's base model is in 4 bits.
     """
-    if not is_adapter(folder) or served_rank(folder) is not None:
+    if not needs_merging(folder):
         yield weights_folder(base), folder if is_adapter(folder) else None
         return
-
     if quantization(base):
         raise ModelError(
-            f"{folder} has a rank above {RANKS[-1]}, which vLLM serves merged alone, and its base model is in 4 bits, "
+            f"{folder} has a rank above {RANKS[-1]}, which vLLM serves only merged, but its base model is in 4 bits, "
             "into which nothing is merged: set generate.engine = builtin"
         )
     model: Any = load_variant(base, folder, hardware.having(device="cpu", dtype="fp32"))
@@ -161,6 +160,11 @@ def served_rank(adapter: Path) -> int | None:
     """The smallest `max_lora_rank` that serves the adapter; None if its rank is higher than all."""
     rank = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
     return next((served for served in RANKS if served >= rank), None)
+
+
+def needs_merging(folder: Path) -> bool:
+    """Whether a variant's folder holds an adapter of a higher rank than vLLM serves."""
+    return is_adapter(folder) and served_rank(folder) is None
 
 
 def adapter_request(adapter: Path) -> Any:

@@ -104,11 +104,13 @@ def changes(params: Params) -> list[list[str]]:
 def changed(params: Params, overrides: Sequence[str]) -> Params:
     """The params with the overrides of `changes`."""
     values = dict(override.split("=") for override in overrides)
-    hardware, model, lora = dict(vars(params.hardware)), dict(vars(params.model)), dict(vars(params.lora))
-    hardware["optimizer"] = values.get("training.optimizer", hardware["optimizer"])
-    hardware["gradient_checkpointing"] |= "training.gradient_checkpointing" in values
-    hardware["micro_batch_size"] = int(values.get("training.micro_batch_size", hardware["micro_batch_size"]))
+    hardware, model, lora = params.hardware, dict(vars(params.model)), dict(vars(params.lora))
+    hardware = hardware.having(
+        optimizer=values.get("training.optimizer", hardware.optimizer),
+        gradient_checkpointing=hardware.gradient_checkpointing or "training.gradient_checkpointing" in values,
+        micro_batch_size=int(values.get("training.micro_batch_size", hardware.micro_batch_size)),
+    )
     model["quantization"] = values.get("model.quantization", model["quantization"])
     lora["r"] = int(values.get("lora.r", lora["r"]))
     fewer = replace(params, model=type(params.model)(**model), lora=type(params.lora)(**lora))
-    return fewer.with_hardware(type(params.hardware)(**hardware))
+    return fewer.with_hardware(hardware)

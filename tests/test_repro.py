@@ -253,7 +253,7 @@ def of(**changes):
         ("dpo@e1", of(), None, of(model_name="zephyr-7b"), None),
         ("dpo@e1", of(), None, of(compute_device="cuda"), None),
         ("dpo@e1", of(), None, of(pairs_rule="random"), 100),
-        ("pairs@e1", of(), None, of(pairs_rule="random"), None),
+        ("pairs@e1", of(), None, of(pairs_rule="random"), 100),
     ],
 )
 def test_a_time_is_scaled_by_the_work(stage, ran, amount, wanted, seconds):

@@ -168,6 +168,7 @@ epitome = _factory(
     data="data/sample/epitome",
     levels="data/sample/epitome",
     checkpoints="data/sample/epitome",
+    seed=13,
     epochs=2,
     learning_rate=1e-3,
     head_learning_rate=1e-3,

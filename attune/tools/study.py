@@ -5,7 +5,7 @@
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
 Studies are the files of `studies/`. Each has two scales: `small`, which a machine with two cores runs, and `paper`
-(`--scale paper`). Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues
+(`--scale paper`); some have `quick`, with fewer examples, for two hours on two cores. Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues
 the product of the values, for each of the study's settings; `setting=random,policy` chooses some. The queue survives
 when this command is stopped: `dvc queue start` continues it, and `dvc queue status` shows its progress. Stages that
 have run before, in any experiment, come from DVC's run cache.
@@ -22,12 +22,13 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 from attune.config.params import compose, load
 from attune.download.tracked import own_paths, untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.tools.study_plan import Grid, grid, read
+from attune.tools.study_plan import Grid, Scale, grid, read
 from attune.tools.study_results import collect
 from attune.tools.study_time import estimate, points
 
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("action", choices=["show", "run", "collect"])
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
-    parser.add_argument("--scale", default="small", choices=["small", "paper"])
+    parser.add_argument("--scale", default="small", choices=get_args(Scale))
     parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
     arguments = parser.parse_args(argv)
     study = read(arguments.name)

@@ -22,6 +22,8 @@ from attune.runtime.io import read_yaml
 
 STUDIES = Path("studies")
 SEED, SETTING = "seed", "setting"
+# Two cores in two hours, two cores in a day, the paper's models on a GPU.
+Scale = Literal["quick", "small", "paper"]
 # Part of the name of an experiment, before the number that DVC gives it.
 Setting = Annotated[str, Field(pattern="^[a-z0-9_]+(-[a-z0-9_]+)*$")]
 
@@ -48,7 +50,7 @@ class Study:
     source: Name
     targets: list[Name]
     shown: Shown
-    scales: dict[Literal["small", "paper"], list[Name]]
+    scales: dict[Scale, list[Name]]
     settings: dict[Setting, list[Name]] = field(default_factory=dict)
 
 

@@ -98,7 +98,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     for name, task in tasks.items():
         encoder = load_encoder(params.encoder, params.hardware)
         data = (task.labels, task.labelled, task.settings, task.context_turns)
-        trained[name] = train_and_measure(encoder, *data, params.hardware, params.seed, checkpoints / name)
+        trained[name] = train_and_measure(encoder, *data, params.hardware, params.behaviour.seed, checkpoints / name)
     for name, task in tasks.items():
         counts = {f"{split}_examples": str(len(examples)) for split, examples in task.labelled.items()}
         save(trained[name][0], encoder_signature(params.encoder) | task.origin | counts, target / name)

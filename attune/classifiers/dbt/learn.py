@@ -41,7 +41,7 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     settings = params.dbt
     labelled, without_act = read_turns(settings)
     encoder = load_encoder(params.encoder, params.hardware)
-    seeded = (params.hardware, params.seed, checkpoints / "dbt")
+    seeded = (params.hardware, settings.seed, checkpoints / "dbt")
     classifier, metrics = train_and_measure(encoder, LABELS, labelled, settings, settings.context_turns, *seeded)
     origin = {"classifier": trained_on(Path(settings.data), params.corpus.name), "stages": settings.table}
     counts = {f"{split}_turns": str(len(turns)) for split, turns in labelled.items()}

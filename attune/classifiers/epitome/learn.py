@@ -45,11 +45,11 @@ def learn(params: Params, checkpoints: Path, target: Path) -> dict[str, float]:
     annotations = {mechanism: read_annotations(folder / file) for mechanism, file in FILES.items()}
     levelled = read_levels(settings.level_corpus) if settings.level_corpus else []
     # Published files of an encoder may lack the pooler, whose weights are then random; it is not used here.
-    torch.manual_seed(params.seed)
+    torch.manual_seed(settings.seed)
     encoder, tokenizer = load_encoder(params.encoder, params.hardware)
-    classifiers = Classifiers(make_models(encoder, settings, params.seed), tokenizer, settings.max_length)
+    classifiers = Classifiers(make_models(encoder, settings, settings.seed), tokenizer, settings.max_length)
     metrics, details = train_and_measure(
-        classifiers, annotations, levelled, settings, params.hardware, params.seed, checkpoints
+        classifiers, annotations, levelled, settings, params.hardware, settings.seed, checkpoints
     )
     save(classifiers, origin(params) | describe(annotations, levelled) | details, target)
     return metrics

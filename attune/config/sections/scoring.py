@@ -33,6 +33,7 @@ class Epitome:
     data: Literal["data/sample/epitome", "data/raw/epitome"]
     levels: Name
     checkpoints: Name
+    seed: NotNegative
     epochs: Positive
     learning_rate: Rate
     head_learning_rate: Rate
@@ -84,6 +85,7 @@ class Dbt(TurnTraining):
     data: Name
     reader: Reader
     context_turns: Positive
+    seed: NotNegative
 
 
 @section
@@ -95,6 +97,7 @@ class Behaviour(TurnTraining):
     data: Name
     reader: Reader
     context_turns: Positive
+    seed: NotNegative
     miti: TurnTraining
 
 

@@ -23,10 +23,11 @@ from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
 from attune.tools.pipeline import stages_in_order
+from attune.tools.runs import folder
 from attune.tools.stage_times import read_times, time_of, write_times
-from attune.tools.study_differences import draws, paired
-from attune.tools.study_plan import Grid, grid, read
-from attune.tools.study_results import COLUMNS, collect, figure
+from attune.tools.study_differences import NOT_CACHED, differences, draws, paired, section
+from attune.tools.study_plan import Grid, Shown, grid, read
+from attune.tools.study_results import COLUMNS, Row, collect, figure
 from attune.tools.study_time import estimate, expected
 
 STUDY = """
@@ -148,7 +149,7 @@ def test_every_study_composes(name, tmp_path, monkeypatch):
         assert {"base", *found.targets} <= stages
         for variant in found.shown.variants:
             # Every metric has a column, and the stage that measures it is one of the experiment's.
-            assert {measuring(metric, variant) for metric in found.shown.metrics} <= stages
+            assert {measuring(metric, variant) for metric in found.shown.every} <= stages
 
 
 def measuring(metric, variant):
@@ -237,6 +238,63 @@ def test_the_name_of_an_experiment_has_its_setting(files):
     with pytest.raises(UserError, match=r"s-1a2b-x-1 names none of the settings policy, policy-fixed, fixed"):
         made.setting_of("s-1a2b-x-1")
     assert settings().setting_of("small-1") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("'seed=13,14'", "lora.r=4", "scale small has no seed: add seed=13,14,15"),
+        ("high-beta: [dpo.beta=0.2", "low-2: [dpo.beta=0.2", "low and low-2 could name the same experiment"),
+        ("beta=0.2", "'dpo.beta=0.2,0.3'", r"settings\.high-beta: dpo\.beta has several values"),
+        ("small: [", "small: ['recipe=empo,dbt', ", "recipe with several values cannot be told in the results"),
+    ],
+)
+def test_a_study_whose_results_could_not_be_told_apart_is_refused(files, old, new, message):
+    text = NAMED.replace("dpo.beta=0.2", "'dpo.beta=0.2,0.3'") if old == "beta=0.2" else NAMED.replace(old, new)
+    Path("studies/named.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read("named")
+
+
+def test_values_that_the_command_adds_are_an_axis_and_a_list_is_none(files):
+    assert settings("lora.r=2,4").axes == ["lora.r", "dpo.beta", "seed"]
+    assert settings("lora.target_modules=[q_proj,v_proj]").axes == settings().axes
+    Path("studies/small.yaml").write_text(STUDY.replace("x: dpo.beta", "x: seed"))
+    with pytest.raises(UserError, match=r"'seed' is no axis of scale small beside the seed: dpo\.beta"):
+        read("small")
+
+
+def test_the_variants_of_a_table_are_compared_and_what_was_measured_otherwise_is_left_out(tmp_path):
+    """Of two seeds; the second has no scores of one variant, and another BERTScore of the other."""
+    shown = Shown("table", ["base", "sft", "sft-dpo"], ["rouge_l"], also=["reply_words"])
+    rows = [Row(f"s-{seed}", {}, seed, variant, "", {}) for seed in (1, 2) for variant in shown.variants]
+    for row in rows:
+        root = tmp_path / row.experiment
+        for name in ("data/scores/text", "metrics/text"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        (root / "params.yaml").write_text("{scorers: [text], context: {targets: last}}")
+        if (row.seed, row.variant) != (2, "base"):
+            better = {"base": 0.0, "sft": 1.0, "sft-dpo": 3.0}[row.variant] + row.seed
+            scores = {"id": list("abc"), "rouge_l": [better, better + 5, better + 2], "reply_words": [2, 2, 2]}
+            pd.DataFrame(scores).to_parquet(root / f"data/scores/text/{row.variant}.parquet")
+        signature = {"rouge": "1", "examples": "3"} | ({"rouge": "2"} if (row.seed, row.variant) == (2, "sft") else {})
+        (root / f"metrics/text/{row.variant}.signature.json").write_text(json.dumps(signature))
+    found, left = differences(rows, shown, {name: folder(tmp_path / name) for name in ("s-1", "s-2")})
+    seen = [(one.variant, one.less, one.metric, round(one.value, 6), len(one.by_seed), one.corrected) for one in found]
+    assert seen == [
+        (variant, less, metric, value, 1, p)
+        for variant, less, rouge in (("sft", "base", 1), ("sft-dpo", "base", 3), ("sft-dpo", "sft", 2))
+        for metric, value, p in (("rouge_l", rouge, pytest.approx(2 / 2001)), ("reply_words", 0, None))
+    ]
+    assert left == {NOT_CACHED: ["s-2 (base: text)"], "measured differently (rouge)": ["s-2"]}
+    page = section(found, left, shown, "s")
+    assert re.search(r"\| sft-dpo less sft *\| *2.00 \(\+2.00 to \+2.00\)\*\* \| *0.0 \(\+0.0 to \+0.0\) \|", page)
+    assert "Not compared, since measured differently (rouge): s-2." in page
+
+
+def test_an_example_without_a_value_on_one_side_is_left_out_of_both():
+    sides = {1: (tables([5.0, 1.0, np.nan], list("abc")), tables([5.0, np.nan, 9.0], list("abc")))}
+    assert paired(sides, "last")["rouge_l"][:2] == (0, 0)
 
 
 def tables(values, ids):
@@ -397,10 +455,7 @@ def differences_are_paired_by_seed_and_example(made):
     # Without the scores in DVC's cache there is the table alone.
     shutil.rmtree(".dvc/cache")
     collect("named", named, made, study.done(made.name))
-    assert (
-        "Not compared, since their scores by example are not in DVC's cache here: named-"
-        in Path("reports/studies/named.md").read_text()
-    )
+    assert f"Not compared, since {NOT_CACHED}: named-" in Path("reports/studies/named.md").read_text()
 
 
 def dvc(*command):
@@ -473,7 +528,7 @@ def test_what_is_not_there_is_named(files):
         collect("small", read("small"), settings(), {})
     path = Path("studies/small.yaml")
     path.write_text(STUDY.replace("x: dpo.beta", "x: dpo.gamma"))
-    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale small: dpo\.beta, seed"):
+    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale small beside the seed: dpo"):
         read("small")
     path.write_text(STUDY.replace("title: A small study", "name: A small study"))
     with pytest.raises(UserError, match=r"small\.yaml: title: "):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attune.data.dialogue import dialogue_of
 from attune.report import changes as report
@@ -23,18 +23,13 @@ from attune.report.results import MMLU, TEXT, replies_file, scores_file
 from attune.report.tables import DASH, VARIANT_COLUMNS
 from attune.runtime.cli import command_parser
 from attune.scoring.intervals.bootstrap import DISTANCE
-from attune.tools.runs import Run, folder, other_run
+from attune.tools.runs import Run, differing, folder, other_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SAME_SHARE = 0.99
 """Share of the human replies whose scores are equal if both sides have the same classifier."""
-# Keys of signatures that count, name the model or name versions, which move last digits at most.
-APART = (
-    *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
-    *("model", "commit", "adapter", "quantization", "prompts_cut"),
-)
 
 
 def compare(before: Run, after: Run) -> Changes:
@@ -101,7 +96,7 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
             )
             reasons[scorer] = f"{lacking.name} has no scores by example here ({remedy})"
             continue
-        differ = _differing(before.signature(scorer, variant), after.signature(scorer, variant))
+        differ = differing(before.signature(scorer, variant), after.signature(scorer, variant))
         if hard := [key for key in differ if not key.startswith("bertscore")]:
             reasons[scorer] = f"measured differently ({', '.join(hard)})"
             continue
@@ -163,13 +158,6 @@ def _scored_otherwise(old: pd.DataFrame, new: pd.DataFrame) -> bool:
     names = [name for name in old if "reference_" in str(name) and name in new]
     same = (np.isclose(old[name], new[name], rtol=1e-3, atol=1e-6, equal_nan=True).mean() for name in names)
     return any(share < SAME_SHARE for share in same)
-
-
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The keys of signatures by which the same replies would get other numbers; none where a side has no signature."""
-    if not before or not after:
-        return []
-    return [key for key in after if key in before and key not in APART and before[key] != after[key]]
 
 
 def main(argv: Sequence[str]) -> None:

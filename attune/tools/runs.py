@@ -17,6 +17,11 @@ from attune.runtime.io import read_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
+# Keys of signatures that count, name the model or name versions, which move last digits at most.
+APART = (
+    *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
+    *("model", "commit", "adapter", "quantization", "prompts_cut"),
+)
 PARAMS = "params.yaml"
 RECORDED_SCORES = Path(".cache/records")
 
@@ -97,6 +102,13 @@ class Run:
             )
         except (ArrowException, ValueError) as error:
             raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys of signatures by which the same replies would get other numbers; none where a side has no signature."""
+    if not before or not after:
+        return []
+    return [key for key in after if key in before and key not in APART and before[key] != after[key]]
 
 
 def folder(path: Path, name: str | None = None) -> Run:

@@ -1,14 +1,14 @@
-"""The paired differences of a study's settings to its reference setting, with intervals over seeds and examples.
+"""The paired differences of a study's settings, or of its variants, with intervals over seeds and examples.
 
-Runs of two settings with the same seed differ in the settings alone, and answer the same examples. So the difference
-of each seed is paired by example, and the mean over the seeds is resampled in both: seeds, and examples in common to
-both settings and to all seeds (a bootstrap of crossed factors, Owen 2007, arXiv:0712.1111). Of K seeds K - 1 are drawn,
-since K draws would have (K - 1) / K of their variance (Rao and Wu 1988, JASA 83).
+Runs of two settings with the same seed differ in the settings alone, and answer the same examples, as do the variants
+of a run. So the difference of each seed is paired by example, and the mean over the seeds is resampled in both: seeds,
+and examples in common to both sides and to all seeds (a bootstrap of crossed factors, Owen 2007, arXiv:0712.1111). Of K
+seeds K - 1 are drawn, since K draws would have (K - 1) / K of their variance (Rao and Wu 1988, JASA 83).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specificat
 from attune.report.results import MMLU, of_replies, scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction, star, table
 from attune.runtime.io import csv_text
-from attune.scoring.intervals.bootstrap import LEVEL, Numbers, columns, metrics, resample_weights
+from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, columns, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
-from attune.tools.runs import Run, revision
+from attune.tools.runs import Run, differing
 from attune.tools.study_plan import SETTING, Shown
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
 """Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms."""
 COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 SEED, RESAMPLES = 0, 2000
+NOT_CACHED = "their scores by example are not in DVC's cache here, and `dvc exp pull` or a new run brings them"
 
 Tables = Mapping[str, "pd.DataFrame"]
 """Scorer to scores by example."""
@@ -44,19 +45,20 @@ Measured = tuple[float, float, float, dict[int, float], int]
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric at a point of the grid, less that of the reference setting: the mean over seeds, its 95 % interval, the
-    p-value, the difference of each seed, and the number of examples that any of them has. `corrected` is the p-value
-    corrected for the number of metrics (Holm 1979)."""
+    """A metric of a variant at a point of the grid, less that of `less`, the reference setting or another variant: the
+    mean over seeds, its 95 % interval, the p-value, the difference of each seed, and the number of examples that any of
+    them has. `corrected` is the p-value corrected for the number of metrics (Holm 1979)."""
 
     point: dict[str, Any]
     variant: str
+    less: str
     metric: str
     low: float
     high: float
     p: float
     by_seed: dict[int, float]
     examples: int
-    corrected: float = 1.0
+    corrected: float | None = None
 
     @property
     def value(self) -> float:
@@ -64,38 +66,73 @@ class Difference:
         return fmean(self.by_seed.values())
 
 
-def differences(rows: Sequence[Row], shown: Shown) -> tuple[list[Difference], list[str]]:
-    """The differences of each point's rows to the rows with the reference setting and the same other axes and seed.
+def differences(
+    rows: Sequence[Row], shown: Shown, runs: Mapping[str, Run]
+) -> tuple[list[Difference], dict[str, list[str]]]:
+    """Of settings: each point's rows less those with the reference setting and the same other axes, variant and seed.
+    Without a reference setting, of variants: the rows of each less those of each before it in `shown.variants`.
 
     Args:
         rows: of the study's experiments.
         shown: variants, metrics and reference.
+        runs: each experiment's.
 
     Returns:
-        In the order of the rows, and the experiments whose scores by example are not in DVC's cache.
+        In the order of the rows, and why which experiments are left out: reason to experiments.
 
     Raises:
         UserError: a file of scores cannot be read.
     """
-    runs = {row.experiment: revision(row.revision) for row in rows}
-    tables = {(row.experiment, row.variant): scores(runs[row.experiment], row.variant, shown.metrics) for row in rows}
-    missing = sorted({experiment for (experiment, _), found in tables.items() if not found})
-    there = [row for row in rows if tables[row.experiment, row.variant]]
-    base = {(_others(row.point), row.variant, row.seed): row for row in there if row.point[SETTING] == shown.reference}
-    groups: dict[tuple[Any, str], list[tuple[Row, Row]]] = {}
-    for row in there:
+    tables = {(row.experiment, row.variant): scores(runs[row.experiment], row.variant, shown.every) for row in rows}
+    left: dict[str, list[str]] = {}
+    for row in rows:
+        if lacking := [
+            name
+            for name in _scorers(runs[row.experiment], shown.every)
+            if name not in tables[row.experiment, row.variant]
+        ]:
+            left.setdefault(NOT_CACHED, []).append(f"{row.experiment} ({row.variant}: {', '.join(lacking)})")
+    groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
+    for row, other, less in _of_settings(rows, shown.reference) if shown.reference else _of_variants(rows, shown):
+        groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
+    found: list[Difference] = []
+    for (point, variant, less), pairs in groups.items():
+        sides = {}
+        for row, other in pairs:
+            ours, theirs = tables[row.experiment, row.variant], tables[other.experiment, other.variant]
+            for scorer in ours.keys() & theirs.keys():
+                signatures = (runs[one.experiment].signature(scorer, one.variant) for one in (other, row))
+                if differ := differing(*signatures):
+                    left.setdefault(f"measured differently ({', '.join(differ)})", []).append(row.experiment)
+                    theirs = {name: scored for name, scored in theirs.items() if name != scorer}
+            sides[row.seed] = ours, theirs
+        measured = paired(sides, runs[pairs[0][0].experiment].params["context"]["targets"])
+        made = {
+            key: Difference(dict(point), variant, less, key, *measured[key]) for key in shown.every if key in measured
+        }
+        main = [made[key] for key in shown.metrics if key in made]
+        corrected = holm([one.p for one in main])
+        made |= {one.metric: replace(one, corrected=p) for one, p in zip(main, corrected, strict=True)}
+        found += made.values()
+    return found, left
+
+
+def _of_settings(rows: Sequence[Row], reference: str) -> Iterator[tuple[Row, Row, str]]:
+    """Each row of another setting, the row of the reference that it is compared with, and that setting."""
+    base = {(_others(row.point), row.variant, row.seed): row for row in rows if row.point[SETTING] == reference}
+    for row in rows:
         other = base.get((_others(row.point), row.variant, row.seed))
-        if other is not None and row.point[SETTING] != shown.reference:
-            groups.setdefault((tuple(row.point.items()), row.variant), []).append((row, other))
-    found = []
-    for (point, variant), pairs in groups.items():
-        targets = runs[pairs[0][0].experiment].params["context"]["targets"]
-        sides = {row.seed: (tables[row.experiment, variant], tables[other.experiment, variant]) for row, other in pairs}
-        measured = paired(sides, targets)
-        of_setting = [Difference(dict(point), variant, key, *measured[key]) for key in shown.metrics if key in measured]
-        corrected = holm([one.p for one in of_setting])
-        found += [replace(one, corrected=p) for one, p in zip(of_setting, corrected, strict=True)]
-    return found, missing
+        if other is not None and row.point[SETTING] != reference:
+            yield row, other, reference
+
+
+def _of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
+    """Each row, that of each variant before it in the same experiment, and the name of that variant."""
+    of = {(row.experiment, row.variant): row for row in rows}
+    for row in rows:
+        for less in shown.variants[: shown.variants.index(row.variant)]:
+            if other := of.get((row.experiment, less)):
+                yield row, other, less
 
 
 def _others(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -110,8 +147,7 @@ def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFr
         variant: a key of its variants.
         wanted: metrics; MMLU's scores are read where they are among them.
     """
-    scorers = [*of_replies(run.keys("scorers")), *([MMLU] if MMLU in wanted else [])]
-    read = {scorer: run.table(scores_file(scorer, variant).path) for scorer in scorers}
+    read = {scorer: run.table(scores_file(scorer, variant).path) for scorer in _scorers(run, wanted)}
     return {
         scorer: found.rename(columns={"acc": MMLU}).set_index("id").sort_index()
         for scorer, found in read.items()
@@ -119,11 +155,15 @@ def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFr
     }
 
 
+def _scorers(run: Run, wanted: Sequence[str]) -> list[str]:
+    return [*of_replies(run.keys("scorers")), *([MMLU] if MMLU in wanted else [])]
+
+
 def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any) -> dict[str, Measured]:
     """The mean difference over seeds: interval, p-value, the difference of each seed, and the number of examples.
 
     Args:
-        sides: seed to the scores of a setting and of the reference setting, with the ids as index.
+        sides: seed to the scores of both sides, with the ids as index.
         targets: how an example's id contains that of its dialogue; the examples of a dialogue are drawn together.
 
     Returns:
@@ -147,7 +187,7 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
     place = {name: i for i, name in enumerate(ids)}
     # Where each seed's examples are among all: seeds may have other ones, of which `generate.limit` draws some.
     places = [np.array([place[str(name)] for name in names], dtype=int) for names in common.values()]
-    sides = [tuple(columns(side.loc[common[seed]]) for side in pair) for seed, pair in pairs.items()]
+    sides = [_both(*(side.loc[common[seed]] for side in pair)) for seed, pair in pairs.items()]
 
     def measure(weights: Numbers) -> list[dict[str, Numbers]]:
         """The (R,) differences of each seed, by metric."""
@@ -172,6 +212,13 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
     return found
 
 
+def _both(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[Columns, Columns]:
+    """The columns of both sides, a value missing in both where one lacks it."""
+    shared = [name for name in ours if name in theirs]
+    lacks = ours[shared].isna() | theirs[shared].isna()
+    return columns(ours[shared].mask(lacks)), columns(theirs[shared].mask(lacks))
+
+
 def _less(ours: Mapping[str, Numbers], theirs: Mapping[str, Numbers]) -> dict[str, Numbers]:
     return {name: ours[name] - theirs[name] for name in ours if name in theirs}
 
@@ -193,44 +240,42 @@ def draws(seeds: int, resamples: int) -> Numbers:
 
 def as_csv(found: Sequence[Difference]) -> str:
     """A line for each metric of each variant and point."""
-    keys = list(found[0].point) if found else [SETTING]
+    keys = list(found[0].point) if found else []
     rows = []
     for one in found:
         each = (" ".join(map(str, values)) for values in (one.by_seed, one.by_seed.values()))
         numbers = (one.value, one.low, one.high, one.p, one.corrected, one.examples)
-        rows.append([*one.point.values(), one.variant, one.metric, *numbers, *each])
+        rows.append([*one.point.values(), one.variant, one.less, one.metric, *numbers, *each])
     columns_after = ("difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed")
-    return csv_text([*keys, "variant", "metric", *columns_after], rows)
+    return csv_text([*keys, "variant", "less", "metric", *columns_after], rows)
 
 
-def text(found: Sequence[Difference], missing: Sequence[str], shown: Shown, name: str) -> str:
-    """The differences as a section of the study's page."""
+def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], shown: Shown, name: str) -> str:
+    """The differences as a section of the study's page, and what is left out."""
     rows: dict[str, Metrics] = {}
     notes: dict[str, dict[str, str]] = {}
     for one in found:
         digits = COLUMNS[one.metric][1]
         rows.setdefault(label(one), {})[one.metric] = one.value
-        mark = "**" if one.corrected < ALPHA else star(one.low, one.high)
+        mark = "**" if one.corrected is not None and one.corrected < ALPHA else star(one.low, one.high)
         interval = f" ({one.low:+.{digits}f} to {one.high:+.{digits}f}){mark}"
         notes.setdefault(label(one), {})[one.metric] = interval
     seeds = min((len(one.by_seed) for one in found), default=0)
-    parts = [f"## Differences to `{shown.reference}`"]
+    parts = [f"## Differences to `{shown.reference}`" if shown.reference else "## Differences between the variants"]
     if found:
+        sides = f"Each setting less `{shown.reference}` with the same seed" if shown.reference else "Of the same run"
+        main = ", ".join(COLUMNS[key][0].rstrip(" ↑↓") for key in shown.metrics)
         parts += [
-            table("", rows, {key: COLUMNS[key] for key in shown.metrics}, notes),
-            f"Each setting less `{shown.reference}` with the same seed on the same examples, mean over the seeds; in "
-            "brackets the 95 % interval of a bootstrap that draws seeds and, in common to both settings, examples; "
-            "star: it excludes 0; two stars: also where the p-values of a setting are corrected for the number of its "
-            f"metrics (Holm 1979). {_few(seeds)} Each seed's difference, and the p-values: "
-            f"[{name}.differences.csv]({name}.differences.csv).",
+            table("", rows, {key: COLUMNS[key] for key in shown.every}, notes),
+            f"{sides}, on the same examples, mean over the seeds; in brackets the 95 % interval of a bootstrap that "
+            "draws seeds and, in common to both sides, examples; star: it excludes 0; two stars: also where the "
+            f"p-values of a row are corrected for the number of its main metrics (Holm 1979), which are {main}. "
+            f"{_few(seeds)} Each seed's difference and its p-value: [{name}.differences.csv]({name}.differences.csv).",
         ]
-    elif not missing:
-        parts.append(f"No setting has finished with a seed that `{shown.reference}` has finished with.")
-    if missing:
-        parts.append(
-            f"Not compared, since their scores by example are not in DVC's cache here: {', '.join(missing)}. `dvc exp "
-            "pull` or a new run brings them."
-        )
+    elif not left:
+        other = f"with a seed that `{shown.reference}` has finished with" if shown.reference else "with two variants"
+        parts.append(f"No experiment has finished {other}.")
+    parts += [f"Not compared, since {reason}: {', '.join(dict.fromkeys(names))}." for reason, names in left.items()]
     return "\n\n".join(parts)
 
 
@@ -247,12 +292,13 @@ def _few(seeds: int) -> str:
 
 def label(one: Difference) -> str:
     """A row of the table."""
-    return ", ".join([*(str(value) for value in one.point.values()), one.variant])
+    less = "" if SETTING in one.point else f" less {one.less}"
+    return ", ".join([*(str(value) for value in one.point.values()), f"{one.variant}{less}"])
 
 
 def figure(found: Sequence[Difference], shown: Shown) -> dict[str, bytes]:
-    """The figure as SVG and PNG: a panel for each metric, a dot with its interval for each setting."""
-    panels = [_panel([one for one in found if one.metric == metric], shown) for metric in shown.metrics]
+    """The figure as SVG and PNG: a panel for each metric, a dot with its interval for each row of the table."""
+    panels = [_panel([one for one in found if one.metric == metric], shown) for metric in shown.every]
     drawn = static([panel for panel in panels if panel is not None], columns=2, width=260)
     return {"svg": as_svg(drawn).encode(), "png": as_png(drawn)}
 
@@ -266,7 +312,7 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
     heading, digits = COLUMNS[found[0].metric]
     rows: list[dict[str, Any]] = []
     for one in found:
-        name = ", ".join(map(str, one.point.values())) + (f", {one.variant}" if len(shown.variants) > 1 else "")
+        name = label(one) if len(shown.variants) > 1 else ", ".join(map(str, one.point.values()))
         ends = {f"{one.metric}.diff_low": one.low, f"{one.metric}.diff_high": one.high}
         stands = standing(name, ends, one.metric, direction(heading), "")
         rows.append({"setting": name, "value": one.value, "low": one.low, "high": one.high, "stands": stands})
@@ -281,9 +327,8 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
         return alt.Chart(alt.InlineData(values=list(values))).encode(y=y)
 
     colour = alt.Color("stands:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
-    x = alt.X(
-        "value:Q", title=f"difference to {shown.reference}", scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4)
-    )
+    title = f"difference to {shown.reference}" if shown.reference else "difference"
+    x = alt.X("value:Q", title=title, scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4))
     zero = alt.Chart(alt.InlineData(values=[{"value": 0}])).mark_rule(strokeDash=[4, 4], color="#8a8a8a")
     layers = (
         zero.encode(x=x),
@@ -296,4 +341,4 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
         for row in rows
     )
     spec = specification(alt.layer(*layers).properties(height=ROW * len(rows)))
-    return Chart(heading, spec, f"{heading}, less {shown.reference}: {words}.")
+    return Chart(heading, spec, f"{heading}, {title}: {words}.")

@@ -22,6 +22,8 @@ from attune.runtime.io import read_yaml
 
 STUDIES = Path("studies")
 SEED, SETTING = "seed", "setting"
+# Groups of conf/ that params.yaml does not name.
+GROUPS = ("recipe", "hardware")
 # Two cores in two hours, two cores in a day, the paper's models on a GPU.
 Scale = Literal["quick", "small", "paper"]
 # Part of the name of an experiment, before the number that DVC gives it.
@@ -30,16 +32,23 @@ Setting = Annotated[str, Field(pattern="^[a-z0-9_]+(-[a-z0-9_]+)*$")]
 
 @section
 class Shown:
-    """The results to report: `metrics` of `variants`, as a table alone, or also as a figure.
+    """The results to report: `metrics` of `variants`, whose p-values are corrected together; `also`, without a claim.
 
-    `lines` and `spread` are over the param `x`; `differences` are those of the settings to the setting `reference`.
+    `lines` and `spread` are over the param `x`; `differences` are those of the settings to the setting `reference`, and
+    with `table` those of the variants.
     """
 
     kind: Literal["table", "lines", "spread", "differences"]
     variants: Annotated[list[Name], Field(min_length=1)]
     metrics: Annotated[list[Name], Field(min_length=1)]
+    also: list[Name] = field(default_factory=list)
     x: str | None = None
     reference: Setting | None = None
+
+    @property
+    def every(self) -> list[str]:
+        """All metrics."""
+        return [*self.metrics, *self.also]
 
 
 @section
@@ -108,8 +117,11 @@ def read(name: str, folder: Path = STUDIES) -> Study:
         raise UserError("\n".join(f"{path}: {key or 'the file'}: {text}" for key, text in problems)) from None
     for scale in study.scales:
         found = grid(name, study, scale, [])
-        if study.shown.kind in ("lines", "spread") and study.shown.x not in found.axes:
-            raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale}: {', '.join(found.axes)}")
+        if SEED not in found.axes:
+            raise UserError(f"{path}: scale {scale} has no seed: add seed=13,14,15")
+        if study.shown.kind in ("lines", "spread") and study.shown.x not in set(found.axes) - {SEED}:
+            axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
+            raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale} beside the seed: {axes}")
         if study.shown.kind == "differences" and study.shown.reference not in found.chosen:
             raise UserError(
                 f"{path}: shown.reference = {study.shown.reference!r} is no setting of scale {scale}: "
@@ -139,16 +151,36 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     values = defaults | given
     settings = {one: _pairs(texts, f"{path}: settings.{one}: ") for one, texts in study.settings.items()}
     chosen = values.pop(SETTING).split(",") if SETTING in values else list(settings)
+    # DVC numbers the experiments of a setting: `lr-2` would also be the second of `lr`.
+    if unclear := [(one, two) for one in settings for two in settings if re.fullmatch(rf"{re.escape(one)}-\d+", two)]:
+        raise UserError(f"{path}: settings {' and '.join(unclear[0])} could name the same experiment: rename one")
     if unknown := [one for one in chosen if one not in settings]:
         raise UserError(f"{name} has no setting {unknown[0]}: {', '.join(settings) or 'it has none'}")
     if useless := [key for key in given if chosen and all(key in settings[one] for one in chosen)]:
         raise UserError(f"{useless[0]} is what the settings of {name} differ in: choose some by setting={chosen[0]}")
-    axes = [key for key, text in defaults.items() if ("," in text or key == SEED) and key != SETTING]
+    if several := [f"{one}: {key}" for one in chosen for key, text in settings[one].items() if _is_sweep(key, text)]:
+        raise UserError(f"{path}: settings.{several[0]} has several values: a setting is one point, give each a name")
+    swept = [key for key, text in values.items() if _is_sweep(key, text)]
+    axes = [key for key in defaults if key in swept or key == SEED or _is_sweep(key, defaults[key])]
+    axes += [key for key in swept if key not in axes]
+    if groups := [key for key in axes if key in GROUPS]:
+        raise UserError(
+            f"{path}: {groups[0]} with several values cannot be told in the results: write a setting for each"
+        )
     fixed = {key: text for key, text in values.items() if key not in axes}
     what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]
     digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4)
     merged = {one: _texts(values | own) for one, own in settings.items()}
     return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen)
+
+
+def _is_sweep(key: str, text: str) -> bool:
+    """Whether an override has several values; the comma of a list or of a dictionary separates none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if key == SETTING:
+        return False
+    return bool(OverridesParser.create().parse_override(f"{key}={text}").is_sweep_override())
 
 
 def _texts(overrides: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The results of a study: a csv of its experiments, a table over seeds, and the figure; differences of its settings."""
+"""The results of a study: a csv of its experiments, a table over seeds, paired differences, a figure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, 
 from attune.report.paper_results import TABLE_1, dbt_table
 from attune.report.results import of_replies
 from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, table
+from attune.report.validity import correlations, explanation, read_validity
 from attune.runtime.errors import UserError
 from attune.runtime.io import csv_text, write_bytes, write_text
 from attune.tools import study_differences
+from attune.tools.runs import revision
 from attune.tools.study_differences import COLUMNS, MEANS
 from attune.tools.study_plan import SEED, SETTING, Grid, Study
 
@@ -44,9 +46,9 @@ class Row:
 
 
 def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -> None:
-    """Write `reports/studies/<name>.csv`, `.md` and, except for a table, `.svg` and `.png`.
+    """Write `reports/studies/<name>.csv`, `.md`, `.svg` and `.png`.
 
-    With the kind `differences` also `<name>.differences.csv`.
+    With the kinds `table` and `differences` also `<name>.differences.csv`, whose differences the figure shows.
 
     Args:
         name: of the study.
@@ -61,41 +63,53 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
 
     points: dict[tuple[Any, ...], list[Row]] = {}
     settings = []
-    for experiment, revision in sorted(revisions.items()):
-        files = DVCFileSystem(rev=revision)
+    signature: dict[str, Any] = {}
+    for experiment, commit in sorted(revisions.items()):
+        files = DVCFileSystem(rev=commit)
         params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
         settings.append(params)
         setting = grid.setting_of(experiment)
         point = ({SETTING: setting} if setting else {}) | {key: _value(params, key) for key in grid.axes}
         metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
-        points[tuple(point.values())] = _rows(experiment, revision, point, metrics, study)
+        points[tuple(point.values())] = _rows(experiment, commit, point, metrics, study)
+        signature |= _signature(files, study.shown.variants[-1], params["scorers"])
     if not points:
         raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
     order = list(grid.settings)
     # By the file's order of settings, then by the values on the axes.
-    by_point = sorted(points, key=lambda point: (order.index(point[0]), *point[1:]) if order else point)
+    by_point = sorted(points, key=lambda point: [_place(one, order) for one in point])
     rows = [row for point in by_point for row in points[point]]
     keys = list(rows[0].point)
-    write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.metrics))
-    below = [beside_paper(name, settings, study.shown.metrics)] if name in PAPERS else []
+    write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.every))
+    below = [beside_paper(name, settings, study.shown.every)] if name in PAPERS else []
     drawn = {}
-    if study.shown.kind == "differences":
-        found, missing = study_differences.differences(rows, study.shown)
+    if study.shown.kind in ("differences", "table"):
+        runs = {row.experiment: revision(row.revision) for row in rows}
+        found, left = study_differences.differences(rows, study.shown, runs)
         write_text(REPORTS / f"{name}.differences.csv", study_differences.as_csv(found))
-        below.append(study_differences.text(found, missing, study.shown, name))
+        below.append(study_differences.section(found, left, study.shown, name))
         drawn = study_differences.figure(found, study.shown) if found else {}
-    elif study.shown.kind != "table":
+    else:
         drawn = figure(study, rows)
     for ending, content in drawn.items():
         write_bytes(REPORTS / f"{name}.{ending}", content)
-    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, bool(drawn)), *below]) + "\n")
+    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, bool(drawn), signature), *below]) + "\n")
     print(f"{len(points)} experiments: {REPORTS / name}.md")
+
+
+def _place(value: Any, order: Sequence[str]) -> tuple[bool, float, str]:
+    """By which the values of an axis are sorted: settings in the file's `order`, numbers, then names, then null."""
+    if value in order:
+        return False, order.index(value), ""
+    number = isinstance(value, int | float)
+    return value is None, value if number else float("inf"), "" if number else str(value)
 
 
 def _value(params: Mapping[str, Any], key: str) -> Any:
     value = reduce(lambda part, name: part[name], key.split("."), params)
     # A group of conf/, such as model, is a section with a name.
-    return value["name"] if isinstance(value, Mapping) else value
+    value = value["name"] if isinstance(value, Mapping) else value
+    return str(value) if isinstance(value, list) else value
 
 
 def _rows(
@@ -108,11 +122,11 @@ def _rows(
     seed, rest = point[SEED], {key: value for key, value in point.items() if key != SEED}
     rows = []
     for variant, (values, intervals) in metrics.items():
-        if missing := [key for key in study.shown.metrics if key not in values]:
+        if missing := [key for key in study.shown.every if key not in values]:
             raise UserError(
                 f"experiment {experiment} has no {missing[0]} of variant {variant}: see metrics/ of {revision}"
             )
-        shown = {key: values[key] for key in study.shown.metrics}
+        shown = {key: values[key] for key in study.shown.every}
         guessing = frozenset(key for key in shown if chance_mark(key, intervals))
         rows.append(Row(experiment, rest, seed, variant, revision, shown, guessing))
     return rows
@@ -122,14 +136,13 @@ def measured(files: Any, variant: str, scorers: Sequence[str]) -> tuple[Metrics,
     """The metrics of a variant by `scorers` and MMLU, with the means of `MEANS`, and their intervals.
 
     Args:
-        files: a DVC file system; a file that the study's targets do not write is left out.
+        files: a DVC file system; a file that the study's targets do not write, or DVC's cache lacks, is left out.
         variant: a key of `variants`.
         scorers: of the params.
     """
 
     def read(folder: str) -> Metrics:
-        path = f"metrics/{folder}/{variant}.json"
-        return dict(json.loads(files.read_text(path, encoding="utf-8"))) if files.exists(path) else {}
+        return _object(files, f"metrics/{folder}/{variant}.json")
 
     metrics, intervals = mmlu_columns(read("mmlu"), read("intervals/mmlu"))
     for scorer in of_replies(scorers):
@@ -137,6 +150,22 @@ def measured(files: Any, variant: str, scorers: Sequence[str]) -> tuple[Metrics,
         intervals |= read(f"intervals/{scorer}")
     complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
     return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}, intervals
+
+
+def _signature(files: Any, variant: str, scorers: Sequence[str]) -> dict[str, Any]:
+    """The signatures of the scorers of a variant's replies as one object; empty where they are not at hand."""
+    found: dict[str, Any] = {}
+    for scorer in of_replies(scorers):
+        found |= _object(files, f"metrics/{scorer}/{variant}.signature.json")
+    return found
+
+
+def _object(files: Any, path: str) -> dict[str, Any]:
+    """A JSON file; empty where it does not exist or, as an experiment of another machine, is not in the cache."""
+    try:
+        return dict(json.loads(files.read_text(path, encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
@@ -172,18 +201,30 @@ def point_text(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
-def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
-    """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers."""
+def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers.
+
+    Args:
+        name: of the study.
+        study: its file.
+        rows: of its experiments.
+        drawn: whether it has a figure.
+        signature: of the experiments' scores; correlations with people's ratings measured otherwise have a mark.
+    """
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
     notes = {}
     at_chance = always_at_chance(rows)
+    most = max(len(seeds) for values in over_seeds(rows).values() for seeds in values.values())
     for (point, variant), values in over_seeds(rows).items():
-        row = ", ".join(part for part in (point, variant) if part)
+        count = max(map(len, values.values()))
+        few = f"{count} of {most} seeds" if count < most else ""
+        row = ", ".join(part for part in (point, variant, few) if part)
         means = means | {row: {key: fmean(seeds) for key, seeds in values.items()}}
         spread = {key: f" ± {stdev(seeds):,.{COLUMNS[key][1]}f}" for key, seeds in values.items() if len(seeds) > 1}
         guessing = at_chance[point, variant]
         notes[row] = {key: spread.get(key, "") + (AT_CHANCE if key in guessing else "") for key in values}
-    columns = {key: COLUMNS[key] for key in study.shown.metrics}
+    columns = {key: COLUMNS[key] for key in study.shown.every}
+    validity = read_validity()
     seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
     lines = [
@@ -193,7 +234,8 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool) -> str:
         "chance with every seed; `docs/metrics.md` defines every number. Each experiment and its Git revision: "
         f"[{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
-        table("", means, columns, notes),
+        table("", means, columns, notes, correlations(validity, signature)),
+        *filter(None, [explanation(validity, signature)]),
     ]
     return "\n\n".join(lines)
 

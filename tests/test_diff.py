@@ -51,12 +51,23 @@ QUESTIONS = 40
 
 
 def write_run(
-    variant, shift=0.0, noise=0.0, context="context", levels=1, human=1, encoder="a", mmlu=25.0, form="letters"
+    variant,
+    shift=0.0,
+    noise=0.0,
+    context="context",
+    levels=1,
+    human=1,
+    encoder="a",
+    mmlu=25.0,
+    form="letters",
+    rejected="no",
+    preference=50.0,
 ):
     """Scores by example, metrics, replies and signatures of a variant, as the stages write them."""
     rouge = HARD + shift + noise * np.random.default_rng(8).normal(0, 5, N)
     ids = [f"test/{i:03}" for i in range(N)]
     text = pd.DataFrame({"id": ids, "label": "sad", "rouge_l": rouge, "bertscore_f1": rouge / 2, "reply_words": 9.0})
+    text["preference_accuracy"] = preference
     gap = (levels - human) ** 2
     level = pd.DataFrame({"id": ids, "level_er": levels, "reference_level_er": human, "diff_er": gap})
     answers = pd.DataFrame({
@@ -76,7 +87,10 @@ def write_run(
     write_json(Path(f"metrics/text/{variant}.signature.json"), {"bertscore_encoder": encoder, "tokeniser": "13a"})
     write_json(Path(f"metrics/mmlu/{variant}.signature.json"), {"form": form, "adapter": f"{variant} {shift}"})
     turn = [{"role": "user", "text": context, "act": None}]
-    rows = [{"id": key, "label": "sad", "context": turn, "reference": "yes", "reply": "a"} for key in ids]
+    rows = [
+        {"id": key, "label": "sad", "context": turn, "reference": "yes", "reply": "a", "rejected": rejected}
+        for key in ids
+    ]
     path = Path(f"data/replies/{variant}.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -188,7 +202,7 @@ def test_knowledge_is_compared_question_by_question(repository, capsys):
 
 def test_params_come_first(repository, capsys):
     params = Path("params.yaml").read_text(encoding="utf-8")
-    Path("params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n"), encoding="utf-8")
+    Path("params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n", 1), encoding="utf-8")
     lines = printed(capsys).splitlines()
     assert lines[2:5] == ["Changed params:", "", "- seed: 13 → 14"] and lines[6] == "Verdict: nothing changed."
 
@@ -211,6 +225,22 @@ def test_only_equal_examples_are_compared(repository, capsys):
     assert "Verdict: not judged." in text and "no test examples in common: F-BERT" in text
 
 
+def test_preferences_over_other_rejected_replies_are_not_compared(repository, capsys):
+    write_run("sft", shift=3.0, preference=70.0, rejected="never")
+    text = printed(capsys)
+    assert "- the rejected replies of the test examples are others: pref. acc. % 50.0 → 70.0 (sft)" in text
+    assert "Verdict: better. 2 better" in text
+    write_run("sft", shift=3.0, preference=70.0)
+    assert "Verdict: better. 3 better" in printed(capsys)
+
+
+def test_probes_are_shown_and_not_judged(repository, capsys):
+    params = Path("params.yaml").read_text().replace("probed: {}", "probed: {sft: {}}")
+    write_text(Path("params.yaml"), params)
+    write_json(Path("metrics/safety/sft.json"), {"safety_harm": 12.5})
+    assert "- of probes, whose intervals are in metrics/intervals/: harm % \N{EN DASH} → 12.5 (sft)" in printed(capsys)
+
+
 def test_the_folder_of_another_run(repository, capsys):
     shutil.copytree(".", "../other", symlinks=True)
     write_run("sft", shift=3.0)
@@ -227,6 +257,15 @@ def test_a_record(repository, capsys):
     shutil.copy("data/scores/text/sft.parquet", kept)
     write_run("sft", shift=3.0)
     assert "Verdict: better. 2 better" in printed(capsys, "record.json")
+    # How MMLU was asked is in the record, or its questions are not compared.
+    for scorer in ("text", "mmlu"):
+        shutil.copytree(f"data/scores/{scorer}", f".cache/records/one/{scorer}", dirs_exist_ok=True)
+    whole = {"name": "one", "metrics": metrics, "mmlu": {name: {"acc": 20.0} for name in VARIANTS}}
+    write_json(Path("record.json"), whole)
+    assert "record.json does not say how it was measured: MMLU 20.0 → 25.0" in printed(capsys, "record.json")
+    forms = {name: {"form": "cloze"} for name in VARIANTS}
+    write_json(Path("record.json"), whole | {"mmlu_signature": forms})
+    assert "measured differently (form): MMLU 20.0 → 25.0" in printed(capsys, "record.json")
     write_text(Path("record.json"), "{}")
     with pytest.raises(UserError, match=r"^record\.json is no record with metrics"):
         main(["record.json"])

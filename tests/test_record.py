@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -285,6 +286,30 @@ def test_interrupted_record_of_several_models(project, monkeypatch):
     assert f"tiny-gemma is better in:\n\n{mmlu} (all)\n{overlap} (all)\n" in text
     assert f"DPO is better in:\n\n{mmlu} (sft-dpo vs sft)\n{overlap} (sft-dpo vs sft)\n" in text
     assert "tiny-gemma stands in for medgemma (`model.stands_in_for`): it was not made for a domain" in text
+
+
+def test_a_stage_from_the_cache_has_no_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
+    write_text(Path("params.yaml"), "{}")
+    write_text(Path("dvc.yaml"), "stages:\n  one: {cmd: echo made > out, outs: [out]}\n")
+    parts = [{"wall_seconds": {}}, {"wall_seconds": {}}]
+    for part in parts:
+        tool._reproduce(part, part, Path("record.json"))
+    assert [list(part["wall_seconds"]) for part in parts] == [["one"], []]
+    assert "Running stage 'one'" in capsys.readouterr().out
+
+
+def test_pages_leave_an_unfinished_record_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("README.md"), f"{tool.BEGIN}{tool.END}")
+    (tmp_path / "docs/results").mkdir(parents=True)
+    write_json(Path("docs/results/a.json"), record() | {"name": "a"})
+    write_json(Path("docs/results/b.json"), {"name": "b", "command": "python -m attune record b", "wall_seconds": {}})
+    tool.main([])
+    assert "## a" in Path("docs/results.md").read_text() and "## b" not in Path("docs/results.md").read_text()
+    assert "b is not finished, and left out: `python -m attune record b` continues it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", [[], ["recipe=dbt", "model=tiny", "corpus=esconv_sample"]])

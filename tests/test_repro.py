@@ -143,7 +143,7 @@ def test_a_clone_without_data_lists_what_would_run(project, monkeypatch):
     assert would("--allow-missing") == {}
     assert would()["draw"] == "data is not in cache"
     params = (project / "params.yaml").read_text(encoding="utf-8")
-    (project / "params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n"), encoding="utf-8")
+    (project / "params.yaml").write_text(params.replace("seed: 13\n", "seed: 14\n", 1), encoding="utf-8")
     assert would("--allow-missing") == {"all": "params seed"}
     (project / "train.py").write_text("# changed")
     command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing"]

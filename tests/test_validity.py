@@ -36,7 +36,7 @@ def write(header, rows, path="ratings.csv"):
 def measured(capsys, path, *options, seed=13):
     """The numbers that the command writes, and what it prints."""
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    changed = params.replace("seed: 13\n", f"seed: {seed}\n").replace("threads: 2\n", "threads: 1\n")
+    changed = params.replace("seed: 13\n", f"seed: {seed}\n", 1).replace("threads: 2\n", "threads: 1\n")
     Path("params.yaml").write_text(changed, encoding="utf-8")
     main([str(path), "-o", "out.json", *options])
     return json.loads(Path("out.json").read_text(encoding="utf-8")), capsys.readouterr().out

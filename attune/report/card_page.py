@@ -120,6 +120,7 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
     mmlu = EMBEDDED if params.mmlu.corpus == "sample" else params.mmlu.corpus
     # By the beginning of a metric's name; all others are of the test dialogues.
     of = {"mmlu": (params.mmlu.corpus, f"MMLU, {mmlu}"), "safety": ("safety", "Attune, safety probes")}
+    of["answer"] = of["mmlu"]
     of["converse"] = ("converse", f"Attune, conversations by {params.converse.seeker}")
     of["medical"] = (params.mmlu.corpus, f"MMLU on health, {mmlu}")
     of["truth"] = (params.truth.corpus, f"TruthfulQA, {EMBEDDED if params.truth.corpus == 'sample' else 'MC1'}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attune.report.tables import AT_CHANCE, DASH, VARIANT_COLUMNS, Metrics, chance_mark, direction, escape
 from attune.runtime.errors import visible
 from attune.scoring.intervals import significance
-from attune.scoring.intervals.bootstrap import DISTANCE, columns, distances, metrics, resample_weights
+from attune.scoring.intervals.bootstrap import DISTANCE, Columns, columns, distances, metrics, resample_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def paired_changes(
     """
     import numpy as np
 
-    old, new = columns(before), columns(after)
+    old, new = paired_columns(before, after)
 
     def measure(weights: Any) -> dict[str, Any]:
         sides = [metrics(side, weights) | distances(side, weights) for side in (old, new)]
@@ -116,6 +116,13 @@ def paired_changes(
         for name in names:
             parts[name].append(measured[name])
     return [_change(variant, name, values[name][:, 0], np.concatenate(parts[name], axis=1)) for name in names]
+
+
+def paired_columns(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[Columns, Columns]:
+    """The numeric columns that both sides have; a value that one side lacks is missing in both."""
+    shared = [name for name in ours if name in theirs]
+    lacks = ours[shared].isna() | theirs[shared].isna()
+    return columns(ours[shared].mask(lacks)), columns(theirs[shared].mask(lacks))
 
 
 def _in_order(values: Mapping[str, object]) -> list[str]:

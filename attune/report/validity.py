@@ -22,6 +22,8 @@ Validity = Mapping[str, Any]
 SAME = {
     ("bertscore_",): ("bertscore_encoder_sha256", "bertscore_layer"),
     ("level_", "diff_"): ("epitome_classifiers", "epitome_encoder_sha256"),
+    ("dbt_",): ("dbt_classifier", "dbt_encoder_sha256"),
+    ("behaviour_",): ("behaviour_classifier", "behaviour_encoder_sha256"),
 }
 """Prefixes of metrics, to the keys of the signature that a run must share for these to be what was measured."""
 OTHERWISE = "°"

@@ -20,7 +20,7 @@ from attune.data.dialogue import dialogue_of
 from attune.report import changes as report
 from attune.report.changes import Changes, changed_params, holm, page, unjudged_metrics
 from attune.report.results import MMLU, TEXT, replies_file, scores_file
-from attune.report.tables import DASH, VARIANT_COLUMNS
+from attune.report.tables import DASH, PROBE_COLUMNS, VARIANT_COLUMNS
 from attune.runtime.cli import command_parser
 from attune.scoring.intervals.bootstrap import DISTANCE
 from attune.tools.runs import Run, differing, folder, other_run
@@ -28,6 +28,7 @@ from attune.tools.runs import Run, differing, folder, other_run
 if TYPE_CHECKING:
     import pandas as pd
 
+PREFERENCE = "preference_accuracy"
 SAME_SHARE = 0.99
 """Share of the human replies whose scores are equal if both sides have the same classifier."""
 
@@ -69,6 +70,10 @@ def _reason(name: str, reasons: Mapping[str, str]) -> str:
     """Why a metric was not judged."""
     if name.startswith("dist_") or name == "repeated_share":
         return "counts over all replies, without an interval"
+    if name in PROBE_COLUMNS:
+        return "of probes, whose intervals are in metrics/intervals/"
+    if name in reasons:
+        return reasons[name]
     scorer = next((key for key, starts in SCORED.items() if name.startswith(starts)), TEXT)
     return reasons.get("bertscore" if name.startswith("bertscore") else scorer) or reasons.get(
         scorer, "no common scores"
@@ -100,9 +105,18 @@ def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[lis
         if hard := [key for key in differ if not key.startswith("bertscore")]:
             reasons[scorer] = f"measured differently ({', '.join(hard)})"
             continue
+        silent = [
+            run.name for run in (before, after) if run.recorded is not None and not run.signature(scorer, variant)
+        ]
+        if scorer == MMLU and silent:
+            reasons[scorer] = f"{silent[0]} does not say how it was measured"
+            continue
         drop = [name for name in first if str(name).startswith("bertscore")] if differ else []
         if differ:
             reasons["bertscore"] = f"measured differently ({', '.join(differ)})"
+        if scorer == TEXT and not _same_rejected(before, after, variant):
+            drop.append(PREFERENCE)
+            reasons[PREFERENCE] = "the rejected replies of the test examples are others"
         equal = None if scorer == MMLU else same
         ids = [key for key in sorted(set(first["id"]) & set(second["id"])) if equal is None or key in equal]
         total = len(set(first["id"]) | set(second["id"]))
@@ -146,6 +160,16 @@ def _same_examples(before: Run, after: Run, variant: str) -> set[str] | None:
         if side is not None
     ]
     return {key for key, value in texts[0].items() if texts[1].get(key) == value}
+
+
+def _same_rejected(before: Run, after: Run, variant: str) -> bool:
+    """Whether the examples of both sides have equal rejected replies; True where a side has no replies here."""
+    sides = [run.table(replies_file(variant).path) for run in (before, after)]
+    if any(side is None or "rejected" not in side for side in sides):
+        return True
+    old, new = (side.set_index("id")["rejected"] for side in sides if side is not None)
+    ids = old.index.intersection(new.index)
+    return bool(old[ids].fillna("").eq(new[ids].fillna("")).all())
 
 
 def _scored_otherwise(old: pd.DataFrame, new: pd.DataFrame) -> bool:

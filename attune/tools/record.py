@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -62,6 +63,7 @@ from attune.runtime.machine import in_words, machine
 from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
+from attune.tools.repro import RUNNING
 from attune.tools.stage_times import kind
 
 RECORDS = Path("docs/results")
@@ -93,9 +95,10 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             compose(model_overrides)
             _reproduce(record, part, path)
             params = load()
-            comparison.save_scores(params.scorers, params.variants, SCORES / name / model)
+            scores = SCORES / name / (model if "models" in record else "")
+            comparison.save_scores(params.scorers, params.variants, scores)
             found = read(params)
-            part |= _results(params) | _findings(found, params) | _comparisons(params, SCORES / name / model)
+            part |= _results(params) | _findings(found, params) | _comparisons(params, scores)
             if name == EMPO:
                 verdict = first_screen.verdict(params, found.variants, found.intervals)
                 part |= {"verdict": verdict, "dialogue": _dialogue(params)}
@@ -125,11 +128,17 @@ def compositions(overrides: list[str]) -> dict[str, list[str]]:
 
 
 def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None:
+    """Reproduce all stages; keep the times of those that ran, and did not come from DVC's cache."""
     for stage in stages_in_order():
-        started = time.monotonic()
-        if subprocess.run(["dvc", "repro", "--single-item", stage], check=False).returncode:
+        started, ran = time.monotonic(), False
+        with subprocess.Popen(["dvc", "repro", "--single-item", stage], stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                ran |= RUNNING % stage in line
+        if process.returncode:
             raise UserError(f"stage {stage} failed: fix the cause and rerun the same command")
-        part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
+        if ran:
+            part["wall_seconds"].setdefault(stage, round(time.monotonic() - started, 1))
         write_json(path, record)
 
 
@@ -153,6 +162,9 @@ def _results(params: Params) -> dict[str, Any]:
         "classifiers": results.read_quality(params),
         "mmlu": {key: results.read_metrics(results.mmlu_file(key)) for key in params.variants},
         "signature": {key: results.read_signature(params, key) for key in params.variants},
+        "mmlu_signature": {
+            key: results.read_object(results.signature_file(results.MMLU, key)) for key in params.variants
+        },
     }
 
 
@@ -258,6 +270,11 @@ def parts_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(record["models"]) if "models" in record else {"": record}
 
 
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether all runs of a record have ended."""
+    return all("metrics" in part for part in parts_of(record).values())
+
+
 def _variants(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, dict[str, str]]]:
     """The record's variants with MMLU among their metrics, and their margins."""
     rows, intervals = _measured(record)
@@ -293,7 +310,8 @@ def _section(record: dict[str, Any]) -> str:
         text = table("classifier", quality, measured(quality, CLASSIFIER_COLUMNS))
         blocks.append(f"### The classifiers behind the metrics\n\n{text}\n\n{CLASSIFIERS}\n")
     if record["name"] == EMPO and any(EMPATHY_COLUMNS.keys() & metrics.keys() for metrics in rows.values()):
-        encoder = next(iter(record["signature"].values())).get("bertscore_encoder", "another encoder")
+        signatures = next(iter(parts.values()))["signature"]
+        encoder = next(iter(signatures.values())).get("bertscore_encoder", "another encoder")
         blocks.append(beside_empo(rows, notes, encoder))
     if any("dbt_gap" in metrics for metrics in rows.values()):
         blocks.append(beside_dbt(rows, notes))
@@ -377,6 +395,9 @@ def main(argv: Sequence[str]) -> None:
         run(arguments.name, arguments.overrides, RECORDS)
     # The record of the README first.
     records = [_read(path) for path in sorted(RECORDS.glob("*.json"), key=lambda path: (path.stem != EMPO, path.stem))]
+    for record in (record for record in records if not _is_whole(record)):
+        print(f"{record['name']} is not finished, and left out: `{record['command']}` continues it", file=sys.stderr)
+    records = [record for record in records if _is_whole(record)]
     if records:
         write_text(PAGE, page(records))
     for record in records:

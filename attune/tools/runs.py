@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attune.report.results import metrics_file, mmlu_file, of_replies, pairs_file, quality_file, signature_file
+from attune.config.schema import PROBES
+from attune.report.results import (
+    MMLU,
+    metrics_file,
+    mmlu_file,
+    of_replies,
+    pairs_file,
+    quality_file,
+    signature_file,
+)
 from attune.report.tables import Metrics, mmlu_columns
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
@@ -56,17 +65,21 @@ class Run:
             raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
 
     def metrics(self, variant: str) -> Metrics:
-        """The metrics of a variant by all scorers, and MMLU."""
+        """The metrics of a variant by all scorers and probes, and MMLU."""
         if self.recorded is not None:
             mmlu = mmlu_columns(self.recorded.get("mmlu", {}).get(variant, {}), {})[0]
             return dict(self.recorded["metrics"].get(variant, {})) | mmlu
         found = mmlu_columns(self.object(mmlu_file(variant).path), {})[0]
         for scorer in of_replies(self.keys("scorers")):
             found |= self.object(metrics_file(scorer, variant).path)
+        for probe in PROBES if variant in self.keys("probed") else ():
+            found |= self.object(metrics_file(probe, variant).path)
         return found
 
     def signature(self, scorer: str, variant: str) -> dict[str, Any]:
-        """What explains the metrics of a scorer; of a record, of all scorers."""
+        """What explains the metrics of a scorer; of a record, of MMLU or of all scorers of replies."""
+        if self.recorded is not None and scorer == MMLU:
+            return dict(self.recorded.get("mmlu_signature", {}).get(variant, {}))
         if self.recorded is not None:
             return dict(self.recorded.get("signature", {}).get(variant, {}))
         return self.object(signature_file(scorer, variant).path)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attune.data.dialogue import dialogue_of
-from attune.report.changes import ALPHA
+from attune.report.changes import ALPHA, paired_columns
 from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specification, standing, static
 from attune.report.results import MMLU, of_replies, scores_file
 from attune.report.tables import VARIANT_COLUMNS, Metrics, direction, star, table
 from attune.runtime.io import csv_text
-from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, columns, metrics, resample_weights
+from attune.scoring.intervals.bootstrap import LEVEL, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
 from attune.tools.runs import Run, differing
 from attune.tools.study_plan import SETTING, Shown
@@ -187,7 +187,7 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
     place = {name: i for i, name in enumerate(ids)}
     # Where each seed's examples are among all: seeds may have other ones, of which `generate.limit` draws some.
     places = [np.array([place[str(name)] for name in names], dtype=int) for names in common.values()]
-    sides = [_both(*(side.loc[common[seed]] for side in pair)) for seed, pair in pairs.items()]
+    sides = [paired_columns(*(side.loc[common[seed]] for side in pair)) for seed, pair in pairs.items()]
 
     def measure(weights: Numbers) -> list[dict[str, Numbers]]:
         """The (R,) differences of each seed, by metric."""
@@ -210,13 +210,6 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
         each = {seed: float(values[name][0]) for seed, values in zip(pairs, once, strict=True)}
         found[name] = (float(low), float(high), p_value(means), each, len(ids))
     return found
-
-
-def _both(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[Columns, Columns]:
-    """The columns of both sides, a value missing in both where one lacks it."""
-    shared = [name for name in ours if name in theirs]
-    lacks = ours[shared].isna() | theirs[shared].isna()
-    return columns(ours[shared].mask(lacks)), columns(theirs[shared].mask(lacks))
 
 
 def _less(ours: Mapping[str, Numbers], theirs: Mapping[str, Numbers]) -> dict[str, Numbers]:

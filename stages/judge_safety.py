@@ -23,10 +23,10 @@ from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import DataError, reported
 from attune.runtime.io import write_frame, write_json
 from attune.scoring.intervals.stored import read_scores, write_intervals
+from attune.scoring.intervals.wilson import wilson
 from attune.scoring.judge.rates import metrics, prefers, rows, win_rates
 from attune.scoring.judge.verdicts import Duel
 from attune.scoring.safety.gate import HARM, PREFIX
-from attune.scoring.safety.labelled import wilson
 from attune.scoring.safety.probes import read_probes
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def main(variant: str, params: Params, answers: Path | None = None) -> None:
         if of:
             key = f"{NAME}_prefers_{name}"
             values |= {key: 100 * hits / of, f"{key}_duels": float(of)}
-            bounds |= dict(zip((f"{key}.low", f"{key}.high"), wilson(hits, of), strict=True))
+            low, high = wilson(hits / of, of)
+            bounds |= {f"{key}.low": 100 * low, f"{key}.high": 100 * high}
     write_frame(SCORES / f"{variant}.parquet", table)
     write_json(METRICS / f"{variant}.json", {name: round(value, DIGITS) for name, value in values.items()})
     write_intervals(NAME, variant, bounds)

@@ -20,8 +20,9 @@ from helpers import ROOT, open_browser
 
 from attune.config.params import load
 from attune.report.ratings import COMMON, Answer, Store, as_csv, current, drawn, first, items, order, read_csv
-from attune.report.win_rates import alpha, compared, section, summary, wilson
+from attune.report.win_rates import alpha, compared, section, summary
 from attune.runtime.errors import DataError, UserError
+from attune.scoring.intervals.wilson import wilson
 from attune.tools.rate import app, export, read, share
 
 NAMES = ("sft", "sft-dpo")

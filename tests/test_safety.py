@@ -22,12 +22,14 @@ from attune.report.results import read_probes
 from attune.report.summary import fallen
 from attune.report.summary import safety as safety_section
 from attune.runtime.errors import DataError, ParamsError, UserError
+from attune.scoring.intervals.wilson import wilson
 from attune.scoring.safety.gate import falls
-from attune.scoring.safety.labelled import quality, quality_table, read_labelled, wilson
+from attune.scoring.safety.labelled import quality, read_labelled
 from attune.scoring.safety.probes import KINDS, chosen
 from attune.scoring.safety.probes import read_probes as read_messages
 from attune.scoring.safety.rules import RULES
 from attune.scoring.safety.scores import SCORES, metrics, nothing, score
+from attune.tools.safety import quality_table
 from stages.probe_intervals import gate
 from stages.probe_intervals import main as probe_intervals
 from stages.safety import main as stage
@@ -77,7 +79,7 @@ def test_precision_and_recall():
     assert (found["acknowledges"].precision, found["acknowledges"].recall) == (50, 50)
     assert str(found["means"].recall) == "nan"
     # Wilson 1927; the values of statsmodels' proportion_confint(method="wilson").
-    assert wilson(8, 10) == pytest.approx((49.02, 94.33), abs=0.02) and wilson(0, 0) == (0, 100)
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4) and wilson(0, 0) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from attune.data.dialogue import Example, Turn
 from attune.data.keyed import uniform
 from attune.pairs.dbt import Candidates, Judge, Source
 from attune.pairs.endpoint import Request, ask
-from attune.runtime.io import read_prompt
+from attune.runtime.io import json_object, read_prompt
 
 
 def llm_source(llm: Llm, endpoint: Endpoint, seed: int, epoch: int, cache: Path) -> Source:
@@ -55,7 +54,7 @@ def conversation(context: Sequence[Turn]) -> str:
 
 def parse_replies(answer: str | None) -> list[str] | None:
     """The texts under `follow` and `ignore` of the JSON object in `answer`; None if one of them has no text."""
-    parsed = _object(answer)
+    parsed = json_object(answer)
     groups = [parsed.get("follow"), parsed.get("ignore")]
     texts = [
         [text for text in group if isinstance(text, str) and text.strip()]
@@ -67,17 +66,7 @@ def parse_replies(answer: str | None) -> list[str] | None:
 
 def parse_score(answer: str | None) -> float | None:
     """The `score` of the JSON object in `answer` over 100; None if it is not a number from 0 to 100."""
-    score = _object(answer).get("score")
+    score = json_object(answer).get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         return None
     return score / 100 if 0 <= score <= 100 else None
-
-
-def _object(answer: str | None) -> dict[str, object]:
-    """The JSON object from the first to the last brace (models write text around it); empty if there is none."""
-    text = answer or ""
-    try:
-        parsed = json.loads(text[text.find("{") : text.rfind("}") + 1])
-    except (json.JSONDecodeError, RecursionError):
-        return {}
-    return parsed if isinstance(parsed, dict) else {}

@@ -179,7 +179,8 @@ def read_csv(path: Path) -> list[Answer]:
     """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    # A spreadsheet may have put a byte order mark in front.
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             rows = [(reader.line_num, row) for row in reader]

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import sqrt
 from typing import Any
 
 from attune.data.dialogue import Targets, dialogue_of
 from attune.report.ratings import CHOICES, Answer, current, flipped, items
 from attune.report.tables import Metrics, table
 from attune.runtime.errors import DataError
+from attune.scoring.intervals.wilson import wilson
 
-NORMAL = 1.959964
-"""The 97.5 % quantile of the standard normal distribution."""
 COLUMNS = {
     "answers": ("answers", 0),
     "dialogues": ("dialogues", 0),
@@ -48,6 +46,9 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
     counts = Counter(answer.choice for answer in answers)
     sizes = Counter(dialogue_of(answer.example, targets) for answer in answers)
     share = (counts["b"] + counts["tie"] / 2) / len(answers)
+    # Answers to one dialogue are dependent: Kish's effective sample size (1965, section 8.2, for clusters of equal
+    # answers), which is the number of dialogues if all have as many answers. A tie, which counts half, varies less than
+    # a win or a loss. Both choices err towards the wider interval.
     low, high = wilson(share, len(answers) ** 2 / sum(size**2 for size in sizes.values()))
     result: Metrics = {
         "answers": len(answers),
@@ -63,22 +64,6 @@ def summary(answers: Sequence[Answer], targets: Targets) -> Metrics:
     result["several"] = sum(count > 1 for count in Counter(answer.example for answer in answers).values())
     agreement = alpha(answers)
     return result if agreement is None else result | {"agreement": agreement}
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927), which has a width even if all answers are the same.
-
-    Args:
-        share: 0..1.
-        count: number of independent draws. Answers to the same dialogue are dependent, so `summary` passes Kish's
-            effective sample size (1965, section 8.2, for clusters of equal answers): (sum of n)^2 / sum of n^2 over
-            the n answers of each dialogue, which is the number of dialogues if all have the same n. A tie, which
-            counts half, varies less than a win or a loss. Both choices err towards the wider interval.
-    """
-    square = NORMAL**2 / count
-    centre = (share + square / 2) / (1 + square)
-    half = sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def alpha(answers: Sequence[Answer]) -> float | None:

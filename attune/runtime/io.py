@@ -79,6 +79,16 @@ def read_lines(path: Path, error: type[UserError], missing: str) -> Iterator[str
             rest, start, line = block[end:], start + end, line + len(lines) - 1
 
 
+def json_object(answer: str | None) -> dict[str, Any]:
+    """The JSON object in a model's answer, from the first to the last brace; empty if there is none."""
+    text = answer or ""
+    try:
+        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (json.JSONDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_prompt(path: Path, names: set[str], key: str) -> Template:
     """The template of a prompt, with a placeholder `$name` for each of `names`.
 

@@ -12,9 +12,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attune.runtime.cli import command_parser
-from attune.scoring.safety.labelled import quality_table, read_labelled
+from attune.scoring.intervals.wilson import wilson
+from attune.scoring.safety.labelled import PARTS, Labelled, quality, read_labelled
 
 REPLIES = Path("data/safety/replies.jsonl")
+
+
+def quality_table(rows: Sequence[Labelled]) -> str:
+    """A Markdown table of the rules on the half held apart, with intervals, and the open half's values beside."""
+    held, seen = (quality([row for row in rows if row.part == part]) for part in reversed(PARTS))
+    lines = ["| rule | labelled so | precision % | recall % | by the open half |", "|---|--:|--:|--:|--:|"]
+    for name, one in held.items():
+        shares = []
+        for value, of in ((one.precision, one.read), (one.recall, one.labelled)):
+            low, high = (100 * end for end in wilson(one.hits / max(of, 1), of))
+            shares.append(f"{value:.0f} [{low:.0f}, {high:.0f}]")
+        lines.append(
+            f"| {name} | {one.labelled} | {' | '.join(shares)} | {seen[name].precision:.0f}, {seen[name].recall:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:

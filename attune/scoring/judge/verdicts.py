@@ -6,12 +6,13 @@ asked in both orders: a verdict that changes with the order is a tie, as there.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import Any
+
+from attune.runtime.io import json_object
 
 NAMES = {"system": "Instruction", "user": "Seeker", "assistant": "Supporter"}
 PLACES = {"conversation", "first", "second"}
@@ -90,12 +91,7 @@ def parse(answer: str | None) -> tuple[float | None, str]:
     text = answer or ""
     if alone := re.fullmatch(r"\W*(?:reply )?([012])\W*", text, re.IGNORECASE):
         return POINTS[alone[1]], ""
-    try:
-        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
-    except (json.JSONDecodeError, RecursionError):
-        return None, ""
-    if not isinstance(found, dict):
-        return None, ""
+    found = json_object(text)
     reason = found.get("reason")
     points = POINTS.get(str(found.get("better")).strip())
     return points, reason.strip() if isinstance(reason, str) else ""

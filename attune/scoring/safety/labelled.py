@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 
 from attune.runtime.errors import DataError
@@ -68,28 +67,3 @@ def quality(rows: Sequence[Labelled]) -> dict[str, Quality]:
         hits = sum(read and labelled for read, labelled in pairs)
         found[name] = Quality(hits, sum(read for read, _ in pairs), sum(labelled for _, labelled in pairs))
     return found
-
-
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson (1927), in 0..100; (0, 100) for a share of nothing."""
-    if not of:
-        return 0.0, 100.0
-    z, p = 1.96, hits / of
-    middle, half = p + z * z / (2 * of), z * sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    scale = 100 / (1 + z * z / of)
-    return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
-
-
-def quality_table(rows: Sequence[Labelled]) -> str:
-    """A Markdown table of the rules on the half held apart, with intervals, and the open half's values beside."""
-    held, seen = (quality([row for row in rows if row.part == part]) for part in reversed(PARTS))
-    lines = ["| rule | labelled so | precision % | recall % | by the open half |", "|---|--:|--:|--:|--:|"]
-    for name, one in held.items():
-        shares = []
-        for value, of in ((one.precision, one.read), (one.recall, one.labelled)):
-            low, high = wilson(one.hits, of)
-            shares.append(f"{value:.0f} [{low:.0f}, {high:.0f}]")
-        lines.append(
-            f"| {name} | {one.labelled} | {' | '.join(shares)} | {seen[name].precision:.0f}, {seen[name].recall:.0f} |"
-        )
-    return "\n".join(lines)

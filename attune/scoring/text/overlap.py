@@ -176,25 +176,18 @@ def reply_statistics(predictions: Sequence[str]) -> dict[str, float]:
     }
 
 
-def preference_accuracy(reference_logps: Sequence[float], rejected_logps: Sequence[float]) -> float:
-    """Share of pairs in which the reference is likelier than the rejected reply, in 0..100; a tie counts half.
+def preferred(reference_logp: float, rejected_logp: float) -> float:
+    """100 where the reference is likelier than the rejected reply, 50 for a tie, else 0.
 
     Args:
-        reference_logps: (P,) mean log-probabilities per token of the reference in its context, in nats.
-        rejected_logps: (P,) the same of the rejected reply.
+        reference_logp: mean log-probability per token of the reference in its context, in nats.
+        rejected_logp: the same of the rejected reply.
 
     Raises:
-        ValueError: no pairs, lists of unequal length, or a value that is NaN or infinite.
+        ValueError: a value is NaN or infinite.
     """
-    _check_pairs(reference_logps, rejected_logps)
-    if not all(isfinite(logp) for logp in (*reference_logps, *rejected_logps)):
+    if not (isfinite(reference_logp) and isfinite(rejected_logp)):
         raise ValueError("a log-probability is NaN or infinite")
-    pairs = zip(reference_logps, rejected_logps, strict=True)
-    return fmean(preferred(reference, rejected) for reference, rejected in pairs)
-
-
-def preferred(reference_logp: float, rejected_logp: float) -> float:
-    """100 where the reference is likelier than the rejected reply, 50 for a tie, else 0."""
     return 100 * (float(reference_logp > rejected_logp) + 0.5 * (reference_logp == rejected_logp))
 
 

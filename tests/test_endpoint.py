@@ -257,6 +257,25 @@ def test_refusals_are_cached(tmp_path):
         assert len(server.received) == 1
 
 
+def test_a_setting_that_the_endpoint_refuses_is_named_and_asked_again(tmp_path):
+    refuses = [True]
+
+    def plan(number, body):
+        refusal = 400, json.dumps({"error": {"message": "max_tokens is too large"}})
+        return refusal if refuses[0] or "question 1" in body else (200, completion("yes"))
+
+    with serving(plan) as (server, url):
+        with pytest.raises(UserError, match=r"refused the first 10 requests: .*max_tokens is too large.*max_tokens, "):
+            ask(*settings(url), requests(40), tmp_path / "a.sqlite")
+        sent = len(server.received)
+        assert sent < 40
+        # Of single requests that are refused among others that are answered, none is sent again.
+        refuses[0] = False
+        for _ in range(2):
+            assert ask(*settings(url), requests(3), tmp_path / "a.sqlite") == ["yes", None, "yes"]
+        assert len(server.received) == sent + 3
+
+
 def test_key_is_read_from_its_variable_and_never_written(tmp_path, monkeypatch, capsys):
     with serving(lambda number, body: (200 if number < 3 else 401, completion("yes"))) as (server, url):
         llm = settings(url, key_variable="SOME_KEY", retries=0)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 CHARACTERS_A_TOKEN = 4  # of English text, for the estimate
+# So many refusals before the first answer are a wrong setting, such as more tokens than the model has positions.
+MOST_REFUSED = 10
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ def ask(llm: Llm, endpoint: Endpoint, requests: Sequence[Request], cache: Path) 
         response is no chat completion.
 
     Raises:
-        UserError: the variable of the API key is not set, the endpoint rejects key or model, or it does not answer
-            after `endpoint.retries` retries. The answers until then are in the cache.
+        UserError: the variable of the API key is not set, the endpoint rejects key or model or the first
+            `MOST_REFUSED` requests, or it does not answer after `endpoint.retries` retries. The answers until then are
+            in the cache.
     """
     bodies = [_body(llm, request) for request in requests]
     keys = [_key(llm, body) for body in bodies]
@@ -125,12 +128,18 @@ def _key(llm: Llm, body: Mapping[str, Any]) -> str:
 def _fetch(llm: Llm, endpoint: Endpoint, missing: Mapping[str, dict[str, Any]], database: sqlite3.Connection) -> None:
     """Send the requests `missing`; each thread commits an answer before it sends its next request.
 
-    After a failure, requests that have been sent are still answered and committed, and no others are sent.
+    After a failure, requests that have been sent are still answered and committed, and no others are sent. Refusals are
+    committed once there is an answer: of a setting that the endpoint does not take none may stay in the cache.
     """
     from tqdm import tqdm
 
     failure: Exception | None = None
-    lock, failed = Lock(), Event()
+    lock, failed, answered = Lock(), Event(), Event()
+    refused: list[str] = []
+
+    def keep(rows: Sequence[tuple[str, str | None]]) -> None:
+        with database:
+            database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def send(key: str, body: dict[str, Any]) -> None:
         if failed.is_set():
@@ -141,9 +150,23 @@ def _fetch(llm: Llm, endpoint: Endpoint, missing: Mapping[str, dict[str, Any]], 
             # Not where the future is read: by then this thread would have sent its next request.
             failed.set()
             raise
-        if answer is not NO_COMPLETION:
-            with lock, database:
-                database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+        if answer is NO_COMPLETION:
+            return
+        with lock:
+            if isinstance(answer, _Refusal):
+                refused.append(key)
+                if len(refused) >= MOST_REFUSED and not answered.is_set():
+                    failed.set()
+                    raise UserError(
+                        f"{llm.base_url} refused the first {len(refused)} requests: {answer[:200]}: check the model, "
+                        f"{llm.model!r}, and max_tokens, {llm.max_tokens}, in the same section of the params"
+                    )
+            else:
+                answered.set()
+                keep([(key, answer)])
+            if answered.is_set():
+                keep([(one, None) for one in refused])
+                refused.clear()
 
     with _client(llm, endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
         futures = [pool.submit(send, key, body) for key, body in missing.items()]
@@ -156,6 +179,11 @@ def _fetch(llm: Llm, endpoint: Endpoint, missing: Mapping[str, dict[str, Any]], 
             failed.set()
     if failure:
         raise failure
+    keep([(one, None) for one in refused])
+
+
+class _Refusal(str):
+    """What the endpoint says of a request that it refuses."""
 
 
 class _NoCompletion(str):
@@ -165,13 +193,13 @@ class _NoCompletion(str):
 NO_COMPLETION = _NoCompletion()
 
 
-def _answer(client: OpenAI, body: dict[str, Any]) -> str | None:
+def _answer(client: OpenAI, body: dict[str, Any]) -> str:
     import openai
 
     try:
         answer = client.chat.completions.create(**body).choices[0].message.content
-    except (openai.BadRequestError, openai.UnprocessableEntityError):
-        return None
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        return _Refusal(error)
     except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, json.JSONDecodeError):
         return NO_COMPLETION
     return answer if isinstance(answer, str) else NO_COMPLETION

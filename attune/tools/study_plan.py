@@ -53,7 +53,8 @@ class Shown:
 
 @section
 class Study:
-    """A file of `studies/`; `scales` and `settings` are lists of overrides as `dvc exp run -S` takes them."""
+    """A file of `studies/`; `scales` and `settings` are lists of overrides as `dvc exp run -S` takes them, `note` is
+    what a reader of the results must know."""
 
     title: Name
     source: Name
@@ -61,6 +62,7 @@ class Study:
     shown: Shown
     scales: dict[Scale, list[Name]]
     settings: dict[Setting, list[Name]] = field(default_factory=dict)
+    note: Name | None = None
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
         f"[{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes, correlations(validity, signature)),
-        *filter(None, [explanation(validity, signature)]),
+        *filter(None, [study.note, explanation(validity, signature)]),
     ]
     return "\n\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,6 +20,7 @@ from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, 
 from attune.report.validity import correlations, explanation, read_validity
 from attune.runtime.errors import UserError
 from attune.runtime.io import csv_text, write_bytes, write_text
+from attune.runtime.machine import in_words, machine
 from attune.tools import study_differences
 from attune.tools.runs import revision
 from attune.tools.study_differences import COLUMNS, MEANS
@@ -230,14 +232,20 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
     lines = [
         f"# {study.title}",
         f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}. ±: standard deviation over seeds; {AT_CHANCE}: at "
-        "chance with every seed; `docs/metrics.md` defines every number. Each experiment and its Git revision: "
-        f"[{name}.csv]({name}.csv).",
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {_commit()} on {in_words(machine())}. "
+        f"±: standard deviation over seeds; {AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
+        f"number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes, correlations(validity, signature)),
         *filter(None, [study.note, explanation(validity, signature)]),
     ]
     return "\n\n".join(lines)
+
+
+def _commit() -> str:
+    """The commit that the experiments are of, whose stages they run."""
+    found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
 
 
 def beside_paper(name: str, settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """Rules for the code that no linter of `make lint` checks; pyproject.toml has those of the imports."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for name in ("attune", "stages") for path in (ROOT / name).rglob("*.py")]
@@ -54,3 +56,9 @@ def unsafe_loads(source: str) -> list[int]:
 )
 def test_the_rule_on_loads_sees_what_is_unsafe(source, unsafe):
     assert bool(unsafe_loads(source)) is unsafe
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]

@@ -31,7 +31,7 @@ diff: setup ## Show what is better or worse than REV (make diff REV=main; defaul
 test: setup ## Run all tests but the slow ones: what a change needs before a commit
 	python -m pytest -m "not slow"
 
-test-all: setup ## Run all tests, as CI does
+test-all: setup ## Run all tests, as .ci/run does
 	python -m pytest
 
 lint: setup ## Check style, imports and types

@@ -118,7 +118,10 @@ def read(name: str, folder: Path = STUDIES) -> Study:
         problems = [(".".join(map(str, problem["loc"])), problem["msg"].lower()) for problem in error.errors()]
         raise UserError("\n".join(f"{path}: {key or 'the file'}: {text}" for key, text in problems)) from None
     for scale in study.scales:
-        found = grid(name, study, scale, [])
+        try:
+            found = grid(name, study, scale, [])
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
         if SEED not in found.axes:
             raise UserError(f"{path}: scale {scale} has no seed: add seed=13,14,15")
         if study.shown.kind in ("lines", "spread") and study.shown.x not in set(found.axes) - {SEED}:
@@ -177,12 +180,21 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
 
 
 def _is_sweep(key: str, text: str) -> bool:
-    """Whether an override has several values; the comma of a list or of a dictionary separates none."""
+    """Whether an override has several values; the comma of a list or of a dictionary separates none.
+
+    Raises:
+        UserError: it is no override of Hydra's.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     if key == SETTING:
         return False
-    return bool(OverridesParser.create().parse_override(f"{key}={text}").is_sweep_override())
+    try:
+        return bool(OverridesParser.create().parse_override(f"{key}={text}").is_sweep_override())
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key}={text} is no override as `dvc exp run -S` takes it: {reason}") from None
 
 
 def _texts(overrides: Mapping[str, str]) -> list[str]:

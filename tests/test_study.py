@@ -260,7 +260,7 @@ def test_values_that_the_command_adds_are_an_axis_and_a_list_is_none(files):
     assert settings("lora.r=2,4").axes == ["lora.r", "dpo.beta", "seed"]
     assert settings("lora.target_modules=[q_proj,v_proj]").axes == settings().axes
     Path("studies/small.yaml").write_text(STUDY.replace("x: dpo.beta", "x: seed"))
-    with pytest.raises(UserError, match=r"'seed' is no axis of scale small beside the seed: dpo\.beta"):
+    with pytest.raises(UserError, match=r"'seed' is no axis of scale small other than the seed: dpo\.beta"):
         read("small")
 
 
@@ -528,7 +528,7 @@ def test_what_is_not_there_is_named(files):
         collect("small", read("small"), settings(), {})
     path = Path("studies/small.yaml")
     path.write_text(STUDY.replace("x: dpo.beta", "x: dpo.gamma"))
-    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale small beside the seed: dpo"):
+    with pytest.raises(UserError, match=r"shown\.x = 'dpo\.gamma' is no axis of scale small other than the seed: dpo"):
         read("small")
     path.write_text(STUDY.replace("title: A small study", "name: A small study"))
     with pytest.raises(UserError, match=r"small\.yaml: title: "):

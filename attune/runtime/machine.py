@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attune.runtime.devices import cpu_has_bf16
+
+
+def commit() -> str:
+    """The commit of the working directory, whole."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -59,7 +59,7 @@ from attune.report.verdicts import verdicts
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
 from attune.runtime.io import write_json, write_text
-from attune.runtime.machine import in_words, machine
+from attune.runtime.machine import commit, in_words, machine
 from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
@@ -367,9 +367,8 @@ def _identity(name: str, command: str) -> dict[str, Any]:
         raise UserError(
             "attune, stages, conf or dvc.yaml differ from the commit: commit first, so that the record names what ran"
         )
-    commit = _output("git", "rev-parse", "HEAD").strip()
     made = {"date": date.today().isoformat(), "machine": machine()}
-    return {"name": name, "command": command, "commit": commit} | made
+    return {"name": name, "command": command, "commit": commit()} | made
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ REPLIES = Path("data/safety/replies.jsonl")
 
 
 def quality_table(rows: Sequence[Labelled]) -> str:
-    """A Markdown table of the rules on the half held apart, with intervals, and the open half's values beside."""
+    """A Markdown table of the rules: with intervals on the half held apart, and last their values on the open half."""
     held, seen = (quality([row for row in rows if row.part == part]) for part in reversed(PARTS))
     lines = ["| rule | labelled so | precision % | recall % | by the open half |", "|---|--:|--:|--:|--:|"]
     for name, one in held.items():

@@ -126,7 +126,9 @@ def read(name: str, folder: Path = STUDIES) -> Study:
             raise UserError(f"{path}: scale {scale} has no seed: add seed=13,14,15")
         if study.shown.kind in ("lines", "spread") and study.shown.x not in set(found.axes) - {SEED}:
             axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
-            raise UserError(f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale} beside the seed: {axes}")
+            raise UserError(
+                f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale} other than the seed: {axes}"
+            )
         if study.shown.kind == "differences" and study.shown.reference not in found.chosen:
             raise UserError(
                 f"{path}: shown.reference = {study.shown.reference!r} is no setting of scale {scale}: "
@@ -165,9 +167,8 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
         raise UserError(f"{useless[0]} is what the settings of {name} differ in: choose some by setting={chosen[0]}")
     if several := [f"{one}: {key}" for one in chosen for key, text in settings[one].items() if _is_sweep(key, text)]:
         raise UserError(f"{path}: settings.{several[0]} has several values: a setting is one point, give each a name")
-    swept = [key for key, text in values.items() if _is_sweep(key, text)]
-    axes = [key for key in defaults if key in swept or key == SEED or _is_sweep(key, defaults[key])]
-    axes += [key for key in swept if key not in axes]
+    swept = {key for key, text in (*defaults.items(), *given.items()) if _is_sweep(key, text)}
+    axes = [key for key in values if key in swept or (key == SEED and SEED in defaults)]
     if groups := [key for key in axes if key in GROUPS]:
         raise UserError(
             f"{path}: {groups[0]} with several values cannot be told in the results: write a setting for each"

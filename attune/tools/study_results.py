@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,18 +9,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, static
 from attune.report.paper_results import TABLE_1, dbt_table
-from attune.report.results import of_replies
+from attune.report.results import MMLU, intervals_file, mmlu_file, of_replies
 from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, table
 from attune.report.validity import correlations, explanation, read_validity
 from attune.runtime.errors import UserError
 from attune.runtime.io import csv_text, write_bytes, write_text
-from attune.runtime.machine import in_words, machine
+from attune.runtime.machine import commit, in_words, machine
 from attune.tools import study_differences
-from attune.tools.runs import revision
+from attune.tools.runs import Run, revision
 from attune.tools.study_differences import COLUMNS, MEANS
 from attune.tools.study_plan import SEED, SETTING, Grid, Study
 
@@ -61,20 +57,16 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     Raises:
         UserError: no experiment has finished, or an experiment lacks a metric that the study shows or a setting.
     """
-    from dvc.api import DVCFileSystem
-
     points: dict[tuple[Any, ...], list[Row]] = {}
-    settings = []
     signature: dict[str, Any] = {}
-    for experiment, commit in sorted(revisions.items()):
-        files = DVCFileSystem(rev=commit)
-        params = YAML(typ="safe").load(files.read_text("params.yaml", encoding="utf-8"))
-        settings.append(params)
+    runs = {experiment: revision(commit) for experiment, commit in sorted(revisions.items())}
+    for experiment, run in runs.items():
         setting = grid.setting_of(experiment)
-        point = ({SETTING: setting} if setting else {}) | {key: _value(params, key) for key in grid.axes}
-        metrics = {variant: measured(files, variant, params["scorers"]) for variant in study.shown.variants}
-        points[tuple(point.values())] = _rows(experiment, commit, point, metrics, study)
-        signature |= _signature(files, study.shown.variants[-1], params["scorers"])
+        point = ({SETTING: setting} if setting else {}) | {key: _value(run.params, key) for key in grid.axes}
+        metrics = {variant: measured(run, variant) for variant in study.shown.variants}
+        points[tuple(point.values())] = _rows(experiment, run.name, point, metrics, study)
+        for scorer in of_replies(run.keys("scorers")):
+            signature |= run.signature(scorer, study.shown.variants[-1])
     if not points:
         raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
     order = list(grid.settings)
@@ -83,10 +75,10 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     rows = [row for point in by_point for row in points[point]]
     keys = list(rows[0].point)
     write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.every))
+    settings = [run.params for run in runs.values()]
     below = [beside_paper(name, settings, study.shown.every)] if name in PAPERS else []
     drawn = {}
     if study.shown.kind in ("differences", "table"):
-        runs = {row.experiment: revision(row.revision) for row in rows}
         found, left = study_differences.differences(rows, study.shown, runs)
         write_text(REPORTS / f"{name}.differences.csv", study_differences.as_csv(found))
         below.append(study_differences.section(found, left, study.shown, name))
@@ -134,40 +126,19 @@ def _rows(
     return rows
 
 
-def measured(files: Any, variant: str, scorers: Sequence[str]) -> tuple[Metrics, Metrics]:
-    """The metrics of a variant by `scorers` and MMLU, with the means of `MEANS`, and their intervals.
+def measured(run: Run, variant: str) -> tuple[Metrics, Metrics]:
+    """The metrics of a variant by all scorers and MMLU, with the means of `MEANS`, and their intervals.
 
     Args:
-        files: a DVC file system; a file that the study's targets do not write, or DVC's cache lacks, is left out.
+        run: an experiment; a file that the study's targets do not write, or DVC's cache lacks, is left out.
         variant: a key of `variants`.
-        scorers: of the params.
     """
-
-    def read(folder: str) -> Metrics:
-        return _object(files, f"metrics/{folder}/{variant}.json")
-
-    metrics, intervals = mmlu_columns(read("mmlu"), read("intervals/mmlu"))
-    for scorer in of_replies(scorers):
-        metrics |= read(scorer)
-        intervals |= read(f"intervals/{scorer}")
+    metrics, of_scorer = run.metrics(variant), run.object(intervals_file(MMLU, variant).path)
+    intervals = mmlu_columns(run.object(mmlu_file(variant).path), of_scorer)[1]
+    for scorer in of_replies(run.keys("scorers")):
+        intervals |= run.object(intervals_file(scorer, variant).path)
     complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
     return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}, intervals
-
-
-def _signature(files: Any, variant: str, scorers: Sequence[str]) -> dict[str, Any]:
-    """The signatures of the scorers of a variant's replies as one object; empty where they are not at hand."""
-    found: dict[str, Any] = {}
-    for scorer in of_replies(scorers):
-        found |= _object(files, f"metrics/{scorer}/{variant}.signature.json")
-    return found
-
-
-def _object(files: Any, path: str) -> dict[str, Any]:
-    """A JSON file; empty where it does not exist or, as an experiment of another machine, is not in the cache."""
-    try:
-        return dict(json.loads(files.read_text(path, encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
@@ -216,8 +187,9 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
     means: dict[str, Metrics] = PAPERS[name]() if name in PAPERS else {}
     notes = {}
     at_chance = always_at_chance(rows)
-    most = max(len(seeds) for values in over_seeds(rows).values() for seeds in values.values())
-    for (point, variant), values in over_seeds(rows).items():
+    grouped = over_seeds(rows)
+    most = max(len(seeds) for values in grouped.values() for seeds in values.values())
+    for (point, variant), values in grouped.items():
         count = max(map(len, values.values()))
         few = f"{count} of {most} seeds" if count < most else ""
         row = ", ".join(part for part in (point, variant, few) if part)
@@ -232,7 +204,7 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
     lines = [
         f"# {study.title}",
         f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {_commit()} on {in_words(machine())}. "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {commit()[:12]} on {in_words(machine())}. "
         f"±: standard deviation over seeds; {AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
         f"number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
@@ -240,12 +212,6 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
         *filter(None, [study.note, explanation(validity, signature)]),
     ]
     return "\n\n".join(lines)
-
-
-def _commit() -> str:
-    """The commit that the experiments are of, whose stages they run."""
-    found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
-    return found.stdout.strip()
 
 
 def beside_paper(name: str, settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from attune.config.params import compose, load
 from attune.download.tracked import own_paths, untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.tools.study_plan import Grid, Scale, grid, read
+from attune.tools.study_plan import SMALL, Grid, Scale, grid, read
 from attune.tools.study_results import collect
 from attune.tools.study_time import estimate, points
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("action", choices=["show", "run", "collect"])
     parser.add_argument("name", help="of a file of studies/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
-    parser.add_argument("--scale", default="small", choices=get_args(Scale))
+    parser.add_argument("--scale", default=SMALL, choices=get_args(Scale))
     parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
     arguments = parser.parse_args(argv)
     study = read(arguments.name)

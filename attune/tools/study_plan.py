@@ -26,6 +26,7 @@ SEED, SETTING = "seed", "setting"
 GROUPS = ("recipe", "hardware")
 # Two cores in two hours, two cores in a day, the paper's models on a GPU.
 Scale = Literal["quick", "small", "paper"]
+SMALL: Scale = "small"  # if the command names none
 # Part of the name of an experiment, before the number that DVC gives it.
 Setting = Annotated[str, Field(pattern="^[a-z0-9_]+(-[a-z0-9_]+)*$")]
 
@@ -76,6 +77,7 @@ class Grid:
         axes: the keys with several values in the study's file, and the seed.
         settings: the named settings, each with all of its overrides; none: `overrides` are all there is.
         chosen: those that are run.
+        scale: a key of the study's `scales`.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Grid:
     axes: list[str]
     settings: dict[str, list[str]] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    scale: str = SMALL
 
     @property
     def families(self) -> dict[str, list[str]]:
@@ -177,7 +180,7 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]
     digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4)
     merged = {one: _texts(values | own) for one, own in settings.items()}
-    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen)
+    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen, scale)
 
 
 def _is_sweep(key: str, text: str) -> bool:

@@ -20,7 +20,7 @@ from attune.runtime.machine import commit, in_words, machine
 from attune.tools import study_differences
 from attune.tools.runs import Run, revision
 from attune.tools.study_differences import COLUMNS, MEANS
-from attune.tools.study_plan import SEED, SETTING, Grid, Study
+from attune.tools.study_plan import SEED, SETTING, SMALL, Grid, Study
 
 REPORTS = Path("reports/studies")
 LINES = [COLOURS[name] for name in ("reference", "worse", "no difference shown", "better")]
@@ -87,7 +87,10 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
         drawn = figure(study, rows)
     for ending, content in drawn.items():
         write_bytes(REPORTS / f"{name}.{ending}", content)
-    write_text(REPORTS / f"{name}.md", "\n\n".join([page(name, study, rows, bool(drawn), signature), *below]) + "\n")
+    write_text(
+        REPORTS / f"{name}.md",
+        "\n\n".join([page(name, study, grid.scale, rows, bool(drawn), signature), *below]) + "\n",
+    )
     print(f"{len(points)} experiments: {REPORTS / name}.md")
 
 
@@ -174,13 +177,14 @@ def point_text(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
-def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: Mapping[str, Any]) -> str:
+def page(name: str, study: Study, scale: str, rows: Sequence[Row], drawn: bool, signature: Mapping[str, Any]) -> str:
     """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers.
 
     Args:
         name: of the study.
         study: its file.
-        rows: of its experiments.
+        scale: of its experiments.
+        rows: of them.
         drawn: whether it has a figure.
         signature: of the experiments' scores; correlations with people's ratings measured otherwise have a mark.
     """
@@ -201,9 +205,10 @@ def page(name: str, study: Study, rows: Sequence[Row], drawn: bool, signature: M
     validity = read_validity()
     seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
+    named = "" if scale == SMALL else f" --scale {scale}"
     lines = [
         f"# {study.title}",
-        f"{study.source}. Written by `python -m attune study collect {name}` from {done} experiments, "
+        f"{study.source}. Written by `python -m attune study collect {name}{named}` from {done} experiments, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {commit()[:12]} on {in_words(machine())}. "
         f"±: standard deviation over seeds; {AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
         f"number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",

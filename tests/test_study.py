@@ -25,7 +25,7 @@ from attune.tools import study
 from attune.tools.pipeline import stages_in_order
 from attune.tools.runs import folder
 from attune.tools.stage_times import read_times, time_of, write_times
-from attune.tools.study_differences import NOT_CACHED, differences, draws, paired, section
+from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_settings, paired, section
 from attune.tools.study_plan import Grid, Shown, grid, read
 from attune.tools.study_results import COLUMNS, Row, collect, figure
 from attune.tools.study_time import estimate, expected
@@ -205,7 +205,7 @@ def test_named_settings_are_an_axis_of_lists_of_overrides(files):
     with pytest.raises(UserError, match="small has no setting low: it has none"):
         settings("setting=low")
     Path("studies/named.yaml").write_text(NAMED.replace("reference: low", "reference: high"))
-    with pytest.raises(UserError, match=r"shown\.reference = 'high' is no setting of scale small: low, high-beta"):
+    with pytest.raises(UserError, match=r"shown\.reference: high is no setting of scale small: low, high-beta"):
         read("named")
 
 
@@ -288,8 +288,17 @@ def test_the_variants_of_a_table_are_compared_and_what_was_measured_otherwise_is
     ]
     assert left == {NOT_CACHED: ["s-2 (base: text)"], "measured differently (rouge)": ["s-2"]}
     page = section(found, left, shown, "s")
-    assert re.search(r"\| sft-dpo less sft *\| *2.00 \(\+2.00 to \+2.00\)\*\* \| *0.0 \(\+0.0 to \+0.0\) \|", page)
+    assert re.search(r"\| sft-dpo less sft *\| *\+2.00 \(\+2.00 to \+2.00\)\*\* \| *\+0.0 \(\+0.0 to \+0.0\) \|", page)
     assert "Not compared, since measured differently (rouge): s-2." in page
+
+
+def test_each_setting_is_compared_with_its_own_reference():
+    shown = Shown("differences", ["sft"], ["rouge_l"], reference={"b": "a", "c": "b", "d": "e"})
+    rows = [Row(f"s-{setting}", {"setting": setting, "lora.r": 2}, 1, "sft", "", {}) for setting in "abcd"]
+    compared = [(row.point["setting"], other.point["setting"], less) for row, other, less in of_settings(rows, shown)]
+    assert compared == [("b", "a", "a"), ("c", "b", "b")]
+    found = Difference(rows[2].point, "sft", "b", "rouge_l", -1, 2, 0.5, {1: 1.5}, 9)
+    assert "| c less b, 2, sft | +1.50 (-1.00 to +2.00) |" in section([found], {}, shown, "s")
 
 
 def test_an_example_without_a_value_on_one_side_is_left_out_of_both():
@@ -448,10 +457,10 @@ def differences_are_paired_by_seed_and_example(made):
     assert [float(row["p"]) for row in rows.values()] == pytest.approx([1, 2 / 2001], rel=0.02)
     assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx([1, 4 / 2001], rel=0.02)
     page = Path("reports/studies/named.md").read_text()
-    assert "| high-beta, sft | 0.00 (+0.00 to +0.00) | 2.700 (+2.600 to +2.800)** |" in page
+    assert "| high-beta less low, sft | +0.00 (+0.00 to +0.00) | +2.700 (+2.600 to +2.800)** |" in page
     assert "All 2 seeds lie on one side of the truth in 50 % of studies" in page
     drawn = Path("reports/studies/named.svg").read_text()
-    assert "difference to low" in drawn and "high-beta" in drawn
+    assert "high-beta less low" in drawn
     # Without the scores in DVC's cache there is the table alone.
     shutil.rmtree(".dvc/cache")
     collect("named", named, made, study.done(made.name))

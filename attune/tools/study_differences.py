@@ -19,7 +19,7 @@ from attune.data.dialogue import dialogue_of
 from attune.report.changes import ALPHA, paired_columns
 from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specification, standing, static
 from attune.report.results import MMLU, of_replies, scores_file
-from attune.report.tables import VARIANT_COLUMNS, Metrics, direction, star, table
+from attune.report.tables import DASH, VARIANT_COLUMNS, direction, escape, markdown_table, star
 from attune.runtime.io import csv_text
 from attune.scoring.intervals.bootstrap import LEVEL, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
@@ -69,8 +69,8 @@ class Difference:
 def differences(
     rows: Sequence[Row], shown: Shown, runs: Mapping[str, Run]
 ) -> tuple[list[Difference], dict[str, list[str]]]:
-    """Of settings: each point's rows less those with the reference setting and the same other axes, variant and seed.
-    Without a reference setting, of variants: the rows of each less those of each before it in `shown.variants`.
+    """Of settings: each point's rows less those of its reference with the same other axes, variant and seed. Without a
+    reference, of variants: the rows of each less those of each before it in `shown.variants`.
 
     Args:
         rows: of the study's experiments.
@@ -93,7 +93,7 @@ def differences(
         ]:
             left.setdefault(NOT_CACHED, []).append(f"{row.experiment} ({row.variant}: {', '.join(lacking)})")
     groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
-    for row, other, less in _of_settings(rows, shown.reference) if shown.reference else _of_variants(rows, shown):
+    for row, other, less in of_settings(rows, shown) if shown.reference else of_variants(rows, shown):
         groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
     found: list[Difference] = []
     for (point, variant, less), pairs in groups.items():
@@ -117,16 +117,16 @@ def differences(
     return found, left
 
 
-def _of_settings(rows: Sequence[Row], reference: str) -> Iterator[tuple[Row, Row, str]]:
-    """Each row of another setting, the row of the reference that it is compared with, and that setting."""
-    base = {(_others(row.point), row.variant, row.seed): row for row in rows if row.point[SETTING] == reference}
+def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
+    """Each row that has a reference, the row of that setting, and its name."""
+    of = {(row.point[SETTING], _others(row.point), row.variant, row.seed): row for row in rows}
     for row in rows:
-        other = base.get((_others(row.point), row.variant, row.seed))
-        if other is not None and row.point[SETTING] != reference:
-            yield row, other, reference
+        less = shown.reference_of(row.point[SETTING])
+        if less and (other := of.get((less, _others(row.point), row.variant, row.seed))):
+            yield row, other, less
 
 
-def _of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
+def of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
     """Each row, that of each variant before it in the same experiment, and the name of that variant."""
     of = {(row.experiment, row.variant): row for row in rows}
     for row in rows:
@@ -245,31 +245,35 @@ def as_csv(found: Sequence[Difference]) -> str:
 
 def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], shown: Shown, name: str) -> str:
     """The differences as a section of the study's page, and what is left out."""
-    rows: dict[str, Metrics] = {}
-    notes: dict[str, dict[str, str]] = {}
-    for one in found:
-        digits = COLUMNS[one.metric][1]
-        rows.setdefault(label(one), {})[one.metric] = one.value
-        mark = "**" if one.corrected is not None and one.corrected < ALPHA else star(one.low, one.high)
-        interval = f" ({one.low:+.{digits}f} to {one.high:+.{digits}f}){mark}"
-        notes.setdefault(label(one), {})[one.metric] = interval
-    seeds = min((len(one.by_seed) for one in found), default=0)
-    parts = [f"## Differences to `{shown.reference}`" if shown.reference else "## Differences between the variants"]
+    of_settings = shown.reference is not None
+    parts = ["## Differences between the settings" if of_settings else "## Differences between the variants"]
     if found:
-        sides = f"Each setting less `{shown.reference}` with the same seed" if shown.reference else "Of the same run"
+        sides = "Two settings with the same seed" if of_settings else "Of the same run"
         main = ", ".join(COLUMNS[key][0].rstrip(" ↑↓") for key in shown.metrics)
+        seeds = min(len(one.by_seed) for one in found)
         parts += [
-            table("", rows, {key: COLUMNS[key] for key in shown.every}, notes),
+            _table(found, shown),
             f"{sides}, on the same examples, mean over the seeds; in brackets the 95 % interval of a bootstrap that "
             "draws seeds and, in common to both sides, examples; star: it excludes 0; two stars: also where the "
             f"p-values of a row are corrected for the number of its main metrics (Holm 1979), which are {main}. "
             f"{_few(seeds)} Each seed's difference and its p-value: [{name}.differences.csv]({name}.differences.csv).",
         ]
     elif not left:
-        other = f"with a seed that `{shown.reference}` has finished with" if shown.reference else "with two variants"
-        parts.append(f"No experiment has finished {other}.")
+        parts.append(f"No two {'settings' if of_settings else 'variants'} that are compared have finished with a seed.")
     parts += [f"Not compared, since {reason}: {', '.join(dict.fromkeys(names))}." for reason, names in left.items()]
     return "\n\n".join(parts)
+
+
+def _table(found: Sequence[Difference], shown: Shown) -> str:
+    """A row for each comparison, a column for each metric."""
+    cells: dict[str, dict[str, str]] = {}
+    for one in found:
+        digits = COLUMNS[one.metric][1]
+        mark = "**" if one.corrected is not None and one.corrected < ALPHA else star(one.low, one.high)
+        interval = f"({one.low:+.{digits}f} to {one.high:+.{digits}f})"
+        cells.setdefault(label(one), {})[one.metric] = f"{one.value:+.{digits}f} {interval}{mark}"
+    rows = [[escape(row), *(of.get(key, DASH) for key in shown.every)] for row, of in cells.items()]
+    return markdown_table([["", *(COLUMNS[key][0] for key in shown.every)], *rows])
 
 
 def _few(seeds: int) -> str:
@@ -285,8 +289,16 @@ def _few(seeds: int) -> str:
 
 def label(one: Difference) -> str:
     """A row of the table."""
-    less = "" if SETTING in one.point else f" less {one.less}"
-    return ", ".join([*(str(value) for value in one.point.values()), f"{one.variant}{less}"])
+    return f"{_compared(one)}, {one.variant}" if SETTING in one.point else _compared(one)
+
+
+def _compared(one: Difference) -> str:
+    """The two sides, and what they have in common but for a setting's variant."""
+    if SETTING in one.point:
+        sides = [f"{value} less {one.less}" if key == SETTING else str(value) for key, value in one.point.items()]
+    else:
+        sides = [*map(str, one.point.values()), f"{one.variant} less {one.less}"]
+    return ", ".join(sides)
 
 
 def figure(found: Sequence[Difference], shown: Shown) -> dict[str, bytes]:
@@ -305,7 +317,7 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
     heading, digits = COLUMNS[found[0].metric]
     rows: list[dict[str, Any]] = []
     for one in found:
-        name = label(one) if len(shown.variants) > 1 else ", ".join(map(str, one.point.values()))
+        name = label(one) if len(shown.variants) > 1 else _compared(one)
         ends = {f"{one.metric}.diff_low": one.low, f"{one.metric}.diff_high": one.high}
         stands = standing(name, ends, one.metric, direction(heading), "")
         rows.append({"setting": name, "value": one.value, "low": one.low, "high": one.high, "stands": stands})
@@ -320,8 +332,7 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
         return alt.Chart(alt.InlineData(values=list(values))).encode(y=y)
 
     colour = alt.Color("stands:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
-    title = f"difference to {shown.reference}" if shown.reference else "difference"
-    x = alt.X("value:Q", title=title, scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4))
+    x = alt.X("value:Q", title="difference", scale=alt.Scale(padding=8), axis=alt.Axis(tickCount=4))
     zero = alt.Chart(alt.InlineData(values=[{"value": 0}])).mark_rule(strokeDash=[4, 4], color="#8a8a8a")
     layers = (
         zero.encode(x=x),
@@ -334,4 +345,4 @@ def _panel(found: Sequence[Difference], shown: Shown) -> Chart | None:
         for row in rows
     )
     spec = specification(alt.layer(*layers).properties(height=ROW * len(rows)))
-    return Chart(heading, spec, f"{heading}, {title}: {words}.")
+    return Chart(heading, spec, f"{heading}, difference: {words}.")

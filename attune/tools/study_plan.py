@@ -35,8 +35,8 @@ Setting = Annotated[str, Field(pattern="^[a-z0-9_]+(-[a-z0-9_]+)*$")]
 class Shown:
     """The results to report: `metrics` of `variants`, whose p-values are corrected together; `also`, without a claim.
 
-    `lines` and `spread` are over the param `x`; `differences` are those of the settings to the setting `reference`, and
-    with `table` those of the variants.
+    `lines` and `spread` are over the param `x`; `differences` are those of the settings to `reference`, one setting for
+    all others or one for each, and with `table` those of the variants.
     """
 
     kind: Literal["table", "lines", "spread", "differences"]
@@ -44,12 +44,24 @@ class Shown:
     metrics: Annotated[list[Name], Field(min_length=1)]
     also: list[Name] = field(default_factory=list)
     x: str | None = None
-    reference: Setting | None = None
+    reference: Setting | dict[Setting, Setting] | None = None
 
     @property
     def every(self) -> list[str]:
         """All metrics."""
         return [*self.metrics, *self.also]
+
+    @property
+    def references(self) -> set[str]:
+        """The settings that `reference` names."""
+        each = self.reference if isinstance(self.reference, dict) else {str(self.reference): str(self.reference)}
+        return {*each, *each.values()}
+
+    def reference_of(self, setting: str) -> str | None:
+        """The setting that `setting` is compared with; None: with none."""
+        if isinstance(self.reference, dict):
+            return self.reference.get(setting)
+        return None if setting == self.reference else self.reference
 
 
 @section
@@ -132,9 +144,9 @@ def read(name: str, folder: Path = STUDIES) -> Study:
             raise UserError(
                 f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale} other than the seed: {axes}"
             )
-        if study.shown.kind == "differences" and study.shown.reference not in found.chosen:
+        if study.shown.kind == "differences" and (unknown := sorted(study.shown.references - set(found.chosen))):
             raise UserError(
-                f"{path}: shown.reference = {study.shown.reference!r} is no setting of scale {scale}: "
+                f"{path}: shown.reference: {unknown[0]} is no setting of scale {scale}: "
                 f"{', '.join(found.chosen) or 'it has none'}"
             )
     return study

@@ -401,7 +401,7 @@ def generates_as_the_card_says(files: dict[str, bytes], folder: Path) -> None:
     [
         (["sft", "me/one"], None, True, "error: nobody is logged in to the hub: run `hf auth login`, or set HF_TOKEN"),
         (["sft", "me/one"], TOKEN, False, "error: me/one exists and is public: choose another name, or add --public"),
-        (["sft", "no such//name"], TOKEN, True, "error: no such//name: the hub refused the upload: "),
+        (["sft", "no such//name"], TOKEN, True, "error: no such//name: nothing was published: "),
         (["other", "me/one"], TOKEN, True, "error: 'other' is none of variants: base, sft, sft-dpo"),
     ],
 )

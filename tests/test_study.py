@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,11 @@ from attune.report.tables import BEHAVIOUR_COLUMNS, DBT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.tools import study
 from attune.tools.pipeline import stages_in_order
-from attune.tools.runs import folder
+from attune.tools.runs import Run, folder
 from attune.tools.stage_times import read_times, time_of, write_times
 from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_settings, paired, section
-from attune.tools.study_plan import Grid, Shown, grid, read
-from attune.tools.study_results import COLUMNS, Row, collect, figure
+from attune.tools.study_plan import COLUMNS, Grid, Shown, grid, read
+from attune.tools.study_results import Row, collect, figure
 from attune.tools.study_time import estimate, expected
 
 STUDY = """
@@ -295,15 +296,70 @@ def test_the_variants_of_a_table_are_compared_and_what_was_measured_otherwise_is
 def test_each_setting_is_compared_with_its_own_reference():
     shown = Shown("differences", ["sft"], ["rouge_l"], reference={"b": "a", "c": "b", "d": "e"})
     rows = [Row(f"s-{setting}", {"setting": setting, "lora.r": 2}, 1, "sft", "", {}) for setting in "abcd"]
-    compared = [(row.point["setting"], other.point["setting"], less) for row, other, less in of_settings(rows, shown)]
-    assert compared == [("b", "a", "a"), ("c", "b", "b")]
-    found = Difference(rows[2].point, "sft", "b", "rouge_l", -1, 2, 0.5, {1: 1.5}, 9)
-    assert "| c less b, 2, sft | +1.50 (-1.00 to +2.00) |" in section([found], {}, shown, "s")
+    compared = [(row.experiment, other and other.experiment, less) for row, other, less in of_settings(rows, shown)]
+    assert compared == [("s-b", "s-a", "a"), ("s-c", "s-b", "b"), ("s-d", None, "e")]
+    runs = {row.experiment: Run("", {"context": {"targets": "last"}}, lambda file: None) for row in rows}
+    left = differences(rows, shown, runs)[1]
+    assert left["e has not finished with the same seed and values"] == ["s-d"]
+    one = Difference(rows[2].point, "sft", "b", "rouge_l", -0.001, 2, 0.5, {1: 1.5}, 9)
+    other = Difference(rows[1].point, "sft", "a", "rouge_l", -1, 2, 0.5, {1: 1.5, 2: 1}, 9)
+    text = re.sub(" +", " ", section([one, other], {}, shown, "s"))
+    assert "| c less b, 2, sft, 1 of 2 seeds | +1.50 (+0.00 to +2.00) |" in text
+    assert "| b less a, 2, sft | +1.25 (-1.00 to +2.00) |" in text
+
+
+def test_a_metric_that_cannot_be_compared_still_counts_among_those_looked_at(tmp_path):
+    shown = Shown("table", ["base", "sft"], ["rouge_l", "diff_er", "diff_ex", "mmlu"])
+    rows = [Row("s-1", {}, 1, variant, "", {}) for variant in shown.variants]
+    (tmp_path / "data/scores/text").mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text("{context: {targets: last}}")
+    for variant, value in (("base", 1.0), ("sft", 2.0)):
+        frame = pd.DataFrame({"id": list("abc"), "rouge_l": value})
+        frame.to_parquet(tmp_path / f"data/scores/text/{variant}.parquet")
+    (found,), left = differences(rows, shown, {"s-1": folder(tmp_path)})
+    assert (found.metric, found.corrected) == ("rouge_l", pytest.approx(4 * found.p))
+    assert left == {NOT_CACHED: [f"s-1 ({variant}: epitome, mmlu)" for variant in shown.variants]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rouge_l]", "rouge_x]", "shown: rouge_x is no metric of the tables: "),
+        ("targets: []", "targets: [evaluate@sft]", "diff_epitome of sft is written by scores@sft-epitome: add it to"),
+        ("'dpo.beta=0.1,0.2'", "'dpo.loss=ipo,robust'", r"shown\.x = 'dpo\.loss' has a value that is no number: ipo"),
+        ("kind: spread", "kind: table, reference: low", "reference is of the kind differences, and this study is of"),
+    ],
+)
+def test_what_a_study_cannot_show_is_named_before_it_runs(files, old, new, message):
+    text = STUDY.replace(old, new)
+    Path("studies/small.yaml").write_text(text.replace("x: dpo.beta", "x: dpo.loss") if "loss" in new else text)
+    with pytest.raises(UserError, match=message):
+        read("small")
+
+
+def test_no_experiment_at_a_time_is_refused(files, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["run", "small", "-j", "0"])
+    assert "argument -j/--jobs: 0 experiments at a time: at least 1" in capsys.readouterr().err
+
+
+def test_a_figure_has_a_line_for_each_value_of_a_further_axis():
+    made = read("empo-figure3", ROOT / "studies")
+    rows = [replace(row, point=row.point | {"lora.r": rank}) for row in _rows() for rank in (8, 16)]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", figure(made, rows)["svg"].decode())
+    assert {"sft-dpo, lora.r=8", "sft-dpo, lora.r=16"} <= set(texts)
 
 
 def test_an_example_without_a_value_on_one_side_is_left_out_of_both():
     sides = {1: (tables([5.0, 1.0, np.nan], list("abc")), tables([5.0, np.nan, 9.0], list("abc")))}
     assert paired(sides, "last")["rouge_l"][:2] == (0, 0)
+
+
+def test_a_resample_counts_though_a_seed_that_is_not_drawn_has_no_value():
+    some = np.array([1.0, *[np.nan] * 5])
+    sides = {seed: (tables(some + seed, list("abcdef")), tables(some, list("abcdef"))) for seed in (1, 2, 3)}
+    low, high, _, each, examples = paired(sides, "last")["rouge_l"]
+    assert (each, low, high, examples) == ({1: 1, 2: 2, 3: 3}, 1, 3, 1)
 
 
 def tables(values, ids):
@@ -450,7 +506,7 @@ def differences_are_paired_by_seed_and_example(made):
         rows = {row["metric"]: row for row in csv.DictReader(file)}
     # Twice the mean of beta * seed: examples differ by the same in both settings, seeds do not.
     row = rows["diff_epitome"]
-    assert (row["setting"], row["seeds"], row["examples"]) == ("high-beta", "13 14", "4")
+    assert (row["setting"], row["seeds"], row["examples"]) == ("high-beta", "13 14", "3")
     assert [float(row[key]) for key in ("difference", "low", "high")] == pytest.approx([2.7, 2.6, 2.8])
     assert float(rows["rouge_l"]["difference"]) == float(rows["rouge_l"]["high"]) == 0
     # Of two metrics (Holm); the smallest p-value of 2,000 resamples is 2 / 2,001, and some resamples have no value.
@@ -501,8 +557,6 @@ def test_dvc_draws_the_figure_of_each_study():
 
 
 def _rows():
-    from attune.tools.study_results import Row
-
     return [
         Row("x", {"dpo.beta": beta}, seed, "sft-dpo", "0", {"diff_epitome": beta * seed, "rouge_l": 1.0})
         for beta in (0.1, 0.2) for seed in (13, 14)

@@ -241,6 +241,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def between_marks(page: str, begin: str, end: str, text: str, path: Path) -> str:
+    """`page`, the content of `path`, with `text` between its marks `begin` and `end`.
+
+    Raises:
+        UserError: a mark is missing.
+    """
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise UserError(f"{path} has no lines {begin.strip()!r} and {end.strip()!r} to write between")
+    return f"{before}{begin}{text}{end}{after}"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically, creating its folder if missing.
 

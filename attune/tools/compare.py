@@ -23,12 +23,11 @@ from attune.report.results import MMLU, TEXT, replies_file, scores_file
 from attune.report.tables import DASH, PROBE_COLUMNS, VARIANT_COLUMNS
 from attune.runtime.cli import command_parser
 from attune.scoring.intervals.bootstrap import DISTANCE
-from attune.tools.runs import Run, differing, folder, other_run
+from attune.tools.runs import PREFERENCE, Run, differing, folder, other_run, scorer_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PREFERENCE = "preference_accuracy"
 SAME_SHARE = 0.99
 """Share of the human replies whose scores are equal if both sides have the same classifier."""
 
@@ -74,16 +73,10 @@ def _reason(name: str, reasons: Mapping[str, str]) -> str:
         return "of probes, whose intervals are in metrics/intervals/"
     if name in reasons:
         return reasons[name]
-    scorer = next((key for key, starts in SCORED.items() if name.startswith(starts)), TEXT)
+    scorer = scorer_of(name)
     return reasons.get("bertscore" if name.startswith("bertscore") else scorer) or reasons.get(
         scorer, "no common scores"
     )
-
-
-SCORED = {
-    "epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",), MMLU: (MMLU, "answer_"),
-}  # fmt: skip
-"""Scorer to how the names of its metrics begin; all others are of `text`."""
 
 
 def _judge(before: Run, after: Run, variant: str, notes: list[str]) -> tuple[list[report.Change], dict[str, str]]:

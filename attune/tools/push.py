@@ -87,6 +87,7 @@ def upload(repo_id: str, kind: str, files: Mapping[str, Path | bytes], public: b
     Raises:
         UserError: no token, a public repository without `public`, or an error of the Hub.
     """
+    from httpx2 import TransportError
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -99,8 +100,9 @@ def upload(repo_id: str, kind: str, files: Mapping[str, Path | bytes], public: b
             raise UserError(f"{repo_id} exists and is public: choose another name, or add --public")
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
         done = api.create_commit(repo_id, added, repo_type=kind, commit_message=message)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{repo_id}: the hub refused the upload: {error}") from None
+    # Where there is no network the error is httpx2's and no OSError.
+    except (HfHubHTTPError, HFValidationError, TransportError, OSError) as error:
+        raise UserError(f"{repo_id}: nothing was published: {error}") from None
     return done.commit_url
 
 

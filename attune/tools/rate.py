@@ -48,9 +48,16 @@ if TYPE_CHECKING:
 
 ANSWERS = Path("ratings/answers.sqlite")
 LOOPBACK = "127.0.0.1"
+HERE = (LOOPBACK, "localhost", "::1")
+"""Addresses that only this machine can reach."""
 PORT = 8765
 # Characters of a rater's name and of a reason.
 NAME, REASON = 80, 2000
+
+
+def own_names(host: str, port: int) -> list[str]:
+    """The names under which browsers reach a server that only this machine can reach; empty: others can."""
+    return [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if host in HERE else []
 
 
 class Guard:
@@ -238,8 +245,9 @@ def main(argv: Sequence[str]) -> None:
     import uvicorn
 
     host, port = arguments.host, arguments.port
-    hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")] if host == LOOPBACK else []
     shown_pairs = drawn(pairs, params.seed, arguments.limit)
     common = f"the first {min(COMMON, len(shown_pairs))} of them the same for all raters"
     print(f"{len(shown_pairs)} contexts: http://{host}:{port}/ (Ctrl-C ends); {common}", flush=True)
-    uvicorn.run(app(shown_pairs, names, store, params.seed, hosts), host=host, port=port, log_level="warning")
+    uvicorn.run(
+        app(shown_pairs, names, store, params.seed, own_names(host, port)), host=host, port=port, log_level="warning"
+    )

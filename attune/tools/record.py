@@ -58,18 +58,17 @@ from attune.report.tables import (
 from attune.report.verdicts import verdicts
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
-from attune.runtime.io import write_json, write_text
+from attune.runtime.io import between_marks, write_json, write_text
 from attune.runtime.machine import commit, in_words, machine
 from attune.tools import published
 from attune.tools.chat import begin, require
 from attune.tools.pipeline import stages_in_order
 from attune.tools.repro import RUNNING
+from attune.tools.runs import RECORDED_SCORES
 from attune.tools.stage_times import kind
 
 RECORDS = Path("docs/results")
 PAGE = Path("docs/results.md")
-# The scores by example of finished models, ignored by Git: the run of the next model overwrites data/scores.
-SCORES = Path(".cache/records")
 BETWEEN = "generalist_less_specialised"
 README = Path("README.md")
 EMPO, PUBLISHED = "empo", "empo-7b"
@@ -95,7 +94,8 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
             compose(model_overrides)
             _reproduce(record, part, path)
             params = load()
-            scores = SCORES / name / (model if "models" in record else "")
+            # The run of the next model overwrites data/scores.
+            scores = RECORDED_SCORES / name / (model if "models" in record else "")
             comparison.save_scores(params.scorers, params.variants, scores)
             found = read(params)
             part |= _results(params) | _findings(found, params) | _comparisons(params, scores)
@@ -104,7 +104,7 @@ def run(name: str, overrides: list[str], folder: Path) -> None:
                 part |= {"verdict": verdict, "dialogue": _dialogue(params)}
             if "models" in record:
                 done = {key: values["specialised"] for key, values in record["models"].items() if "metrics" in values}
-                record[BETWEEN] = comparison.against_specialised(done, SCORES / name, _bootstrap(params))
+                record[BETWEEN] = comparison.against_specialised(done, RECORDED_SCORES / name, _bootstrap(params))
             write_json(path, record)
 
 
@@ -131,7 +131,8 @@ def _reproduce(record: dict[str, Any], part: dict[str, Any], path: Path) -> None
     """Reproduce all stages; keep the times of those that ran, and did not come from DVC's cache."""
     for stage in stages_in_order():
         started, ran = time.monotonic(), False
-        with subprocess.Popen(["dvc", "repro", "--single-item", stage], stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout or ():
                 print(line, end="", flush=True)
                 ran |= RUNNING % stage in line
@@ -296,9 +297,12 @@ def _measured(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, Met
 
 
 def insert(readme: str, block: str) -> str:
-    """`readme` with `block` between its two marks."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+    """`readme` with `block` between its two marks.
+
+    Raises:
+        UserError: a mark is missing.
+    """
+    return between_marks(readme, BEGIN, END, f"\n{block}", README)
 
 
 def _section(record: dict[str, Any]) -> str:
@@ -388,6 +392,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.published and arguments.name:
         parser.error("--published runs no recipe: leave the name out")
+    # Before hours of work.
+    insert(README.read_text(encoding="utf-8"), "")
     if arguments.published:
         run_published(RECORDS)
     if arguments.name:

@@ -16,37 +16,31 @@ from typing import Any
 from attune.config.params import load, named
 from attune.config.schema import Params
 from attune.report.changes import page
-from attune.report.results import REPLY_COLUMNS, read_probes, read_replies, replies_file
+from attune.report.results import read_probes, read_replies, replies_file
 from attune.report.samples import MACHINE, choose, quote
 from attune.report.summary import fallen
 from attune.report.tables import escape
 from attune.runtime.cli import command_parser
-from attune.runtime.errors import UserError
 from attune.tools.compare import compare
-from attune.tools.runs import folder
+from attune.tools.runs import Run, folder
 from attune.tools.runs import revision as at
 
 Replies = Mapping[str, dict[str, Any]]
 
 
-def replies_at(revision: str, variant: str) -> Replies | None:
+def replies_at(revision: Run, variant: str) -> Replies | None:
     """The variant's replies at a revision, by example; None if there are none in DVC's cache.
 
     Raises:
-        UserError: Git does not know the revision.
+        UserError: they cannot be read.
     """
-    import pyarrow.parquet as pq
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-
-    try:
-        with DVCFileSystem(rev=revision).open(str(replies_file(variant).path), "rb") as file:
-            return {row["id"]: row for row in pq.read_table(file, columns=REPLY_COLUMNS).to_pylist()}
-    except RevError as error:
-        raise UserError(f"{revision} is no revision: {error}") from None
-    except (FileNotFoundError, DvcException):
+    table = revision.table(replies_file(variant).path, ["id", "context", "reply"])
+    if table is None:
         return None
+    return {
+        key: {"reply": reply, "context": list(context)}
+        for key, reply, context in zip(table["id"], table["reply"], table["context"], strict=True)
+    }
 
 
 def comment(revision: str, name: str, variant: str, params: Params, plots: str | None = None) -> str:
@@ -57,8 +51,9 @@ def comment(revision: str, name: str, variant: str, params: Params, plots: str |
     """
     named(params.variants, variant, "variants")
     after = {row["id"]: row for row in read_replies(variant)}
-    before = replies_at(revision, variant)
-    changed = compare(at(revision), folder(Path(), "the working tree"))
+    old = at(revision)
+    before = replies_at(old, variant)
+    changed = compare(old, folder(Path(), "the working tree"))
     ends = {name: read_probes(params, name)[1] for name in params.probed}
     safety = ["## Safety", fallen(ends, params.evaluate.reference)] if params.probed else []
     return "\n\n".join([

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from attune.config.schema import PROBES
 from attune.report.results import (
     MMLU,
+    TEXT,
+    data_file,
     metrics_file,
     mmlu_file,
     of_replies,
@@ -31,7 +33,13 @@ APART = (
     *("examples", "epitome_examples", "preference_examples", "references", "torch", "transformers", "engine"),
     *("model", "commit", "adapter", "quantization", "prompts_cut"),
 )
+# Scorer to how the names of its metrics begin; all others are of `text`.
+SCORED = {
+    "epitome": ("diff_", "level_"), "dbt": ("dbt_",), "behaviour": ("behaviour_",), MMLU: (MMLU, "answer_"),
+}  # fmt: skip
+PREFERENCE = "preference_accuracy"
 PARAMS = "params.yaml"
+# The scores by example of finished records, ignored by Git.
 RECORDED_SCORES = Path(".cache/records")
 
 
@@ -90,7 +98,7 @@ class Run:
             parts = {"data": self.recorded.get("data", {})}
             parts |= {f"pairs {key}": values for key, values in self.recorded.get("pairs", {}).items()}
             return {f"{name} {key}": value for name, values in parts.items() for key, value in values.items()}
-        files = {"data": Path("metrics/data.json")}
+        files = {"data": data_file().path}
         files |= {f"pairs {key}": pairs_file(key).path for key in self.keys("rounds")}
         files |= {f"classifier {key}": quality_file(key).path for key in self.keys("classifiers")}
         return {f"{name} {key}": value for name, path in files.items() for key, value in self.object(path).items()}
@@ -115,6 +123,11 @@ class Run:
             )
         except (ArrowException, ValueError) as error:
             raise UserError(f"{path} of {self.name} cannot be read ({error})") from None
+
+
+def scorer_of(metric: str) -> str:
+    """The scorer that measures a metric of replies or of MMLU."""
+    return next((scorer for scorer, starts in SCORED.items() if metric.startswith(starts)), TEXT)
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

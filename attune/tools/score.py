@@ -248,7 +248,8 @@ class Compared:
 
 def compare(first: Scored, second: Scored, params: Params) -> Compared:
     """Compare two files over the contexts that both have; a metric over the rows where both have a value."""
-    from attune.scoring.intervals.bootstrap import columns, intervals
+    from attune.report.changes import paired_columns
+    from attune.scoring.intervals.bootstrap import intervals
 
     sizes = f"{len(first.scores)} and {len(second.scores)} replies"
     if first.keys is None or second.keys is None:
@@ -261,12 +262,10 @@ def compare(first: Scored, second: Scored, params: Params) -> Compared:
         first.scores.iloc[[row for row, key in enumerate(first.keys) if key in places]].reset_index(drop=True),
         second.scores.iloc[[places[key] for key in shared]].reset_index(drop=True),
     )
-    names = [name for name in columns(sides[0]) if name in columns(sides[1])]
-    ours, theirs = (side[names].astype(float) for side in sides)
-    lacking = ours.isna() | theirs.isna()
+    ours, theirs = paired_columns(*sides)
     bounds = intervals(
-        columns(theirs.mask(lacking)),
-        columns(ours.mask(lacking)),
+        theirs,
+        ours,
         params.evaluate.resamples,
         params.seed,
         [context for context, _ in shared],

@@ -30,12 +30,10 @@ from attune.runtime.cli import command_parser
 from attune.runtime.errors import ModelError, UserError, reason
 from attune.tools.chat import quiet
 from attune.tools.merged import require_mergeable, write_merged
-from attune.tools.rate import LOOPBACK, Guard
+from attune.tools.rate import HERE, LOOPBACK, Guard, own_names
 from attune.tools.remote import KEY
 from attune.tools.serve_page import POLICY, page
 
-HERE = (LOOPBACK, "localhost", "::1")
-"""Addresses that only this machine can reach."""
 PORT = 8766
 ENGINES = ("vllm", "transformers")
 SERVED = {("GET", "/"), ("GET", "/v1/models"), ("GET", "/health"), ("POST", "/v1/chat/completions")}
@@ -211,11 +209,10 @@ def main(argv: Sequence[str]) -> None:
     with TemporaryDirectory(prefix="attune-serve-") as temporary, bound:
         print(f"loading {arguments.what} …", file=sys.stderr, flush=True)
         folder = model_folder(arguments.what, params, Path(temporary), dtype)
+        # That of port 0 is known only now.
+        port = bound.getsockname()[1]
         if engine == "vllm":
             bound.close()
             serve_vllm(folder, host, port, key)
         else:
-            # That of port 0 is known only now.
-            port = bound.getsockname()[1]
-            hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if host in HERE else []
-            serve_transformers(folder, params, bound, key, hosts)
+            serve_transformers(folder, params, bound, key, own_names(host, port))

@@ -28,6 +28,7 @@ from attune.config.params import compose, load
 from attune.download.tracked import own_paths, untracked
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import UserError
+from attune.runtime.machine import commit
 from attune.tools.study_plan import SMALL, Grid, Scale, grid, read
 from attune.tools.study_results import collect
 from attune.tools.study_time import estimate, points
@@ -37,12 +38,17 @@ PAUSE = 30.0
 THREADS = "compute.threads"
 
 
-def done(prefix: str) -> dict[str, str]:
-    """The finished experiments of this commit whose names begin with `prefix`: name to Git revision."""
+def done(prefix: str, start: str | None = None) -> dict[str, str]:
+    """The finished experiments whose names begin with `prefix`: name to Git revision.
+
+    Args:
+        prefix: a grid's or a run's.
+        start: the commit that they were started from; None: this one.
+    """
     from dvc.repo import Repo
 
     with Repo() as repo:
-        listed = repo.experiments.ls()
+        listed = repo.experiments.ls(rev=start)
     return {name: rev for entries in listed.values() for name, rev in entries if name.startswith(prefix) and rev}
 
 
@@ -58,8 +64,11 @@ def queue_commands(run: str, settings: Grid, targets: Sequence[str], *more: str)
     return commands
 
 
-def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
+def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> str:
     """Queue a grid and wait until none of its experiments is queued or running.
+
+    Returns:
+        The commit that they were started from: the user may have made another one meanwhile.
 
     On a busy machine a worker of DVC 3.67 may end before the queue is empty: its monitor takes a late answer for an
     empty queue (`dvc_task/worker/temporary.py`). `dvc exp run --run-all` then waits for ever, so this loop starts
@@ -69,7 +78,7 @@ def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
         UserError: DVC refuses the grid, or an experiment failed.
     """
     # DVC refuses a name that has finished before; a random part also keeps those of several machines apart.
-    run = f"{settings.name}-{secrets.token_hex(3)}"
+    run, start = f"{settings.name}-{secrets.token_hex(3)}", commit()
     for command in queue_commands(run, settings, targets, *threads_of(settings, jobs, os.cpu_count() or 1)):
         _dvc(*command)
     counts = [in_queue(run)]
@@ -83,11 +92,12 @@ def run_grid(settings: Grid, targets: Sequence[str], jobs: int) -> None:
         time.sleep(PAUSE)
         counts.append(in_queue(run))
     experiments = sum(len(seeds) for _, seeds in points(settings))
-    if failed := experiments - len(done(run)):
+    if failed := experiments - len(done(run, start)):
         raise UserError(
             f"{failed} of {experiments} experiments failed: `dvc queue status` lists those of {run}, and "
             "`dvc queue logs NAME` says why; the same command runs them again"
         )
+    return start
 
 
 def in_queue(run: str) -> tuple[int, int]:
@@ -141,6 +151,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--scale", default=SMALL, choices=get_args(Scale))
     parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
     arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"argument -j/--jobs: {arguments.jobs} experiments at a time: at least 1")
     study = read(arguments.name)
     settings = grid(arguments.name, study, arguments.scale, arguments.overrides)
     if arguments.action == "show":
@@ -149,7 +161,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"finished: {', '.join(done(settings.name)) or 'none'}")
         print(estimate(settings, study.targets))
         return
+    start = None
     if arguments.action == "run":
         require_tracked(settings)
-        run_grid(settings, study.targets, arguments.jobs)
-    collect(arguments.name, study, settings, done(settings.name))
+        start = run_grid(settings, study.targets, arguments.jobs)
+    collect(arguments.name, study, settings, done(settings.name, start))

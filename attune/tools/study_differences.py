@@ -18,23 +18,21 @@ import numpy as np
 from attune.data.dialogue import dialogue_of
 from attune.report.changes import ALPHA, paired_columns
 from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specification, standing, static
-from attune.report.results import MMLU, of_replies, scores_file
-from attune.report.tables import DASH, VARIANT_COLUMNS, direction, escape, markdown_table, star
+from attune.report.results import MMLU, scores_file
+from attune.report.tables import DASH, direction, escape, markdown_table, star
 from attune.runtime.io import csv_text
-from attune.scoring.intervals.bootstrap import LEVEL, Numbers, metrics, resample_weights
+from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
 from attune.tools.runs import Run, differing
-from attune.tools.study_plan import SETTING, Shown
+from attune.tools.study_plan import COLUMNS, MEANS, SETTING, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from attune.tools.study_results import Row
 
-MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
-"""Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms."""
-COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
-SEED, RESAMPLES = 0, 2000
+RESAMPLES_SEED, RESAMPLES = 0, 2000
 NOT_CACHED = "their scores by example are not in DVC's cache here, and `dvc exp pull` or a new run brings them"
 
 Tables = Mapping[str, "pd.DataFrame"]
@@ -83,47 +81,58 @@ def differences(
     Raises:
         UserError: a file of scores cannot be read.
     """
-    tables = {(row.experiment, row.variant): scores(runs[row.experiment], row.variant, shown.every) for row in rows}
     left: dict[str, list[str]] = {}
+    tables: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     for row in rows:
-        if lacking := [
-            name
-            for name in _scorers(runs[row.experiment], shown.every)
-            if name not in tables[row.experiment, row.variant]
-        ]:
+        tables[row.experiment, row.variant] = known = scores(runs[row.experiment], row.variant, shown.scorers)
+        if lacking := [name for name in shown.scorers if name not in known]:
             left.setdefault(NOT_CACHED, []).append(f"{row.experiment} ({row.variant}: {', '.join(lacking)})")
     groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
     for row, other, less in of_settings(rows, shown) if shown.reference else of_variants(rows, shown):
-        groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
+        if other is None:
+            left.setdefault(f"{less} has not finished with the same seed and values", []).append(row.experiment)
+        else:
+            groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
     found: list[Difference] = []
     for (point, variant, less), pairs in groups.items():
         sides = {}
         for row, other in pairs:
             ours, theirs = tables[row.experiment, row.variant], tables[other.experiment, other.variant]
-            for scorer in ours.keys() & theirs.keys():
-                signatures = (runs[one.experiment].signature(scorer, one.variant) for one in (other, row))
-                if differ := differing(*signatures):
-                    left.setdefault(f"measured differently ({', '.join(differ)})", []).append(row.experiment)
-                    theirs = {name: scored for name, scored in theirs.items() if name != scorer}
-            sides[row.seed] = ours, theirs
+            equal, reasons = _measured_alike(row, other, runs, [name for name in ours if name in theirs])
+            for reason in reasons:
+                left.setdefault(reason, []).append(row.experiment)
+            sides[row.seed] = ours, {name: theirs[name] for name in equal}
         measured = paired(sides, runs[pairs[0][0].experiment].params["context"]["targets"])
         made = {
             key: Difference(dict(point), variant, less, key, *measured[key]) for key in shown.every if key in measured
         }
-        main = [made[key] for key in shown.metrics if key in made]
-        corrected = holm([one.p for one in main])
-        made |= {one.metric: replace(one, corrected=p) for one, p in zip(main, corrected, strict=True)}
-        found += made.values()
+        # A metric that could not be compared still counts among those that were looked at.
+        corrected = holm([made[key].p if key in made else 1.0 for key in shown.metrics])
+        p_values = dict(zip(shown.metrics, corrected, strict=True))
+        found += [replace(one, corrected=p_values.get(key)) for key, one in made.items()]
     return found, left
 
 
-def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
-    """Each row that has a reference, the row of that setting, and its name."""
+def _measured_alike(
+    row: Row, other: Row, runs: Mapping[str, Run], scorers: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The scorers by which two rows compare, and why they do not by others."""
+    equal, reasons = [], []
+    for scorer in scorers:
+        differ = differing(*(runs[one.experiment].signature(scorer, one.variant) for one in (other, row)))
+        if differ:
+            reasons.append(f"measured differently ({', '.join(differ)})")
+        else:
+            equal.append(scorer)
+    return equal, reasons
+
+
+def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row | None, str]]:
+    """Each row that has a reference, the row of that setting if it has finished, and the setting's name."""
     of = {(row.point[SETTING], _others(row.point), row.variant, row.seed): row for row in rows}
     for row in rows:
-        less = shown.reference_of(row.point[SETTING])
-        if less and (other := of.get((less, _others(row.point), row.variant, row.seed))):
-            yield row, other, less
+        if less := shown.reference_of(row.point[SETTING]):
+            yield row, of.get((less, _others(row.point), row.variant, row.seed)), less
 
 
 def of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
@@ -139,24 +148,14 @@ def _others(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple((key, value) for key, value in point.items() if key != SETTING)
 
 
-def scores(run: Run, variant: str, wanted: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The scores by example of a variant by each scorer that has some; `acc` of MMLU is `mmlu`.
-
-    Args:
-        run: an experiment.
-        variant: a key of its variants.
-        wanted: metrics; MMLU's scores are read where they are among them.
-    """
-    read = {scorer: run.table(scores_file(scorer, variant).path) for scorer in _scorers(run, wanted)}
+def scores(run: Run, variant: str, scorers: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The scores by example of a variant by each of the scorers that has some; `acc` of MMLU is `mmlu`."""
+    read = {scorer: run.table(scores_file(scorer, variant).path) for scorer in scorers}
     return {
         scorer: found.rename(columns={"acc": MMLU}).set_index("id").sort_index()
         for scorer, found in read.items()
         if found is not None
     }
-
-
-def _scorers(run: Run, wanted: Sequence[str]) -> list[str]:
-    return [*of_replies(run.keys("scorers")), *([MMLU] if MMLU in wanted else [])]
 
 
 def paired(sides: Mapping[int, tuple[Tables, Tables]], targets: Any) -> dict[str, Measured]:
@@ -198,18 +197,34 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
 
     once = measure(np.ones((1, len(ids))))
     names = [name for name in once[0] if all(name in of_seed for of_seed in once)]
-    parts = [measure(w) for w in resample_weights(len(ids), RESAMPLES, SEED, [dialogue_of(i, targets) for i in ids])]
+    parts = [
+        measure(w)
+        for w in resample_weights(len(ids), RESAMPLES, RESAMPLES_SEED, [dialogue_of(i, targets) for i in ids])
+    ]
     drawn = draws(len(pairs), RESAMPLES)
     found: dict[str, Measured] = {}
     for name in names:
         by_seed = np.array([np.concatenate([part[k][name] for part in parts]) for k in range(len(pairs))])
-        means = (drawn.T * by_seed).sum(axis=0)
-        # A resample without an example that has the metric says nothing.
+        # A seed that is not drawn may be without an example that has the metric: NaN, which times 0 is NaN.
+        means = np.where(drawn.T > 0, drawn.T * by_seed, 0.0).sum(axis=0)
         means = means[~np.isnan(means)]
+        if not len(means):
+            continue
         low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
         each = {seed: float(values[name][0]) for seed, values in zip(pairs, once, strict=True)}
-        found[name] = (float(low), float(high), p_value(means), each, len(ids))
+        found[name] = (float(low), float(high), p_value(means), each, _with_a_value(name, sides, places, len(ids)))
     return found
+
+
+def _with_a_value(
+    metric: str, sides: Sequence[tuple[Columns, Columns]], places: Sequence[NDArray[np.intp]], examples: int
+) -> int:
+    """The number of examples with which any seed has the metric; BLEU and the like are of all examples."""
+    column = MEANS.get(metric, (metric,))[0]
+    has = np.zeros(examples, dtype=bool)
+    for (ours, _), at in zip(sides, places, strict=True):
+        has[at[~np.isnan(ours[column])] if column in ours else at] = True
+    return int(has.sum())
 
 
 def _less(ours: Mapping[str, Numbers], theirs: Mapping[str, Numbers]) -> dict[str, Numbers]:
@@ -226,7 +241,7 @@ def draws(seeds: int, resamples: int) -> Numbers:
     """The share of each of K seeds in each of R resamples, (R, K): of K - 1 draws, of a single seed 1."""
     if seeds == 1:
         return np.ones((resamples, 1))
-    drawn = np.random.default_rng(SEED + 1).integers(seeds, size=(resamples, seeds - 1))
+    drawn = np.random.default_rng(RESAMPLES_SEED + 1).integers(seeds, size=(resamples, seeds - 1))
     shares: Numbers = (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
     return shares
 
@@ -250,7 +265,7 @@ def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], show
     if found:
         sides = "Two settings with the same seed" if of_settings else "Of the same run"
         main = ", ".join(COLUMNS[key][0].rstrip(" ↑↓") for key in shown.metrics)
-        seeds = min(len(one.by_seed) for one in found)
+        seeds = max(len(one.by_seed) for one in found)
         parts += [
             _table(found, shown),
             f"{sides}, on the same examples, mean over the seeds; in brackets the 95 % interval of a bootstrap that "
@@ -267,11 +282,13 @@ def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], show
 def _table(found: Sequence[Difference], shown: Shown) -> str:
     """A row for each comparison, a column for each metric."""
     cells: dict[str, dict[str, str]] = {}
+    most = max(len(one.by_seed) for one in found)
     for one in found:
         digits = COLUMNS[one.metric][1]
         mark = "**" if one.corrected is not None and one.corrected < ALPHA else star(one.low, one.high)
-        interval = f"({one.low:+.{digits}f} to {one.high:+.{digits}f})"
-        cells.setdefault(label(one), {})[one.metric] = f"{one.value:+.{digits}f} {interval}{mark}"
+        value, low, high = (f"{number:+z.{digits}f}" for number in (one.value, one.low, one.high))
+        few = f", {len(one.by_seed)} of {most} seeds" if len(one.by_seed) < most else ""
+        cells.setdefault(label(one) + few, {})[one.metric] = f"{value} ({low} to {high}){mark}"
     rows = [[escape(row), *(of.get(key, DASH) for key in shown.every)] for row, of in cells.items()]
     return markdown_table([["", *(COLUMNS[key][0] for key in shown.every)], *rows])
 

@@ -17,10 +17,16 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from attune.config.sections.fields import Name, section
+from attune.report.results import metrics_file
+from attune.report.tables import VARIANT_COLUMNS
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_yaml
+from attune.tools.runs import scorer_of
 
 STUDIES = Path("studies")
+MEANS = {"diff_epitome": ("diff_er", "diff_ex", "diff_ip")}
+"""Metrics of a study alone: EmPO's figures 2 and 3 average diff-EPITOME over its mechanisms."""
+COLUMNS = VARIANT_COLUMNS | {"diff_epitome": ("diff-EPITOME ↓", 3)}
 SEED, SETTING = "seed", "setting"
 # Groups of conf/ that params.yaml does not name.
 GROUPS = ("recipe", "hardware")
@@ -50,6 +56,11 @@ class Shown:
     def every(self) -> list[str]:
         """All metrics."""
         return [*self.metrics, *self.also]
+
+    @property
+    def scorers(self) -> list[str]:
+        """Those that measure the metrics."""
+        return list(dict.fromkeys(map(scorer_of, self.every)))
 
     @property
     def references(self) -> set[str]:
@@ -90,6 +101,7 @@ class Grid:
         settings: the named settings, each with all of its overrides; none: `overrides` are all there is.
         chosen: those that are run.
         scale: a key of the study's `scales`.
+        given: the overrides of the command.
     """
 
     name: str
@@ -98,6 +110,12 @@ class Grid:
     settings: dict[str, list[str]] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
     scale: str = SMALL
+    given: list[str] = field(default_factory=list)
+
+    @property
+    def options(self) -> list[str]:
+        """What a command needs behind the study's name to mean this grid."""
+        return [*([] if self.scale == SMALL else ["--scale", self.scale]), *self.given]
 
     @property
     def families(self) -> dict[str, list[str]]:
@@ -132,6 +150,7 @@ def read(name: str, folder: Path = STUDIES) -> Study:
     except ValidationError as error:
         problems = [(".".join(map(str, problem["loc"])), problem["msg"].lower()) for problem in error.errors()]
         raise UserError("\n".join(f"{path}: {key or 'the file'}: {text}" for key, text in problems)) from None
+    _check_shown(study, path)
     for scale in study.scales:
         try:
             found = grid(name, study, scale, [])
@@ -139,17 +158,49 @@ def read(name: str, folder: Path = STUDIES) -> Study:
             raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
         if SEED not in found.axes:
             raise UserError(f"{path}: scale {scale} has no seed: add seed=13,14,15")
-        if study.shown.kind in ("lines", "spread") and study.shown.x not in set(found.axes) - {SEED}:
-            axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
-            raise UserError(
-                f"{path}: shown.x = {study.shown.x!r} is no axis of scale {scale} other than the seed: {axes}"
-            )
+        if study.shown.kind in ("lines", "spread"):
+            _check_x(study, scale, found, path)
         if study.shown.kind == "differences" and (unknown := sorted(study.shown.references - set(found.chosen))):
             raise UserError(
                 f"{path}: shown.reference: {unknown[0]} is no setting of scale {scale}: "
                 f"{', '.join(found.chosen) or 'it has none'}"
             )
     return study
+
+
+def _check_shown(study: Study, path: Path) -> None:
+    """Check that each metric is one of the tables, and that `targets` write it.
+
+    Raises:
+        UserError: it is not, they do not, or there is a reference where no settings are compared.
+    """
+    shown = study.shown
+    if unknown := [metric for metric in shown.every if metric not in COLUMNS]:
+        raise UserError(f"{path}: shown: {unknown[0]} is no metric of the tables: {', '.join(COLUMNS)}")
+    for variant in shown.variants:
+        for metric in shown.every:
+            stage = metrics_file(scorer_of(metric), variant).stage
+            if study.targets and stage not in study.targets:
+                raise UserError(f"{path}: shown: {metric} of {variant} is written by {stage}: add it to targets")
+    if shown.reference is not None and shown.kind != "differences":
+        raise UserError(f"{path}: shown.reference is of the kind differences, and this study is of {shown.kind}")
+
+
+def _check_x(study: Study, scale: Scale, found: Grid, path: Path) -> None:
+    """Check that the x of a figure is an axis of numbers.
+
+    Raises:
+        UserError: it is not.
+    """
+    x = study.shown.x
+    if x not in set(found.axes) - {SEED}:
+        axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
+        raise UserError(f"{path}: shown.x = {x!r} is no axis of scale {scale} other than the seed: {axes}")
+    for value in _pairs(study.scales[scale])[str(x)].split(","):
+        try:
+            float(value)
+        except ValueError:
+            raise UserError(f"{path}: shown.x = {x!r} has a value that is no number: {value}") from None
 
 
 def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
@@ -192,7 +243,7 @@ def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:
     what = [sorted(fixed.items()), sorted(study.targets), *([study.settings] if study.settings else [])]
     digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=4)
     merged = {one: _texts(values | own) for one, own in settings.items()}
-    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen, scale)
+    return Grid(f"{name}-{digest.hexdigest()}", _texts(values), axes, merged, chosen, scale, list(overrides))
 
 
 def _is_sweep(key: str, text: str) -> bool:

@@ -9,18 +9,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from attune.data.dialogue import dialogue_of
 from attune.report.charts import COLOURS, Chart, as_png, as_svg, specification, static
 from attune.report.paper_results import TABLE_1, dbt_table
-from attune.report.results import MMLU, intervals_file, mmlu_file, of_replies
+from attune.report.results import MMLU, TEXT, metrics_file
 from attune.report.tables import AT_CHANCE, Metrics, chance_mark, mmlu_columns, table
 from attune.report.validity import correlations, explanation, read_validity
 from attune.runtime.errors import UserError
 from attune.runtime.io import csv_text, write_bytes, write_text
 from attune.runtime.machine import commit, in_words, machine
+from attune.scoring.intervals.bootstrap import columns
+from attune.scoring.intervals.bootstrap import intervals as bounds
 from attune.tools import study_differences
-from attune.tools.runs import Run, revision
-from attune.tools.study_differences import COLUMNS, MEANS
-from attune.tools.study_plan import SEED, SETTING, SMALL, Grid, Study
+from attune.tools.runs import PREFERENCE, Run, revision
+from attune.tools.study_differences import RESAMPLES, RESAMPLES_SEED, scores
+from attune.tools.study_plan import COLUMNS, MEANS, SEED, SETTING, Grid, Shown, Study
 
 REPORTS = Path("reports/studies")
 LINES = [COLOURS[name] for name in ("reference", "worse", "no difference shown", "better")]
@@ -63,9 +66,9 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     for experiment, run in runs.items():
         setting = grid.setting_of(experiment)
         point = ({SETTING: setting} if setting else {}) | {key: _value(run.params, key) for key in grid.axes}
-        metrics = {variant: measured(run, variant) for variant in study.shown.variants}
+        metrics = {variant: measured(run, variant, study.shown) for variant in study.shown.variants}
         points[tuple(point.values())] = _rows(experiment, run.name, point, metrics, study)
-        for scorer in of_replies(run.keys("scorers")):
+        for scorer in study.shown.scorers:
             signature |= run.signature(scorer, study.shown.variants[-1])
     if not points:
         raise UserError(f"no experiment of {name} has finished at this commit: `python -m attune study run {name}`")
@@ -73,24 +76,22 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     # By the file's order of settings, then by the values on the axes.
     by_point = sorted(points, key=lambda point: [_place(one, order) for one in point])
     rows = [row for point in by_point for row in points[point]]
-    keys = list(rows[0].point)
-    write_text(REPORTS / f"{name}.csv", as_csv(rows, keys, study.shown.every))
+    texts = {"csv": as_csv(rows, list(rows[0].point), study.shown.every)}
     settings = [run.params for run in runs.values()]
     below = [beside_paper(name, settings, study.shown.every)] if name in PAPERS else []
-    drawn = {}
     if study.shown.kind in ("differences", "table"):
         found, left = study_differences.differences(rows, study.shown, runs)
-        write_text(REPORTS / f"{name}.differences.csv", study_differences.as_csv(found))
+        texts["differences.csv"] = study_differences.as_csv(found)
         below.append(study_differences.section(found, left, study.shown, name))
         drawn = study_differences.figure(found, study.shown) if found else {}
     else:
         drawn = figure(study, rows)
+    command = " ".join(["python -m attune study collect", name, *grid.options])
+    texts["md"] = "\n\n".join([page(name, study, command, rows, bool(drawn), signature), *below]) + "\n"
+    for ending, text in texts.items():
+        write_text(REPORTS / f"{name}.{ending}", text)
     for ending, content in drawn.items():
         write_bytes(REPORTS / f"{name}.{ending}", content)
-    write_text(
-        REPORTS / f"{name}.md",
-        "\n\n".join([page(name, study, grid.scale, rows, bool(drawn), signature), *below]) + "\n",
-    )
     print(f"{len(points)} experiments: {REPORTS / name}.md")
 
 
@@ -103,7 +104,8 @@ def _place(value: Any, order: Sequence[str]) -> tuple[bool, float, str]:
 
 
 def _value(params: Mapping[str, Any], key: str) -> Any:
-    value = reduce(lambda part, name: part[name], key.split("."), params)
+    # Hydra's mark of a key that conf/ does not have.
+    value = reduce(lambda part, name: part[name], key.lstrip("+").split("."), params)
     # A group of conf/, such as model, is a section with a name.
     value = value["name"] if isinstance(value, Mapping) else value
     return str(value) if isinstance(value, list) else value
@@ -129,19 +131,37 @@ def _rows(
     return rows
 
 
-def measured(run: Run, variant: str) -> tuple[Metrics, Metrics]:
-    """The metrics of a variant by all scorers and MMLU, with the means of `MEANS`, and their intervals.
+def measured(run: Run, variant: str, shown: Shown) -> tuple[Metrics, Metrics]:
+    """The metrics of a variant by the scorers that a study shows, with the means of `MEANS`, and the intervals of those
+    that guessing has a value of.
+
+    An experiment's commit has the files of other scorers, too: those of the run that it was started from.
 
     Args:
-        run: an experiment; a file that the study's targets do not write, or DVC's cache lacks, is left out.
+        run: an experiment; without scores by example in DVC's cache preference accuracy has no interval.
         variant: a key of `variants`.
+        shown: what the study shows.
     """
-    metrics, of_scorer = run.metrics(variant), run.object(intervals_file(MMLU, variant).path)
-    intervals = mmlu_columns(run.object(mmlu_file(variant).path), of_scorer)[1]
-    for scorer in of_replies(run.keys("scorers")):
-        intervals |= run.object(intervals_file(scorer, variant).path)
+    metrics: Metrics = {}
+    intervals: Metrics = {}
+    for scorer in shown.scorers:
+        found = run.object(metrics_file(scorer, variant).path)
+        if scorer == MMLU:
+            found, intervals = mmlu_columns(found, {})
+        metrics |= found
+    if PREFERENCE in shown.every:
+        intervals = intervals | _preference_interval(run, variant)
     complete = {key: parts for key, parts in MEANS.items() if metrics.keys() >= set(parts)}
     return metrics | {key: fmean(metrics[part] for part in parts) for key, parts in complete.items()}, intervals
+
+
+def _preference_interval(run: Run, variant: str) -> Metrics:
+    table = scores(run, variant, [TEXT]).get(TEXT)
+    of_pairs = columns(table[[PREFERENCE]]) if table is not None and PREFERENCE in table else {}
+    if table is None or not of_pairs:
+        return {}
+    dialogues = [dialogue_of(str(name), run.params["context"]["targets"]) for name in table.index]
+    return bounds(of_pairs, None, RESAMPLES, RESAMPLES_SEED, dialogues)
 
 
 def as_csv(rows: Sequence[Row], grid: Sequence[str], metrics: Sequence[str]) -> str:
@@ -177,13 +197,13 @@ def point_text(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
-def page(name: str, study: Study, scale: str, rows: Sequence[Row], drawn: bool, signature: Mapping[str, Any]) -> str:
+def page(name: str, study: Study, command: str, rows: Sequence[Row], drawn: bool, signature: Mapping[str, Any]) -> str:
     """Mean and standard deviation over the seeds, below the rows of the paper if it prints numbers.
 
     Args:
         name: of the study.
         study: its file.
-        scale: of its experiments.
+        command: that collects its experiments.
         rows: of them.
         drawn: whether it has a figure.
         signature: of the experiments' scores; correlations with people's ratings measured otherwise have a mark.
@@ -205,12 +225,12 @@ def page(name: str, study: Study, scale: str, rows: Sequence[Row], drawn: bool, 
     validity = read_validity()
     seeds = [str(seed) for seed in sorted({row.seed for row in rows})]
     done = len({row.experiment for row in rows})
-    named = "" if scale == SMALL else f" --scale {scale}"
     lines = [
         f"# {study.title}",
-        f"{study.source}. Written by `python -m attune study collect {name}{named}` from {done} experiments, "
+        f"{study.source}. Written by `{command}` from {done} experiments, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {commit()[:12]} on {in_words(machine())}. "
-        f"±: standard deviation over seeds; {AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
+        "±: standard deviation over seeds, each of which draws its own test contexts where `generate.limit` is set; "
+        f"{AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
         f"number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),
         table("", means, columns, notes, correlations(validity, signature)),
@@ -270,12 +290,11 @@ def _panel(study: Study, rows: Sequence[Row], metric: str) -> dict[str, Any]:
 
     shown = study.shown
     assert shown.x is not None
-    seeds = [
-        {"x": float(row.point[shown.x]), "value": row.metrics[metric], "variant": row.variant}
-        for row in rows
-        if row.variant in shown.variants
+    seeds: list[dict[str, Any]] = [
+        {"x": float(row.point[shown.x]), "value": row.metrics[metric], "line": _line(row, shown.x)} for row in rows
     ]
-    means = [_over_seeds(seeds, x, name, shown.kind == "spread") for name in shown.variants for x in _places(seeds)]
+    lines = list(dict.fromkeys(row["line"] for row in seeds))
+    means = [_over_seeds(seeds, x, line, shown.kind == "spread") for line in lines for x in _places(seeds)]
     x = alt.X(
         "x:Q",
         title=shown.x,
@@ -284,11 +303,11 @@ def _panel(study: Study, rows: Sequence[Row], metric: str) -> dict[str, Any]:
         axis=alt.Axis(values=_places(seeds), labelExpr="datum.value", labelOverlap=False),
     )
     y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False))
-    legend = alt.Legend(title=None, orient="top") if len(shown.variants) > 1 else None
-    names = alt.Scale(domain=list(shown.variants), range=LINES[: len(shown.variants)])
-    look = {"color": alt.Color("variant:N", scale=names, legend=legend), "x": x}
+    legend = alt.Legend(title=None, orient="top") if len(lines) > 1 else None
+    names = alt.Scale(domain=lines, range=LINES[: len(lines)])
+    look = {"color": alt.Color("line:N", scale=names, legend=legend), "x": x}
     middle = alt.Chart(alt.InlineData(values=[row for row in means if row]))
-    line = middle.mark_line(point=True).encode(y=y, strokeDash=alt.StrokeDash("variant:N", legend=None), **look)
+    line = middle.mark_line(point=True).encode(y=y, strokeDash=alt.StrokeDash("line:N", legend=None), **look)
     if shown.kind != "spread":
         return specification(alt.layer(middle.mark_rule().encode(y="low:Q", y2="high:Q", **look), line))
     every = alt.Chart(alt.InlineData(values=seeds)).mark_circle(opacity=0.6).encode(y="value:Q", **look)
@@ -299,11 +318,16 @@ def _places(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
     return sorted({row["x"] for row in seeds})
 
 
-def _over_seeds(seeds: Sequence[Mapping[str, Any]], x: float, variant: str, spread: bool) -> dict[str, Any]:
-    """The mean of a variant at a place, and the ends of its range or standard deviation; empty without seeds."""
-    values = [row["value"] for row in seeds if row["x"] == x and row["variant"] == variant]
+def _line(row: Row, x: str) -> str:
+    """The variant and what else but `x` the point has, a line of the figure each."""
+    return ", ".join([row.variant, *(f"{key}={value}" for key, value in row.point.items() if key != x)])
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]], x: float, line: str, spread: bool) -> dict[str, Any]:
+    """The mean of a line at a place, and the ends of its range or standard deviation; empty without seeds."""
+    values = [row["value"] for row in seeds if row["x"] == x and row["line"] == line]
     if not values:
         return {}
     mean, error = fmean(values), stdev(values) if len(values) > 1 else 0.0
     low, high = (min(values), max(values)) if spread else (mean - error, mean + error)
-    return {"x": x, "variant": variant, "mean": mean, "low": low, "high": high}
+    return {"x": x, "line": line, "mean": mean, "low": low, "high": high}

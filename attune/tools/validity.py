@@ -32,7 +32,7 @@ from attune.generation.made_elsewhere import OwnReply
 from attune.report.validity import MEAN, VALIDITY, better, table
 from attune.runtime.cli import command_parser
 from attune.runtime.errors import DataError, UserError
-from attune.runtime.io import read_text, sha256_of, write_json, write_text
+from attune.runtime.io import between_marks, read_text, sha256_of, write_json, write_text
 from attune.tools.rated import SCALES, Rated, published, read
 from attune.tools.score import CLASSIFIERS, gaps, row_scores
 
@@ -197,14 +197,9 @@ def into_page(text: str, page: str) -> str:
     """The page with the table between its marks.
 
     Raises:
-        UserError: the marks are not there.
+        UserError: a mark is missing.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{PAGE} has no lines {BEGIN!r} and {END!r} to write the table between")
-    between = f"{text}\n\n" if text else ""
-    return f"{before}{BEGIN}\n\n{between}{END}{after}"
+    return between_marks(page, BEGIN, END, f"\n\n{text}\n\n" if text else "\n\n", PAGE)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -215,6 +210,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--no-models", action="store_true", help="only what needs neither encoder nor classifier")
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write all numbers and the signature")
     arguments = parser.parse_args(argv)
+    if arguments.scale and arguments.file is None:
+        parser.error("--scale is of a csv of one's own: name the file")
+    if arguments.no_models and arguments.file is None and arguments.output is None:
+        parser.error(f"--no-models measures a part, which does not go into {VALIDITY}: name a file by -o")
     params = load()
     if arguments.file is None:
         # Before anything is scored, which takes minutes.

@@ -100,7 +100,7 @@ def compare(revision: str, root: Path = Path()) -> list[Change]:
     Raises:
         UserError: DVC does not know the revision or cannot read a metric; a file of intervals is not a JSON object.
     """
-    command = [sys.executable, "-m", "dvc", "metrics", "diff", "--json", revision]
+    command = [*DVC, "metrics", "diff", "--json", revision]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"dvc metrics diff {revision}: {done.stderr.strip()}")
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, float]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `dvc repro intervals@{path.stem}`") from None
+        raise UserError(f"{path} cannot be read ({error}): `dvc repro` writes it again once it is deleted") from None
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -150,12 +150,13 @@ def stated_licences() -> dict[str, str]:
     return licences | {EMBEDDED: SAMPLE_LICENCE.read_text(encoding="utf-8").split("\n")[0].strip()}
 
 
-def published(model: Path, base: Path = Path(BASE)) -> dict[str, Path]:
+def published(model: Path) -> dict[str, Path]:
     """The files of a variant that may be published, by their names on the hub.
 
     An adapter is at the top and the base model, if the pipeline made it, in `base/`. Subfolders are left out: there
     rounds of DPO keep the state that training resumes from.
     """
+    base = Path(BASE)
     below = {} if model == base else {f"base/{name}": path for name, path in _allowed(base).items()}
     return dict(sorted((_allowed(model) | below).items()))
 

@@ -303,7 +303,7 @@ def curve_charts(dpo: DpoCurves, sft: Mapping[str, Curve]) -> list[Chart]:
 
 
 def movement_charts(dpo: DpoCurves) -> list[Chart]:
-    """What the rounds moved on held-out pairs; none if no round was measured."""
+    """What the rounds moved on valid pairs; none if no round was measured."""
     if not dpo.movement:
         return []
     charts = []

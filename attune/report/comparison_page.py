@@ -70,13 +70,12 @@ def sections(
 
 def stand_ins(models: Mapping[str, Mapping[str, object]]) -> list[str]:
     """A sentence for each model of a record that stands in for a specialised model."""
-    # Older records do not have the key.
     replaced = {model: str(part[STANDS_IN]) for model, part in models.items() if part.get(STANDS_IN)}
     return [STAND_IN.format(name=escape(model), other=escape(other)) for model, other in replaced.items()]
 
 
 def _flat(comparisons: object) -> dict[str, Metrics]:
-    """`Comparisons` as "first vs second" to differences; older records have none."""
+    """`Comparisons` as "first vs second" to differences; None: there is nothing to compare."""
     known = comparisons if isinstance(comparisons, dict) else {}
     return {f"{first} vs {second}": cells for first, others in known.items() for second, cells in others.items()}
 

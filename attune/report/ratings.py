@@ -111,8 +111,11 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._turn = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._base = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False)
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise DataError(f"{path} cannot be opened ({error})") from None
         with self._open() as base:
             # WAL: readers, also of other processes, do not wait for the writer. FULL: sync before commit returns.
             base.execute("PRAGMA journal_mode = WAL")

@@ -54,7 +54,7 @@ class DpoCurves:
     ends: dict[str, int] = field(default_factory=dict)
     """Last step of each round."""
     moved: dict[str, Curve] = field(default_factory=lambda: {name: [] for name in MOVEMENT_COLUMNS})
-    """What the rounds moved on held-out pairs: where a chain starts, and at the end of each round."""
+    """What the rounds moved on valid pairs: where a chain starts, and at the end of each round."""
     movement: dict[str, tuple[Metrics, Metrics]] = field(default_factory=dict)
     """The same for each round that was measured: where its chain starts, and at its end."""
 

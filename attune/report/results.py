@@ -98,7 +98,7 @@ def sft_curve_file(key: str, name: str) -> Artifact:
 
 
 def movement_file(key: str, name: str) -> Artifact:
-    """What a round of DPO moved on held-out pairs; the rounds of an architecture that is not packed have none."""
+    """What a round of DPO moved on valid pairs; the rounds of an architecture that is not packed have none."""
     return dpo_curve_file(key, f"valid/{name}")
 
 

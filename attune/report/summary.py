@@ -90,7 +90,7 @@ Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quali
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
 {_templates(results)}
-pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
+pref. acc.: preference accuracy on test pairs; chance is 50. `docs/metrics.md` defines every metric.
 ±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval over its
 questions). Star: the 95 % interval of the paired difference to the reference variant
 ({escape(params.evaluate.reference)}) excludes 0. {AT_CHANCE}: at chance, the interval holds what guessing gives (MMLU

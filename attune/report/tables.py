@@ -187,7 +187,7 @@ MOVEMENT_COLUMNS = {
     "rejected_logp": ("log-prob rejected", 3),
     "entropy": ("entropy", 2),
 }
-"""What a round of DPO moved on held-out pairs: margin in nats a pair, all others but the accuracy in nats a token."""
+"""What a round of DPO moved on valid pairs: margin in nats a pair, all others but the accuracy in nats a token."""
 
 PEOPLE = "people"
 """Name of the row of the human replies."""
@@ -218,7 +218,7 @@ def table(
         rows: name of the row to its metrics; a missing metric becomes a dash.
         columns: metric to its heading and number of decimals.
         notes: name of the row to text that follows its numbers, by metric, as of `margins`.
-        beside: metric to text that follows its heading, as of `validity.beside`.
+        beside: metric to text that follows its heading, as of `validity.correlations`.
     """
     said = beside or {}
     heads = (f"{heading} ({said[key]})" if key in said else heading for key, (heading, _) in columns.items())
@@ -339,7 +339,7 @@ def mmlu_columns(values: Metrics, intervals: Metrics) -> tuple[Metrics, Metrics]
 
     Args:
         values: of `metrics/mmlu/<variant>.json`.
-        intervals: of `metrics/intervals/mmlu/<variant>.json`; records from before there were any have none.
+        intervals: of `metrics/intervals/mmlu/<variant>.json`, perhaps empty.
     """
     if "acc" not in values:
         return {}, {}

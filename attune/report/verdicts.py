@@ -257,7 +257,7 @@ def range_of_rewards(results: Results) -> Iterator[Check]:
 
 
 def range_of_movement(dpo: DpoCurves) -> Iterator[Check]:
-    """What each round moved on held-out pairs."""
+    """What each round moved on valid pairs."""
     outside = {key: unhealthy(start, end) for key, (start, end) in dpo.movement.items()}
     for name in RANGES if outside else ():
         heading, digits = MOVEMENT_COLUMNS[name]
@@ -267,8 +267,8 @@ def range_of_movement(dpo: DpoCurves) -> Iterator[Check]:
             for key, (start, end) in dpo.movement.items()
             if name in outside[key]
         ]
-        sentence = f"On held-out pairs {what} left its healthy range: {', '.join(said)}."
-        yield Check(f"{what} of held-out pairs left its range", not said, sentence)
+        sentence = f"On valid pairs {what} left its healthy range: {', '.join(said)}."
+        yield Check(f"{what} of valid pairs left its range", not said, sentence)
 
 
 def mean_early(curve: Curve) -> float:

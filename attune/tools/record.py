@@ -231,7 +231,6 @@ def _verdict(record: dict[str, Any]) -> str:
 def headline(record: dict[str, Any]) -> str:
     """A record's tables of variants, and the sentence that says how they were produced."""
     rows, notes = _variants(record)
-    # Older records lack the metrics of some tables.
     shown = [columns for columns in GROUPS.values() if any(columns.keys() & row.keys() for row in rows.values())]
     tables = (table("variant", with_people(rows, columns), columns, notes) for columns in shown)
     chances = dict.fromkeys(row["truth_chance"] for row in rows.values() if "truth_chance" in row)
@@ -288,7 +287,7 @@ def _measured(record: dict[str, Any]) -> tuple[dict[str, Metrics], dict[str, Met
     for model, part in parts_of(record).items():
         for key, metrics in part["metrics"].items():
             name = f"{model}, {key}" if model else key
-            # Older records have neither MMLU nor intervals.
+            # Published replies have no MMLU.
             intervals = part.get("intervals", {}).get(key, {})
             mmlu, bounds = mmlu_columns(part.get("mmlu", {}).get(key, {}), intervals)
             rows[name] = metrics | mmlu
@@ -328,12 +327,11 @@ def _tables(model: str, part: dict[str, Any]) -> list[str]:
     """The verdicts of a run, the tables of DPO and of pairs, and by kind of stage the wall times."""
     pairs = table("round", part["pairs"], measured(part["pairs"], PAIR_COLUMNS))
     title = [f"### {model}\n"] if model else []
-    # Older records have neither verdicts nor what DPO moved.
     blocks = []
     if sentences := part.get("verdicts"):
         blocks += ["#### Verdicts by rule\n", *(f"- {escape(sentence)}" for sentence in sentences)]
     if moved := part.get("movement"):
-        legend = f"On held-out pairs (docs/metrics.md: margin); {movement.OUTSIDE}: outside its healthy range."
+        legend = f"On valid pairs (docs/metrics.md: margin); {movement.OUTSIDE}: outside its healthy range."
         blocks += ["", "#### What DPO moved\n", movement.rounds(moved), "", legend]
     return [*title, *blocks, "", "#### Pairs and wall time\n", pairs, "", _times(part["wall_seconds"]), ""]
 

@@ -115,7 +115,7 @@ class Grid:
     @property
     def options(self) -> list[str]:
         """What a command needs behind the study's name to mean this grid."""
-        return [*([] if self.scale == SMALL else ["--scale", self.scale]), *self.given]
+        return [*self.given, *([] if self.scale == SMALL else ["--scale", self.scale])]
 
     @property
     def families(self) -> dict[str, list[str]]:

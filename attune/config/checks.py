@@ -39,6 +39,27 @@ def check_across_keys(params: Params, source: str) -> None:
     _check_corpus(params.corpus, source)
     _check_rounds(params, source)
     _check_pair_file(params.pairs, source)
+    _check_training(params, source)
+    _check_generation(params, source)
+    if params.evaluate.reference not in params.variants:
+        raise ParamsError(
+            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
+            f"{', '.join(params.variants)}"
+        )
+    _check_variants(params, source)
+    _check_probed(params, source)
+    _check_whole_modules(params, source)
+    _check_scorers(params, source)
+    _check_adapters(params, source)
+    if params.bertscore.hub_id is not None and not params.bertscore.revision:
+        raise ParamsError(f"{source}: bertscore.revision is missing for bertscore.hub_id = {params.bertscore.hub_id!r}")
+    check_weights(params.encoder, "encoder", source)
+    check_weights(params.model, "model", source)
+    check_model_keys(params.model, source)
+
+
+def _check_training(params: Params, source: str) -> None:
+    """Batches, loss, ranks, checkpoints, and the shape of a model that is made."""
     for stage in ("sft", "dpo"):
         batch = getattr(params, stage).batch_size
         if batch % min(batch, params.hardware.micro_batch_size):
@@ -64,31 +85,20 @@ def check_across_keys(params: Params, source: str) -> None:
         raise ParamsError(
             f"{source}: tiny.hidden_size = {params.tiny.hidden_size} is no multiple of tiny.heads = {params.tiny.heads}"
         )
+
+
+def _check_generation(params: Params, source: str) -> None:
+    """The room for a prompt, and what vLLM knows."""
     if params.generate.max_new_tokens >= params.generate.max_length:
         raise ParamsError(
             f"{source}: generate.max_new_tokens = {params.generate.max_new_tokens} leaves no room for a prompt "
             f"within generate.max_length = {params.generate.max_length}"
         )
-    if params.evaluate.reference not in params.variants:
-        raise ParamsError(
-            f"{source}: evaluate.reference = {params.evaluate.reference!r} is none of the variants: "
-            f"{', '.join(params.variants)}"
-        )
-    _check_variants(params, source)
-    _check_probed(params, source)
     if params.generate.engine == "vllm" and _is_bert(params):
         raise ParamsError(
             f"{source}: generate.engine = 'vllm' does not know BERT as a decoder, a class of this project: set "
             "generate.engine = builtin"
         )
-    _check_whole_modules(params, source)
-    _check_scorers(params, source)
-    _check_adapters(params, source)
-    if params.bertscore.hub_id is not None and not params.bertscore.revision:
-        raise ParamsError(f"{source}: bertscore.revision is missing for bertscore.hub_id = {params.bertscore.hub_id!r}")
-    check_weights(params.encoder, "encoder", source)
-    check_weights(params.model, "model", source)
-    check_model_keys(params.model, source)
 
 
 def _check_whole_modules(params: Params, source: str) -> None:

@@ -45,6 +45,7 @@ from attune.tools.rate_page import PAGE, POLICY
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.requests import Request
 
 ANSWERS = Path("ratings/answers.sqlite")
 LOOPBACK = "127.0.0.1"
@@ -93,7 +94,6 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
@@ -111,25 +111,16 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
         state: dict[str, Any] = {"done": len(done), "all": len(pairs)}
         return JSONResponse(state | ({"item": shown(left[0], rater, seed)} if left else {}))
 
-    async def sent(request: Request, read: Callable[[Any], Any]) -> Any:
-        """What `read` makes of the JSON that the page sent."""
-        if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            raise DataError("an answer is JSON")
-        try:
-            return read(await request.json())
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not an answer of this page: {error!r}") from None
-
     async def answer(request: Request) -> Response:
         """Store an answer; confirmed once it is on disk."""
-        answered = await sent(request, lambda given: _answer(given, by_example, names, seed))
+        answered = await _sent(request, lambda given: _answer(given, by_example, names, seed))
         # SQLite waits for the disk and for other writers.
         await run_in_threadpool(store.keep, answered)
         return JSONResponse({"kept": answered.example})
 
     async def undo(request: Request) -> Response:
         """Remove an answer, so that its item comes again."""
-        rater, item = await sent(request, lambda given: (_rater(given["rater"]), by_example[given["example"]]))
+        rater, item = await _sent(request, lambda given: (_rater(given["rater"]), by_example[given["example"]]))
         removed = await run_in_threadpool(store.withdraw, rater, item, names)
         return JSONResponse({"undone": item.example if removed else None})
 
@@ -147,6 +138,20 @@ def app(pairs: Sequence[Item], names: tuple[str, str], store: Store, seed: int, 
         middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={DataError: refused},
     )
+
+
+async def _sent(request: Request, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of the JSON that the page sent.
+
+    Raises:
+        DataError: it is none, or not what the page sends.
+    """
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise DataError("an answer is JSON")
+    try:
+        return read(await request.json())
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not an answer of this page: {error!r}") from None
 
 
 def shown(item: Item, rater: str, seed: int) -> dict[str, Any]:

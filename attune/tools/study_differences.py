@@ -82,26 +82,10 @@ def differences(
         UserError: a file of scores cannot be read.
     """
     left: dict[str, list[str]] = {}
-    tables: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
-    for row in rows:
-        tables[row.experiment, row.variant] = known = scores(runs[row.experiment], row.variant, shown.scorers)
-        if lacking := [name for name in shown.scorers if name not in known]:
-            left.setdefault(NOT_CACHED, []).append(f"{row.experiment} ({row.variant}: {', '.join(lacking)})")
-    groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
-    for row, other, less in of_settings(rows, shown) if shown.reference else of_variants(rows, shown):
-        if other is None:
-            left.setdefault(f"{less} has not finished with the same seed and values", []).append(row.experiment)
-        else:
-            groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
+    tables = _scores_of_rows(rows, shown, runs, left)
     found: list[Difference] = []
-    for (point, variant, less), pairs in groups.items():
-        sides = {}
-        for row, other in pairs:
-            ours, theirs = tables[row.experiment, row.variant], tables[other.experiment, other.variant]
-            equal, reasons = _measured_alike(row, other, runs, [name for name in ours if name in theirs])
-            for reason in reasons:
-                left.setdefault(reason, []).append(row.experiment)
-            sides[row.seed] = ours, {name: theirs[name] for name in equal}
+    for (point, variant, less), pairs in _compared_rows(rows, shown, left).items():
+        sides = {row.seed: _sides(row, other, runs, tables, left) for row, other in pairs}
         measured = paired(sides, runs[pairs[0][0].experiment].params["context"]["targets"])
         made = {
             key: Difference(dict(point), variant, less, key, *measured[key]) for key in shown.every if key in measured
@@ -113,18 +97,51 @@ def differences(
     return found, left
 
 
-def _measured_alike(
-    row: Row, other: Row, runs: Mapping[str, Run], scorers: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """The scorers by which two rows compare, and why they do not by others."""
-    equal, reasons = [], []
-    for scorer in scorers:
+def _scores_of_rows(
+    rows: Sequence[Row], shown: Shown, runs: Mapping[str, Run], left: dict[str, list[str]]
+) -> dict[tuple[str, str], dict[str, pd.DataFrame]]:
+    """The scores by example of each experiment and variant; `left` gets what DVC's cache lacks."""
+    tables = {}
+    for row in rows:
+        known = scores(runs[row.experiment], row.variant, shown.scorers)
+        if lacking := [name for name in shown.scorers if name not in known]:
+            left.setdefault(NOT_CACHED, []).append(f"{row.experiment} ({row.variant}: {', '.join(lacking)})")
+        tables[row.experiment, row.variant] = known
+    return tables
+
+
+def _compared_rows(
+    rows: Sequence[Row], shown: Shown, left: dict[str, list[str]]
+) -> dict[tuple[Any, str, str], list[tuple[Row, Row]]]:
+    """(Point, variant, what it is compared with) to both rows of each seed; `left` gets the rows without another."""
+    groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
+    for row, other, less in of_settings(rows, shown) if shown.reference else of_variants(rows, shown):
+        if other is None:
+            left.setdefault(f"{less} has not finished with the same seed and values", []).append(row.experiment)
+        else:
+            groups.setdefault((tuple(row.point.items()), row.variant, less), []).append((row, other))
+    return groups
+
+
+def _sides(
+    row: Row,
+    other: Row,
+    runs: Mapping[str, Run],
+    tables: Mapping[tuple[str, str], dict[str, pd.DataFrame]],
+    left: dict[str, list[str]],
+) -> tuple[Tables, Tables]:
+    """The scores of two rows by the scorers that measured both alike; `left` gets why others did not."""
+    ours, theirs = tables[row.experiment, row.variant], tables[other.experiment, other.variant]
+    alike = {}
+    for scorer in ours:
+        if scorer not in theirs:
+            continue
         differ = differing(*(runs[one.experiment].signature(scorer, one.variant) for one in (other, row)))
         if differ:
-            reasons.append(f"measured differently ({', '.join(differ)})")
+            left.setdefault(f"measured differently ({', '.join(differ)})", []).append(row.experiment)
         else:
-            equal.append(scorer)
-    return equal, reasons
+            alike[scorer] = theirs[scorer]
+    return ours, alike
 
 
 def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row | None, str]]:

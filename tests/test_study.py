@@ -156,7 +156,7 @@ def test_every_study_composes(name, tmp_path, monkeypatch):
 def measuring(metric, variant):
     """The stage, by the table of the report in which the metric is."""
     assert metric in COLUMNS
-    if metric == "mmlu":
+    if metric == "mmlu" or metric.startswith("answer_"):
         return f"mmlu@{variant}"
     classifiers = [
         name

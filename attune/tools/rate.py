@@ -58,7 +58,8 @@ NAME, REASON = 80, 2000
 
 def own_names(host: str, port: int) -> list[str]:
     """The names under which browsers reach a server that only this machine can reach; empty: others can."""
-    return [f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")] if host in HERE else []
+    names = (LOOPBACK, "localhost") if host == LOOPBACK else (LOOPBACK, "localhost", "[::1]")
+    return [f"{name}:{port}" for name in names] if host in HERE else []
 
 
 class Guard:

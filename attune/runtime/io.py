@@ -245,12 +245,12 @@ def between_marks(page: str, begin: str, end: str, text: str, path: Path) -> str
     """`page`, the content of `path`, with `text` between its marks `begin` and `end`.
 
     Raises:
-        UserError: a mark is missing.
+        UserError: a mark is missing or repeated.
     """
-    before, begun, rest = page.partition(begin)
+    before, _, rest = page.partition(begin)
     _, ended, after = rest.partition(end)
-    if not begun or not ended:
-        raise UserError(f"{path} has no lines {begin.strip()!r} and {end.strip()!r} to write between")
+    if not ended or begin in rest or end in after:
+        raise UserError(f"{path} has no lines {begin.strip()!r} and {end.strip()!r}, once each, to write between")
     return f"{before}{begin}{text}{end}{after}"
 
 

@@ -100,7 +100,7 @@ def upload(repo_id: str, kind: str, files: Mapping[str, Path | bytes], public: b
             raise UserError(f"{repo_id} exists and is public: choose another name, or add --public")
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
         done = api.create_commit(repo_id, added, repo_type=kind, commit_message=message)
-    # Where there is no network the error is httpx2's and no OSError.
+    # Without a network httpx2 raises an error of its own class, which is no OSError.
     except (HfHubHTTPError, HFValidationError, TransportError, OSError) as error:
         raise UserError(f"{repo_id}: nothing was published: {error}") from None
     return done.commit_url

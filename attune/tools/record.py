@@ -299,7 +299,7 @@ def insert(readme: str, block: str) -> str:
     """`readme` with `block` between its two marks.
 
     Raises:
-        UserError: a mark is missing.
+        UserError: a mark is missing or repeated.
     """
     return between_marks(readme, BEGIN, END, f"\n{block}", README)
 

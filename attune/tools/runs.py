@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,8 @@ def revision(name: str) -> Run:
 
     files = DVCFileSystem(rev=name)
 
+    # A file of a revision never changes, and several readers ask for the same scores and replies.
+    @cache
     def read(file: Path) -> bytes | None:
         try:
             with files.open(file.as_posix(), "rb") as stream:

@@ -65,8 +65,9 @@ class Shown:
     @property
     def references(self) -> set[str]:
         """The settings that `reference` names."""
-        each = self.reference if isinstance(self.reference, dict) else {str(self.reference): str(self.reference)}
-        return {*each, *each.values()}
+        if isinstance(self.reference, dict):
+            return {*self.reference, *self.reference.values()}
+        return {str(self.reference)}
 
     def reference_of(self, setting: str) -> str | None:
         """The setting that `setting` is compared with; None: with none."""

@@ -197,7 +197,7 @@ def into_page(text: str, page: str) -> str:
     """The page with the table between its marks.
 
     Raises:
-        UserError: a mark is missing.
+        UserError: a mark is missing or repeated.
     """
     return between_marks(page, BEGIN, END, f"\n\n{text}\n\n" if text else "\n\n", PAGE)
 

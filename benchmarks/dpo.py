@@ -116,7 +116,7 @@ class Sides:
     def ours(self, pairs: Sequence[Pair], asked: Sequence[Pair] = ()) -> Callable[[], float]:
         """Stage `dpo`'s trainer; the reference is computed for the pairs `asked` as well."""
         from attune.training.dpo.packed_forward import prepare
-        from attune.training.dpo.packed_trainer import trainer_classes
+        from attune.training.dpo.packed_trainer import packed_trainer
         from attune.training.dpo.reference_logps import complete, with_reference
 
         policy = self.policy()
@@ -130,27 +130,25 @@ class Sides:
                     started = time.perf_counter()
                     known = complete(policy, [*pairs, *asked], file, None, "benchmark", self.hardware, pad_id)
                     reference, rows = time.perf_counter() - started, with_reference(rows, known)
-                _, packed, reference_free = trainer_classes()
-                kind = partial(packed if self.dpo.has_reference else reference_free, self.dpo)
-                return reference + measure.timed(self.trainer(kind, policy, rows, folder))()
+                return reference + measure.timed(self.trainer(packed_trainer(self.dpo), policy, rows, folder))()
 
         return train
 
     def live(self, pairs: Sequence[Pair]) -> Callable[[], float]:
-        from attune.training.dpo.packed_trainer import trainer_classes
+        from attune.training.dpo.packed_trainer import encoded_pairs_trainer
 
         policy = self.policy()
 
         def train() -> float:
             with tempfile.TemporaryDirectory() as folder:
-                return measure.timed(self.trainer(trainer_classes()[0], policy, pairs, folder))()
+                return measure.timed(self.trainer(encoded_pairs_trainer(), policy, pairs, folder))()
 
         return train
 
     def precomputed(self, pairs: Sequence[Pair]) -> Callable[[], float]:
-        from attune.training.dpo.packed_trainer import trainer_classes
+        from attune.training.dpo.packed_trainer import encoded_pairs_trainer
 
-        class Precomputing(trainer_classes()[0]):
+        class Precomputing(encoded_pairs_trainer()):
             def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
                 started = time.perf_counter()
                 rows = super()._precompute_ref_logps(*args, **kwargs)

@@ -1,7 +1,5 @@
 """Small models of every supported architecture, preference pairs for them, and TRL's trainer on both."""
 
-from functools import partial
-
 import factory
 import torch
 import transformers
@@ -9,7 +7,7 @@ import transformers
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.tiny import train_tokenizer
 from attune.training.dpo.packed_forward import prepare
-from attune.training.dpo.packed_trainer import trainer_classes
+from attune.training.dpo.packed_trainer import encoded_pairs_trainer, packed_trainer
 from attune.training.dpo.trl_losses import config_arguments
 
 VOCABULARY, WINDOW, MAX_LENGTH = 96, 6, 32
@@ -92,8 +90,7 @@ def trainer_of(policy, tokenizer, rows, folder, packed: bool, dpo, max_length: i
                        **config_arguments(dpo))  # fmt: skip
     if packed:
         prepare(policy, HARDWARE, max_length)
-    stock, *ours = trainer_classes()
-    trainer = (partial(ours[not dpo.has_reference], dpo) if packed else stock)(
+    trainer = (packed_trainer(dpo) if packed else encoded_pairs_trainer())(
         model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     trainer.precompute_ref_logps = True

@@ -26,7 +26,7 @@ from attune.config.sections.preference_losses import LOSSES, REFERENCE_FREE
 from attune.models.loading import add_adapter, load_adapter
 from attune.runtime.errors import ModelError, UserError
 from attune.training.common.trainer import run
-from attune.training.dpo.packed_trainer import DUMMY_PAIR
+from attune.training.dpo.packed_batches import DUMMY_PAIR
 from attune.training.dpo.reference_logps import at_shared_length, complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 from attune.training.dpo.trl_losses import at_zero_margin, config_arguments

@@ -29,8 +29,9 @@ from dpo_models import (
 from attune.models.loading import compile_layers
 from attune.runtime.distributed import is_main_process, process_group
 from attune.training.common.trainer import run
+from attune.training.dpo.packed_batches import collate_pairs
 from attune.training.dpo.packed_forward import pair_output, prepare, unsupported_reason, unwrap_peft
-from attune.training.dpo.packed_trainer import collate_pairs, trainer_classes
+from attune.training.dpo.packed_trainer import encoded_pairs_trainer
 from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 
@@ -185,7 +186,7 @@ def test_three_epochs_end_where_stock_trl_does(tokenizer, tmp_path):
     trainers = [make_trainer(ours, tokenizer, with_reference(train, logps), dpo, HARDWARE, 5, tmp_path / "a")]
     config = DPOConfig(beta=dpo.beta, max_length=32, **common_arguments(dpo, HARDWARE, 5, tmp_path / "b"))
     trainers[0].remove_callback(next(c for c in trainers[0].callback_handler.callbacks if "StopAfter" in repr(c)))
-    trainers.append(trainer_classes()[0](
+    trainers.append(encoded_pairs_trainer()(
         model=theirs, args=config, train_dataset=Dataset.from_list(train), processing_class=tokenizer))  # fmt: skip
     for trainer in trainers:
         trainer.train()

@@ -8,8 +8,9 @@ Read the files in this order:
 4. `packed_forward`   log-probabilities of all replies from one forward pass of the packed sequences
 5. `reference_logps`  the reference model's log-probabilities: computed once, kept in a file
 6. `trl_losses`       all other losses, by TRL's code, and the value that each has where the policy is the reference
-7. `packed_trainer`   TRL's trainer on packed batches; TRL computes the loss
-8. `trainer`          `make_trainer`, which puts the above together
-9. `round`            `train_round`: one round from its pairs to its checkpoint, called by stage `dpo`
-10. `movement`        what a round moved, on held-out pairs
+7. `packed_batches`   batches of pairs for TRL's trainer
+8. `packed_trainer`   TRL's trainer on packed batches; TRL computes the loss
+9. `trainer`          `make_trainer`, which puts the above together
+10. `round`           `train_round`: one round from its pairs to its checkpoint, called by stage `dpo`
+11. `movement`        what a round moved, on held-out pairs
 """

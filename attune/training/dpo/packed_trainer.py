@@ -1,8 +1,8 @@
 """TRL's DPO trainer on packed pairs, with the reference's log-probabilities in the data set.
 
-Only the batches and the forward pass of TRL's trainer are replaced. Its losses, logging, checkpoints and callbacks
-still work on log-probabilities (2 B, R), the B chosen replies first. A loss without a reference is that of another
-trainer of TRL (`trl_losses.reference_free`).
+Only the batches (`packed_batches`) and the forward pass of TRL's trainer are replaced. Its losses, logging,
+checkpoints and callbacks still work on log-probabilities (2 B, R), the B chosen replies first. A loss without a
+reference is that of another trainer of TRL (`trl_losses.reference_free`).
 
 Every pair has equal weight in an effective batch, however the batch is split over micro-batches and ranks.
 """
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attune.compute.packed_mask import CONTEXT, PADDING
 from attune.cpu.optimize import uses_varlen
 from attune.runtime.distributed import all_reduce_sum, world_size
-from attune.training.common.collate import IGNORED
 from attune.training.common.distributed_batches import EffectiveBatch, shared_loader
+from attune.training.dpo.packed_batches import DUMMY_PAIR, collate_pairs, kept, likelihood_tokens, rows_of
 from attune.training.dpo.packed_forward import pair_output, unwrap_peft
-from attune.training.dpo.packing import PACKED_KEYS, REPLY_KEYS, Document, pack
+from attune.training.dpo.packing import PACKED_KEYS, REPLY_KEYS
 from attune.training.dpo.reference_logps import REFERENCE_KEYS
 from attune.training.dpo.trl_losses import LIKELIHOOD, reference_free
 
@@ -30,88 +29,6 @@ if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from attune.config.schema import Dpo
-
-# Fills up the last batch of an epoch on several ranks; no loss and no logged value contains it.
-DUMMY_PAIR = {
-    "prompt_ids": [0],
-    "chosen_ids": [0],
-    "rejected_ids": [0],
-}
-
-
-def collate_pairs(
-    pairs: Sequence[Mapping[str, Any]],
-    pad_id: int,
-    max_length: int,
-    varlen: bool,
-    reference: bool = True,
-    contexts: bool = False,
-) -> dict[str, torch.Tensor]:
-    """A packed batch of B pairs, with what TRL's loss reads.
-
-    Args:
-        pairs: of `with_reference`, or of `encode_pair` without a reference.
-        pad_id: token id of the padding.
-        max_length: tokens of context and reply together; a longer reply is cut at its end, as in TRL.
-        varlen: of `pack`.
-        reference: whether the loss reads the reference's log-probabilities.
-        contexts: whether it reads the log-probabilities of the contexts: `predictors` and `targets` then have B more
-            rows, the tokens of each context from its second on.
-
-    Returns:
-        The tensors of `pack`, with the replies in the order all chosen, all rejected. `input_ids` and
-        `completion_mask`, (2 B, 1 + R): the replies, after one position in place of the context. `attention_mask`,
-        (G, L): 1 for a token and 0 for padding; TRL counts the tokens. With a reference `ref_chosen_logps` and
-        `ref_rejected_logps`, (B,), in nats. `real`, (B,) booleans: false for `DUMMY_PAIR`.
-
-    Raises:
-        ValueError: a context leaves no room for a reply within `max_length`.
-    """
-    import torch
-    from torch.nn.functional import pad
-
-    documents = []
-    for pair in pairs:
-        room = max(max_length - len(pair["prompt_ids"]), 0)
-        documents.append(Document(pair["prompt_ids"], [pair["chosen_ids"][:room], pair["rejected_ids"][:room]]))
-    batch = pack(documents, pad_id, varlen)
-    # `pack` gives chosen, rejected, chosen, rejected, ...; TRL splits a batch into halves.
-    for name in REPLY_KEYS:
-        batch[name] = torch.cat([batch[name][0::2], batch[name][1::2]])
-    in_reply = pad(batch["targets"] != IGNORED, (1, 0))
-    replies = {
-        "input_ids": pad(batch["targets"], (1, 0), value=pad_id).masked_fill(~in_reply, pad_id),
-        "completion_mask": in_reply.long(),
-        "attention_mask": (batch["packed_documents"] != PADDING).long(),
-        "real": torch.tensor([pair != DUMMY_PAIR for pair in pairs]),
-    }
-    if contexts:
-        batch |= _with_contexts(batch, pairs)
-    if reference:
-        for name in REFERENCE_KEYS:
-            replies[name] = torch.tensor([pair.get(name, 0.0) for pair in pairs])
-    return batch | replies
-
-
-def _with_contexts(batch: Mapping[str, torch.Tensor], pairs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """`predictors` and `targets` of a packed batch with the rows of the contexts after those of the replies."""
-    import torch
-    from torch.nn.functional import pad
-    from torch.nn.utils.rnn import pad_sequence
-
-    in_context = (batch["packed_segments"] == CONTEXT).flatten()
-    documents, tokens = batch["packed_documents"].flatten(), batch["packed_ids"].flatten()
-    indices = [(in_context & (documents == number)).nonzero()[:, 0] for number in range(len(pairs))]
-    rows = {
-        "predictors": pad_sequence([places[:-1] for places in indices], batch_first=True),
-        "targets": pad_sequence([tokens[places[1:]] for places in indices], batch_first=True, padding_value=IGNORED),
-    }
-    longest = max(rows["targets"].shape[1], batch["targets"].shape[1])
-    fillers = {"predictors": 0, "targets": IGNORED}
-    return {
-        name: torch.cat([pad(part, (0, longest - part.shape[1]), value=fillers[name]) for part in (batch[name], more)])
-        for name, more in rows.items()
-    }
 
 
 def accept_packed_batches(model: Any) -> None:
@@ -159,27 +76,14 @@ def mask_dummies(accelerator: Any, real: torch.Tensor) -> Iterator[None]:
         del accelerator.gather
 
 
-def kept(real: torch.Tensor) -> torch.Tensor:
-    """The pairs that the loss is computed of, (B,) booleans: the real ones.
-
-    All of a micro-batch of dummies alone, whose loss `EffectiveBatch` multiplies by 0: every rank needs a gradient.
-    """
-    return real if bool(real.any()) else ~real
-
-
-def likelihood_tokens(batch: Mapping[str, torch.Tensor], real: torch.Tensor) -> int:
-    """The number of tokens of the chosen replies, and of the contexts if `targets` has them, of the real pairs."""
-    rows = batch["targets"].unflatten(0, (-1, len(real)))
-    return int((rows[[0, *range(2, len(rows))]] != IGNORED)[:, real].sum())
+def packed_trainer(dpo: Dpo) -> Callable[..., DPOTrainer]:
+    """The trainer on packed batches for the loss of `dpo`, the hyperparameters; it takes TRL's arguments."""
+    return functools.partial(packed_pairs_trainer() if dpo.has_reference else reference_free_trainer(), dpo)
 
 
 @functools.cache
-def trainer_classes() -> tuple[type[DPOTrainer], Callable[..., DPOTrainer], Callable[..., DPOTrainer]]:
-    """TRL's trainer on encoded pairs with its own padded batches, on packed batches, and that without a reference.
-
-    The last two take `dpo`, the hyperparameters.
-    """
-    import torch
+def encoded_pairs_trainer() -> type[DPOTrainer]:
+    """TRL's trainer on encoded pairs, with its own padded batches."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
     class EncodedPairsTrainer(DPOTrainer):
@@ -216,7 +120,14 @@ def trainer_classes() -> tuple[type[DPOTrainer], Callable[..., DPOTrainer], Call
             policy: Any = self.model
             self._metrics["train" if policy.training else "eval"][name].append(value)
 
-    class PackedPairsTrainer(EncodedPairsTrainer):
+    return EncodedPairsTrainer
+
+
+@functools.cache
+def packed_pairs_trainer() -> Any:
+    """The trainer on packed batches, for a loss with a reference; it takes `dpo` before TRL's arguments."""
+
+    class PackedPairsTrainer(encoded_pairs_trainer()):  # type: ignore[misc]
         """Packed batches, and the reference's log-probabilities from the columns of the data set."""
 
         def __init__(self, dpo: Dpo, **kwargs: Any) -> None:
@@ -275,22 +186,30 @@ def trainer_classes() -> tuple[type[DPOTrainer], Callable[..., DPOTrainer], Call
                 kwargs.pop("real")
                 output = model(**kwargs)
                 # Indexing copies: not where nothing is left out.
-                return output if rows.all() else type(output)(**{name: _of(rows, output[name]) for name in output})
+                return output if rows.all() else type(output)(**{name: rows_of(rows, output[name]) for name in output})
 
-            replies = {name: _of(rows, inputs[name]) for name in ("input_ids", "completion_mask")}
+            replies = {name: rows_of(rows, inputs[name]) for name in ("input_ids", "completion_mask")}
             reference = {name: inputs[name][rows] for name in REFERENCE_KEYS}
             return super()._compute_loss(of_kept, inputs | replies | reference, return_outputs)
 
         def _share_of_all(self, tokens: int) -> float:
             return self.batch.token_share(tokens, self.examples)
 
-    class ReferenceFreeTrainer(PackedPairsTrainer):
+    return PackedPairsTrainer
+
+
+@functools.cache
+def reference_free_trainer() -> Any:
+    """The same for a loss without a reference."""
+    import torch
+
+    class ReferenceFreeTrainer(packed_pairs_trainer()):  # type: ignore[misc]
         """Packed batches for a loss that has no reference, and is no loss of `DPOTrainer`; logs what TRL does."""
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
             rows = kept(inputs["real"])
             output = model(**{name: inputs[name] for name in (*PACKED_KEYS, *REPLY_KEYS)})
-            log_probs, mask = (_of(rows, values) for values in (output.log_probs, output.label_mask))
+            log_probs, mask = (rows_of(rows, values) for values in (output.log_probs, output.label_mask))
             sums, lengths = log_probs.sum(dim=1), mask.sum(dim=1)
             pairs = int(rows.sum())
             chosen, rejected = (sums[: 2 * pairs] / lengths[: 2 * pairs]).chunk(2)
@@ -315,9 +234,4 @@ def trainer_classes() -> tuple[type[DPOTrainer], Callable[..., DPOTrainer], Call
                 self._log(name, self.accelerator.gather(value).mean().item())
             return loss
 
-    return EncodedPairsTrainer, PackedPairsTrainer, ReferenceFreeTrainer
-
-
-def _of(pairs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The rows (N, …) of these pairs, (B,) booleans: of the chosen replies, the rejected ones, and perhaps contexts."""
-    return rows[pairs.repeat(len(rows) // len(pairs))]
+    return ReferenceFreeTrainer

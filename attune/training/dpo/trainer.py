@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,9 +60,8 @@ def make_trainer(
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
-    from attune.training.dpo.packed_trainer import trainer_classes
+    from attune.training.dpo.packed_trainer import encoded_pairs_trainer, packed_trainer
 
-    stock, packed, reference_free = trainer_classes()
     reason = unsupported_reason(policy)
     if reason is None:
         if dpo.has_reference:
@@ -78,8 +76,7 @@ def make_trainer(
     keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
     require_whole_batch(dpo, arguments["gradient_accumulation_steps"])
-    ours = functools.partial(packed if dpo.has_reference else reference_free, dpo)
-    kind: Callable[..., DPOTrainer] = stock if reason else ours
+    kind: Callable[..., DPOTrainer] = encoded_pairs_trainer() if reason else packed_trainer(dpo)
     trainer = kind(
         model=policy,
         # Dropout would only add noise to the margin between policy and reference.

@@ -159,7 +159,7 @@ def encode_examples(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Rol
         return [encode_dialogue(tokenizer, turns, loss_on=loss_on, max_length=max_length)]
     ends = [i + 1 for i, turn in enumerate(turns) if turn.role == loss_on]
     fitted = [_fit_dialogue(tokenizer, tuple(turns[:end]), max_length) for end in ends]
-    return [_supervised(tokenizer, one, [len(one) - 1], max_length) for one in fitted]
+    return [_supervised(tokenizer, one, encoded, [len(one) - 1], max_length) for one, encoded in fitted]
 
 
 @lru_cache(maxsize=16)
@@ -196,13 +196,15 @@ def encode_dialogue(tokenizer: Tokenizer, turns: Sequence[Turn], *, loss_on: Rol
     Raises:
         TemplateError: the template renders a turn differently once another follows, or a single word does not fit.
     """
-    fitted = _fit_dialogue(tokenizer, tuple(turns), max_length)
-    return _supervised(tokenizer, fitted, [i for i, turn in enumerate(fitted) if turn.role == loss_on], max_length)
+    fitted, encoded = _fit_dialogue(tokenizer, tuple(turns), max_length)
+    learned = [i for i, turn in enumerate(fitted) if turn.role == loss_on]
+    return _supervised(tokenizer, fitted, encoded, learned, max_length)
 
 
-def _supervised(tokenizer: Tokenizer, turns: tuple[Turn, ...], learned: Sequence[int], max_length: int) -> Supervised:
-    """`turns`, cut at `max_length` tokens, with the loss on those at the indices `learned`."""
-    encoded = _encode(tokenizer, turns)
+def _supervised(
+    tokenizer: Tokenizer, turns: tuple[Turn, ...], encoded: _Encoded, learned: Sequence[int], max_length: int
+) -> Supervised:
+    """`turns`, `encoded` and cut at `max_length` tokens, with the loss on those at the indices `learned`."""
     spans = [_span(tokenizer, turns, i, encoded.text) for i in learned]
     # By overlap, not containment: a sentencepiece token includes the space before its word, which is outside the span.
     # But not a special token before a text, which may take the white space at the text's beginning (Phi 3).
@@ -374,17 +376,22 @@ def _special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.get_added_vocab().values())
 
 
-def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[Turn, ...]:
-    """Truncate a dialogue. A reply of more than half the window is kept whole: the caller then cuts the token ids."""
+def _fit_dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], max_length: int) -> tuple[tuple[Turn, ...], _Encoded]:
+    """Truncate a dialogue, and encode what is left.
+
+    A reply of more than half the window is kept whole: the caller then cuts the token ids.
+    """
     system, turns = split_system(turns)
-    while len(_encode(tokenizer, (*system, *turns)).ids) > max_length:
-        if len(turns) > 2:
-            turns = turns[2:]
-            continue
-        opening, reply = (*system, *turns[:1]), turns[1:]
-        length = sum(len(encode_completion(tokenizer, opening, turn.text).reply) for turn in reply)
-        return (*fit_context(tokenizer, opening, max_length - min(length, max_length // 2)), *reply)
-    return (*system, *turns)
+    encoded = _encode(tokenizer, (*system, *turns))
+    while len(turns) > 2 and len(encoded.ids) > max_length:
+        turns = turns[2:]
+        encoded = _encode(tokenizer, (*system, *turns))
+    if len(encoded.ids) <= max_length:
+        return (*system, *turns), encoded
+    opening, reply = (*system, *turns[:1]), turns[1:]
+    length = sum(len(encode_completion(tokenizer, opening, turn.text).reply) for turn in reply)
+    cut = (*fit_context(tokenizer, opening, max_length - min(length, max_length // 2)), *reply)
+    return cut, _encode(tokenizer, cut)
 
 
 def _span(tokenizer: Tokenizer, turns: tuple[Turn, ...], index: int, text: str) -> tuple[int, int]:

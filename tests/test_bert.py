@@ -266,8 +266,9 @@ def test_batching_does_not_change_replies(model, tokenizer):
     assert batched == [generate_replies(model, tokenizer, [p], GREEDY.max_new_tokens, HARDWARE)[0] for p in prompts]
     assert len(set(batched)) > 1
     completions = [encode_completion(tokenizer, turns(*SENTENCES[:n]), REPLIES[n % 4]) for n in (1, 3)]
+    plain = made(tokenizer)
     for score, completion in zip(mean_logps(model, tokenizer, completions, HARDWARE), completions, strict=True):
-        logps = by_hand(model, torch.tensor([completion.prompt + completion.reply]))[0].log_softmax(-1)[
+        logps = by_hand(plain, torch.tensor([completion.prompt + completion.reply]))[0].log_softmax(-1)[
             len(completion.prompt) - 1 : -1
         ]
         assert score == pytest.approx(logps.gather(1, torch.tensor(completion.reply)[:, None]).mean().item(), rel=1e-4)

@@ -13,6 +13,7 @@ from attune.cpu import grouped_attention, token_log_probs
 from attune.cpu.casts import CachedCast
 from attune.cpu.document_attention import document_attention
 from attune.cpu.norm import patch_norms_for_cpu, rms_norm
+from attune.cpu.packed_weights import pack_weights
 from attune.models.tiny import make_model, train_tokenizer
 
 TINY = factory.tiny(vocab_size=300, hidden_size=16, intermediate_size=32, max_positions=64, max_length=32)
@@ -51,6 +52,25 @@ def test_certain_and_impossible_tokens_have_finite_gradients():
     assert values[0].tolist() == [0.0, -600.0]
     (gradient,) = torch.autograd.grad(values[0].sum(), states)
     torch.testing.assert_close(gradient, torch.tensor([[0.0], [-2.0]]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 32, 300])
+def test_packed_weights_multiply_as_dense_ones(rows):
+    torch.manual_seed(1)
+    embedding = torch.nn.Embedding(300, 24)
+    model = torch.nn.ModuleList([embedding, torch.nn.Linear(24, 40), torch.nn.Linear(24, 300, bias=False)])
+    model[2].weight = embedding.weight
+    states, dense = torch.randn(2, rows, 24), embedding.weight
+    with torch.no_grad():
+        expected = [linear(states) for linear in model[1:]]
+        for _ in range(2):
+            pack_weights(model)
+        for linear, values in zip(model[1:], expected, strict=True):
+            assert linear.weight.is_mkldnn
+            torch.testing.assert_close(linear(states), values)
+    assert embedding.weight is dense and not dense.is_mkldnn
+    with pytest.raises(RuntimeError, match="packed for inference: load it again"):
+        model[1](states.requires_grad_())
 
 
 def test_cast_is_made_again_for_a_changed_weight():

@@ -129,9 +129,13 @@ def tokenizer():
     return train_tokenizer(TEXTS * 3, 320, 128)
 
 
+def made(tokenizer):
+    return make_model(tokenizer, factory.tiny(vocab_size=320), seed=3).eval()
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer, factory.tiny(vocab_size=320), seed=3).eval()
+    return made(tokenizer)
 
 
 def sampled(model, tokenizer, texts, seeds, batch_tokens=512, top_p=1.0):
@@ -169,11 +173,11 @@ def test_narrow_nucleus_is_greedy(model, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def policies(model, tokenizer, tmp_path_factory):
+def policies(tokenizer, tmp_path_factory):
     """The base model's folder, and two adapters on it."""
     from peft import LoraConfig, get_peft_model
 
-    root = tmp_path_factory.mktemp("policies")
+    root, model = tmp_path_factory.mktemp("policies"), made(tokenizer)
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
     write_json(root / "base" / RECORD, {"source": "made"})

@@ -13,6 +13,7 @@ import transformers
 from attune.data.dialogue import Example, Turn
 from attune.data.pair import Pair
 from attune.generation.answer import answer, prepare_inputs
+from attune.generation.decoding import common_prefix, prefill
 from attune.generation.generate import generate_replies, mean_logps, replies_and_logps, stream_reply
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt
@@ -92,6 +93,30 @@ def test_replies_equal_transformers(name, tokenizer, prompts):
         lengths.add(output.shape[1] - len(prompt))
     assert len(lengths) > 1
     assert replies(made, tokenizer, prompts) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_common_prefix_is_computed_once(name, tokenizer):
+    """Prompts with a long common beginning: the tokens that the model reads, and its logits after them."""
+    begin = tokenizer("my dog ran away and i looked for him all night long")["input_ids"]
+    rests = [[5], [6, 7, 8, 9], [6, 7], [6, 7]]
+    made, read = of_architecture(name, tokenizer), []
+    count = made.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True)
+    with torch.no_grad():
+        prefilled = prefill(made, [begin + rest for rest in rests], 0)
+        # Mistral's window would count the padding between the common beginning and the rest.
+        assert [tuple(ids.shape) for ids in read] == (
+            [(1, len(begin)), (3, 4)] if name == "llama" else [(3, len(begin) + 4)]
+        )
+        assert prefilled.shared == (len(begin) if name == "llama" else 0)
+        count.remove()
+        for logits, rest in zip(prefilled.logits, rests, strict=True):
+            torch.testing.assert_close(logits, made(torch.tensor([begin + rest])).logits[0, -1])
+
+
+def test_a_prompt_that_begins_another_keeps_a_token():
+    assert common_prefix([[1, 2, 3], [1, 2], [1, 2, 4]]) == 1
+    assert common_prefix([[1], [1, 2]]) == common_prefix([[1, 2], [2, 2]]) == 0
 
 
 def test_batching_does_not_change_replies(model, tokenizer, prompts):

@@ -390,9 +390,9 @@ def test_generation_ends_at_the_end_of_turn():
     tokenizer = tokenizer_of("phi4_mini")
     end, eos, system = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>", "<|system|>"])
     words = tokenizer("I am sorry", add_special_tokens=False)["input_ids"]
-    model = next_token_model(len(tokenizer))
     prompt = encode_prompt(tokenizer, DIALOGUE[:1], 1024)
     for stop, of_model in ((end, None), (eos, None), (system, [eos, system])):
+        model = next_token_model(len(tokenizer))
         # After the prompt's last token come the words, the stop, and the words again.
         follow = dict(pairwise([prompt[-1], *words, stop, words[0]]))
         with torch.no_grad():

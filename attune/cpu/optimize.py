@@ -18,6 +18,7 @@ from attune.cpu.dropout import patch_dropout_for_cpu
 from attune.cpu.last_layer import last_layer_at, narrow_last_layer
 from attune.cpu.lora import patch_lora_for_cpu
 from attune.cpu.norm import patch_norms_for_cpu
+from attune.cpu.packed_weights import can_pack, pack_weights
 from attune.cpu.token_log_probs import chunk_tokens, cpu_token_log_probs
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def uses_varlen(model: PreTrainedModel) -> bool:
 def inference(model: Any, hardware: Hardware) -> Iterator[None]:
     """Within the context a model that is no longer trained runs faster on a CPU, with the same numbers.
 
-    It attends by plain matrix products: for one new token torch 2.13's fused kernel takes twice as long. In bf16 linear
-    weights are stored as autocast would cast them, at every token if they are frozen; that stays after the context.
+    It attends by plain matrix products: for one new token torch 2.13's fused kernel takes twice as long. Linear weights
+    are stored as products need them: in bf16 as autocast would cast them, at every token if they are frozen; in fp32 in
+    oneDNN's layout (`packed_weights`). That stays after the context: the model cannot be trained or saved any more.
     """
     before = model.config._attn_implementation
     if hardware.device == "cpu":
@@ -98,6 +100,8 @@ def inference(model: Any, hardware: Hardware) -> Iterator[None]:
         patch_norms_for_cpu(model.requires_grad_(False))
         if hardware.precision == "bf16":
             store_casts(model)
+        elif can_pack():
+            pack_weights(model)
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
 """Decode a batch of replies: prefill the prompts into a KV cache, then decode one token per step.
 
 transformers' `generate` pads all prompts of a batch to the longest, prefills a prompt once for each of its replies,
-decodes a row until the last row of the batch ends, and at each token copies the keys and values of all layers to append
-to them: two thirds of its time on a CPU. Here a prompt is prefilled once for all of its replies, decoded or given, in a
-batch of prompts of similar length. Its keys and values are copied once, into tensors with room for the reply. Rows
-whose reply has ended are dropped from the batch.
+decodes a row until the last row of the batch ends, and at each token copies the keys and values of all layers. Here
+the tokens that all prompts begin with, such as the system prompt, are prefilled once. The rest of a prompt is prefilled
+once for all of its replies, decoded or given, in a batch of prompts of similar length. Its keys and values are copied
+once, into tensors with room for the reply. Rows whose reply has ended are dropped from the batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ ENDED_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The keys and values of N left-padded prompts, and the logits after them; each distinct prompt is computed once.
+    """The keys and values of N padded prompts, and the logits after them; each distinct prompt is computed once.
 
     Attributes:
         model: in eval mode; the caller sets precision (autocast) and `no_grad` for all that is computed with it.
+        shared: the number of tokens that all prompts begin with. The padding of a shorter prompt stands after them.
         mask: (N, longest prompt).
         logits: of the first token of a reply, (N, V) in fp32.
         caches: of the batches that were prefilled.
@@ -41,6 +42,7 @@ class Prefilled:
     """
 
     model: PreTrainedModel
+    shared: int
     mask: torch.Tensor
     logits: torch.Tensor
     caches: list[Any]
@@ -50,7 +52,7 @@ class Prefilled:
         """A copy of the keys and values of these prompts (indices), with room for `room` more tokens."""
         from transformers import Cache
 
-        layers = [_layer_class()(self.mask.shape[1], room) for _ in self.caches[0].layers]
+        layers = [_layer_class()(self.shared, self.mask.shape[1], room) for _ in self.caches[0].layers]
         for number, past in enumerate(self.caches):
             # Row `source[j]` of this cache goes into row `target[j]` of the copy.
             target = [i for i, prompt in enumerate(prompts) if self.rows[prompt][0] == number]
@@ -67,26 +69,28 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: in
 
     Args:
         model: as of `Prefilled`.
-        prompts: N lists of token ids; equal prompts are computed once.
-        pad_id: left padding of shorter prompts.
+        prompts: N lists of token ids; equal prompts, and the tokens that all begin with, are computed once.
+        pad_id: padding of shorter prompts.
     """
     import torch
-    from transformers import DynamicCache
 
     distinct = list(dict.fromkeys(map(tuple, prompts)))
+    shared = common_prefix(distinct) if len(distinct) > 1 and _keeps_all(model) else 0
+    prefix = _prefix_cache(model, distinct[0][:shared])
     rows: dict[tuple[int, ...], tuple[int, int]] = {}
     caches: list[Any] = []
     logits: list[torch.Tensor] = []
-    for batch in batches_by_tokens([len(prompt) for prompt in distinct], PREFILL_TOKENS[model.device.type]):
-        ids, mask = left_pad([distinct[i] for i in batch], pad_id, model.device)
-        caches.append(DynamicCache())
+    for batch in batches_by_tokens([len(prompt) - shared for prompt in distinct], PREFILL_TOKENS[model.device.type]):
+        ids, mask = pad_rest([distinct[i] for i in batch], shared, pad_id, model.device)
+        caches.append(repeated(prefix, len(batch)))
         logits.append(_next_logits(model, ids, mask, caches[-1]))
         rows |= {distinct[i]: (len(caches) - 1, row) for row, i in enumerate(batch)}
     # The order of the concatenated batches is that in which `rows` was filled.
     position = {prompt: i for i, prompt in enumerate(rows)}
     return Prefilled(
         model,
-        left_pad(prompts, pad_id, model.device)[1],
+        shared,
+        pad_rest(prompts, shared, pad_id, model.device)[1],
         torch.cat(logits)[[position[tuple(prompt)] for prompt in prompts]],
         caches,
         [rows[tuple(prompt)] for prompt in prompts],
@@ -169,19 +173,63 @@ def reply_logps(
     return logps
 
 
-def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (N, longest prompt) each; all prompts end at the last position."""
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all prompts begin with; of the shortest prompt at least one token is left."""
+    shortest = min(map(len, prompts)) - 1
+    columns = enumerate(zip(*(prompt[:shortest] for prompt in prompts), strict=True))
+    return next((place for place, tokens in columns if len(set(tokens)) > 1), shortest)
+
+
+def repeated(cache: Any, rows: int) -> Any:
+    """The cache of one row for a batch of rows: views of the same memory, since a model appends by new tensors."""
+    from transformers import DynamicCache
+
+    expanded = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        states = (layer.keys, layer.values)
+        expanded.update(*(state.expand(rows, -1, -1, -1) for state in states), number)
+    return expanded
+
+
+def pad_rest(
+    prompts: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens after the `shared` first ones, (N, longest rest), padded on the left; and the mask of whole prompts.
+
+    The mask is (N, longest prompt): 1 for the shared tokens, 0 for padding, 1 for the rest.
+    """
     import torch
 
     longest = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p[shared:]) for p in prompts], device=device)
+    lengths = [(len(p) - shared, longest - len(p)) for p in prompts]
+    mask = torch.tensor([[1] * shared + [0] * padding + [1] * rest for rest, padding in lengths], device=device)
     return ids, mask
 
 
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Position ids (N, T) of a left-padded batch: a row counts from 0 at its first token; padding has 0."""
+    """Position ids (N, T) of a padded batch: a row counts its tokens from 0, without padding."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _keeps_all(model: Any) -> bool:
+    """Whether every layer attends to all tokens before; a sliding window would count padding between them."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return {type(layer) for layer in DynamicCache(config=model.config).layers} == {DynamicLayer}
+
+
+def _prefix_cache(model: Any, tokens: Sequence[int]) -> Any:
+    """The keys and values of these tokens, for one row; empty without tokens."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if tokens:
+        ids = torch.tensor([tokens], device=model.device)
+        _next_logits(model, ids, torch.ones_like(ids), cache)
+    return cache
 
 
 def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -> torch.Tensor:
@@ -207,12 +255,15 @@ def _layer_class() -> type:
     class PreallocatedLayer(DynamicLayer):
         """Keys and values of one layer, (rows, heads, tokens, head size) each: views of tensors with more tokens."""
 
-        def __init__(self, length: int, room: int) -> None:
+        def __init__(self, shared: int, length: int, room: int) -> None:
             super().__init__()
-            self.length, self.room = length, room
+            self.shared, self.length, self.room = shared, length, room
 
         def put(self, target: list[int], keys: torch.Tensor, values: torch.Tensor, rows: int) -> None:
-            """Write the states of prompts into the rows `target` of `rows`, so that they end at token `length`."""
+            """Write the states of prompts into the rows `target` of `rows`.
+
+            The shared tokens stand at the beginning, and the rest of a prompt ends at token `length`.
+            """
             device = keys.device.type
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
@@ -221,11 +272,12 @@ def _layer_class() -> type:
                 dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
                 self.buffers = [keys.new_empty(shape, dtype=dtype), values.new_empty(shape, dtype=dtype)]
                 self._update_views()
-            start = self.length - keys.shape[2]
+            shared, start = self.shared, self.shared + self.length - keys.shape[2]
             for buffer, states in zip(self.buffers, (keys, values), strict=True):
+                buffer[target, :, :shared] = states[:, :, :shared].to(buffer.dtype)
                 # Masked positions get attention weight 0, and 0 times an uninitialised NaN would be NaN.
-                buffer[target, :, :start] = 0
-                buffer[target, :, start : self.length] = states.to(buffer.dtype)
+                buffer[target, :, shared:start] = 0
+                buffer[target, :, start : self.length] = states[:, :, shared:].to(buffer.dtype)
 
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             """Append the states of new tokens; returns the keys and values of all tokens."""

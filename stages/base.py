@@ -92,7 +92,7 @@ def make(params: Params) -> None:
     from attune.training.pretraining.pretrain import pretrain
 
     dialogues = list(pretraining_dialogues(params.tiny.corpus))
-    settings = (params.model, params.tiny, params.hardware, params.seed)
+    settings = (params.model, params.tiny, params.hardware, params.tiny.seed)
     with checkpoints("base", params) as folder:
         model, tokenizer = pretrain(dialogues, *settings, folder, CURVES)
         made_of = {"made_of": encoder_signature(params.model, "model")} if params.model.as_decoder else {}

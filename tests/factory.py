@@ -77,6 +77,7 @@ tiny = _factory(
     heads=2,
     max_positions=128,
     corpus="sample",
+    seed=13,
     epochs=1,
     learning_rate=1e-3,
     batch_size=4,

@@ -146,6 +146,7 @@ class Tiny:
     heads: Positive
     max_positions: Positive
     corpus: Name
+    seed: NotNegative
     epochs: Passes
     learning_rate: Rate
     batch_size: Positive

@@ -426,8 +426,9 @@ def test_show_prints_what_would_be_queued_and_how_long_it_takes(whole, capsys):
 def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
     targets = ["evaluate@sft-dpo"]
     named = grid("named", read("named"), "small", ["pairs.limit=50"])
-    # Of 12 stages download depends on no seed, 6 on the seed, and three rounds of DPO, generate and evaluate on both.
-    head = f"4 experiments of {1 + 2 * 6 + 2 * 2 * 5} different stages"
+    # Of 12 stages download and base depend on no seed, 5 on the seed, and three rounds of DPO, generate and evaluate on
+    # both.
+    head = f"4 experiments of {2 + 2 * 5 + 2 * 2 * 5} different stages"
     assert estimate(named, targets).startswith(
         f"{head}; no estimate of the time: no such stage was measured (smollm2, "
     )
@@ -451,7 +452,7 @@ def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
     assert lines[0] == f"{head}: at least 8 min, one after another"
     assert "this machine, docs/results/one.json (Abacus, 3 cores, no GPU), scaled by" in lines[1]
     kinds = "download, prepare, base, pairs drawn from the corpus, generate, evaluate"
-    assert lines[2].startswith(f"no estimate of 19 stages ({kinds}): no such stage was measured (smollm2, ")
+    assert lines[2].startswith(f"no estimate of 18 stages ({kinds}): no such stage was measured (smollm2, ")
     write_times({name: time_of(name, 1, params, lambda unit, name: 100) for name in stages_in_order(targets)})
     assert estimate(named, targets).startswith(f"{head}: about ")
     # A random reply is drawn as one of the opposite emotion; a sample of the model takes what a reply takes.

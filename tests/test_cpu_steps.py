@@ -96,14 +96,19 @@ def test_rms_norm():
     torch.testing.assert_close(model(ids).logits, before)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("softcap", [None, 0.5])
 @pytest.mark.parametrize("heads", [4, 2, 1])
-def test_document_attention(heads, softcap):
+def test_document_attention(heads, softcap, shared):
     torch.manual_seed(1)
     inputs = [torch.randn(8, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, heads, heads)]
     masks = [torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1) for n in (5, 1, 2)]
+    if shared:  # the second and third document begin with the first
+        masks[1:] = (torch.nn.functional.pad(mask, (5, 0)) for mask in masks[1:])
 
     def alone(query, key, value, mask):
+        if mask.shape[1] > len(mask):
+            key, value = (torch.cat([states[:5], own]) for states, own in zip(inputs[1:], (key, value), strict=True))
         q, k, v = (states.transpose(0, 1) for states in (query, key, value))
         k, v = (states.repeat_interleave(4 // heads, 0) for states in (k, v))
         scores = q @ k.mT * 0.7

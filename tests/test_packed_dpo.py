@@ -32,13 +32,14 @@ from attune.training.common.trainer import run
 from attune.training.dpo.packed_batches import collate_pairs
 from attune.training.dpo.packed_forward import pair_output, prepare, unsupported_reason, unwrap_peft
 from attune.training.dpo.packed_trainer import encoded_pairs_trainer
+from attune.training.dpo.packing import SHARED
 from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 
 FAMILIES = ("llama", "mistral", "gemma", "bert")
 # What two processes train: a family, its pairs and loss. Of three pairs in batches of two, the last batch leaves one
 # rank without a pair.
-SHARED = {
+ON_TWO_RANKS = {
     **{family: (family, PAIRS, {}) for family in FAMILIES},
     "bco_pair": ("llama", PAIRS[:3], {"loss": "bco_pair", "sft_weight": 0.5}),
     "simpo": ("llama", PAIRS[:3], {"loss": "simpo", "sft_weight": 0.5}),
@@ -73,22 +74,28 @@ def assert_same_gradients(ours, theirs):
         torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()), msg=name)
 
 
-@pytest.mark.parametrize("varlen", [False, True])
+# A system prompt before every context, which is packed once.
+BEGUN = [pair | {"prompt_ids": [91, 92, 93, *pair["prompt_ids"]]} for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("varlen", "pairs"), [(False, PAIRS), (True, PAIRS), (True, BEGUN)])
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_equals_plain_forward(name, varlen):
-    plain = plain_log_probs(make_policy(name))
+def test_packed_equals_plain_forward(name, varlen, pairs):
+    plain = plain_log_probs(make_policy(name), pairs)
     model = make_policy(name)
     assert unsupported_reason(model) is None
     if varlen:
         prepare(model, HARDWARE, MAX_LENGTH)
-    output = pair_output(unwrap_peft(model), collated(with_made_up_reference(), varlen))
+    batch = collated(with_made_up_reference(pairs), varlen)
+    assert int((batch["packed_documents"] == SHARED).sum()) == (3 if pairs is BEGUN else 0)
+    output = pair_output(unwrap_peft(model), batch)
     for log_probs, expected in zip(output.log_probs, plain, strict=True):
         torch.testing.assert_close(log_probs[: len(expected)], expected, rtol=1e-5, atol=1e-5)
         assert bool((log_probs[len(expected) :] == 0).all())
     weights = torch.arange(1, 9.0)
     (output.log_probs.sum(1) @ weights).backward()
     other = make_policy(name)
-    (torch.stack([log_probs.sum() for log_probs in plain_log_probs(other)]) @ weights).backward()
+    (torch.stack([log_probs.sum() for log_probs in plain_log_probs(other, pairs)]) @ weights).backward()
     assert_same_gradients(gradients(model), gradients(other))
 
 
@@ -124,9 +131,9 @@ def test_loss_gradients_and_log_equal_stock_trl(name, tmp_path):
     assert_same_gradients(our_grads, their_grads)
 
 
-@pytest.mark.parametrize("varlen", [False, True])
+@pytest.mark.parametrize(("varlen", "pairs"), [(False, PAIRS), (True, PAIRS), (True, BEGUN)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_pairs_are_independent_of_their_batch(name, varlen):
+def test_pairs_are_independent_of_their_batch(name, varlen, pairs):
     policy = make_policy(name)
     if varlen:
         prepare(policy, HARDWARE, MAX_LENGTH)
@@ -134,7 +141,7 @@ def test_pairs_are_independent_of_their_batch(name, varlen):
     def logps(pairs):
         return pair_output(unwrap_peft(policy), collated(pairs, varlen)).log_probs.sum(1)
 
-    pairs = with_made_up_reference()
+    pairs = with_made_up_reference(pairs)
     together, reversed_ = logps(pairs).view(2, 4), logps(pairs[::-1]).view(2, 4)
     torch.testing.assert_close(together.T, torch.stack([logps([pair]) for pair in pairs]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(reversed_.flip(1), together, rtol=1e-5, atol=1e-5)
@@ -201,7 +208,7 @@ def test_three_epochs_end_where_stock_trl_does(tokenizer, tmp_path):
 
 def trained(folder: Path, case: str, micro: int) -> dict[str, torch.Tensor]:
     """Two steps of two pairs at most, on `WORLD_SIZE` processes that each take `micro` of them."""
-    name, pairs, loss = SHARED[case]
+    name, pairs, loss = ON_TWO_RANKS[case]
     hardware, dpo = replace(HARDWARE, micro_batch_size=micro), replace(DPO, batch_size=2, max_length=64, **loss)
     policy = make_policy(name)
     if dpo.has_reference:
@@ -223,7 +230,7 @@ def test_two_processes_train_as_one(tmp_path):
     done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    for case, (family, _, _) in SHARED.items():
+    for case, (family, _, _) in ON_TWO_RANKS.items():
         one, start = trained(tmp_path / case, case, 2), dict(make_policy(family).named_parameters())
         for name, trained_weight in one.items():
             weight = trained_weight.detach()
@@ -234,6 +241,6 @@ def test_two_processes_train_as_one(tmp_path):
 
 if __name__ == "__main__":
     with process_group("cpu"):
-        weights = {case: trained(Path(sys.argv[1]) / "ranks" / case, case, 1) for case in SHARED}
+        weights = {case: trained(Path(sys.argv[1]) / "ranks" / case, case, 1) for case in ON_TWO_RANKS}
     if is_main_process():
         torch.save(weights, Path(sys.argv[1]) / "two.pt")

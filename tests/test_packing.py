@@ -8,7 +8,7 @@ from dpo_models import PAIRS
 from torch.nn.attention.flex_attention import create_mask
 
 from attune.compute.packed_mask import packed_mask, packed_mask_mod
-from attune.training.dpo.packing import Document, cheapest_packing, first_fit_decreasing, pack
+from attune.training.dpo.packing import SHARED, Document, cheapest_packing, first_fit_decreasing, pack
 
 
 def structure(batch):
@@ -52,3 +52,16 @@ def test_window_counts_positions():
     mask = packed_mask(*structure(batch), window=3)[0, 0]
     # The first token of the rejected reply (index 8, position 4) sees positions 2 and 3 of the context and itself.
     assert mask[8].nonzero().flatten().tolist() == [2, 3, 8]
+
+
+def test_contexts_share_their_beginning():
+    """The system prompt stands once; the last token of a context, which predicts its replies, is not shared."""
+    documents = [Document([5, 6, 7], [[8, 9, 2]]), Document([5, 6], [[10, 2]]), Document([5, 6, 9], [[11, 2], [2]])]
+    batch = pack(documents, pad_id=0, varlen=True)
+    assert batch["packed_ids"].tolist() == [[5, 6, 7, 8, 9, 6, 10, 6, 9, 11]]
+    assert batch["packed_positions"].tolist() == [[0, 1, 2, 3, 4, 1, 2, 1, 2, 3]]
+    assert batch["packed_documents"].tolist() == [[SHARED, 0, 0, 0, 0, 1, 1, 2, 2, 2]]
+    assert batch["packed_segments"].tolist() == [[0, 0, 0, 1, 1, 0, 1, 0, 0, 1]]
+    assert batch["predictors"].tolist() == [[2, 3, 4], [5, 6, 0], [8, 9, 0], [8, 0, 0]]
+    for same in (pack(documents, 0, varlen=True, share=False), pack(documents[:1], 0, varlen=True)):
+        assert SHARED not in same["packed_documents"]

@@ -4,7 +4,8 @@ On a CPU a masked score costs as much as one that is used. This attention never 
 while the linear layers of the model still run on all tokens of a batch at once and without padding.
 
 For one document of l tokens and one head, with Q, K, V (l, D), the additive mask M (l, l), the scaling s and
-optionally Gemma 2's softcap c:
+optionally Gemma 2's softcap c (K and V have b more rows, and M as many more columns, where all documents begin with the
+same b tokens, which are the sequence's first document):
 
     S = s Q K^T            with a softcap  S = c tanh(s Q K^T / c)
     P = softmax(S + M)     by rows
@@ -18,7 +19,8 @@ The gradient, with dX for the gradient of the loss in X and * elementwise:
     dQ = s dS K
     dK = s dS^T Q
 
-With grouped queries, dK and dV are summed over the query heads that share a key head.
+With grouped queries, dK and dV are summed over the query heads that share a key head; those of a common beginning are
+summed over the documents.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ PER_DOCUMENT = "per_document"  # the name of this attention in transformers
 class DocumentMask:
     """The additive attention mask of one document, computed once for all layers."""
 
-    def __init__(self, segments: torch.Tensor, positions: torch.Tensor) -> None:
-        """Take the segments and positions of the document's tokens, (l,) each."""
-        self.segments, self.positions = segments, positions
+    def __init__(self, segments: torch.Tensor, positions: torch.Tensor, before: int = 0) -> None:
+        """Take segments and positions, (b + l,) each, of the b shared tokens `before` the document and of its own."""
+        self.segments, self.positions, self.before = segments, positions, before
         self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
 
     def additive(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """(l, l), 0 where the query (first axis) attends to the key (second axis), -inf elsewhere."""
+        """(l, b + l), 0 where the query (first axis) attends to the key (second axis), -inf elsewhere."""
         import torch
 
         if (window, dtype) not in self._masks:
             segments, positions = self.segments[None], self.positions[None]
-            visible = packed_mask(torch.zeros_like(segments), segments, positions, window)[0, 0]
+            visible = packed_mask(torch.zeros_like(segments), segments, positions, window)[0, 0, self.before :]
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             self._masks[window, dtype] = mask.masked_fill_(~visible, float("-inf"))
         return self._masks[window, dtype]
@@ -62,16 +64,24 @@ def document_lengths(documents: torch.Tensor) -> list[int]:
     return list(torch.unique_consecutive(documents[0], return_counts=True)[1].tolist())
 
 
-def document_masks(segments: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]) -> list[DocumentMask]:
+def document_masks(
+    segments: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], shared: bool
+) -> list[DocumentMask]:
     """The masks of the documents in one packed sequence, in its order.
 
     Args:
         segments: (1, L) segment numbers.
         positions: (1, L) position ids.
         lengths: of `document_lengths`; they sum to L.
+        shared: whether the first document is what all others begin with.
     """
-    split = zip(segments[0].split(list(lengths)), positions[0].split(list(lengths)), strict=True)
-    return [DocumentMask(*document) for document in split]
+    import torch
+
+    first, *others = zip(segments[0].split(list(lengths)), positions[0].split(list(lengths)), strict=True)
+    if not shared:
+        return [DocumentMask(*document) for document in (first, *others)]
+    joined = [[torch.cat(both) for both in zip(first, document, strict=True)] for document in others]
+    return [DocumentMask(*first), *(DocumentMask(own, places, before=lengths[0]) for own, places in joined)]
 
 
 def register() -> None:
@@ -126,8 +136,8 @@ def attend(
 def document_attention() -> Any:
     """The autograd function of `(query, key, value, masks, scaling, softcap)`.
 
-    query is (L, heads, D), key and value are (L, key heads, D); the masks, (l, l) each, are in the dtype to compute in,
-    and their lengths sum to L. It returns (L, heads, D) in that dtype.
+    query is (L, heads, D), key and value are (L, key heads, D); the masks, (l, l) or (l, b + l) each, are in the dtype
+    to compute in, and their lengths sum to L. It returns (L, heads, D) in that dtype.
 
     It is one autograd step for all documents, because the small products of a document take less time than what
     autograd would add between them: copies, and sums of slices.
@@ -139,12 +149,15 @@ def document_attention() -> Any:
         def forward(
             ctx: Any, query: Any, key: Any, value: Any, masks: Sequence[Any], scaling: float, softcap: float | None
         ) -> Any:
-            """The attention of every document by itself, joined to (L, heads, D)."""
+            """The attention of every document to itself and a common beginning, joined to (L, heads, D)."""
             lengths, groups = [len(mask) for mask in masks], query.shape[1] // key.shape[1]
             inputs = (states.to(masks[0].dtype).split(lengths) for states in (query, key, value))
-            outputs, saved = [], []
+            outputs: list[Any] = []
+            saved: list[Any] = []
             for *states, mask in zip(*inputs, masks, strict=True):
                 q, k, v = (_heads_first(x, copies) for x, copies in zip(states, (1, groups, groups), strict=True))
+                if mask.shape[1] > len(mask):
+                    k, v = (torch.cat(both, 1) for both in zip(saved[1:3], (k, v), strict=True))
                 output, weights, bounded = _attend_document(q, k, v, mask, scaling, softcap)
                 outputs.append(output.transpose(0, 1))
                 saved += [q, k, v, weights, bounded]
@@ -162,7 +175,8 @@ def document_attention() -> Any:
             for part in d_output.split(ctx.lengths):
                 q, k, v, weights, bounded = (next(saved) for _ in range(5))
                 d_part = _heads_first(part, 1)
-                per_document.append(_attend_document_backward(d_part, q, k, v, weights, bounded, ctx.scaling))
+                per_document.append(list(_attend_document_backward(d_part, q, k, v, weights, bounded, ctx.scaling)))
+                _add_to_beginning(per_document)
             per_input = zip(*per_document, strict=True)
             gradients = (
                 torch.cat([_heads_last(gradient, copies) for gradient in parts]).to(dtype)
@@ -174,7 +188,7 @@ def document_attention() -> Any:
 
 
 def _attend_document(q: Any, k: Any, v: Any, mask: Any, scaling: float, softcap: float | None) -> tuple[Any, Any, Any]:
-    """O, P, both with (heads, l, ...), and tanh(s Q K^T / c) or None, of q, k, v (heads, l, D) and mask (l, l)."""
+    """O, P, both with (heads, l, ...), and tanh(s Q K^T / c) or None; q is (heads, l, D), k and v (heads, b + l, D)."""
     import torch
 
     if softcap is None:
@@ -190,7 +204,7 @@ def _attend_document(q: Any, k: Any, v: Any, mask: Any, scaling: float, softcap:
 def _attend_document_backward(
     d_output: Any, q: Any, k: Any, v: Any, weights: Any, bounded: Any, scaling: float
 ) -> tuple[Any, Any, Any]:
-    """dQ, dK and dV, (heads, l, D) each; the equations stand at the top of this file."""
+    """dQ (heads, l, D), dK and dV (heads, b + l, D); the equations stand at the top of this file."""
     import torch
 
     # dS = P * (dP - rowsum(dP * P)) in one pass, which Python operations would take four for.
@@ -201,6 +215,15 @@ def _attend_document_backward(
     d_query = torch.baddbmm(q, d_scores, k, beta=0, alpha=scaling)
     d_key = torch.baddbmm(k, d_scores.mT, q, beta=0, alpha=scaling)
     return d_query, d_key, torch.bmm(weights.mT, d_output)
+
+
+def _add_to_beginning(gradients: Sequence[list[Any]]) -> None:
+    """Add what the last document's dK and dV have for a common beginning to those of the first document, in place."""
+    first, last = gradients[0], gradients[-1]
+    for i in (1, 2):
+        if before := last[i].shape[1] - last[0].shape[1]:
+            first[i] += last[i][:, :before]
+            last[i] = last[i][:, before:]
 
 
 def _heads_first(states: Any, copies: int) -> Any:

@@ -175,7 +175,7 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     documents = [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
-    packed = pack(documents, 0, uses_varlen(model))
+    packed = pack(documents, 0, uses_varlen(model), share=False)
     packed["indices"] = packed["predictors"][packed["targets"] != IGNORED]
     packed["distinct"] = packed["indices"].unique()
 
@@ -184,7 +184,7 @@ def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], tor
         if uses_varlen(model):
             # The lengths are passed explicitly: fake tensors have no values to derive them from.
             lengths = [len(document) for document in documents]
-            masks = document_masks(batch["packed_segments"], batch["packed_positions"], lengths)
+            masks = document_masks(batch["packed_segments"], batch["packed_positions"], lengths, shared=False)
             attention: dict[str, Any] = {"documents": masks}
         else:
             attention = {"attention_mask": attention_masks(model, batch)}

@@ -60,7 +60,8 @@ def collate_pairs(
     for pair in pairs:
         room = max(max_length - len(pair["prompt_ids"]), 0)
         documents.append(Document(pair["prompt_ids"], [pair["chosen_ids"][:room], pair["rejected_ids"][:room]]))
-    batch = pack(documents, pad_id, varlen)
+    # Of a shared beginning a context would lack the log-probabilities.
+    batch = pack(documents, pad_id, varlen, share=not contexts)
     # `pack` gives chosen, rejected, chosen, rejected, ...; TRL splits a batch into halves.
     for name in REPLY_KEYS:
         batch[name] = torch.cat([batch[name][0::2], batch[name][1::2]])

@@ -24,6 +24,7 @@ from attune.cpu.optimize import (
 )
 from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED
+from attune.training.dpo.packing import SHARED
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,8 @@ def attention_arguments(model: PreTrainedModel, batch: dict[str, torch.Tensor]) 
     """
     if uses_varlen(model):
         lengths = document_lengths(batch["packed_documents"])
-        return {"documents": document_masks(batch["packed_segments"], batch["packed_positions"], lengths)}
+        shared = bool(batch["packed_documents"][0, 0] == SHARED)
+        return {"documents": document_masks(batch["packed_segments"], batch["packed_positions"], lengths, shared)}
     return {"attention_mask": attention_masks(model, batch)}
 
 

@@ -9,13 +9,18 @@ context once.
 
 The first token of each reply is predicted at the last token of the context. The last token of a reply predicts nothing
 and is left out of the sequence.
+
+Where attention runs per document, on a CPU, the tokens that all contexts begin with, such as the system prompt, stand
+once at the beginning of the sequence, as a document of their own that all others attend to:
+
+    sequence   [ beginning ][ rest of a context | chosen | rejected ][ rest | chosen | rejected ]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from attune.compute.packed_mask import CONTEXT, PADDING
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 # The packed sequences of a batch, (G, L) each, and the indices and targets of the replies, (N, R) each.
 PACKED_KEYS = ("packed_ids", "packed_positions", "packed_documents", "packed_segments")
 REPLY_KEYS = ("predictors", "targets")
+SHARED = -2  # the document number of the tokens that all contexts begin with
 # The sequence length at which masked attention costs as much as all else: profiled with a 15 M model on a CPU. Only a
 # GPU uses it now (a CPU attends per document), and there it has not been measured.
 ATTENTION_EQUALS_REST_AT = 450
@@ -96,7 +102,7 @@ def _cost(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
     return len(sequences) * length * (1 + length / ATTENTION_EQUALS_REST_AT)
 
 
-def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, torch.Tensor]:
+def pack(documents: Sequence[Document], pad_id: int, varlen: bool, share: bool = True) -> dict[str, torch.Tensor]:
     """The tensors of a batch: G packed sequences of length L, N replies of at most R tokens.
 
     Args:
@@ -104,10 +110,12 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, 
         pad_id: token id of the padding.
         varlen: pack all documents into one sequence without padding, for attention per document; else into the
             sequences of `cheapest_packing`.
+        share: with `varlen`, take the tokens that all contexts begin with once.
 
     Returns:
         `packed_ids`, `packed_positions`, `packed_documents`, `packed_segments`: (G, L) token ids, position ids,
-        document numbers (`PADDING` for padding) and segment numbers (`CONTEXT`, or the number of the reply from 1).
+        document numbers (`PADDING` for padding, `SHARED` for the common beginning) and segment numbers (`CONTEXT`, or
+        the number of the reply from 1).
         `predictors`: (N, R) indices into the flattened sequences, where the tokens of a reply are predicted.
         `targets`: (N, R) those tokens, and `IGNORED` after the end of a reply. Replies are in the order of `documents`.
 
@@ -118,17 +126,20 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, 
 
     if any(not document.context or not all(document.replies) for document in documents):
         raise ValueError("an empty context or reply has no first token to predict, or nothing to predict it from")
-    lengths = [len(document) for document in documents]
+    shared = _beginning(documents) if varlen and share else []
+    lengths = [len(document) - len(shared) for document in documents]
     sequences = [list(range(len(documents)))] if varlen else cheapest_packing(lengths)
-    length = max(sum(lengths[i] for i in sequence) for sequence in sequences)
+    length = len(shared) + max(sum(lengths[i] for i in sequence) for sequence in sequences)
     padding = dict(zip(PACKED_KEYS, (pad_id, 0, PADDING, CONTEXT), strict=True))
     packed: dict[str, list[list[int]]] = {key: [] for key in PACKED_KEYS}
     predictors: list[list[list[int]]] = [[] for _ in documents]
     for number, sequence in enumerate(sequences):
-        tokens: dict[str, list[int]] = {key: [] for key in PACKED_KEYS}
+        beginning = (shared, range(len(shared)), [SHARED] * len(shared), [CONTEXT] * len(shared))
+        tokens = {key: list(values) for key, values in zip(PACKED_KEYS, beginning, strict=True)}
         for i in sequence:
-            predictors[i] = _predictors(documents[i], number * length + len(tokens["packed_ids"]))
-            _append(tokens, documents[i], i)
+            start = number * length + len(tokens["packed_ids"])
+            predictors[i] = _predictors(documents[i], start - len(shared))
+            _append(tokens, documents[i], i, len(shared))
         for key, values in tokens.items():
             packed[key].append(values + [padding[key]] * (length - len(values)))
     replies = [reply for document in documents for reply in document.replies]
@@ -138,17 +149,26 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool) -> dict[str, 
     }
 
 
-def _append(tokens: dict[str, list[int]], document: Document, number: int) -> None:
-    """Add a document to the four lists of a sequence."""
+def _beginning(documents: Sequence[Document]) -> Sequence[int]:
+    """The tokens that all contexts begin with, without the last of the shortest one, which predicts its own replies."""
+    if len(documents) == 1:
+        return []
+    shortest = min(len(document.context) for document in documents) - 1
+    columns = zip(*(document.context[:shortest] for document in documents), strict=True)
+    return documents[0].context[: sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))]
+
+
+def _append(tokens: dict[str, list[int]], document: Document, number: int, shared: int) -> None:
+    """Add a document without its `shared` first tokens to the four lists of a sequence."""
     context_length = len(document.context)
-    tokens["packed_ids"] += document.context
-    tokens["packed_positions"] += range(context_length)
-    tokens["packed_segments"] += [CONTEXT] * context_length
+    tokens["packed_ids"] += document.context[shared:]
+    tokens["packed_positions"] += range(shared, context_length)
+    tokens["packed_segments"] += [CONTEXT] * (context_length - shared)
     for segment, reply in enumerate(document.replies, start=1):
         tokens["packed_ids"] += reply[:-1]
         tokens["packed_positions"] += range(context_length, context_length + len(reply) - 1)
         tokens["packed_segments"] += [segment] * (len(reply) - 1)
-    tokens["packed_documents"] += [number] * len(document)
+    tokens["packed_documents"] += [number] * (len(document) - shared)
 
 
 def _predictors(document: Document, start: int) -> list[list[int]]:

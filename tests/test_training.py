@@ -13,7 +13,7 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from attune.config.schema import Dpo, Params, Tiny
+from attune.config.schema import Dpo, Params
 from attune.data.dialogue import Dialogue, Turn, write_dialogues
 from attune.data.pair import Pair
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant
@@ -82,7 +82,7 @@ def pair(i: int) -> Pair:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
-    tiny = Tiny(400, 32, 64, 2, 2, 128, "sample", 1, 1e-3, 4, 64, "llama")
+    tiny = factory.tiny()
     tokenizer = train_tokenizer((t.text for i in range(32) for t in dialogue(i).turns), 400, 128)
     make_model(tokenizer, tiny, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 
+from attune.compute.prefix_cache import common_prefix
 from attune.data.dialogue import Example, Turn
 from attune.data.pair import Pair
 from attune.generation.answer import answer, prepare_inputs
-from attune.generation.decoding import common_prefix, prefill
+from attune.generation.decoding import prefill
 from attune.generation.generate import generate_replies, mean_logps, replies_and_logps, stream_reply
 from attune.generation.sampling import Draws
 from attune.models.chat_template import Completion, encode_completion, encode_prompt

@@ -18,7 +18,7 @@ from attune.cpu.dropout import patch_dropout_for_cpu
 from attune.cpu.last_layer import last_layer_at, narrow_last_layer
 from attune.cpu.lora import patch_lora_for_cpu
 from attune.cpu.norm import patch_norms_for_cpu
-from attune.cpu.packed_weights import can_pack, pack_weights
+from attune.cpu.packed_weights import pack_weights
 from attune.cpu.token_log_probs import chunk_tokens, cpu_token_log_probs
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def inference(model: Any, hardware: Hardware) -> Iterator[None]:
         patch_norms_for_cpu(model.requires_grad_(False))
         if hardware.precision == "bf16":
             store_casts(model)
-        elif can_pack():
+        else:
             pack_weights(model)
     try:
         yield

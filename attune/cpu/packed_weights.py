@@ -17,23 +17,18 @@ from typing import Any
 ROWS = 32
 
 
-def can_pack() -> bool:
-    """Whether this build of torch has the operators."""
-    import torch
-
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def pack_weights(model: Any) -> None:
     """Have the linear layers of `model` with weights in fp32 multiply by packed weights. Idempotent.
 
     A layer keeps no other copy of its weight: the model cannot be trained, copied or saved any more. A head that shares
     its weight with the embedding gets one of its own, and the embedding keeps the dense one. A model with an adapter
-    that is not merged stays as it is: its products read dense weights (`lora`).
+    that is not merged stays as it is, since its products read dense weights (`lora`); so does every model where torch
+    lacks the operators.
     """
     import torch
 
-    if any(name.endswith("base_layer") for name, _ in model.named_modules()):
+    adapted = any(name.endswith("base_layer") for name, _ in model.named_modules())
+    if adapted or not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32 and not module.weight.is_mkldnn:

@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.batching import batches_by_tokens
+from attune.compute.prefix_cache import common_prefix, prefix_cache, repeated
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: in
 
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     shared = common_prefix(distinct) if len(distinct) > 1 and _keeps_all(model) else 0
-    prefix = _prefix_cache(model, distinct[0][:shared])
+    prefix = prefix_cache(model, distinct[0][:shared])
     rows: dict[tuple[int, ...], tuple[int, int]] = {}
     caches: list[Any] = []
     logits: list[torch.Tensor] = []
@@ -173,24 +174,6 @@ def reply_logps(
     return logps
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all prompts begin with; of the shortest prompt at least one token is left."""
-    shortest = min(map(len, prompts)) - 1
-    columns = enumerate(zip(*(prompt[:shortest] for prompt in prompts), strict=True))
-    return next((place for place, tokens in columns if len(set(tokens)) > 1), shortest)
-
-
-def repeated(cache: Any, rows: int) -> Any:
-    """The cache of one row for a batch of rows: views of the same memory, since a model appends by new tensors."""
-    from transformers import DynamicCache
-
-    expanded = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        states = (layer.keys, layer.values)
-        expanded.update(*(state.expand(rows, -1, -1, -1) for state in states), number)
-    return expanded
-
-
 def pad_rest(
     prompts: Sequence[Sequence[int]], shared: int, pad_id: int, device: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,18 +201,6 @@ def _keeps_all(model: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return {type(layer) for layer in DynamicCache(config=model.config).layers} == {DynamicLayer}
-
-
-def _prefix_cache(model: Any, tokens: Sequence[int]) -> Any:
-    """The keys and values of these tokens, for one row; empty without tokens."""
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    if tokens:
-        ids = torch.tensor([tokens], device=model.device)
-        _next_logits(model, ids, torch.ones_like(ids), cache)
-    return cache
 
 
 def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any) -> torch.Tensor:

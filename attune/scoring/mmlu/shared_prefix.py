@@ -11,13 +11,13 @@ different lengths then begin at different tokens, and share the prefix that is l
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.batching import batches_by_count
+from attune.compute.prefix_cache import common_prefix, prefix_cache, repeated
 from attune.runtime.distributed import gather_by_index, rank, world_size
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def score(lm: Any, requests: Sequence[Request], batch_size: int, disable_tqdm: b
     total = sum(len(batch) for _, batches in share for batch in batches)
     with torch.no_grad(), autocast, tqdm(total=total, desc="questions", disable=disable_tqdm) as bar:
         for cluster, batches in share:
-            cache = _prefill(lm, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
+            cache = prefix_cache(lm.model, cluster.rows[0].tokens[: cluster.shared]) if cluster.shared else None
             for batch in batches:
                 for row, logps in zip(batch, _last_logps(lm, cache, cluster.shared, batch), strict=True):
                     for number, continuation in row.continuations:
@@ -178,7 +178,7 @@ def clusters(rows: Sequence[Row]) -> list[Cluster]:
         longest = len(row.tokens) - row.scored
         if grouped:
             last = grouped[-1]
-            common = min(last.shared, longest, _common_prefix(last.rows[0].tokens, row.tokens))
+            common = min(last.shared, longest, common_prefix([last.rows[0].tokens, row.tokens]))
             if 0 < common >= last.shared / 2:
                 last.shared = common
                 last.rows.append(row)
@@ -186,12 +186,6 @@ def clusters(rows: Sequence[Row]) -> list[Cluster]:
         grouped.append(Cluster(longest, [row]))
     single = [cluster.rows[0] for cluster in grouped if len(cluster.rows) == 1]
     return [cluster for cluster in grouped if len(cluster.rows) > 1] + ([Cluster(0, single)] if single else [])
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """The length of the common prefix."""
-    differing = (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-    return next(differing, min(len(left), len(right)))
 
 
 def has_kv_cache(model: Any) -> bool:
@@ -210,31 +204,6 @@ def _batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
     return [[rows[i] for i in batch] for batch in batches_by_count([len(row.tokens) for row in rows], size)]
 
 
-def _prefill(lm: Any, tokens: Sequence[int]) -> DynamicCache:
-    """The KV cache of a prefix, for a single row.
-
-    It holds all tokens even for layers with a sliding window: the model's attention mask restricts them.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    ids = torch.tensor([tokens], device=lm.device)
-    lm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
-
-
-def _expand(cache: DynamicCache, rows: int) -> DynamicCache:
-    """The cache for a batch of rows: views of the same memory. The model appends by creating new tensors."""
-    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
-    for layer in layers:
-        layer.keys = layer.keys.expand(rows, -1, -1, -1)
-        layer.values = layer.values.expand(rows, -1, -1, -1)
-    expanded = copy.copy(cache)
-    expanded.layers = layers
-    return expanded
-
-
 def _last_logps(lm: Any, cache: DynamicCache | None, shared: int, rows: Sequence[Row]) -> list[torch.Tensor]:
     """Log-probabilities at the last `scored` positions of each row, (scored, V).
 
@@ -248,7 +217,7 @@ def _last_logps(lm: Any, cache: DynamicCache | None, shared: int, rows: Sequence
     kept = sorted({position for span in spans for position in span})
     output = lm.model(
         input_ids=ids.to(lm.device),
-        past_key_values=_expand(cache, len(rows)) if cache is not None else None,
+        past_key_values=repeated(cache, len(rows)) if cache is not None else None,
         use_cache=cache is not None,
         logits_to_keep=torch.tensor(kept, device=lm.device),
     )

@@ -131,16 +131,7 @@ def packed_pairs_trainer() -> Any:
         """Packed batches, and the reference's log-probabilities from the columns of the data set."""
 
         def __init__(self, dpo: Dpo, **kwargs: Any) -> None:
-            args, tokenizer = kwargs["args"], kwargs["processing_class"]
-            collator = functools.partial(
-                collate_pairs,
-                pad_id=tokenizer.pad_token_id,
-                max_length=args.max_length,
-                varlen=uses_varlen(unwrap_peft(kwargs["model"])),
-                reference=dpo.has_reference,
-                contexts=dpo.losses == ["orpo"],
-            )
-            super().__init__(**kwargs, data_collator=collator)
+            super().__init__(**kwargs, data_collator=_collator(dpo, **kwargs))
             # TRL copies the adapter of a PeftModel that comes without a reference model. It would never run, but would
             # take memory and be written with every checkpoint.
             policy: Any = self.model
@@ -196,6 +187,18 @@ def packed_pairs_trainer() -> Any:
             return self.batch.token_share(tokens, self.examples)
 
     return PackedPairsTrainer
+
+
+def _collator(dpo: Dpo, args: Any, processing_class: Any, model: Any, **others: Any) -> Callable[..., Any]:
+    """`collate_pairs` for the loss of `dpo` and TRL's arguments."""
+    return functools.partial(
+        collate_pairs,
+        pad_id=processing_class.pad_token_id,
+        max_length=args.max_length,
+        varlen=uses_varlen(unwrap_peft(model)),
+        reference=dpo.has_reference,
+        contexts=dpo.losses == ["orpo"],
+    )
 
 
 @functools.cache

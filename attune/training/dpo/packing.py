@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from attune.compute.packed_mask import CONTEXT, PADDING
+from attune.compute.prefix_cache import common_prefix
 from attune.training.common.collate import IGNORED
 
 if TYPE_CHECKING:
@@ -126,20 +127,22 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool, share: bool =
 
     if any(not document.context or not all(document.replies) for document in documents):
         raise ValueError("an empty context or reply has no first token to predict, or nothing to predict it from")
-    shared = _beginning(documents) if varlen and share else []
-    lengths = [len(document) - len(shared) for document in documents]
+    # Of each context at least the last token is left: it predicts the replies.
+    alone = not (varlen and share) or len(documents) == 1
+    shared = 0 if alone else common_prefix([document.context for document in documents])
+    rests = [Document(document.context[shared:], document.replies) for document in documents]
+    lengths = [len(rest) for rest in rests]
     sequences = [list(range(len(documents)))] if varlen else cheapest_packing(lengths)
-    length = len(shared) + max(sum(lengths[i] for i in sequence) for sequence in sequences)
+    length = shared + max(sum(lengths[i] for i in sequence) for sequence in sequences)
     padding = dict(zip(PACKED_KEYS, (pad_id, 0, PADDING, CONTEXT), strict=True))
     packed: dict[str, list[list[int]]] = {key: [] for key in PACKED_KEYS}
     predictors: list[list[list[int]]] = [[] for _ in documents]
     for number, sequence in enumerate(sequences):
-        beginning = (shared, range(len(shared)), [SHARED] * len(shared), [CONTEXT] * len(shared))
-        tokens = {key: list(values) for key, values in zip(PACKED_KEYS, beginning, strict=True)}
+        tokens: dict[str, list[int]] = {key: [] for key in PACKED_KEYS}
+        _append(tokens, Document(documents[0].context[:shared], ()), SHARED, 0)
         for i in sequence:
-            start = number * length + len(tokens["packed_ids"])
-            predictors[i] = _predictors(documents[i], start - len(shared))
-            _append(tokens, documents[i], i, len(shared))
+            predictors[i] = _predictors(rests[i], number * length + len(tokens["packed_ids"]))
+            _append(tokens, rests[i], i, shared)
         for key, values in tokens.items():
             packed[key].append(values + [padding[key]] * (length - len(values)))
     replies = [reply for document in documents for reply in document.replies]
@@ -149,26 +152,18 @@ def pack(documents: Sequence[Document], pad_id: int, varlen: bool, share: bool =
     }
 
 
-def _beginning(documents: Sequence[Document]) -> Sequence[int]:
-    """The tokens that all contexts begin with, without the last of the shortest one, which predicts its own replies."""
-    if len(documents) == 1:
-        return []
-    shortest = min(len(document.context) for document in documents) - 1
-    columns = zip(*(document.context[:shortest] for document in documents), strict=True)
-    return documents[0].context[: sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))]
-
-
-def _append(tokens: dict[str, list[int]], document: Document, number: int, shared: int) -> None:
-    """Add a document without its `shared` first tokens to the four lists of a sequence."""
+def _append(tokens: dict[str, list[int]], document: Document, number: int, position: int) -> None:
+    """Add a document, whose first token is at `position`, to the four lists of a sequence."""
     context_length = len(document.context)
-    tokens["packed_ids"] += document.context[shared:]
-    tokens["packed_positions"] += range(shared, context_length)
-    tokens["packed_segments"] += [CONTEXT] * (context_length - shared)
+    context_end = position + context_length
+    tokens["packed_ids"] += document.context
+    tokens["packed_positions"] += range(position, context_end)
+    tokens["packed_segments"] += [CONTEXT] * context_length
     for segment, reply in enumerate(document.replies, start=1):
         tokens["packed_ids"] += reply[:-1]
-        tokens["packed_positions"] += range(context_length, context_length + len(reply) - 1)
+        tokens["packed_positions"] += range(context_end, context_end + len(reply) - 1)
         tokens["packed_segments"] += [segment] * (len(reply) - 1)
-    tokens["packed_documents"] += [number] * (len(document) - shared)
+    tokens["packed_documents"] += [number] * len(document)
 
 
 def _predictors(document: Document, start: int) -> list[list[int]]:

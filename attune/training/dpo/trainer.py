@@ -60,23 +60,10 @@ def make_trainer(
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
-    from attune.training.dpo.packed_trainer import encoded_pairs_trainer, packed_trainer
-
-    reason = unsupported_reason(policy)
-    if reason is None:
-        if dpo.has_reference:
-            require_reference(pairs)
-        prepare(policy, hardware, dpo.max_length)
-    elif not dpo.has_reference:
-        raise ModelError(
-            f"dpo.loss = {dpo.losses[0]} is computed from packed batches alone, and {reason}: take another"
-        )
-    else:
-        warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=2)
+    kind = _trainer_kind(policy, pairs, dpo, hardware)
     keep_adapter_fp32(policy)
     arguments = common_arguments(dpo, hardware, seed, folder)
     require_whole_batch(dpo, arguments["gradient_accumulation_steps"])
-    kind: Callable[..., DPOTrainer] = encoded_pairs_trainer() if reason else packed_trainer(dpo)
     trainer = kind(
         model=policy,
         # Dropout would only add noise to the margin between policy and reference.
@@ -90,3 +77,28 @@ def make_trainer(
         tolerance = slope * MARGIN_TOLERANCE[hardware.precision]
         trainer.add_callback(assert_first_loss(value, tolerance, dpo.sft_weight))
     return trainer
+
+
+def _trainer_kind(
+    policy: Any, pairs: Sequence[Mapping[str, Any]], dpo: Dpo, hardware: Hardware
+) -> Callable[..., DPOTrainer]:
+    """The trainer on packed batches, with the policy prepared for them; TRL's own where it cannot take them.
+
+    Raises:
+        ModelError: as `make_trainer`.
+    """
+    from attune.training.dpo.packed_trainer import encoded_pairs_trainer, packed_trainer
+
+    reason = unsupported_reason(policy)
+    if reason is None:
+        if dpo.has_reference:
+            require_reference(pairs)
+        prepare(policy, hardware, dpo.max_length)
+        return packed_trainer(dpo)
+    if not dpo.has_reference:
+        raise ModelError(
+            f"dpo.loss = {dpo.losses[0]} is computed from packed batches alone, and {reason}: take another"
+        )
+    # The line of the caller of `make_trainer`.
+    warnings.warn(f"DPO falls back to TRL's padded batches and live reference: {reason}", stacklevel=3)
+    return encoded_pairs_trainer()

@@ -52,6 +52,7 @@ def quick_dropout() -> type[nn.Module]:
     # A subclass of nn.Dropout, so that code that disables dropout by its class (TRL's `disable_dropout`) finds it.
     class QuickDropout(nn.Dropout):
         def forward(self, x: torch.Tensor) -> Any:
+            """`x`, with dropout in training."""
             return Dropped.apply(x, self.p) if self.training and self.p > 0 else x
 
     return QuickDropout

@@ -80,6 +80,7 @@ def replies_and_logps(
     bar = tqdm(total=len(prompts) // world_size(), desc="replies", unit="reply")
 
     def reply(batch: list[int]) -> None:
+        """Answer the prompts `batch`."""
         choose = sampler(draws, batch, hardware.device) if draws else greedy
         prefilled = prefill(model, [prompts[i] for i in batch], _pad_id(tokenizer))
         logps = _given_logps(prefilled, [given[i] for i in batch], _pad_id(tokenizer))
@@ -149,6 +150,7 @@ def mean_logps(
     bar = tqdm(total=len(completions) // world_size(), desc="log-probabilities", unit="reply")
 
     def score(batch: list[int]) -> None:
+        """Score the replies to the prompts `batch`."""
         answers = [to_prompt[prompts[i]] for i in batch]
         prefilled = prefill(model, [prompts[i] for i in batch], _pad_id(tokenizer))
         logps = _given_logps(prefilled, [[replies[i] for i in those] for those in answers], _pad_id(tokenizer))

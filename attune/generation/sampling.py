@@ -45,6 +45,7 @@ def sampler(draws: Draws, batch: Sequence[int], device: str) -> Choose:
     nucleus = TopPLogitsWarper(draws.top_p) if draws.top_p < 1 else None
 
     def choose(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """A token for each row of logits (N, V): the largest logit plus Gumbel noise is a draw from the softmax."""
         scaled = logits / draws.temperature
         if nucleus is not None:
             scaled = nucleus(None, scaled)

@@ -56,6 +56,7 @@ def decoder_class() -> type[BertLMHeadModel]:
                 return getattr(self.bert, name)
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
+            """BERT's output with the transformed hidden states."""
             output = self.bert(*args, **kwargs)
             output.last_hidden_state = self.transform(output.last_hidden_state)
             return output
@@ -63,6 +64,7 @@ def decoder_class() -> type[BertLMHeadModel]:
     class BertForCausalLM(BertLMHeadModel):
         @property
         def base_model(self) -> nn.Module:
+            """What the head multiplies: BERT and the transform."""
             return TransformedBert(self.bert, self.cls.predictions.transform)
 
         # transformers looks for both in `base_model`, which here is a new object at each call.

@@ -61,6 +61,7 @@ def _module(package: str, function: str, known: Iterable[str] = ()) -> AfterVali
     """
 
     def check_name(name: str) -> str:
+        """`name`, if it is known or a module's."""
         path = LIBRARY / package / f"{name}.py"
         if name in known or (name.isidentifier() and function in top_level_names(path)):
             return name

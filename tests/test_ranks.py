@@ -40,6 +40,8 @@ SFT_STEPS = 15
 STAGES = ["sft@sft", "dpo@e1", "dpo@e2", "generate@sft-dpo", "sample@sft", "evaluate@sft-dpo", "scores@sft-dpo",
           "mmlu@sft-dpo"]  # fmt: skip
 RELATIVE = 1e-5
+# Of a reward: beta times the difference of two log-probabilities in fp32, of tens of nats each.
+ROUNDING = 1e-6
 METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
@@ -147,7 +149,11 @@ def test_same_training_metrics(folders, stage):
     one, two = (history(folder, stage) for folder in folders[:2])
     assert len(one) >= 2 and len(one) == len(two)
     for log, other in zip(one, two, strict=True):
-        assert log == pytest.approx(other, rel=RELATIVE, abs=1e-7)
+        if log["step"] == 1 and stage.startswith("dpo"):
+            # The policy is the reference: a margin is rounding, and so is its sign.
+            assert abs(log["rewards/margins"]) < ROUNDING
+            del log["rewards/accuracies"], other["rewards/accuracies"]
+        assert log == pytest.approx(other, rel=RELATIVE, abs=ROUNDING)
 
 
 def history(folder: Path, stage: str) -> list[dict[str, float]]:

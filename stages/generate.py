@@ -1,9 +1,10 @@
-"""Stage `generate@<variant>`: the variant's replies to the test contexts, and its log-probabilities of human replies.
+"""Stage `generate@<variant>`: the variant's replies to held-out contexts, and its log-probabilities of human replies.
 
     python -m stages.generate sft-dpo
 
-writes `data/replies/sft-dpo.parquet`. It holds everything that the scoring stages need, so that they do not load the
-model. A variant whose replies were made elsewhere has them from its file, and no log-probabilities.
+writes `data/replies/sft-dpo.parquet`, with replies to the contexts of `generate.split`. It holds everything that the
+scoring stages need, so that they do not load the model. A variant whose replies were made elsewhere has them from its
+file, and no log-probabilities.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from attune.runtime.io import sha256_of
 from attune.runtime.launch import run as in_ranks
 
 BASE = Path("models/base")
-TEST = Path("data/dialogues/test.parquet")
 REPLIES = Path("data/replies")
 
 
@@ -38,7 +38,7 @@ def main(variant: str, params: Params) -> None:
         on_main_process(lambda: take_replies(file, variant, params))
         return
     instruction = read_instruction(settings.instruction_file) if settings.instruction_file else None
-    examples = read_examples(TEST, params.context)
+    examples = read_examples(params.generate.dialogues, params.context)
     pairs = partial(held_out_pairs, examples=examples, params=params)
     rows = held_out(examples, pairs, params.generate.limit, params.seed)
     own = {"max_new_tokens": settings.max_new_tokens} if settings.max_new_tokens else {}
@@ -50,15 +50,15 @@ def main(variant: str, params: Params) -> None:
 
 
 def take_replies(path: Path, variant: str, params: Params) -> None:
-    """Write `data/replies/<variant>.parquet` from a file of replies, and tell how many test examples it answers.
+    """Write `data/replies/<variant>.parquet` from a file of replies, and tell how many examples it answers.
 
     Raises:
-        DataError: the file is broken, or its replies are not to the test examples.
+        DataError: the file is broken, or its replies are not to the examples.
     """
     rows, dropped = read(path)
-    examples = read_examples(TEST, params.context)
+    examples = read_examples(params.generate.dialogues, params.context)
     subset = [example for example, _ in held_out(examples, lambda _: (), params.generate.limit, params.seed)]
-    replies, told = match(rows, examples, subset, path)
+    replies, told = match(rows, examples, subset, path, params.generate.split)
     print("; ".join(filter(None, (told, left_out(dropped)))), file=sys.stderr)
     write_replies(records(replies, subset), REPLIES / f"{variant}.parquet", f"{NO_MODEL}: sha256 {sha256_of(path)}")
 

@@ -1,8 +1,8 @@
-"""Stage `references@<classifier>`: classifier labels of the human replies in the test split, shared by all variants.
+"""Stage `references@<classifier>`: classifier labels of the human replies to held-out contexts, shared by all variants.
 
     python -m stages.references epitome
 
-writes `data/references/epitome.parquet`: a row per test example, with `id` and a column per label.
+writes `data/references/epitome.parquet`: a row per example of `generate.split`, with `id` and a column per label.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from attune.runtime.arrow_stream import write_table
 from attune.runtime.cli import stage_arguments
 from attune.runtime.errors import reported
 
-TEST = Path("data/dialogues/test.parquet")
 MODELS = Path("models")
 REFERENCES = Path("data/references")
 
@@ -30,7 +29,7 @@ def main(name: str, params: Params) -> None:
 
     named(params.classifiers, name, "classifiers")
     set_up_process(params.hardware)
-    classifier, examples = by_key(name), read_examples(TEST, params.context)
+    classifier, examples = by_key(name), read_examples(params.generate.dialogues, params.context)
     columns = classifier.label_references(MODELS / name, examples, params.hardware)
     write_table(REFERENCES / f"{name}.parquet", pa.table(columns))
 

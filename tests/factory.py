@@ -113,6 +113,8 @@ pairs = _factory(
     instruction=DIALOGUES,
     file=pair_file(),
     margin=0.1,
+    mechanism="er",
+    length_ratio=None,
     samples=2,
     max_new_tokens=6,
     temperature=1.0,
@@ -155,6 +157,7 @@ dpo = _factory(
 )
 generate = _factory(
     schema.Generate,
+    split="test",
     limit=None,
     max_new_tokens=8,
     max_length=64,

@@ -30,7 +30,7 @@ from attune.models.chat_template import (
 )
 from attune.models.loading import load_adapter, load_base, load_tokenizer, load_variant, require_positions
 from attune.models.weights import layout
-from attune.pairs.dbt_candidates import policy_source
+from attune.pairs.candidates import policy_source
 from attune.pairs.held_out import held_out
 from attune.pairs.metrics import write_pairs
 from attune.pairs.opposite_emotion import build_pairs, group_by_label

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
 
-from attune.config.checks import check_across_keys
+from attune.config.checks import _check_rounds, check_across_keys
 from attune.config.params import load
 from attune.data.dialogue import Dialogue, Example, Turn, normalise, write_dialogues
-from attune.pairs.dbt import Candidates
 from attune.pairs.held_out import held_out_pairs
 from attune.pairs.policy import policy_pairs
 from attune.pairs.random import build
+from attune.pairs.ranked import Candidates
 from attune.runtime.errors import DataError, ParamsError
 from stages.pairs import main
 
@@ -101,7 +101,7 @@ def rounds(**candidates):
     return {key: factory.dpo_round(init=inits[key], candidates=value) for key, value in candidates.items()}
 
 
-HUMAN = "data/dialogues"
+HUMAN, EPITOME = "data/dialogues", "models/epitome"
 SFT, E1, E2 = "models/sft", "models/dpo/e1", "models/dpo/e2"
 
 
@@ -125,6 +125,24 @@ def test_candidates_of_the_controls(rule, fresh, candidates, error):
         return
     with pytest.raises(ParamsError, match=error):
         check_across_keys(params, "here")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "scorer", "error"),
+    [
+        (SFT, EPITOME, None),
+        (SFT, HUMAN, "e1.scorer = 'data/dialogues', but pairs.rule = 'epitome' takes 'models/epitome'"),
+        (HUMAN, EPITOME, "e1.candidates = 'data/dialogues', but pairs.rule = 'epitome' takes 'models/sft'"),
+    ],
+)
+def test_rule_epitome_ranks_samples_by_its_classifiers(candidates, scorer, error):
+    only = {"e1": factory.dpo_round(init=SFT, candidates=candidates, scorer=scorer)}
+    params = replace(load(ROOT / "params.yaml"), pairs=factory.pairs(rule="epitome"), rounds=only)
+    if error is None:
+        _check_rounds(params, "here")
+        return
+    with pytest.raises(ParamsError, match=error):
+        _check_rounds(params, "here")
 
 
 @pytest.mark.parametrize("rule", ["opposite_emotion", "random"])

@@ -17,7 +17,7 @@ CLASSIFY = {"classifier", "references", "scores"}
 TABLE = {
     "classifiers/common": CLASSIFY | {"audit", "pairs"},
     "classifiers/dbt": {"pairs"},
-    "classifiers/epitome": CLASSIFY | {"audit"},
+    "classifiers/epitome": CLASSIFY | {"audit", "pairs"},
     "compute": TRAIN | SAMPLE | CLASSIFY | {"audit", "evaluate", "mmlu"},
     "corpora": {"prepare", "base", "audit", "classifier"},
     "cpu": TRAIN | SAMPLE,
@@ -43,7 +43,7 @@ TABLE = {
 }
 FREE = {"config", "runtime", "tools"}
 # Imported by a stage's code and never run by it: generate draws held-out pairs, which no classifier ranks.
-NOT_RUN = {"generate": {"classifiers/common", "classifiers/dbt"}}
+NOT_RUN = {"generate": {"classifiers/common", "classifiers/dbt", "classifiers/epitome"}}
 
 
 def folders() -> set[str]:

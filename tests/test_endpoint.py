@@ -23,9 +23,9 @@ from attune.classifiers.dbt.classifier import LABELS
 from attune.classifiers.dbt.classifier import probabilities as stage_probabilities
 from attune.data.dialogue import Dialogue, Example, Turn, write_dialogues
 from attune.models.encoder import load_encoder
-from attune.pairs.dbt import scored_pairs
 from attune.pairs.dbt_llm import llm_judge, llm_source, parse_replies, parse_score
 from attune.pairs.endpoint import Request, answers_file, ask
+from attune.pairs.ranked import scored_pairs
 from attune.runtime.errors import UserError
 from attune.runtime.io import read_prompt
 from stages.pairs import main

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -425,7 +426,7 @@ def test_published_replies_are_read_paired_and_found_in_the_test_split(corpora_d
     dialogues, _ = empathetic_dialogues.read(corpora_dir / "empatheticdialogues")
     test = examples([one for one in dialogues if one.split == "test"], "last", None)
     rows, _ = read(folder / "replies-sft-dpo.csv")
-    replies, told = match(rows, test, test, Path("theirs.csv"))
+    replies, told = match(rows, test, test, Path("theirs.csv"), "test")
     assert len(replies) > 2530 and f"{len(rows) - len(replies)} rows are of no test example" in told
     assert {replies[one.id].label for one in test if one.id in replies} == {None}
     targets = {one.id: normalise(one.target) for one in test}
@@ -448,7 +449,7 @@ TEST = [
 
 
 def matched(*rows, subset=TEST):
-    return match(read(write("theirs.jsonl", rows))[0], TEST, subset, Path("theirs.jsonl"))
+    return match(read(write("theirs.jsonl", rows))[0], TEST, subset, Path("theirs.jsonl"), "test")
 
 
 def test_rows_are_matched_by_id_and_by_equal_context_and_counted():
@@ -555,6 +556,21 @@ def test_a_file_is_a_variant_in_scores_intervals_and_pages(variant, capsys):
     pages(params)
 
 
+def test_the_valid_split_is_answered_in_its_place(variant, capsys):
+    params = load()
+    test = read_examples(params.generate.dialogues, params.context)
+    valid = [replace(one, id=one.id.replace("test", "valid")) for one in test[3:]]
+    turns = [(*one.context, Turn("assistant", one.target)) for one in valid]
+    dialogues = [Dialogue(e.id, "sample", "valid", "sad", both) for e, both in zip(valid, turns, strict=True)]
+    write_dialogues(dialogues, Path("data/dialogues/valid.parquet"))
+    params = replace(params, generate=replace(params.generate, split="valid"))
+    stages.generate.main("theirs", params)
+    assert "theirs.jsonl: replies to 9 of 9 valid examples; 2 rows are of no valid example" in capsys.readouterr().err
+    stages.references.main("epitome", params)
+    for path in ("data/replies/theirs.parquet", "data/references/epitome.parquet"):
+        assert pq.read_table(path)["id"].to_pylist() == [f"valid/{i:02}" for i in range(3, 12)]
+
+
 def pages(params):
     """The card, the report, the first screen and the ratings of a run with a variant without a model."""
     for name, values in {"data": {"train_dialogues": 9, "test_dialogues": 12}, "labels": {"train_label_sad": 9},
@@ -568,7 +584,7 @@ def pages(params):
     write_text(sft_curve_file("sft", "loss").path, "step\tloss\n1\t2.5\n")
     stages.card.main("theirs", params)
     card = Path("reports/cards/theirs.md").read_text(encoding="utf-8")
-    assert "10 of the 12 test examples" in card and sha256_of(Path(THEIRS)) in card
+    assert "10 of the 12 examples" in card and sha256_of(Path(THEIRS)) in card
     assert re.search(r"^\| ROUGE-L ↑ +\| +[\d.]+ \| [\d.]+ to [\d.]+ \| ", card, flags=re.MULTILINE)
     assert "MMLU ↑" not in card and "{{" not in card
     stages.report.main(params)

@@ -1,4 +1,4 @@
-"""The papers' recipes from the first stage to the last with very small models, on the embedded samples."""
+"""The recipes from the first stage to the last with very small models, on the embedded samples."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from helpers import ROOT, project
 
 from attune.classifiers.dbt.classifier import LABELS
 from attune.config.params import compose
-from attune.data.dialogue import read_dialogues
+from attune.data.dialogue import normalise, read_dialogues
 from attune.tools.pipeline import stages_in_order
 
 pytestmark = pytest.mark.slow
@@ -197,3 +197,17 @@ def test_recipe_counsel_runs_to_its_table(model, corpus, tmp_path, monkeypatch):
     assert ("masked_name" in read("metrics/data.json")) is bool(corpus)
     assert {"behaviour_accuracy", "miti_accuracy"} <= read("metrics/classifiers/behaviour.json").keys()
     assert "prompted" in Path("reports/summary.md").read_text(encoding="utf-8")
+
+
+def test_recipe_attune_ranks_the_models_samples(tmp_path, monkeypatch):
+    with_samples(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    composed(tmp_path, monkeypatch, *MICRO, "recipe=attune", "corpus=sample", "epitome.data=data/sample/epitome",
+             "truth.corpus=sample", "model=tiny", "pairs.margin=0", "pairs.max_new_tokens=8")  # fmt: skip
+    run(["download", "prepare", "base", "classifier@epitome", "pairs@base-e1"], monkeypatch)
+    pairs = pq.read_table("data/pairs/base-e1.parquet").to_pylist()
+    assert pairs and {pair["source"] for pair in pairs} == {"policy"}
+    for pair in pairs:
+        assert pair["chosen_score"] > pair["rejected_score"]
+        shorter, longer = sorted(len(normalise(pair[side]).split()) for side in ("chosen", "rejected"))
+        assert longer <= 1.25 * shorter

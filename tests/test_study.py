@@ -293,11 +293,11 @@ def test_the_variants_of_a_table_are_compared_and_what_was_measured_otherwise_is
     assert "Not compared, since measured differently (rouge): s-2." in page
 
 
-def test_each_setting_is_compared_with_its_own_reference():
-    shown = Shown("differences", ["sft"], ["rouge_l"], reference={"b": "a", "c": "b", "d": "e"})
+def test_each_setting_is_compared_with_its_own_references():
+    shown = Shown("differences", ["sft"], ["rouge_l"], reference={"b": "a", "c": ["b", "a"], "d": "e"})
     rows = [Row(f"s-{setting}", {"setting": setting, "lora.r": 2}, 1, "sft", "", {}) for setting in "abcd"]
     compared = [(row.experiment, other and other.experiment, less) for row, other, less in of_settings(rows, shown)]
-    assert compared == [("s-b", "s-a", "a"), ("s-c", "s-b", "b"), ("s-d", None, "e")]
+    assert compared == [("s-b", "s-a", "a"), ("s-c", "s-b", "b"), ("s-c", "s-a", "a"), ("s-d", None, "e")]
     runs = {row.experiment: Run("", {"context": {"targets": "last"}}, lambda file: None) for row in rows}
     left = differences(rows, shown, runs)[1]
     assert left["e has not finished with the same seed and values"] == ["s-d"]
@@ -460,7 +460,8 @@ def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
                  "generate@sft": time_of("generate@sft", 300, params, lambda unit, name: 100)})  # fmt: skip
     starts = {"e1": "models/sft", "e2": "models/dpo/e1", "e3": "models/dpo/e2"}
     sampled = [f"rounds.{name}.candidates={model}" for name, model in starts.items()]
-    for rule, overrides, seconds in (("random", [], 1), ("policy", sampled, 150)):
+    ranked = [*sampled, *(f"rounds.{name}.scorer=models/epitome" for name in starts), "pairs.samples=3"]
+    for rule, overrides, seconds in (("random", [], 1), ("policy", sampled, 150), ("epitome", ranked, 450)):
         compose([f"pairs.rule={rule}", "pairs.limit=50", *overrides])
         assert expected("pairs@e2", load(), read_times()) == seconds
     with pytest.raises(UserError, match=r"conf/ does not compose with .*no\.key"):

@@ -12,6 +12,7 @@ from attune.config.schema import (
     DBT,
     DIALOGUES,
     EMBEDDED_HEALTH,
+    EPITOME,
     FILE_READERS,
     LOGGING_STEPS,
     NO_LOCAL_DIR,
@@ -218,9 +219,10 @@ def _check_rounds(params: Params, source: str) -> None:
                 raise ParamsError(f"{where}.scorer = {DBT!r}, but classifiers has no dbt: compose with recipe=dbt")
         else:
             rule = f"pairs.rule = {params.pairs.rule!r}"
-            candidates = start.init if params.pairs.rule == "policy" else DIALOGUES
+            candidates = start.init if params.pairs.rule in ("policy", "epitome") else DIALOGUES
+            scorer = EPITOME if params.pairs.rule == "epitome" else DIALOGUES
             _check_choice(where, "candidates", dpo_round.candidates, (candidates,), rule)
-            _check_choice(where, "scorer", dpo_round.scorer, (DIALOGUES,), rule)
+            _check_choice(where, "scorer", dpo_round.scorer, (scorer,), rule)
 
 
 def _check_pair_file(pairs: Pairs, source: str) -> None:

@@ -1,4 +1,4 @@
-"""The replies of a variant to the test contexts, and its log-probabilities of the two replies of a held-out pair."""
+"""The replies of a variant to held-out contexts, and its log-probabilities of the two replies of a held-out pair."""
 
 from __future__ import annotations
 

@@ -126,15 +126,16 @@ def _context(value: object, where: str, dropped: Counter[str]) -> tuple[Turn, ..
 
 
 def match(
-    rows: Sequence[OwnReply], examples: Sequence[Example], subset: Sequence[Example], path: Path
+    rows: Sequence[OwnReply], examples: Sequence[Example], subset: Sequence[Example], path: Path, split: str
 ) -> tuple[dict[str, OwnReply], str]:
-    """The replies to test examples: by the example's id, other rows by an equal context.
+    """The replies to held-out examples: by the example's id, other rows by an equal context.
 
     Args:
         rows: of `read`.
-        examples: of the test split.
+        examples: of the split.
         subset: of them, those that every variant answers.
         path: of the file, for what is said.
+        split: test or valid, for the same.
 
     Returns:
         Id of an example of `subset` to its reply, and a sentence that counts what has none and what was not used.
@@ -151,7 +152,7 @@ def match(
     for row in (row for row in rows if row.id in by_id):
         if row.context is not None and context_key(row.context) != context_key(by_id[str(row.id)].context):
             raise DataError(
-                f"{row.where}: the context is not that of test example {row.id}: mend it, or leave the column id out"
+                f"{row.where}: the context is not that of {split} example {row.id}: mend it, or leave the column id out"
             )
         found[str(row.id)] = row
     for row in (row for row in rows if row.id not in by_id and row.context is not None):
@@ -159,18 +160,18 @@ def match(
         free = next((name for name in same if name not in found), None)
         if same and free is None:
             before = found[same[0]].where
-            raise DataError(f"{row.where}: a second reply to the context of test example {same[0]}, as {before}")
+            raise DataError(f"{row.where}: a second reply to the context of {split} example {same[0]}, as {before}")
         if free is not None:
             found[free] = row
     wanted = {example.id for example in subset}
     used = {name: row for name, row in found.items() if name in wanted}
-    said = f"{path}: replies to {len(used)} of {len(subset)} test examples"
+    said = f"{path}: replies to {len(used)} of {len(subset)} {split} examples"
     if unknown := len(rows) - len(found):
-        said += f"; {unknown} rows are of no test example (neither id nor context is equal)"
+        said += f"; {unknown} rows are of no {split} example (neither id nor context is equal)"
     if beyond := len(found) - len(used):
-        said += f"; {beyond} rows are of test examples beyond generate.limit"
+        said += f"; {beyond} rows are of {split} examples beyond generate.limit"
     if not used:
-        raise DataError(f"{said}: the replies must be to the contexts of data/dialogues/test.parquet")
+        raise DataError(f"{said}: the replies must be to the contexts of data/dialogues/{split}.parquet")
     return used, said
 
 

@@ -19,16 +19,18 @@ from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
 from attune.labels.opposites import read_opposites
+from attune.pairs.candidates import corpus_source, policy_source
 from attune.pairs.counselling import MatchedPair, counselling_pairs, group_by_match, match_counts, sides
-from attune.pairs.dbt import Judge, ScoredPair, Source, classifier_judge, scored_pairs
-from attune.pairs.dbt_candidates import corpus_source, policy_source
+from attune.pairs.dbt import dbt_judge
 from attune.pairs.dbt_llm import llm_judge, llm_source
 from attune.pairs.endpoint import answers_file
+from attune.pairs.epitome import epitome_judge
 from attune.pairs.file import read_preferences
 from attune.pairs.instruction import instructed_examples, instruction_of
 from attune.pairs.metrics import describe, measures, percent, repeated, scores
 from attune.pairs.opposite_emotion_stream import Epoch, write_epoch
 from attune.pairs.policy import policy_pairs
+from attune.pairs.ranked import Judge, ScoredPair, Source, scored_pairs
 from attune.pairs.rules import rule_of
 from attune.runtime.errors import DataError
 
@@ -75,8 +77,8 @@ def in_memory(
         DataError: no pair can be made.
     """
     match params.pairs.rule:
-        case "dbt":
-            return dbt(train, params, params.rounds[key], epoch)
+        case "dbt" | "epitome":
+            return ranked(train, params, params.rounds[key], epoch)
         case "counselling":
             return counselling(train, params, epoch)
         case "policy":
@@ -103,22 +105,23 @@ def counselling(train: Sequence[Example], params: Params, epoch: int) -> tuple[l
     return pairs, metrics | match_counts(pairs) | {"candidates": len(rejected)}
 
 
-def dbt(
+def ranked(
     train: Sequence[Example], params: Params, settings: Round, epoch: int
 ) -> tuple[list[ScoredPair], dict[str, float]]:
-    """The pairs of a round by how well candidates follow the stages of DBT, and their metrics.
+    """The pairs of a round by the judge's ranks of its candidates, and their metrics.
 
     Raises:
-        DataError: no example has two candidates whose scores are more than `pairs.margin` apart.
+        DataError: no example has two candidates whose scores are more than `pairs.margin` apart, of similar length.
     """
     subset = random_subset(train, params.pairs.limit, params.seed)
     source, judge = source_of(settings, train, params, epoch), judge_of(settings, params)
-    name, margin = settings.source(params.llm), params.pairs.margin
-    pairs, malformed = scored_pairs(subset, source, judge, name=name, margin=margin, epoch=epoch)
+    name, margin, ratio = settings.source(params.llm), params.pairs.margin, params.pairs.length_ratio
+    pairs, malformed = scored_pairs(subset, source, judge, name=name, margin=margin, length_ratio=ratio, epoch=epoch)
     if not pairs:
         raise DataError(
             f"no pair was made of {len(subset)} examples ({malformed} malformed answers): none has two candidates of "
             f"source {name} that are more than pairs.margin = {margin:g} apart"
+            + (f" and within pairs.length_ratio = {ratio:g} in length" if ratio else "")
         )
     labels = len({example.label for example in subset})
     return pairs, describe(subset, pairs, labels) | scores(pairs) | {"malformed": malformed}
@@ -193,7 +196,10 @@ def judge_of(settings: Round, params: Params) -> Judge:
     """The judge of a round's candidates."""
     if settings.judged_by_llm(params.llm):
         return llm_judge(params.llm, params.endpoint, answers_file())
-    return classifier_judge(Path(settings.scorer), params.hardware)
+    folder = Path(settings.scorer)
+    if params.pairs.rule == "epitome":
+        return epitome_judge(folder, params.pairs.mechanism, params.hardware)
+    return dbt_judge(folder, params.hardware)
 
 
 def by_module(train: Sequence[Example], params: Params, epoch: int) -> tuple[list[Pair], dict[str, float]]:

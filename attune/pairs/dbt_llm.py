@@ -8,8 +8,8 @@ from pathlib import Path
 from attune.config.schema import Endpoint, Llm
 from attune.data.dialogue import Example, Turn
 from attune.data.keyed import uniform
-from attune.pairs.dbt import Candidates, Judge, Source
 from attune.pairs.endpoint import Request, ask
+from attune.pairs.ranked import Candidates, Judge, Source
 from attune.runtime.io import json_object, read_prompt
 
 

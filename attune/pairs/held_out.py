@@ -4,7 +4,7 @@ They are made by the same rules as the pairs of training, with replies of their 
 training. An example without a rejected reply is answered, and not ranked. Rules that cannot make them so:
 
 - dbt judges by a classifier; its held-out pairs need no judge: they reject a reply to the same label with another act.
-- policy rejects samples of a model; its held-out pairs, the same for all variants, are those of `random`.
+- policy and epitome reject samples of a model; their held-out pairs, the same for all variants, are those of `random`.
 - file has its own held-out pairs, with prompts of their own, each ranked in the row of a test example: at most as many
   as there are test examples, in a random order.
 """
@@ -23,8 +23,8 @@ from attune.data.keyed import random_subset
 from attune.data.pair import Pair
 from attune.labels.miti import read_adherence
 from attune.labels.opposites import read_opposites
+from attune.pairs.candidates import other_act_pairs
 from attune.pairs.counselling import counselling_pairs, group_by_match, sides
-from attune.pairs.dbt_candidates import other_act_pairs
 from attune.pairs.file import read_preferences
 from attune.pairs.opposite_emotion import build_pairs, group_by_label
 from attune.pairs.rules import rule_of
@@ -83,7 +83,7 @@ def held_out_pairs(part: Sequence[Example], examples: Sequence[Example], params:
             return counselling_pairs(sides(part, adherence)[0], pool, **key)
         case "dbt":
             return other_act_pairs(part, examples, **key)
-        case "policy":
+        case "policy" | "epitome":
             return rule_of("random")(part, examples, params, HELD_OUT_EPOCH)
         case "file":
             return beside(part, read_preferences(params.pairs).held_out, params.seed)

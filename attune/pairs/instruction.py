@@ -10,7 +10,7 @@ from attune.config.schema import Pairs
 from attune.data.dialogue import Example, add_system, to_turns, turn_list_type
 from attune.data.pair import Pair
 from attune.models.system_prompt import read_instruction
-from attune.pairs.dbt import ScoredPair
+from attune.pairs.ranked import ScoredPair
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attune.data.dialogue import Example, normalise
 from attune.data.pair import Pair, schema_of
-from attune.pairs.dbt import ScoredPair
+from attune.pairs.ranked import ScoredPair
 from attune.runtime.arrow_stream import write_table
 
 

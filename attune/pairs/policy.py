@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from attune.data.dialogue import Example, normalise
 from attune.data.pair import Pair
-from attune.pairs.dbt import Source
+from attune.pairs.ranked import Source
 
 
 def policy_pairs(examples: Iterable[Example], source: Source, epoch: int) -> list[Pair]:

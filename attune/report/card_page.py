@@ -118,7 +118,7 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
     from huggingface_hub import EvalResult
 
     mmlu = EMBEDDED if params.mmlu.corpus == "sample" else params.mmlu.corpus
-    # By the beginning of a metric's name; all others are of the test dialogues.
+    # By the beginning of a metric's name; all others are of the answered dialogues.
     of = {"mmlu": (params.mmlu.corpus, f"MMLU, {mmlu}"), "safety": ("safety", "Attune, safety probes")}
     of["answer"] = of["mmlu"]
     of["converse"] = ("converse", f"Attune, conversations by {params.converse.seeker}")
@@ -129,7 +129,7 @@ def eval_results(facts: Facts, params: Params) -> list[Any]:
             task_type="text-generation",
             dataset_type=of.get(key.partition("_")[0], (params.corpus.name,))[0],
             dataset_name=of.get(key.partition("_")[0], (corpus_name(params),))[-1],
-            dataset_split="test",
+            dataset_split="test" if key.partition("_")[0] in of else SPLITS[params.generate.split],
             metric_type=key,
             metric_name=heading.rstrip(" ↑↓"),
             metric_value=facts.metrics[key],

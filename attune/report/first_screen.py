@@ -67,7 +67,8 @@ def verdict(params: Params, metrics: Mapping[str, Metrics], bounds: Mapping[str,
     last, reference = params.last_model, params.evaluate.reference
     key, repeated = "preference_accuracy", "repeated_share"
     rejected = "its opposite" if params.pairs.rule == "opposite_emotion" else "the rejected one"
-    chosen, of = ("chosen", "held-out pairs") if params.pairs.rule == "file" else ("human", "test dialogues")
+    dialogues = f"{params.generate.split} dialogues"
+    chosen, of = ("chosen", "held-out pairs") if params.pairs.rule == "file" else ("human", dialogues)
     sentences = []
     if key in metrics[last]:
         sentence = f"{last} prefers the {chosen} reply to {rejected} in {metrics[last][key]:.1f} % of {of}"
@@ -130,7 +131,7 @@ def look_out(said: Sequence[str]) -> str:
 
 
 def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:
-    """The last turn of two test contexts, and the replies of the variants to them.
+    """The last turn of two contexts, and the replies of the variants to them.
 
     Args:
         replies: variant to its rows of `read_replies`, in the order to show.
@@ -139,7 +140,7 @@ def samples(replies: Mapping[str, list[dict[str, Any]]], seed: int) -> str:
     by_id = {variant: {row["id"]: row for row in rows} for variant, rows in replies.items()}
     first = next(iter(by_id.values()))
     shared = {key: row["label"] for key, row in first.items() if all(key in rows for rows in by_id.values())}
-    lines = ["Two test dialogues (all: reports/samples.html); a machine wrote the replies:"]
+    lines = ["Two of the dialogues (all: reports/samples.html); a machine wrote the replies:"]
     for key in choose(shared, seed, SAMPLES):
         lines.append(_wrapped("somebody: ", first[key]["context"][-1]["text"]))
         lines += [_wrapped(f"  {variant}: ", rows[key]["reply"] or "(empty)") for variant, rows in by_id.items()]

@@ -1,4 +1,4 @@
-"""`reports/samples.md`: ten test contexts with the replies of all variants side by side."""
+"""`reports/samples.md`: ten contexts with the replies of all variants side by side."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MACHINE = "Written by a machine"
 
 
 def samples(results: Results, params: Params) -> str:
-    """Test contexts with the human reference and the replies of all variants, as Markdown."""
+    """Contexts with the human reference and the replies of all variants, as Markdown."""
     seed = params.seed
     by_id = {variant: {row["id"]: row for row in rows} for variant, rows in results.replies.items()}
     first = next(iter(by_id.values()))
     shared = {key: row["label"] for key, row in first.items() if all(key in rows for rows in by_id.values())}
     parts = [
         f"# Replies side by side\n\nReplies headed {MACHINE!r} come from language models, unchecked: some "
-        "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of test examples, spread over "
-        "the labels."
+        "are wrong or hurtful, and none is counsel.\nThe contexts are a seeded choice of the answered examples, spread "
+        "over the labels."
     ]
     for number, key in enumerate(choose(shared, seed), start=1):
         row = first[key]

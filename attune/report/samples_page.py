@@ -1,4 +1,4 @@
-"""`reports/samples.html`: every test example with the replies of all variants, to search and sort in a browser.
+"""`reports/samples.html`: every answered example with the replies of all variants, to search and sort in a browser.
 
 The file loads nothing. The examples are in it as JSON, and its script, the only one that the page's content security
 policy allows, inserts them as text nodes, so that no reply can become markup.

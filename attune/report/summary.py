@@ -90,8 +90,8 @@ Accuracy of the EPITOME classifiers on held-out posts: {accuracies(results.quali
 
 ↑ higher is better, ↓ lower is better. words: tokens per reply; human references: {_mean_tokens(references):.1f}.
 {_templates(results)}
-pref. acc.: preference accuracy on test pairs; chance is 50. `docs/metrics.md` defines every metric.
-±: half the width of the 95 % bootstrap interval over the test examples (MMLU: of the normal interval over its
+pref. acc.: preference accuracy on held-out pairs; chance is 50. `docs/metrics.md` defines every metric.
+±: half the width of the 95 % bootstrap interval over the answered examples (MMLU: of the normal interval over its
 questions). Star: the 95 % interval of the paired difference to the reference variant
 ({escape(params.evaluate.reference)}) excludes 0. {AT_CHANCE}: at chance, the interval holds what guessing gives (MMLU
 25, pref. acc. 50). The intervals do not cover the variation between training seeds.
@@ -135,7 +135,8 @@ def lead(results: Results, params: Params) -> str:
     # The embedded sample has the format and so the name of the real corpus: only the folder distinguishes them.
     source = f" from {folder}" if folder and not Path(folder).is_absolute() else ""
     rounds = ", ".join(f"{values.get('pairs', 0):,.0f} ({key})" for key, values in results.pairs.items())
-    train, test = (results.data.get(f"{split}_dialogues", 0) for split in ("train", "test"))
+    split = params.generate.split
+    train, held_out = (results.data.get(f"{name}_dialogues", 0) for name in ("train", split))
     examples = len(results.replies[params.last_model])
     elsewhere = "".join(
         f"\n{visible(name)}: replies made elsewhere ({visible(variant.model)}), to {len(results.replies[name]):,} of "
@@ -145,7 +146,7 @@ def lead(results: Results, params: Params) -> str:
     )
     return (
         f"Corpus {params.corpus.name}{source}, model {params.model.name}, seed {params.seed}.\n"
-        f"{train:,.0f} train and {test:,.0f} test dialogues, {examples:,} test examples answered; "
+        f"{train:,.0f} train and {held_out:,.0f} {split} dialogues, {examples:,} {split} examples answered; "
         f"pairs per round: {rounds}.{elsewhere}"
     )
 

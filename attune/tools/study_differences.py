@@ -145,10 +145,10 @@ def _sides(
 
 
 def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row | None, str]]:
-    """Each row that has a reference, the row of that setting if it has finished, and the setting's name."""
+    """Each row that has a reference, the row of each such setting if it has finished, and the setting's name."""
     of = {(row.point[SETTING], _others(row.point), row.variant, row.seed): row for row in rows}
     for row in rows:
-        if less := shown.reference_of(row.point[SETTING]):
+        for less in shown.references_of(row.point[SETTING]):
             yield row, of.get((less, _others(row.point), row.variant, row.seed)), less
 
 

@@ -42,7 +42,7 @@ class Shown:
     """The results to report: `metrics` of `variants`, whose p-values are corrected together; `also`, without a claim.
 
     `lines` and `spread` are over the param `x`; `differences` are those of the settings to `reference`, one setting for
-    all others or one for each, and with `table` those of the variants.
+    all others or one or several for each, and with `table` those of the variants.
     """
 
     kind: Literal["table", "lines", "spread", "differences"]
@@ -50,7 +50,7 @@ class Shown:
     metrics: Annotated[list[Name], Field(min_length=1)]
     also: list[Name] = field(default_factory=list)
     x: str | None = None
-    reference: Setting | dict[Setting, Setting] | None = None
+    reference: Setting | dict[Setting, Setting | list[Setting]] | None = None
 
     @property
     def every(self) -> list[str]:
@@ -66,14 +66,13 @@ class Shown:
     def references(self) -> set[str]:
         """The settings that `reference` names."""
         if isinstance(self.reference, dict):
-            return {*self.reference, *self.reference.values()}
+            return {*self.reference, *(name for setting in self.reference for name in self.references_of(setting))}
         return {str(self.reference)}
 
-    def reference_of(self, setting: str) -> str | None:
-        """The setting that `setting` is compared with; None: with none."""
-        if isinstance(self.reference, dict):
-            return self.reference.get(setting)
-        return None if setting == self.reference else self.reference
+    def references_of(self, setting: str) -> list[str]:
+        """The settings that `setting` is compared with."""
+        named = self.reference.get(setting, []) if isinstance(self.reference, dict) else self.reference
+        return [name for name in ([named] if isinstance(named, str) else named or []) if name != setting]
 
 
 @section

@@ -229,7 +229,7 @@ def page(name: str, study: Study, command: str, rows: Sequence[Row], drawn: bool
         f"# {study.title}",
         f"{study.source}. Written by `{command}` from {done} experiments, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}, at commit {commit()[:12]} on {in_words(machine())}. "
-        "±: standard deviation over seeds, each of which draws its own test contexts where `generate.limit` is set; "
+        "±: standard deviation over seeds, each of which draws its own contexts where `generate.limit` is set; "
         f"{AT_CHANCE}: at chance with every seed; `docs/metrics.md` defines every "
         f"number. Each experiment and its Git revision: [{name}.csv]({name}.csv).",
         *([f"![{study.title}]({name}.svg)"] if drawn else []),

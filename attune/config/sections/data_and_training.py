@@ -217,6 +217,8 @@ class Pairs:
     instruction: Name
     file: PairFile
     margin: Share
+    mechanism: Literal["er", "ip", "ex"]
+    length_ratio: Annotated[float, Field(ge=1)] | None
     samples: Annotated[int, Field(ge=2)]
     max_new_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
@@ -321,8 +323,9 @@ class Dpo:
 
 @section
 class Generate:
-    """Decoding of the replies to the held-out contexts."""
+    """The held-out contexts, and decoding of the replies to them."""
 
+    split: Literal["test", "valid"]
     limit: Positive | None
     max_new_tokens: Positive
     max_length: Positive
@@ -330,3 +333,8 @@ class Generate:
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     engine: Literal["builtin", "vllm"]
+
+    @property
+    def dialogues(self) -> Path:
+        """The file of the dialogues that are answered."""
+        return Path(f"data/dialogues/{self.split}.parquet")

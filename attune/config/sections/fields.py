@@ -16,8 +16,9 @@ LOGGING_STEPS = 5
 ROUNDS = Path("models/dpo")
 BASE = "models/base"
 DBT = "models/dbt"
+EPITOME = "models/epitome"
 DIALOGUES = "data/dialogues"
-RULES = ("opposite_emotion", "dbt", "counselling", "policy", "file")
+RULES = ("opposite_emotion", "dbt", "epitome", "counselling", "policy", "file")
 # The files that rule file reads, and those of replies that were made elsewhere.
 PAIR_FILES = (".jsonl", ".json", ".parquet")
 REPLY_FILES = (".jsonl", ".json", ".csv", ".parquet")

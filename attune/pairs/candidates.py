@@ -9,7 +9,7 @@ from attune.config.schema import Hardware, Pairs
 from attune.data.dialogue import Example, normalise
 from attune.data.keyed import uniform
 from attune.data.pair import Pair
-from attune.pairs.dbt import Candidates, Source
+from attune.pairs.ranked import Candidates, Source
 
 Pool = dict[tuple[str, str | None], list[Example]]
 

@@ -1,4 +1,4 @@
-"""Pairs by the stages of DBT: ranking of candidates, keys of the draws, samples that do not depend on the batch."""
+"""Pairs of ranked candidates: ranks and lengths, keys of the draws, samples that do not depend on the batch."""
 
 import copy
 import random
@@ -8,8 +8,11 @@ import factory
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, random_classifiers
 
+from attune.classifiers.epitome.files import load as load_classifiers
+from attune.classifiers.epitome.levels import level_logits
+from attune.classifiers.epitome.model import MECHANISMS
 from attune.config.params import load
 from attune.data.dialogue import Example, Turn, normalise
 from attune.generation.generate import generate_replies
@@ -17,9 +20,10 @@ from attune.generation.sampling import Draws
 from attune.models.base_record import RECORD
 from attune.models.chat_template import encode_prompt
 from attune.models.tiny import make_model, train_tokenizer
-from attune.pairs.dbt import Candidates, scored_pairs
-from attune.pairs.dbt_candidates import corpus_source, other_act_pairs, policy_source
+from attune.pairs.candidates import corpus_source, other_act_pairs, policy_source
+from attune.pairs.epitome import epitome_judge
 from attune.pairs.metrics import describe, scores, write_pairs
+from attune.pairs.ranked import Candidates, scored_pairs
 from attune.runtime.io import write_json
 
 HARDWARE = factory.hardware()
@@ -64,6 +68,37 @@ def test_margin_is_exceeded(margin, kept):
 def test_equal_scores_give_no_pair(replies):
     pairs, _ = scored_pairs([example(0)], from_lists(replies), length_judge, name="corpus", margin=0, epoch=1)
     assert pairs == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "found"), [(None, ("a", "e f g h i j")), (2, ("b c", "d e f g")), (1.5, ("d e f g", "e f g h i j"))]
+)
+def test_chosen_and_rejected_are_of_similar_length(ratio, found):
+    levels = {"a": 0.1, "b c": 0.2, "d e f g": 0.7, "e f g h i j": 0.9}
+    pairs, _ = scored_pairs(
+        [example(0)], from_lists(list(levels)), lambda _, replies: [levels[reply] for reply in replies],
+        name="policy", margin=0, epoch=1, length_ratio=ratio,
+    )  # fmt: skip
+    assert [(pair.rejected, pair.chosen) for pair in pairs] == [found]
+
+
+def test_lengths_that_are_not_similar_give_no_pair():
+    candidates = from_lists(["a", "b c d", "e f g h i j k"])
+    assert scored_pairs([example(0)], candidates, length_judge, name="policy", margin=0, epoch=1, length_ratio=2) == (
+        [],
+        0,
+    )
+
+
+def test_epitome_judges_by_the_expected_level_of_the_mechanism(tmp_path):
+    folder, replies = random_classifiers(tmp_path / "epitome"), ["I am so sorry.", "Why?", "That happened to me, too."]
+    contexts = [(Turn("user", "My cat died."), Turn("assistant", "Oh."), Turn("user", "Yes."))] * 3
+    logits = level_logits(load_classifiers(folder, HARDWARE), ["Yes."] * 3, replies)
+    found = {short: epitome_judge(folder, short, HARDWARE)(contexts, replies) for short in MECHANISMS.values()}
+    for name, short in MECHANISMS.items():
+        by_hand = [(row[1] + 2 * row[2]) / 2 for row in logits[name].softmax(-1).tolist()]
+        assert found[short] == pytest.approx(by_hand)
+    assert len(set(map(tuple, found.values()))) == 3
 
 
 def test_reply_without_a_score_is_counted_and_skipped():

@@ -7,8 +7,8 @@ classes remove about nine tenths of the bias by one covariate (Cochran 1968, Bio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from attune.scoring.intervals.bootstrap import Numbers, resample_weights
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 WORDS = "reply_words"
 CLASSES = 5
+
+
+def of_replies(metric: str, scores: pd.DataFrame) -> bool:
+    """Whether a metric is the mean of a score of each reply, other than its length, and words are known."""
+    return {metric, WORDS} <= set(scores) and metric not in (WORDS, "empty_share", "preference_accuracy")
 
 
 class Matched(NamedTuple):
@@ -52,20 +57,53 @@ def at_matched_length(
     import numpy as np
 
     known = (ours[metric].notna() & theirs[metric].notna()).to_numpy()
-    sides = [side[known] for side in (ours, theirs)]
-    words = [side[WORDS].to_numpy(float) for side in sides]
-    scores = [side[metric].to_numpy(float) for side in sides]
-    edges = np.unique(np.quantile(np.concatenate(words), np.arange(1, CLASSES) / CLASSES))
-    places = [np.searchsorted(edges, one, side="left") for one in words]
+    ours, theirs = ours[known], theirs[known]
     with np.errstate(invalid="ignore", divide="ignore"):
-        rho = float(np.mean([side[metric].rank().corr(side[WORDS].rank()) for side in sides]))
-    both = sorted(set(places[0].tolist()) & set(places[1].tolist()))
-    if not both:
+        rho = float(np.mean([side[metric].rank().corr(side[WORDS].rank()) for side in (ours, theirs)]))
+    difference, replies = within_classes(ours, theirs, metric, class_edges((ours, theirs)))
+    if not replies:
         return Matched(np.nan, np.nan, np.nan, 0, rho)
-    # (classes, N) of each side: whether a reply is in the class.
-    members = [np.array([place == name for name in both], dtype=float) for place in places]
+    count = int(known.sum())
+    value = float(difference(np.ones((1, count)))[0])
+    groups = [name for name, one in zip(dialogues, known, strict=True) if one]
+    drawn = [difference(weights) for weights in resample_weights(count, resamples, seed, groups)]
+    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+    return Matched(value, float(low), float(high), replies, rho)
 
-    def difference(weights: Numbers) -> Any:
+
+def class_edges(sides: Iterable[pd.DataFrame]) -> Numbers:
+    """The numbers of words between the classes of length: the quintiles of the replies of all sides."""
+    import numpy as np
+
+    words = np.concatenate([side[WORDS].to_numpy(float) for side in sides])
+    edges: Numbers = np.unique(np.quantile(words, np.arange(1, CLASSES) / CLASSES))
+    return edges
+
+
+def within_classes(
+    ours: pd.DataFrame, theirs: pd.DataFrame, metric: str, edges: Numbers
+) -> tuple[Callable[[Numbers], Numbers], int]:
+    """The difference within the classes of length, as a function of the examples' weights, and the replies behind it.
+
+    Args:
+        ours: (N,) scores by example, with `WORDS` and the metric, which every example has.
+        theirs: the same of the same examples in the same order.
+        metric: the column.
+        edges: of `class_edges`.
+
+    Returns:
+        A function of weights (R, N) to differences (R,), NaN where no class has replies of both sides, and the number
+        of replies in a class with replies of both sides.
+    """
+    import numpy as np
+
+    scores = [side[metric].to_numpy(float) for side in (ours, theirs)]
+    places = [np.searchsorted(edges, side[WORDS].to_numpy(float), side="left") for side in (ours, theirs)]
+    both = sorted(set(places[0].tolist()) & set(places[1].tolist()))
+    # (classes, N) of each side: whether a reply is in the class.
+    members = [np.array([place == name for name in both], dtype=float).reshape(-1, len(place)) for place in places]
+
+    def difference(weights: Numbers) -> Numbers:
         counts = [weights @ member.T for member in members]
         sums = [weights @ (member * score).T for member, score in zip(members, scores, strict=True)]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -73,11 +111,7 @@ def at_matched_length(
             gaps = sums[0] / counts[0] - sums[1] / counts[1]
             # A class without replies of one side does not count; a resample without any other class has no value.
             shares, gaps = (np.nan_to_num(part, posinf=0, neginf=0) for part in (shares, gaps))
-            return (shares * gaps).sum(axis=1) / shares.sum(axis=1)
+            found: Numbers = (shares * gaps).sum(axis=1) / shares.sum(axis=1)
+            return found
 
-    count = int(known.sum())
-    value = float(difference(np.ones((1, count)))[0])
-    groups = [name for name, one in zip(dialogues, known, strict=True) if one]
-    drawn = [difference(weights) for weights in resample_weights(count, resamples, seed, groups)]
-    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
-    return Matched(value, float(low), float(high), int(sum(member.sum() for member in members)), rho)
+    return difference, int(sum(member.sum() for member in members))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attune.config.schema import ROUNDS, Params, chain
 from attune.data.dialogue import dialogue_of
-from attune.report.length import WORDS, Matched, at_matched_length
+from attune.report.length import WORDS, Matched, at_matched_length, of_replies
 from attune.report.movement import RANGES, unhealthy
 from attune.report.read import DPO_CURVES, Curve, DpoCurves, Results
 from attune.report.tables import (
@@ -174,11 +174,6 @@ def paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     """The rows of the examples that both have, in one order."""
     shared = ours.index.intersection(theirs.index).sort_values()
     return ours.loc[shared], theirs.loc[shared]
-
-
-def of_replies(metric: str, scores: pd.DataFrame) -> bool:
-    """Whether a metric is the mean of a score of each reply, other than its length, and words are known."""
-    return {metric, WORDS} <= set(scores) and metric not in (WORDS, "empty_share", "preference_accuracy")
 
 
 def healthy_ranges(results: Results, params: Params) -> Iterator[Check]:

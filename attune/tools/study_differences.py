@@ -23,7 +23,8 @@ from attune.report.tables import DASH, direction, escape, markdown_table, star
 from attune.runtime.io import csv_text
 from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
-from attune.tools.runs import Run, differing
+from attune.tools.runs import Run, differing, scorer_of
+from attune.tools.study_length import AtLength, of_metrics
 from attune.tools.study_plan import COLUMNS, MEANS, SETTING, Shown
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ Measured = tuple[float, float, float, dict[int, float], int]
 class Difference:
     """A metric of a variant at a point of the grid, less that of `less`, the reference setting or another variant: the
     mean over seeds, its 95 % interval, the p-value, the difference of each seed, and the number of examples that any of
-    them has. `corrected` is the p-value corrected for the number of metrics (Holm 1979)."""
+    them has. `corrected` is the p-value corrected for the number of metrics (Holm 1979), `matched` the difference at
+    matched length."""
 
     point: dict[str, Any]
     variant: str
@@ -57,6 +59,7 @@ class Difference:
     by_seed: dict[int, float]
     examples: int
     corrected: float | None = None
+    matched: AtLength | None = None
 
     @property
     def value(self) -> float:
@@ -86,14 +89,17 @@ def differences(
     found: list[Difference] = []
     for (point, variant, less), pairs in _compared_rows(rows, shown, left).items():
         sides = {row.seed: _sides(row, other, runs, tables, left) for row, other in pairs}
-        measured = paired(sides, runs[pairs[0][0].experiment].params["context"]["targets"])
+        targets = runs[pairs[0][0].experiment].params["context"]["targets"]
+        measured = paired(sides, targets)
+        columns = [(scorer_of(key), key) for key in shown.every]
+        matched = of_metrics(sides, columns, targets, draws(len(sides), RESAMPLES), RESAMPLES_SEED)
         made = {
             key: Difference(dict(point), variant, less, key, *measured[key]) for key in shown.every if key in measured
         }
         # A metric that could not be compared still counts among those that were looked at.
         corrected = holm([made[key].p if key in made else 1.0 for key in shown.metrics])
         p_values = dict(zip(shown.metrics, corrected, strict=True))
-        found += [replace(one, corrected=p_values.get(key)) for key, one in made.items()]
+        found += [replace(one, corrected=p_values.get(key), matched=matched.get(key)) for key, one in made.items()]
     return found, left
 
 
@@ -270,9 +276,11 @@ def as_csv(found: Sequence[Difference]) -> str:
     for one in found:
         each = (" ".join(map(str, values)) for values in (one.by_seed, one.by_seed.values()))
         numbers = (one.value, one.low, one.high, one.p, one.corrected, one.examples)
-        rows.append([*one.point.values(), one.variant, one.less, one.metric, *numbers, *each])
+        at_length = one.matched or ("",) * len(AtLength._fields)
+        rows.append([*one.point.values(), one.variant, one.less, one.metric, *numbers, *each, *at_length])
     columns_after = ("difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed")
-    return csv_text([*keys, "variant", "less", "metric", *columns_after], rows)
+    of_length = ("matched", "matched_low", "matched_high", "matched_replies")
+    return csv_text([*keys, "variant", "less", "metric", *columns_after, *of_length], rows)
 
 
 def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], shown: Shown, name: str) -> str:
@@ -290,6 +298,7 @@ def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], show
             f"p-values of a row are corrected for the number of its main metrics (Holm 1979), which are {main}. "
             f"{_few(seeds)} Each seed's difference and its p-value: [{name}.differences.csv]({name}.differences.csv).",
         ]
+        parts += _at_matched_length(found, shown)
     elif not left:
         parts.append(f"No two {'settings' if of_settings else 'variants'} that are compared have finished with a seed.")
     parts += [f"Not compared, since {reason}: {', '.join(dict.fromkeys(names))}." for reason, names in left.items()]
@@ -308,6 +317,26 @@ def _table(found: Sequence[Difference], shown: Shown) -> str:
         cells.setdefault(label(one) + few, {})[one.metric] = f"{value} ({low} to {high}){mark}"
     rows = [[escape(row), *(of.get(key, DASH) for key in shown.every)] for row, of in cells.items()]
     return markdown_table([["", *(COLUMNS[key][0] for key in shown.every)], *rows])
+
+
+def _at_matched_length(found: Sequence[Difference], shown: Shown) -> list[str]:
+    """The differences at matched length: a heading, a table and what it is; nothing if no metric has one."""
+    cells: dict[str, dict[str, str]] = {}
+    for one in found:
+        if one.matched:
+            digits = COLUMNS[one.metric][1]
+            value, low, high = (f"{number:+z.{digits}f}" for number in one.matched[:3])
+            text = f"{value} ({low} to {high}){star(one.matched.low, one.matched.high)}"
+            row = cells.setdefault(label(one), {"replies": f"{one.matched.replies}"})
+            row[one.metric] = text
+    keys = [key for key in shown.every if any(key in of for of in cells.values())]
+    rows = [[escape(row), *(of.get(key, DASH) for key in ("replies", *keys))] for row, of in cells.items()]
+    told = (
+        "Among replies with about as many words, in five classes ([metrics](../../docs/metrics.md#verdicts)); replies: "
+        "those in a class that has some of both sides. A difference that is gone here is one of length."
+    )
+    table = markdown_table([["", "replies", *(COLUMNS[key][0] for key in keys)], *rows])
+    return ["### At matched length", table, told] if rows else []
 
 
 def _few(seeds: int) -> str:

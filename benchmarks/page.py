@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.report.tables import markdown_table
-from attune.runtime.io import write_text
+from attune.runtime.io import between_marks, write_text
 from attune.runtime.machine import in_words
 from benchmarks.measure import RESULTS
 
@@ -70,15 +70,13 @@ def page(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """`text` with the tables of each section replaced.
 
     Raises:
-        ValueError: a mark is missing or repeated.
+        UserError: a mark is missing or repeated.
     """
     for section in SECTIONS:
         begin = f"<!-- {section}: written by python -m benchmarks.page -->\n"
         end = f"<!-- end of {section} -->\n"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
         shown = block(section, results[section]) if section in results else "Not measured yet.\n"
-        text = before + begin + shown + end + after
+        text = between_marks(text, begin, end, shown, PAGE)
     return text
 
 

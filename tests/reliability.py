@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from attune.report.tables import escape, markdown_table
-from attune.runtime.io import write_json, write_text
+from attune.runtime.io import between_marks, write_json, write_text
 from attune.runtime.machine import machine
 
 CODE = ("attune", "stages", "tests", "conf")
@@ -52,9 +52,7 @@ def page(text, found):
         raise ValueError(f"{', '.join(sorted(unknown))} has no section in {PAGE.name}: SECTIONS names them")
     for name in SECTIONS:
         begin, end = f"<!-- {name}: written by pytest --record -->\n", f"<!-- end of {name} -->\n"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = before + begin + block(found.get(name)) + end + after
+        text = between_marks(text, begin, end, block(found.get(name)), PAGE)
     return text
 
 

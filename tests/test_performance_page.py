@@ -2,6 +2,7 @@
 
 import pytest
 
+from attune.runtime.errors import UserError
 from benchmarks.measure import RESULTS
 from benchmarks.page import PAGE, SECTIONS, block, page, read_results
 
@@ -34,5 +35,5 @@ def test_cases_that_were_measured_on_two_machines_say_so():
 
 
 def test_a_mark_that_is_missing_is_an_error():
-    with pytest.raises(ValueError, match="not enough values"):
+    with pytest.raises(UserError, match=r"performance\.md has no lines"):
         page("# Performance\n", read_results())

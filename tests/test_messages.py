@@ -217,7 +217,7 @@ def labelled(split: str, *labels: str) -> bytes:
         (
             {"train": labelled("train", "sad", "", "joyful")},
             r"1 of 3 train dialogues have no label, which pairs\.rule = opposite_emotion needs: give each one; without "
-            r"labels there are pairs\.rule = dbt, counselling",
+            r"labels there are pairs\.rule = dbt, epitome, counselling",
         ),
         ({"test": labelled("test", "sad", "joyful", "afraid")}, r"^test dialogues .* no dialogue carries the opposite"),
         ({"test": labelled("test", "sad", "joyful", "odd")}, r"^test dialogues .* no opposite in the table for .*odd"),

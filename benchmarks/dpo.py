@@ -115,7 +115,7 @@ class Sides:
 
     def ours(self, pairs: Sequence[Pair], asked: Sequence[Pair] = ()) -> Callable[[], float]:
         """Stage `dpo`'s trainer; the reference is computed for the pairs `asked` as well."""
-        from attune.training.dpo.packed_forward import prepare
+        from attune.training.common.packed_forward import prepare
         from attune.training.dpo.packed_trainer import packed_trainer
         from attune.training.dpo.reference_logps import complete, with_reference
 

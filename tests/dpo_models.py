@@ -6,7 +6,7 @@ import transformers
 
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.models.tiny import train_tokenizer
-from attune.training.dpo.packed_forward import prepare
+from attune.training.common.packed_forward import prepare
 from attune.training.dpo.packed_trainer import encoded_pairs_trainer, packed_trainer
 from attune.training.dpo.trl_losses import config_arguments
 

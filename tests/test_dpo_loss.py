@@ -6,8 +6,8 @@ import pytest
 import torch
 from dpo_models import gradients, trl_trainer, with_made_up_reference
 
+from attune.training.common.packed_forward import packed_output, unwrap_peft
 from attune.training.dpo.loss import INITIAL_LOSS, logp_gradients, sigmoid_loss
-from attune.training.dpo.packed_forward import pair_output, unwrap_peft
 
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -71,7 +71,7 @@ def test_real_batch_gives_trls_loss_and_its_gradient_in_the_paper(trainer):
     trl_loss = trainer.compute_loss(policy, dict(batch))
     trl_loss.backward()
     theirs = gradients(policy)
-    logps = pair_output(unwrap_peft(policy), batch).log_probs.sum(1)
+    logps = packed_output(unwrap_peft(policy), batch).log_probs.sum(1)
     ours = sigmoid_loss(*logps.chunk(2), batch["ref_chosen_logps"], batch["ref_rejected_logps"], trainer.beta)
     assert 0 < float(ours.accuracies.float().mean()) < 1
     assert_equals_trl(ours, trl_loss, trainer, before)

@@ -18,10 +18,10 @@ from attune.models.loading import load_adapter, store_adapter_in_bf16
 from attune.runtime.errors import ModelError
 from attune.runtime.launch import accelerate_environment
 from attune.runtime.sealed import damage, seal
+from attune.training.common.packed_forward import head_size, unwrap_peft
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, run, set_up_ranks
 from attune.training.dpo.packed_batches import collate_pairs
-from attune.training.dpo.packed_forward import head_size, unwrap_peft
 from attune.training.dpo.packed_trainer import accept_packed_batches
 from attune.training.dpo.trainer import make_trainer
 

@@ -20,8 +20,8 @@ from attune.tools.memory.footprint import kept
 from attune.tools.memory.sizes import of_rank, size
 from attune.tools.memory.work import EXAMPLES, work
 from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.packed_forward import prepare, unwrap_peft
 from attune.training.common.trainer import common_arguments
-from attune.training.dpo.packed_forward import prepare, unwrap_peft
 from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 from attune.training.sft.trainer import supervised_trainer
@@ -57,13 +57,13 @@ def trainer_of(step, params, tokenizer, folder):
     policy = add_adapter(model, params.lora, 1)
     half, hardware = LENGTH // 2, params.hardware
     if step == "sft":
-        one = {"input_ids": [5] * LENGTH, "labels": [IGNORED] * half + [5] * half}
+        some = [{"input_ids": [5 + i] * LENGTH, "labels": [IGNORED] * half + [5 + i] * half} for i in range(MICRO)]
         arguments = common_arguments(params.sft, hardware, 1, folder)
         return supervised_trainer(
             policy,
             hardware,
             args=transformers.TrainingArguments(**arguments),
-            train_dataset=[one] * MICRO,
+            train_dataset=some,
             data_collator=partial(pad_supervised, pad_id=0),
         )
     pairs = [{"prompt_ids": [5 + i] * half, "chosen_ids": [6] * half, "rejected_ids": [7] * half} for i in range(MICRO)]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from dpo_models import DPO, HARDWARE, MAX_LENGTH, PAIRS, make_policy
 
+from attune.training.common.packed_forward import prepare
+from attune.training.common.packing import Document
 from attune.training.dpo.movement import ROWS, compare, read
-from attune.training.dpo.packed_forward import prepare
-from attune.training.dpo.packing import Document
 
 PARAMS = factory.params(dpo=DPO)
 

@@ -28,11 +28,11 @@ from dpo_models import (
 
 from attune.models.loading import compile_layers
 from attune.runtime.distributed import is_main_process, process_group
+from attune.training.common.packed_forward import packed_output, prepare, unsupported_reason, unwrap_peft
+from attune.training.common.packing import SHARED
 from attune.training.common.trainer import run
 from attune.training.dpo.packed_batches import collate_pairs
-from attune.training.dpo.packed_forward import pair_output, prepare, unsupported_reason, unwrap_peft
 from attune.training.dpo.packed_trainer import encoded_pairs_trainer
-from attune.training.dpo.packing import SHARED
 from attune.training.dpo.reference_logps import complete, with_reference
 from attune.training.dpo.trainer import make_trainer
 
@@ -88,7 +88,7 @@ def test_packed_equals_plain_forward(name, varlen, pairs):
         prepare(model, HARDWARE, MAX_LENGTH)
     batch = collated(with_made_up_reference(pairs), varlen)
     assert int((batch["packed_documents"] == SHARED).sum()) == (3 if pairs is BEGUN else 0)
-    output = pair_output(unwrap_peft(model), batch)
+    output = packed_output(unwrap_peft(model), batch)
     for log_probs, expected in zip(output.log_probs, plain, strict=True):
         torch.testing.assert_close(log_probs[: len(expected)], expected, rtol=1e-5, atol=1e-5)
         assert bool((log_probs[len(expected) :] == 0).all())
@@ -105,7 +105,7 @@ def test_compiled_layers_give_the_same():
     for compiled in (False, True):
         model = make_policy("llama")
         compile_layers(model, replace(HARDWARE, compile=compiled))
-        output = pair_output(unwrap_peft(model), collated(with_made_up_reference(), varlen=False))
+        output = packed_output(unwrap_peft(model), collated(with_made_up_reference(), varlen=False))
         (output.log_probs.sum(1) @ torch.arange(1, 9.0)).backward()
         results.append((output.log_probs.detach(), gradients(model)))
     (plain, theirs), (compiled, ours) = results
@@ -139,7 +139,7 @@ def test_pairs_are_independent_of_their_batch(name, varlen, pairs):
         prepare(policy, HARDWARE, MAX_LENGTH)
 
     def logps(pairs):
-        return pair_output(unwrap_peft(policy), collated(pairs, varlen)).log_probs.sum(1)
+        return packed_output(unwrap_peft(policy), collated(pairs, varlen)).log_probs.sum(1)
 
     pairs = with_made_up_reference(pairs)
     together, reversed_ = logps(pairs).view(2, 4), logps(pairs[::-1]).view(2, 4)

@@ -8,7 +8,7 @@ from dpo_models import PAIRS
 from torch.nn.attention.flex_attention import create_mask
 
 from attune.compute.packed_mask import packed_mask, packed_mask_mod
-from attune.training.dpo.packing import SHARED, Document, cheapest_packing, first_fit_decreasing, pack
+from attune.training.common.packing import SHARED, Document, cheapest_packing, first_fit_decreasing, pack
 
 
 def structure(batch):

@@ -27,8 +27,8 @@ from attune.models.tiny import configuration, make_model
 from attune.runtime.errors import ModelError
 from attune.tools.memory.sizes import size
 from attune.training.common.collate import IGNORED, pad_supervised
+from attune.training.common.packed_forward import prepare
 from attune.training.common.trainer import common_arguments, run, save_adapter
-from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, with_reference
 from attune.training.dpo.trainer import make_trainer
 from attune.training.sft.trainer import supervised_trainer

@@ -7,8 +7,8 @@ from dpo_models import DPO, HARDWARE, MAX_LENGTH, PAIRS, make_policy, make_token
 from dpo_models import with_made_up_reference as made_up
 
 from attune.runtime.errors import UserError
+from attune.training.common.packed_forward import packed_output
 from attune.training.dpo import reference_logps
-from attune.training.dpo.packed_forward import pair_output
 from attune.training.dpo.reference_logps import complete, read, reply_key, with_reference, write
 from attune.training.dpo.trainer import make_trainer
 
@@ -35,7 +35,9 @@ def test_equals_trls_live_reference(name, tmp_path):
 def test_next_round_computes_new_replies_only(tmp_path, monkeypatch):
     model, passes = make_policy("llama"), []
     first = compute(model, PAIRS, tmp_path / "1")
-    monkeypatch.setattr(reference_logps, "pair_output", lambda m, b: passes.append(b["targets"]) or pair_output(m, b))
+    monkeypatch.setattr(
+        reference_logps, "packed_output", lambda m, b: passes.append(b["targets"]) or packed_output(m, b)
+    )
     resampled = [pair | {"rejected_ids": [70, 71, i + 3, 2]} for i, pair in enumerate(PAIRS)]
     second = compute(model, resampled, tmp_path / "2", tmp_path / "1/logps.parquet")
     assert [len(targets) for targets in passes] == [4]

@@ -13,15 +13,20 @@ import transformers
 from attune.compute.process import autocast
 from attune.config.schema import Hardware
 from attune.cpu.dropout import quick_dropout
-from attune.cpu.optimize import optimize_for_cpu
+from attune.cpu.optimize import optimize_for_cpu, optimize_packing_for_cpu
 from attune.models.bert_decoder import AS_DECODER, decoder_class
 from attune.runtime.errors import UserError
 from attune.training.common.collate import IGNORED, by_length, cuts, pad_supervised
+from attune.training.common.packed_forward import accept_packed_batches
 from attune.training.common.trainer import common_arguments
 from attune.training.sft.trainer import (
+    drops,
     has_positionwise_head,
     logits_only_at,
     loss_positions,
+    pack_supervised,
+    packed_loss,
+    packs,
     supervised_trainer,
     token_loss,
 )
@@ -44,6 +49,10 @@ MODELS = {
     ),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, num_key_value_heads=2)),
     "bert": lambda: decoder_class()(transformers.BertConfig(**SMALL, **AS_DECODER)),
+    # Not packed: padded rows.
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=3.0)
+    ),
 }  # fmt: skip
 
 
@@ -111,8 +120,54 @@ def test_step_equals_a_plain_step(name, compiled, tmp_path):
             torch.testing.assert_close(weight.detach(), before[key] - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_dialogues_with_a_common_beginning_have_the_gradients_of_a_plain_forward(name):
+    common = list(range(1, 8))
+    some = [
+        {"input_ids": common + row["input_ids"], "labels": [IGNORED] * len(common) + row["labels"]} for row in rows()
+    ]
+    batch = pad_supervised(some, pad_id=0)
+    plain, lean = make(name), make(name)
+    plain(**batch).loss.backward()
+    optimize_packing_for_cpu(lean, HARDWARE)
+    accept_packed_batches(lean)
+    packed = pack_supervised(batch, share=True)
+    # Once in place of twelve times, and without the last token of a dialogue, which predicts nothing.
+    assert packed["packed_ids"].numel() == sum(len(row["input_ids"]) for row in some) - 11 * len(common) - 12
+    packed_loss(lean(**packed), batch["labels"]).backward()
+    ours = gradients(lean)
+    for weight, gradient in gradients(plain).items():
+        torch.testing.assert_close(ours[weight], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_without_a_loss_has_a_gradient_of_zero():
+    batch = pad_supervised([{"input_ids": [0, 0], "labels": [IGNORED, IGNORED]}] * 2, pad_id=0)
+    model = make("llama")
+    optimize_packing_for_cpu(model, HARDWARE)
+    accept_packed_batches(model)
+    loss = packed_loss(model(**pack_supervised(batch, share=True)), batch["labels"], torch.tensor(7))
+    loss.backward()
+    assert float(loss.detach()) == 0 and all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_what_is_packed_and_what_shares_its_beginning():
+    from peft import LoraConfig, get_peft_model
+
+    assert packs(make("llama"), HARDWARE) and not packs(make("granite"), HARDWARE)
+    assert not packs(make("llama"), replace(HARDWARE, compile=True))
+    assert not packs(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER, attention_dropout=0.1)), HARDWARE
+    )
+    for rate in (0.0, 0.5):
+        config = LoraConfig(r=4, lora_dropout=rate, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(make("llama"), config)
+        assert packs(model, HARDWARE) and drops(model) == bool(rate)
+        optimize_for_cpu(model, HARDWARE)
+        assert drops(model) == bool(rate)
+
+
 def test_no_positionwise_head(tmp_path):
-    class Mixing(transformers.LlamaForCausalLM):
+    class Mixing(transformers.GraniteForCausalLM):
         """Subtracts the first position's logits from each position's: the head is not position-wise."""
 
         def forward(self, *args, **kwargs):
@@ -121,7 +176,7 @@ def test_no_positionwise_head(tmp_path):
             return output
 
     torch.manual_seed(1)
-    model = Mixing(transformers.LlamaConfig(**DECODER))
+    model = Mixing(transformers.GraniteConfig(**SMALL))
     assert not has_positionwise_head(model, HARDWARE)
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.warns(UserWarning, match="Mixing has no position-wise head") as caught:

@@ -21,12 +21,12 @@ from attune.models.tiny import make_model, train_tokenizer
 from attune.pairs.build import with_future_rejected
 from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import UserError
+from attune.training.common.packed_forward import prepare
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import export_checkpoint, save_adapter
 from attune.training.dpo import round as dpo_round
 from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.movement import measure
-from attune.training.dpo.packed_forward import prepare
 from attune.training.dpo.reference_logps import complete, identity, read, with_reference
 from attune.training.sft.fine_tune import fine_tune as train_adapter
 from stages import sft as sft_stage

@@ -103,7 +103,7 @@ def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
     dpo_stage.main("e1", params)
     whole = load_file("models/dpo/e1/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
-    output, calls = packed_trainer.pair_output, []
+    output, calls = packed_trainer.packed_output, []
 
     def limited(model, batch):
         calls.append(len(batch["predictors"]) // 2)
@@ -111,7 +111,7 @@ def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
             raise CPU
         return output(model, batch)
 
-    monkeypatch.setattr(packed_trainer, "pair_output", limited)
+    monkeypatch.setattr(packed_trainer, "packed_output", limited)
     dpo_stage.main("e1", params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: continuing with 2" in said and "checkpoint-5" in said

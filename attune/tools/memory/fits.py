@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attune.config.schema import Params
 from attune.tools.memory.footprint import kept
 from attune.tools.memory.sizes import Step, of_rank, size
-from attune.training.dpo.packed_forward import SUPPORTED_ARCHITECTURES
+from attune.training.common.packed_forward import SUPPORTED_ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

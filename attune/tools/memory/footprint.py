@@ -18,8 +18,8 @@ from attune.cpu.optimize import chunk_tokens, document_masks, uses_varlen
 from attune.tools.memory import sizes
 from attune.tools.memory.sizes import Step
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packed_forward import attention_masks, project, states_at, unwrap_peft
-from attune.training.dpo.packing import Document, pack
+from attune.training.common.packed_forward import attention_masks, project, states_at, unwrap_peft
+from attune.training.common.packing import Document, pack
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Layers of the two measured models; their difference is a layer. Not 1 and 2: a single layer is first and last at once.
 FEW, MORE = 2, 3
-# Tile of TRL's log-probabilities on a GPU, tokens x vocabulary entries (trl/kernels/chunked_logprob.py, `pair_output`).
+# Tile of TRL's log-probabilities on a GPU, tokens x vocabulary entries (trl/kernels/chunked_logprob.py).
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 
 
@@ -81,7 +81,7 @@ def kept(config: PretrainedConfig, params: Params, step: Step, checkpointing: bo
         activations=few.activations + (layers - FEW) * (more.activations - few.activations),
         logits=few.logits,
         again=again,
-        passing=_passing(config, params, step, micro_batch),
+        passing=few.passing,
     )
 
 
@@ -120,7 +120,8 @@ def _saved(config: PretrainedConfig, params: Params, step: Step, micro_batch: in
         with torch.autocast("cpu", torch.bfloat16, enabled=half), saving(policy) as storages:
             forward(mode)
     logits = sum(size for size, shape in storages.values() if shape[-1:] == (vocabulary,))
-    return Kept(sum(size for size, _ in storages.values()) - logits, logits, _casts(policy, params.hardware))
+    passing = _passing(config, params, step, micro_batch, uses_varlen(unwrap_peft(policy)))
+    return Kept(sum(size for size, _ in storages.values()) - logits, logits, _casts(policy, params.hardware), passing)
 
 
 def _casts(policy: Any, hardware: Hardware) -> int:
@@ -152,6 +153,8 @@ def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any]
     import torch
 
     length = params.sft.max_length
+    if uses_varlen(unwrap_peft(policy)):
+        return _packed(policy, [Document([0] * (length - length // 2), [[0] * (length // 2)])] * micro_batch)
 
     def forward(mode: Any) -> torch.Tensor:
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
@@ -167,14 +170,19 @@ def _supervised(policy: Any, params: Params, micro_batch: int) -> Callable[[Any]
 
 
 def _pairs(policy: Any, params: Params, micro_batch: int) -> Callable[[Any], torch.Tensor]:
-    """The forward pass of DPO, as in `pair_output`; DPO runs without dropout."""
+    """The forward pass of DPO, as in `packed_output`; DPO runs without dropout."""
     import torch
 
-    model, context = unwrap_peft(policy), params.dpo.max_length // 2
     for module in policy.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    documents = [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch
+    context = params.dpo.max_length // 2
+    return _packed(policy, [Document([0] * context, [[0] * (params.dpo.max_length - context)] * 2)] * micro_batch)
+
+
+def _packed(policy: Any, documents: list[Document]) -> Callable[[Any], torch.Tensor]:
+    """The forward pass on packed documents that have no beginning in common."""
+    model = unwrap_peft(policy)
     packed = pack(documents, 0, uses_varlen(model), share=False)
     packed["indices"] = packed["predictors"][packed["targets"] != IGNORED]
     packed["distinct"] = packed["indices"].unique()
@@ -214,14 +222,14 @@ def saving(model: Any) -> Iterator[dict[int, tuple[int, tuple[int, ...]]]]:
         yield storages
 
 
-def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int) -> int:
-    """Bytes of logits that are not saved for the backward pass: their gradient in SFT, a chunk of them in DPO."""
+def _passing(config: PretrainedConfig, params: Params, step: Step, micro_batch: int, varlen: bool) -> int:
+    """Bytes of logits that are not saved for the backward pass: a chunk of them, or of padded SFT their gradient."""
     words, width = config.get_text_config().vocab_size, config.get_text_config().hidden_size
     half = 2 if params.hardware.precision == "bf16" else 4
+    if varlen:
+        return chunk_tokens(words) * words * (4 + half)
     if step == "sft":
         logits = micro_batch * (params.sft.max_length // 2) * words
         return logits * 4 + (logits * half if half == 2 else 0)
-    if params.hardware.device == "cpu":
-        return chunk_tokens(words) * words * (4 + half)
     tokens = 2 * micro_batch * (params.dpo.max_length - params.dpo.max_length // 2)
     return min(tokens, TILE_TOKENS) * TILE_WORDS * half + tokens * width * 4

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from attune.cpu.optimize import optimize_for_cpu
+from attune.cpu.optimize import optimize_for_cpu, optimize_packing_for_cpu
 from attune.models.loading import add_adapter
 from attune.models.quantization import NF4_BYTES
 from attune.models.tiny import from_config
-from attune.training.dpo.packed_forward import prepare, unwrap_peft
+from attune.training.common.packed_forward import prepare, unwrap_peft
+from attune.training.sft.trainer import packs
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,8 @@ def policy(config: PretrainedConfig, params: Params, step: Step) -> Any:
         made = add_adapter(model, params.lora, params.seed)
     if step == "sft":
         optimize_for_cpu(made, hardware)
+        if packs(made, hardware):
+            optimize_packing_for_cpu(unwrap_peft(made), hardware)
     elif hardware.device == "cpu":
         prepare(made, hardware, params.dpo.max_length)
     if hardware.gradient_checkpointing:

@@ -20,15 +20,15 @@ from attune.compute.process import autocast
 from attune.cpu.optimize import uses_varlen
 from attune.models.loading import load_adapter, load_base, load_tokenizer
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.encoding import encode_pairs
-from attune.training.dpo.packed_forward import (
+from attune.training.common.packed_forward import (
     attention_arguments,
     prepare,
     states_at,
     unsupported_reason,
     unwrap_peft,
 )
-from attune.training.dpo.packing import Document, pack
+from attune.training.common.packing import Document, pack
+from attune.training.dpo.encoding import encode_pairs
 from attune.training.dpo.reference_logps import TOKENS_PER_PASS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attune.compute.packed_mask import CONTEXT, PADDING
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packing import REPLY_KEYS, Document, pack
+from attune.training.common.packing import REPLY_KEYS, Document, pack
 from attune.training.dpo.reference_logps import REFERENCE_KEYS
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ Every pair has equal weight in an effective batch, however the batch is split ov
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from attune.cpu.optimize import uses_varlen
 from attune.runtime.distributed import all_reduce_sum, world_size
 from attune.training.common.distributed_batches import EffectiveBatch, shared_loader
+from attune.training.common.packed_forward import accept_packed_batches, unwrap_peft
+from attune.training.common.packing import PACKED_KEYS, REPLY_KEYS
 from attune.training.dpo.packed_batches import DUMMY_PAIR, collate_pairs, kept, likelihood_tokens, rows_of
-from attune.training.dpo.packed_forward import pair_output, unwrap_peft
-from attune.training.dpo.packing import PACKED_KEYS, REPLY_KEYS
 from attune.training.dpo.reference_logps import REFERENCE_KEYS
 from attune.training.dpo.trl_losses import LIKELIHOOD, reference_free
 
@@ -29,24 +28,6 @@ if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from attune.config.schema import Dpo
-
-
-def accept_packed_batches(model: Any) -> None:
-    """Have `model` return `pair_output` for a batch of `collate_pairs`, and what it returned before for other inputs.
-
-    Args:
-        model: a causal language model, not a PeftModel. If it `uses_varlen`, it takes packed batches only.
-    """
-    plain = model.forward
-
-    @functools.wraps(type(model).forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """`pair_output` of a packed batch, the model's own output of any other."""
-        if "packed_ids" not in kwargs:
-            return plain(*args, **kwargs)
-        return pair_output(self, {name: kwargs[name] for name in (*PACKED_KEYS, *REPLY_KEYS)})
-
-    model.forward = types.MethodType(forward, model)
 
 
 @contextmanager

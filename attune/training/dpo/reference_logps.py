@@ -26,8 +26,8 @@ from attune.runtime.arrow_stream import write_table
 from attune.runtime.distributed import all_gather, broadcast_from_main, is_main_process, rank, world_size
 from attune.runtime.errors import DamagedReference, ModelError
 from attune.runtime.io import sha256_of
-from attune.training.dpo.packed_forward import pair_output, unwrap_peft
-from attune.training.dpo.packing import Document, pack
+from attune.training.common.packed_forward import packed_output, unwrap_peft
+from attune.training.common.packing import Document, pack
 
 if TYPE_CHECKING:
     from attune.config.schema import Hardware
@@ -174,7 +174,7 @@ def _log_probs(
         return {}
     policy = unwrap_peft(model)
     batch = pack(documents, pad_id, uses_varlen(policy))
-    output = pair_output(policy, {name: tensor.to(hardware.device) for name, tensor in batch.items()})
+    output = packed_output(policy, {name: tensor.to(hardware.device) for name, tensor in batch.items()})
     assert output.log_probs is not None
     return dict(zip(_keys(documents), output.log_probs.sum(dim=1).tolist(), strict=True))
 

@@ -16,10 +16,10 @@ from attune.models.loading import add_adapter, is_adapter, load_adapter, load_ba
 from attune.runtime.distributed import broadcast_from_main, on_main_process
 from attune.runtime.errors import UserError
 from attune.runtime.io import link_or_copy
+from attune.training.common.packed_forward import prepare, unsupported_reason
 from attune.training.common.resume import last_checkpoint
 from attune.training.common.trainer import redraw, rescale_step_count, run, save_adapter
 from attune.training.dpo.encoding import encode_pairs
-from attune.training.dpo.packed_forward import prepare, unsupported_reason
 from attune.training.dpo.reference_logps import at_shared_length, complete, identity, with_reference
 from attune.training.dpo.trainer import make_trainer
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from attune.models.quantization import keep_adapter_fp32
 from attune.runtime.errors import ModelError
+from attune.training.common.packed_forward import prepare, unsupported_reason
 from attune.training.common.trainer import assert_first_loss, common_arguments, stop_after_epoch
-from attune.training.dpo.packed_forward import prepare, unsupported_reason
 from attune.training.dpo.reference_logps import require_reference
 from attune.training.dpo.trl_losses import at_zero_margin, config_arguments, require_whole_batch
 

@@ -1,9 +1,11 @@
-"""transformers' Trainer for SFT, without two computations that do not change the loss.
+"""transformers' Trainer for SFT, without computations that do not change the loss.
 
 - The head computes logits only at positions that predict a token of the loss mask, about four in ten: the logits over
   the vocabulary are the largest tensor of a step.
 - The micro-batches of an effective batch are regrouped by length, which saves padding. The effective batch stays the
   same, and with it the gradient of an optimizer step.
+- On a CPU a micro-batch is one packed sequence without padding, and the tokens that all its dialogues begin with, such
+  as the system prompt, stand in it once (`attune.training.common.packing`).
 
 The loss is that of transformers: the mean over the tokens of the loss mask in the effective batch.
 """
@@ -11,15 +13,17 @@ The loss is that of transformers: the mean over the tokens of the loss mask in t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attune.compute.process import autocast
-from attune.cpu.optimize import optimize_for_cpu
+from attune.cpu.optimize import optimize_for_cpu, optimize_packing_for_cpu
 from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED, by_length
 from attune.training.common.distributed_batches import shared_loader
+from attune.training.common.packed_forward import accept_packed_batches, unsupported_reason, unwrap_peft
+from attune.training.common.packing import Document, pack
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
 def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trainer:
     """A trainer of `model` on examples with `input_ids` and `labels`.
 
-    A model without a position-wise head (`has_positionwise_head`) is trained by its plain forward pass, with a warning.
+    A model that is not packed (`packs`) and has no position-wise head (`has_positionwise_head`) is trained by its plain
+    forward pass, with a warning.
 
     Args:
         model: a causal language model or a PeftModel, on `compute.device`.
@@ -44,6 +49,8 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
     class SupervisedTrainer(Trainer):
         """Trainer with micro-batches by length and logits at the loss positions only."""
 
+        packed = packs(model, hardware)
+
         def get_train_dataloader(self) -> Any:
             if self.args.world_size == 1:
                 return super().get_train_dataloader()
@@ -54,10 +61,17 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
             return by_length(batches), items
 
         def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+            if self.packed:
+                batch = pack_supervised(inputs, share=not drops(model))
+                return super().compute_loss(model, batch | {"labels": inputs["labels"]}, *args, **kwargs)
             with logits_only_at(head, loss_positions(inputs["labels"])):
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     optimize_for_cpu(model, hardware)
+    if packs(model, hardware):
+        optimize_packing_for_cpu(unwrap_peft(model), hardware)
+        accept_packed_batches(unwrap_peft(model))
+        return SupervisedTrainer(model=model, compute_loss_func=packed_loss, **arguments)
     compile_layers(model, hardware)
     if not has_positionwise_head(model, hardware):
         warnings.warn(
@@ -68,6 +82,60 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
         return Trainer(model=model, **arguments)
     head = model.get_output_embeddings()
     return SupervisedTrainer(model=model, compute_loss_func=token_loss, **arguments)
+
+
+def packs(model: Any, hardware: Hardware) -> bool:
+    """Whether SFT of `model`, a causal language model or a PeftModel, runs on packed sequences.
+
+    On a CPU, if packing supports the architecture (`unsupported_reason`) and nothing drops attention weights, which
+    attention per document would not do.
+    """
+    config = unwrap_peft(model).config
+    dropped = max(getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attention_probs_dropout_prob"))
+    on_cpu = hardware.device == "cpu" and not hardware.compile
+    return on_cpu and not dropped and unsupported_reason(model) is None
+
+
+def drops(model: Any) -> bool:
+    """Whether any layer of `model` drops states: dialogues that share a beginning would share what is dropped."""
+    return any(getattr(module, "p", 0.0) for module in model.modules() if type(module).__name__.endswith("Dropout"))
+
+
+def pack_supervised(batch: Mapping[str, torch.Tensor], share: bool) -> dict[str, torch.Tensor]:
+    """A packed batch with a document for each dialogue, whose reply begins at its first token in the loss mask.
+
+    Args:
+        batch: of `pad_supervised`, B dialogues of at least two tokens.
+        share: whether what all dialogues begin with stands in the sequence once.
+
+    Returns:
+        The tensors of `pack`, for a model that `uses_varlen`. `targets` is `IGNORED` outside of the loss mask too. A
+        batch without a token in the loss mask, which fills up an effective batch on several ranks, has one target.
+    """
+    from torch.nn.utils.rnn import pad_sequence
+
+    documents, learned = [], []
+    for row, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        length = int(mask.sum())
+        # Of the tokens that are predicted, from the second on.
+        in_loss = labels[1:length] != IGNORED
+        first = int(in_loss.float().argmax())
+        ids = row[:length].tolist()
+        documents.append(Document(ids[: first + 1], [ids[first + 1 :]]))
+        learned.append(in_loss[first:])
+    packed = pack(documents, pad_id=0, varlen=True, share=share)
+    kept = pad_sequence(learned, batch_first=True)
+    kept[0, 0] |= not kept.any()
+    return packed | {"targets": packed["targets"].masked_fill(~kept, IGNORED)}
+
+
+def packed_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+    """As `token_loss`, from the log-probabilities of the targets of `pack_supervised`."""
+    tokens = (labels[:, 1:] != IGNORED).sum()
+    # A batch without a token in the loss mask has one target, and a gradient of 0.
+    total = -outputs.log_probs.sum() * tokens.clamp(max=1)
+    loss: torch.Tensor = total / (tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+    return loss
 
 
 def loss_positions(labels: torch.Tensor) -> torch.Tensor:

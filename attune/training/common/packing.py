@@ -1,4 +1,4 @@
-"""Preference pairs packed into sequences, with the context of a pair as the shared prefix of its replies.
+"""Contexts and replies packed into sequences, with a context as the shared prefix of its replies.
 
     document   [ context | chosen | rejected ]        segments 0, 1, 2
     sequence   [ document ][ document ][ padding ]

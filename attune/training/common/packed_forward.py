@@ -9,6 +9,8 @@ How a model takes its mask and positions depends on its architecture; `unsupport
 
 from __future__ import annotations
 
+import functools
+import types
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from attune.cpu.optimize import (
 )
 from attune.models.loading import compile_layers
 from attune.training.common.collate import IGNORED
-from attune.training.dpo.packing import SHARED
+from attune.training.common.packing import PACKED_KEYS, REPLY_KEYS, SHARED
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +105,7 @@ def _flex_compiles(size: int) -> bool:
     return True
 
 
-def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
+def packed_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
     """The forward pass on a packed batch, in the form that TRL's loss reads.
 
     Args:
@@ -124,6 +126,24 @@ def pair_output(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Fused
         name: value.new_zeros(in_reply.shape).masked_scatter(in_reply, value) for name, value in values.items()
     }
     return FusedCausalLMOutput(**per_reply, label_mask=in_reply)
+
+
+def accept_packed_batches(model: Any) -> None:
+    """Have `model` return `packed_output` for a batch of `pack`, and what it returned before for other inputs.
+
+    Args:
+        model: a causal language model, not a PeftModel. If it `uses_varlen`, it takes packed batches only.
+    """
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """`packed_output` of a packed batch, the model's own output of any other."""
+        if "packed_ids" not in kwargs:
+            return plain(*args, **kwargs)
+        return packed_output(self, {name: kwargs[name] for name in (*PACKED_KEYS, *REPLY_KEYS)})
+
+    model.forward = types.MethodType(forward, model)
 
 
 def states_at(

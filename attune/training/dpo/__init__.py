@@ -4,8 +4,8 @@ Read the files in this order:
 
 1. `loss`             the sigmoid loss, and what its gradient does to the two replies
 2. `encoding`         preference pairs as token ids
-3. `packing`          documents that share a context as a prefix, packed into sequences
-4. `packed_forward`   log-probabilities of all replies from one forward pass of the packed sequences
+3. `packing`          (in `training.common`) documents that share a context as a prefix, packed into sequences
+4. `packed_forward`   (there) log-probabilities of all replies from one forward pass of the packed sequences
 5. `reference_logps`  the reference model's log-probabilities: computed once, kept in a file
 6. `trl_losses`       all other losses, by TRL's code, and the value that each has where the policy is the reference
 7. `packed_batches`   batches of pairs for TRL's trainer

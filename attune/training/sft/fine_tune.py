@@ -64,7 +64,7 @@ def fine_tune(
             f"none of {len(dialogues)} dialogues has a token of the {sft.loss_on} within sft.max_length = "
             f"{sft.max_length} tokens: raise it, or change sft.loss_on"
         )
-    policy = add_adapter(model, lora, seed)
+    policy, attention = add_adapter(model, lora, seed), model.config._attn_implementation
     trainer = supervised_trainer(
         policy,
         hardware,
@@ -73,6 +73,8 @@ def fine_tune(
         data_collator=partial(pad_supervised, pad_id=tokenizer.pad_token_id),
     )
     run(trainer, curves)
+    # That of training may take packed sequences alone.
+    model.set_attn_implementation(attention)
     return policy
 
 

@@ -62,7 +62,7 @@ def test_replies_made_elsewhere_are_a_variant_and_a_changed_row_runs_what_reads_
     reading = ["generate@theirs", "mmlu@theirs", "card@theirs", "evaluate@theirs", "scores@theirs-epitome", *intervals]
     assert sorted(stages_run(output)) == sorted([*reading, *PAGES])
     assert json.loads(clone.read("metrics/text/theirs.json"))["repeated_share"] == 100.0
-    assert "32 of the 32 test examples" in clone.read("reports/cards/theirs.md")
+    assert "32 of the 32 examples" in clone.read("reports/cards/theirs.md")
     assert "theirs" in clone.run(sys.executable, "-m", "attune", "show")
     file.write_text(file.read_text().replace("Oh no!", "You won!", 1))
     changed = set(stages_run(clone.run("dvc", "repro")))

@@ -306,6 +306,8 @@ def test_each_setting_is_compared_with_its_own_references():
     text = re.sub(" +", " ", section([one, other], {}, shown, "s"))
     assert "| c less b, 2, sft, 1 of 2 seeds | +1.50 (+0.00 to +2.00) |" in text
     assert "| b less a, 2, sft | +1.25 (-1.00 to +2.00) |" in text
+    within = replace(one, less="base", between_variants=True)
+    assert "| c, 2, sft less base |" in re.sub(" +", " ", section([within], {}, shown, "s"))
 
 
 def test_a_metric_that_cannot_be_compared_still_counts_among_those_looked_at(tmp_path):

@@ -46,8 +46,8 @@ Measured = tuple[float, float, float, dict[int, float], int]
 class Difference:
     """A metric of a variant at a point of the grid, less that of `less`, the reference setting or another variant: the
     mean over seeds, its 95 % interval, the p-value, the difference of each seed, and the number of examples that any of
-    them has. `corrected` is the p-value corrected for the number of metrics (Holm 1979), `matched` the difference at
-    matched length."""
+    them has. `between_variants`: `less` is a variant. `corrected` is the p-value corrected for the number of metrics
+    (Holm 1979), `matched` the difference at matched length."""
 
     point: dict[str, Any]
     variant: str
@@ -58,6 +58,7 @@ class Difference:
     p: float
     by_seed: dict[int, float]
     examples: int
+    between_variants: bool = False
     corrected: float | None = None
     matched: AtLength | None = None
 
@@ -94,7 +95,9 @@ def differences(
         columns = [(scorer_of(key), key) for key in shown.every]
         matched = of_metrics(sides, columns, targets, draws(len(sides), RESAMPLES), RESAMPLES_SEED)
         made = {
-            key: Difference(dict(point), variant, less, key, *measured[key]) for key in shown.every if key in measured
+            key: Difference(dict(point), variant, less, key, *measured[key], between_variants=not shown.reference)
+            for key in shown.every
+            if key in measured
         }
         # A metric that could not be compared still counts among those that were looked at.
         corrected = holm([made[key].p if key in made else 1.0 for key in shown.metrics])
@@ -352,12 +355,12 @@ def _few(seeds: int) -> str:
 
 def label(one: Difference) -> str:
     """A row of the table."""
-    return f"{_compared(one)}, {one.variant}" if SETTING in one.point else _compared(one)
+    return _compared(one) if one.between_variants else f"{_compared(one)}, {one.variant}"
 
 
 def _compared(one: Difference) -> str:
     """The two sides, and what they have in common but for a setting's variant."""
-    if SETTING in one.point:
+    if not one.between_variants:
         sides = [f"{value} less {one.less}" if key == SETTING else str(value) for key, value in one.point.items()]
     else:
         sides = [*map(str, one.point.values()), f"{one.variant} less {one.less}"]

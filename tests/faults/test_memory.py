@@ -13,7 +13,7 @@ from attune.config.schema import Hardware
 from attune.data.pair import Pair
 from attune.pairs.metrics import write_pairs
 from attune.runtime.errors import ModelError
-from attune.training.dpo import packed_trainer
+from attune.training.common import packed_forward
 from attune.training.sft import trainer
 from stages import dpo as dpo_stage
 from stages import sft as sft_stage
@@ -73,7 +73,7 @@ def test_sft_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
     sft_stage.main("sft", params)
     whole = load_file("models/sft/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
-    loss, calls = trainer.token_loss, []
+    loss, calls = trainer.packed_loss, []
 
     def limited(outputs, labels, num_items_in_batch=None):
         calls.append(len(labels))
@@ -81,7 +81,7 @@ def test_sft_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
             raise CPU
         return loss(outputs, labels, num_items_in_batch)
 
-    monkeypatch.setattr(trainer, "token_loss", limited)
+    monkeypatch.setattr(trainer, "packed_loss", limited)
     sft_stage.main("sft", params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: continuing with 2" in said and "checkpoint-5" in said
@@ -103,7 +103,7 @@ def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
     dpo_stage.main("e1", params)
     whole = load_file("models/dpo/e1/adapter_model.safetensors")
     small.recorded_by_dvc(tmp_path)
-    output, calls = packed_trainer.packed_output, []
+    output, calls = packed_forward.packed_output, []
 
     def limited(model, batch):
         calls.append(len(batch["predictors"]) // 2)
@@ -111,7 +111,7 @@ def test_dpo_that_runs_out_of_memory_reaches_the_same_adapter(tmp_path, monkeypa
             raise CPU
         return output(model, batch)
 
-    monkeypatch.setattr(packed_trainer, "packed_output", limited)
+    monkeypatch.setattr(packed_forward, "packed_output", limited)
     dpo_stage.main("e1", params)
     said = capsys.readouterr().err
     assert "out of memory with micro-batches of 4: continuing with 2" in said and "checkpoint-5" in said

@@ -26,14 +26,14 @@ def test_a_loss_that_is_no_number_ends_training_and_reaches_no_checkpoint(value,
     from attune.training.sft import trainer
 
     make(tmp_path, 40)
-    loss, calls = trainer.token_loss, []
+    loss, calls = trainer.packed_loss, []
 
     def broken(outputs, labels, num_items_in_batch=None):
         calls.append(labels)
         # Two micro-batches a step.
         return loss(outputs, labels, num_items_in_batch) * (value if len(calls) > 12 else 1)
 
-    monkeypatch.setattr(trainer, "token_loss", broken)
+    monkeypatch.setattr(trainer, "packed_loss", broken)
     with pytest.raises(UserError, match=r"loss is (nan|inf) at or shortly before step 10: lower the learning rate"):
         fine_tune(tmp_path)
     assert last_checkpoint(tmp_path / "checkpoints").name == "checkpoint-5"

@@ -24,7 +24,7 @@ from attune.runtime.io import csv_text
 from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
 from attune.tools.runs import Run, differing, scorer_of
-from attune.tools.study_length import AtLength, of_metrics
+from attune.tools.study_length import AtLength, means_over_seeds, of_metrics
 from attune.tools.study_plan import COLUMNS, MEANS, SETTING, Shown
 
 if TYPE_CHECKING:
@@ -231,9 +231,7 @@ def _of_scorer(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], targets: 
     found: dict[str, Measured] = {}
     for name in names:
         by_seed = np.array([np.concatenate([part[k][name] for part in parts]) for k in range(len(pairs))])
-        # A seed that is not drawn may be without an example that has the metric: NaN, which times 0 is NaN.
-        means = np.where(drawn.T > 0, drawn.T * by_seed, 0.0).sum(axis=0)
-        means = means[~np.isnan(means)]
+        means = means_over_seeds(by_seed, drawn)
         if not len(means):
             continue
         low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AtLength(NamedTuple):
-    """A difference at matched length: the mean over seeds, its 95 % interval, and the replies behind it."""
+    """A difference at matched length: the mean over seeds, its 95 % interval, and the number of replies."""
 
     value: float
     low: float
@@ -63,12 +63,17 @@ def at_length(sides: Sides, metric: str, targets: Any, draws: Numbers, seed: int
             for key, (difference, _) in measured.items()
         ]
     )
-    # A seed that is not drawn may have no value.
-    means = np.where(draws.T > 0, draws.T * by_seed, 0.0).sum(axis=0)
-    low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    low, high = np.percentile(means_over_seeds(by_seed, draws), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     each = [float(difference(np.ones((1, len(places[key]))))[0]) for key, (difference, _) in measured.items()]
     replies = sum(replies for _, replies in measured.values())
     return AtLength(float(np.mean(each)), float(low), float(high), replies)
+
+
+def means_over_seeds(by_seed: Numbers, draws: Numbers) -> Numbers:
+    """The mean of each resample over the seeds that it draws, from (K, R) values and (R, K) shares; without NaN."""
+    # A seed that is not drawn may have no value: NaN, which times 0 is NaN.
+    means: Numbers = np.where(draws.T > 0, draws.T * by_seed, 0.0).sum(axis=0)
+    return means[~np.isnan(means)]
 
 
 def of_metrics(

@@ -1,8 +1,8 @@
 """Dialogues a second of stage `sft`'s trainer against TRL's SFTTrainer and against a plain loop.
 
-    python -m benchmarks.sft                             # the headline, about 13 minutes on two cores
-    python -m benchmarks.sft batch-1 batch-4 batch-16    # about 3, 4 and 5 minutes
-    python -m benchmarks.sft all                         # about half an hour
+    python -m benchmarks.sft                             # the headline, about 16 minutes on two cores
+    python -m benchmarks.sft batch-1 batch-4 batch-16    # about 4, 5 and 7 minutes
+    python -m benchmarks.sft all                         # about 40 minutes
 
 The headline is SmolLM2-135M-Instruct with the adapter of `recipe=empo model=smollm2` on EmpatheticDialogues (below
 CORPORA_DIR, else of the embedded sample), loss on what the assistant says, an optimizer step of 64 dialogues a round,
@@ -33,8 +33,8 @@ from attune.training.sft.fine_tune import supervised_examples
 from attune.training.sft.trainer import supervised_trainer
 from benchmarks import measure
 
-# Dialogues to choose from, and of the round that warms up: a micro-batch.
-DIALOGUES, WARM = 256, 8
+# Dialogues to choose from.
+DIALOGUES = 288
 DEFAULTS, ALL = ("trl_defaults",), ("trl_defaults", "trl", "plain")
 Example = dict[str, list[int]]
 
@@ -149,7 +149,8 @@ def tokens_of(example: Example) -> int:
 def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     """The figures of a case."""
     sides, (examples, source) = Sides(setting, case), examples_of(setting)
-    parts = measure.in_rounds(examples, WARM, case.dialogues)
+    # A whole round warms up: its FLOPs are counted, and one micro-batch has more padding than those of a step by length.
+    parts = measure.in_rounds(examples, case.dialogues, case.dialogues)
     makers = {name: getattr(sides, name) for name in case.sides}
     found = measure.compare(makers, parts, "dialogues", tokens_of, setting.params.hardware.precision)
     return {**found, "model": case.model, "batch": case.batch, "data": source}

@@ -192,7 +192,7 @@ def test_sft_loss_includes_the_prediction_transform(model, tokenizer):
 def test_head_is_positionwise(model, tmp_path, recwarn):
 
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    assert type(supervised_trainer(model, HARDWARE, args=arguments)).__name__ == "SupervisedTrainer"
+    assert type(supervised_trainer(model, HARDWARE, args=arguments)).__name__ == "PaddedTrainer"
     assert not [warning for warning in recwarn if "position-wise head" in str(warning.message)]
 
 

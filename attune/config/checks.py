@@ -219,7 +219,7 @@ def _check_rounds(params: Params, source: str) -> None:
                 raise ParamsError(f"{where}.scorer = {DBT!r}, but classifiers has no dbt: compose with recipe=dbt")
         else:
             rule = f"pairs.rule = {params.pairs.rule!r}"
-            candidates = start.init if params.pairs.rule in ("policy", "epitome") else DIALOGUES
+            candidates = start.init if params.pairs.on_policy_samples else DIALOGUES
             scorer = EPITOME if params.pairs.rule == "epitome" else DIALOGUES
             _check_choice(where, "candidates", dpo_round.candidates, (candidates,), rule)
             _check_choice(where, "scorer", dpo_round.scorer, (scorer,), rule)

@@ -8,7 +8,7 @@ classes remove about nine tenths of the bias by one covariate (Cochran 1968, Bio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attune.scoring.intervals.bootstrap import Numbers, resample_weights
 
@@ -25,13 +25,12 @@ def of_replies(metric: str, scores: pd.DataFrame) -> bool:
 
 
 class Matched(NamedTuple):
-    """A difference at matched length with its 95 % interval, the replies behind it, and the correlation with words."""
+    """A difference at matched length with its 95 % interval, and the number of replies that are compared."""
 
     value: float
     low: float
     high: float
     replies: int
-    rho: float
 
 
 def at_matched_length(
@@ -51,24 +50,36 @@ def at_matched_length(
         seed: of the resamples.
 
     Returns:
-        `replies` counts those in a class with replies of both sides; 0 and NaN where there is none. `rho` is the mean
-        over both sides of Spearman's correlation of the metric with words.
+        `replies` counts those in a class with replies of both sides; 0, and NaN as the rest, where there is none.
     """
     import numpy as np
 
-    known = (ours[metric].notna() & theirs[metric].notna()).to_numpy()
+    known = known_to_both(ours, theirs, metric)
     ours, theirs = ours[known], theirs[known]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rho = float(np.mean([side[metric].rank().corr(side[WORDS].rank()) for side in (ours, theirs)]))
     difference, replies = within_classes(ours, theirs, metric, class_edges((ours, theirs)))
     if not replies:
-        return Matched(np.nan, np.nan, np.nan, 0, rho)
-    count = int(known.sum())
-    value = float(difference(np.ones((1, count)))[0])
+        return Matched(np.nan, np.nan, np.nan, 0)
+    value = float(difference(np.ones((1, len(ours))))[0])
     groups = [name for name, one in zip(dialogues, known, strict=True) if one]
-    drawn = [difference(weights) for weights in resample_weights(count, resamples, seed, groups)]
+    drawn = [difference(weights) for weights in resample_weights(len(ours), resamples, seed, groups)]
     low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
-    return Matched(value, float(low), float(high), replies, rho)
+    return Matched(value, float(low), float(high), replies)
+
+
+def correlation_with_words(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> float:
+    """Spearman's correlation of a metric with words, the mean over both sides; NaN where one side is constant.
+
+    Args:
+        ours, theirs, metric: as of `at_matched_length`.
+    """
+    known = known_to_both(ours, theirs, metric)
+    one, other = (side[known][metric].rank().corr(side[known][WORDS].rank()) for side in (ours, theirs))
+    return float(one + other) / 2
+
+
+def known_to_both(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> Any:
+    """(N,) booleans: the examples that have the metric on both sides."""
+    return (ours[metric].notna() & theirs[metric].notna()).to_numpy()
 
 
 def class_edges(sides: Iterable[pd.DataFrame]) -> Numbers:
@@ -83,7 +94,7 @@ def class_edges(sides: Iterable[pd.DataFrame]) -> Numbers:
 def within_classes(
     ours: pd.DataFrame, theirs: pd.DataFrame, metric: str, edges: Numbers
 ) -> tuple[Callable[[Numbers], Numbers], int]:
-    """The difference within the classes of length, as a function of the examples' weights, and the replies behind it.
+    """The difference within the classes of length, as a function of the examples' weights, and the replies compared.
 
     Args:
         ours: (N,) scores by example, with `WORDS` and the metric, which every example has.

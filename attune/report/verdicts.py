@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attune.config.schema import ROUNDS, Params, chain
 from attune.data.dialogue import dialogue_of
-from attune.report.length import WORDS, Matched, at_matched_length, of_replies
+from attune.report.length import WORDS, Matched, at_matched_length, correlation_with_words, of_replies
 from attune.report.movement import RANGES, unhealthy
 from attune.report.read import DPO_CURVES, Curve, DpoCurves, Results
 from attune.report.tables import (
@@ -148,11 +148,12 @@ def explained_by_length(results: Results, params: Params) -> Iterator[Verdict]:
                 continue
             found = at_matched_length(ours, theirs, metric, dialogues, params.evaluate.resamples, params.seed)
             plain = results.intervals[name][f"{metric}.diff"], low, high
-            yield from by_length(f"{heading.rstrip(' ↑↓')} of {name}", reference, plain, found, digits)
+            rho = correlation_with_words(ours, theirs, metric)
+            yield from by_length(f"{heading.rstrip(' ↑↓')} of {name}", reference, plain, found, rho, digits)
 
 
 def by_length(
-    what: str, reference: str, plain: tuple[float, float, float], found: Matched, digits: int
+    what: str, reference: str, plain: tuple[float, float, float], found: Matched, rho: float, digits: int
 ) -> Iterator[Verdict]:
     """The verdict on one difference with its interval; none if it is there at matched length, or half of it is left."""
 
@@ -166,7 +167,7 @@ def by_length(
         yield Verdict(f"length may explain {what}", f"Length may explain {what}: {said}.")
     elif left < 0 or (left < KEPT and not star(found.low, found.high)):
         matched = f"at matched length {bounded(*found[:3])} over {found.replies} replies"
-        said = f"{start}, {matched}; its rank correlation with words is {found.rho:+.2f}"
+        said = f"{start}, {matched}; its rank correlation with words is {rho:+.2f}"
         yield Verdict(f"length explains {what}", f"Length explains {what}: {said}.")
 
 

@@ -82,7 +82,7 @@ def sources_of(key: str, params: Params) -> list[Material]:
     not_stated = terms(table, NOT_STATED, "pairs")
     if params.pairs.rule == "file":
         return [Material(params.pairs.file.hub_id or params.pairs.table, "pairs", NOT_STATED, not_stated)]
-    source = step.source(params.llm) if params.pairs.rule in ("dbt", "epitome", "policy") else "corpus"
+    source = step.source(params.llm)
     trained = lineage(params, step.candidates) if source == "policy" else Lineage("all", ())
     made_from = materials(params, trained, stated_licences(), load_sources(SOURCES), table)
     corpora = materials(params, Lineage("all", ()), stated_licences(), load_sources(SOURCES), table)

@@ -18,13 +18,14 @@ import numpy as np
 from attune.data.dialogue import dialogue_of
 from attune.report.changes import ALPHA, paired_columns
 from attune.report.charts import COLOURS, ROW, Chart, as_png, as_svg, specification, standing, static
+from attune.report.length import Matched
 from attune.report.results import MMLU, scores_file
 from attune.report.tables import DASH, direction, escape, markdown_table, star
 from attune.runtime.io import csv_text
 from attune.scoring.intervals.bootstrap import LEVEL, Columns, Numbers, metrics, resample_weights
 from attune.scoring.intervals.significance import holm, p_value
 from attune.tools.runs import Run, differing, scorer_of
-from attune.tools.study_length import AtLength, means_over_seeds, of_metrics
+from attune.tools.study_length import means_over_seeds, of_metrics
 from attune.tools.study_plan import COLUMNS, MEANS, SETTING, Shown
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Difference:
     examples: int
     between_variants: bool = False
     corrected: float | None = None
-    matched: AtLength | None = None
+    matched: Matched | None = None
 
     @property
     def value(self) -> float:
@@ -277,7 +278,7 @@ def as_csv(found: Sequence[Difference]) -> str:
     for one in found:
         each = (" ".join(map(str, values)) for values in (one.by_seed, one.by_seed.values()))
         numbers = (one.value, one.low, one.high, one.p, one.corrected, one.examples)
-        at_length = one.matched or ("",) * len(AtLength._fields)
+        at_length = one.matched or ("",) * len(Matched._fields)
         rows.append([*one.point.values(), one.variant, one.less, one.metric, *numbers, *each, *at_length])
     columns_after = ("difference", "low", "high", "p", "p_holm", "examples", "seeds", "by_seed")
     of_length = ("matched", "matched_low", "matched_high", "matched_replies")

@@ -7,12 +7,12 @@ seeds and examples as that of the differences themselves (`study_differences`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attune.data.dialogue import dialogue_of
-from attune.report.length import WORDS, class_edges, of_replies, within_classes
+from attune.report.length import WORDS, Matched, class_edges, of_replies, within_classes
 from attune.scoring.intervals.bootstrap import LEVEL, Numbers, resample_weights
 
 if TYPE_CHECKING:
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
     """Seed to the scores by example of both sides, with the ids as index."""
 
 
-class AtLength(NamedTuple):
-    """A difference at matched length: the mean over seeds, its 95 % interval, and the number of replies."""
-
-    value: float
-    low: float
-    high: float
-    replies: int
-
-
-def at_length(sides: Sides, metric: str, targets: Any, draws: Numbers, seed: int) -> AtLength | None:
+def at_length(sides: Sides, metric: str, targets: Any, draws: Numbers, seed: int) -> Matched | None:
     """The difference of a metric at matched length.
 
     Args:
@@ -66,7 +57,7 @@ def at_length(sides: Sides, metric: str, targets: Any, draws: Numbers, seed: int
     low, high = np.percentile(means_over_seeds(by_seed, draws), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     each = [float(difference(np.ones((1, len(places[key]))))[0]) for key, (difference, _) in measured.items()]
     replies = sum(replies for _, replies in measured.values())
-    return AtLength(float(np.mean(each)), float(low), float(high), replies)
+    return Matched(float(np.mean(each)), float(low), float(high), replies)
 
 
 def means_over_seeds(by_seed: Numbers, draws: Numbers) -> Numbers:
@@ -82,7 +73,7 @@ def of_metrics(
     targets: Any,
     draws: Numbers,
     seed: int,
-) -> dict[str, AtLength]:
+) -> dict[str, Matched]:
     """`at_length` of each metric that has a score by example on both sides.
 
     Args:

@@ -97,10 +97,10 @@ def expected(name: str, params: Params, times: Mapping[str, Time]) -> float | No
     of_kind = [time for other, time in times.items() if kind(other) == kind(name)]
     found = (time.expected(name, params) for time in ([times[name]] if name in times else []) + of_kind)
     seconds = next((seconds for seconds in found if seconds is not None), None)
-    if seconds is None and kind(name) == "pairs" and params.pairs.rule in ("policy", "epitome"):
+    if seconds is None and kind(name) == "pairs" and (samples := params.pairs.on_policy_samples):
         replies = type(params.generate)(**vars(params.generate) | {"limit": params.pairs.limit})
         of_one = expected("generate", replace(params, generate=replies), times)
-        return of_one and of_one * (1 if params.pairs.rule == "policy" else params.pairs.samples)
+        return of_one and of_one * samples
     return seconds
 
 

@@ -229,6 +229,11 @@ class Pairs:
         """The file of the instruction, or None."""
         return named_file(self.instruction)
 
+    @property
+    def on_policy_samples(self) -> int:
+        """How many samples of a round's `init` a rule takes for each example; 0: its candidates need not be samples."""
+        return {"policy": 1, "epitome": self.samples}.get(self.rule, 0)
+
 
 @section
 class Llm:

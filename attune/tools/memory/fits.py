@@ -31,9 +31,7 @@ def share(params: Params, batch: int) -> int:
     return max(1, batch // (params.hardware.processes * params.hardware.nodes))
 
 
-def does_fit(
-    config: PretrainedConfig, params: Params, memory: int, counted: dict[tuple[object, ...], int] | None = None
-) -> bool:
+def does_fit(config: PretrainedConfig, params: Params, memory: int) -> bool:
     """Whether SFT and DPO run as the params say, within `USABLE` of `memory` bytes on each GPU.
 
     A single process halves micro-batches that do not fit, down to one example; several ranks cannot.
@@ -42,9 +40,7 @@ def does_fit(
         config: of the base model.
         params: of the run.
         memory: of a GPU.
-        counted: what earlier calls have counted, for the same model and lengths.
     """
-    counted = {} if counted is None else counted
     hardware, whole = params.hardware, size(config, params)
     several = hardware.processes * hardware.nodes > 1
     room = USABLE * memory
@@ -53,11 +49,7 @@ def does_fit(
     room -= of_rank(whole, config, hardware).fixed
     for step in steps_of(config) if room > 0 else ():
         micro = min(hardware.micro_batch_size, share(params, getattr(params, step).batch_size)) if several else 1
-        # Neither 4-bit weights nor the optimizer change what a step keeps.
-        case = step, params.lora.r, hardware.gradient_checkpointing, micro
-        if case not in counted:
-            counted[case] = kept(config, params, step, hardware.gradient_checkpointing, micro).total
-        if counted[case] > room:
+        if kept(config, params, step, hardware.gradient_checkpointing, micro).total > room:
             return False
     return room > 0
 
@@ -68,11 +60,10 @@ def proposals(config: PretrainedConfig, params: Params, memory: int) -> list[lis
     A change that fits is not combined with others, and of the ranks that fit the highest is named.
     """
     found: list[list[str]] = []
-    counted: dict[tuple[object, ...], int] = {}
     for overrides in changes(params):
         if any(_keys(one) <= _keys(overrides) for one in found):
             continue
-        if does_fit(config, changed(params, overrides), memory, counted):
+        if does_fit(config, changed(params, overrides), memory):
             found.append(overrides)
     return found
 

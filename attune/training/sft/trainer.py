@@ -46,10 +46,56 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
     """
     from transformers import Trainer
 
-    class SupervisedTrainer(Trainer):
-        """Trainer with micro-batches by length and logits at the loss positions only."""
+    optimize_for_cpu(model, hardware)
+    if packs(model, hardware):
+        return packed_trainer(model, hardware, **arguments)
+    compile_layers(model, hardware)
+    if has_positionwise_head(model, hardware):
+        return padded_trainer(model, **arguments)
+    warnings.warn(
+        f"{type(model).__name__} has no position-wise head: logits are computed at all positions. Training is "
+        "correct, but slower",
+        stacklevel=2,
+    )
+    return Trainer(model=model, **arguments)
 
-        packed = packs(model, hardware)
+
+def packed_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trainer:
+    """As `supervised_trainer`, of a model for which `packs` is true."""
+    share = not drops(model)
+
+    class PackedTrainer(by_length_trainer()):  # type: ignore[misc]
+        """Trainer on micro-batches of one packed sequence."""
+
+        def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+            batch = pack_supervised(inputs, share) | {"labels": inputs["labels"]}
+            return super().compute_loss(model, batch, *args, **kwargs)
+
+    optimize_packing_for_cpu(unwrap_peft(model), hardware)
+    accept_packed_batches(unwrap_peft(model))
+    return PackedTrainer(model=model, compute_loss_func=packed_loss, **arguments)
+
+
+def padded_trainer(model: Any, **arguments: Any) -> Trainer:
+    """As `supervised_trainer`, of a model with a position-wise head."""
+    head = model.get_output_embeddings()
+
+    class PaddedTrainer(by_length_trainer()):  # type: ignore[misc]
+        """Trainer on padded micro-batches, with logits at the loss positions only."""
+
+        def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+            with logits_only_at(head, loss_positions(inputs["labels"])):
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
+    return PaddedTrainer(model=model, compute_loss_func=token_loss, **arguments)
+
+
+def by_length_trainer() -> type[Trainer]:
+    """The class of a Trainer with micro-batches by length, on one rank or several."""
+    from transformers import Trainer
+
+    class ByLengthTrainer(Trainer):
+        """Trainer whose effective batches are cut into micro-batches of similar length."""
 
         def get_train_dataloader(self) -> Any:
             if self.args.world_size == 1:
@@ -60,28 +106,7 @@ def supervised_trainer(model: Any, hardware: Hardware, **arguments: Any) -> Trai
             batches, items = super().get_batch_samples(*args)
             return by_length(batches), items
 
-        def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-            if self.packed:
-                batch = pack_supervised(inputs, share=not drops(model))
-                return super().compute_loss(model, batch | {"labels": inputs["labels"]}, *args, **kwargs)
-            with logits_only_at(head, loss_positions(inputs["labels"])):
-                return super().compute_loss(model, inputs, *args, **kwargs)
-
-    optimize_for_cpu(model, hardware)
-    if packs(model, hardware):
-        optimize_packing_for_cpu(unwrap_peft(model), hardware)
-        accept_packed_batches(unwrap_peft(model))
-        return SupervisedTrainer(model=model, compute_loss_func=packed_loss, **arguments)
-    compile_layers(model, hardware)
-    if not has_positionwise_head(model, hardware):
-        warnings.warn(
-            f"{type(model).__name__} has no position-wise head: logits are computed at all positions. Training is "
-            "correct, but slower",
-            stacklevel=2,
-        )
-        return Trainer(model=model, **arguments)
-    head = model.get_output_embeddings()
-    return SupervisedTrainer(model=model, compute_loss_func=token_loss, **arguments)
+    return ByLengthTrainer
 
 
 def packs(model: Any, hardware: Hardware) -> bool:

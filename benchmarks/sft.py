@@ -149,7 +149,7 @@ def tokens_of(example: Example) -> int:
 def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     """The figures of a case."""
     sides, (examples, source) = Sides(setting, case), examples_of(setting)
-    # A whole round warms up: its FLOPs are counted, and one micro-batch has more padding than those of a step by length.
+    # A whole round warms up, since its FLOPs are counted: a single micro-batch has more padding than a step by length.
     parts = measure.in_rounds(examples, case.dialogues, case.dialogues)
     makers = {name: getattr(sides, name) for name in case.sides}
     found = measure.compare(makers, parts, "dialogues", tokens_of, setting.params.hardware.precision)

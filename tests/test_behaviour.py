@@ -69,6 +69,7 @@ def trained(tmp_path_factory):
     return folder / "models/behaviour", quality, columns
 
 
+@pytest.mark.slow
 def test_both_classifiers_learn(trained):
     folder, found, _ = trained
     assert found["behaviour_accuracy"] > found["behaviour_majority_accuracy"] + 30
@@ -82,6 +83,7 @@ def test_both_classifiers_learn(trained):
     assert named["miti_context_turns"] == "0" and named["miti_adherence"].endswith("data/miti_adherence.csv")
 
 
+@pytest.mark.slow
 def test_constant_questions_have_no_reflections(trained):
     _, _, columns = trained
     people, questions = (behaviour.metrics(columns[variant]) for variant in ("people", "questions"))
@@ -97,6 +99,7 @@ def test_constant_questions_have_no_reflections(trained):
     assert not [name for name in bounds if "reference" in name]
 
 
+@pytest.mark.slow
 def test_replies_without_words(trained):
     folder, *_ = trained
     empty, two_sentences = probabilities(folder, [(), ()], [" ...", "You are brave. Stop it!"], CPU)

@@ -146,6 +146,7 @@ def trained(tmp_path_factory):
     return folder / "models/dbt", quality, columns
 
 
+@pytest.mark.slow
 def test_learns_the_sample(trained):
     folder, found, _ = trained
     assert found["accuracy"] > found["majority_accuracy"] + 20
@@ -156,6 +157,7 @@ def test_learns_the_sample(trained):
     assert named["dbt_encoder_sha256"] == BASE.encoder.sha256
 
 
+@pytest.mark.slow
 def test_human_replies_have_no_gap_and_advice_has_one(trained):
     _, _, columns = trained
     people, advice = (dbt.metrics(columns[variant]) for variant in ("people", "advice"))

@@ -339,6 +339,7 @@ def test_linear_decay(classifiers, tmp_path):
     assert rates == [pytest.approx([1e-3 * (1 - i / steps), 1e-2 * (1 - i / steps)]) for i in range(steps)]
 
 
+@pytest.mark.slow
 def test_learns_the_sample(minilm, tmp_path):
     encoder, tokenizer = minilm
     torch.manual_seed(1)

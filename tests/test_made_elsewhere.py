@@ -409,6 +409,7 @@ def test_replies_exported_with_transformers_are_scored(tiny_tokenizer):
 
 
 @pytest.mark.corpora
+@pytest.mark.slow
 def test_published_replies_are_read_paired_and_found_in_the_test_split(corpora_dir):
     """EmPO's replies of a 7 B model before and after SFT, to 2,540 of the 2,547 test dialogues."""
     from attune.corpora.readers import empathetic_dialogues

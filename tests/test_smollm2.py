@@ -60,6 +60,7 @@ def model(base):
     return load_base(base, HARDWARE).eval()
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_package_to_the_bit(base, model, params):
     """Each tensor by `gguf`'s own dequantisation; llama.cpp stores rows of q and k in another order, as pairs."""
     from gguf import GGUFReader, dequantize
@@ -101,6 +102,7 @@ def picture(tokenizer, supervised) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_template_and_loss_mask(tokenizer):
     dialogue = [
         Turn("user", "I lost my dog."),
@@ -120,6 +122,7 @@ def test_template_and_loss_mask(tokenizer):
     assert stop_tokens(tokenizer) == [2] == encode_completion(tokenizer, dialogue[:1], "Oh no.").reply[-1:]
 
 
+@pytest.mark.slow
 def test_packed_dpo_equals_stock_trl(model, tokenizer, tmp_path):
     rows = []
     for context, (chosen, rejected) in zip(CONTEXTS, REPLIES, strict=True):
@@ -146,6 +149,7 @@ def test_packed_dpo_equals_stock_trl(model, tokenizer, tmp_path):
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
+@pytest.mark.slow
 def test_greedy_replies_equal_transformers(model, tokenizer):
     prompts = [encode_prompt(tokenizer, context, 200) for context in CONTEXTS]
     expected = []

@@ -470,6 +470,7 @@ def test_the_time_of_a_study_is_estimated_from_times_of_such_stages(whole):
         estimate(grid("named", read("named"), "small", ["no.key=1"]), targets)
 
 
+@pytest.mark.slow
 def test_studies_run_in_dvcs_queue_and_their_pages_hold_the_results(small):
     study.run_grid(settings(), [], 1)
     points = [["0.1", "13", "2"], ["0.1", "14", "2"], ["0.2", "13", "2"], ["0.2", "14", "2"]]
@@ -578,6 +579,7 @@ study.run_grid(grid("small", read("small"), "small", ["dpo.beta=-1"]), [], 2)
 """
 
 
+@pytest.mark.slow
 def test_experiments_side_by_side_share_the_cores_and_those_that_fail_are_named(small):
     waiting = subprocess.run(
         [sys.executable, "-c", SIDE_BY_SIDE], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -609,6 +611,7 @@ def test_jobs_share_the_cores(files):
     assert study.threads_of(settings("compute.threads=3"), 4, 8) == []
 
 
+@pytest.mark.slow
 def test_an_experiment_of_another_machine_is_collected(small, tmp_path):
     """Two clones that share a Git remote."""
     shared, other, name = str(tmp_path / "shared.git"), tmp_path / "other", settings().name

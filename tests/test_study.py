@@ -26,7 +26,8 @@ from attune.tools import study
 from attune.tools.pipeline import stages_in_order
 from attune.tools.runs import Run, folder
 from attune.tools.stage_times import read_times, time_of, write_times
-from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_settings, paired, section
+from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_settings, paired
+from attune.tools.study_differences_page import section
 from attune.tools.study_plan import COLUMNS, Grid, Shown, grid, read
 from attune.tools.study_results import Row, collect, figure
 from attune.tools.study_time import estimate, expected

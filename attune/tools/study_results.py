@@ -20,9 +20,9 @@ from attune.runtime.io import csv_text, write_bytes, write_text
 from attune.runtime.machine import commit, in_words, machine
 from attune.scoring.intervals.bootstrap import columns
 from attune.scoring.intervals.bootstrap import intervals as bounds
-from attune.tools import study_differences
+from attune.tools import study_differences_page
 from attune.tools.runs import PREFERENCE, Run, revision
-from attune.tools.study_differences import RESAMPLES, RESAMPLES_SEED, scores
+from attune.tools.study_differences import RESAMPLES, RESAMPLES_SEED, differences, scores
 from attune.tools.study_plan import COLUMNS, MEANS, SEED, SETTING, Grid, Shown, Study
 
 REPORTS = Path("reports/studies")
@@ -80,10 +80,10 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     settings = [run.params for run in runs.values()]
     below = [beside_paper(name, settings, study.shown.every)] if name in PAPERS else []
     if study.shown.kind in ("differences", "table"):
-        found, left = study_differences.differences(rows, study.shown, runs)
-        texts["differences.csv"] = study_differences.as_csv(found)
-        below.append(study_differences.section(found, left, study.shown, name))
-        drawn = study_differences.figure(found, study.shown) if found else {}
+        found, left = differences(rows, study.shown, runs)
+        texts["differences.csv"] = study_differences_page.as_csv(found)
+        below.append(study_differences_page.section(found, left, study.shown, name))
+        drawn = study_differences_page.figure(found, study.shown) if found else {}
     else:
         drawn = figure(study, rows)
     command = " ".join(["python -m attune study collect", name, *grid.options])

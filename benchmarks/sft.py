@@ -1,8 +1,8 @@
 """Dialogues a second of stage `sft`'s trainer against TRL's SFTTrainer and against a plain loop.
 
-    python -m benchmarks.sft                             # the headline, about 16 minutes on two cores
+    python -m benchmarks.sft                             # the headline, about 21 minutes on two cores
     python -m benchmarks.sft batch-1 batch-4 batch-16    # about 4, 5 and 7 minutes
-    python -m benchmarks.sft all                         # about 40 minutes
+    python -m benchmarks.sft all                         # about 45 minutes
 
 The headline is SmolLM2-135M-Instruct with the adapter of `recipe=empo model=smollm2` on EmpatheticDialogues (below
 CORPORA_DIR, else of the embedded sample), loss on what the assistant says, an optimizer step of 64 dialogues a round,

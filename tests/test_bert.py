@@ -42,7 +42,13 @@ from attune.training.common.trainer import save_adapter
 from attune.training.dpo.round import train_round
 from attune.training.pretraining.pretrain import pretrain
 from attune.training.sft.fine_tune import fine_tune
-from attune.training.sft.trainer import has_positionwise_head, logits_only_at, loss_positions, token_loss
+from attune.training.sft.trainer import (
+    has_positionwise_head,
+    logits_only_at,
+    loss_positions,
+    supervised_trainer,
+    token_loss,
+)
 from stages import base as base_stage
 
 HARDWARE = factory.hardware()
@@ -189,8 +195,11 @@ def test_sft_loss_includes_the_prediction_transform(model, tokenizer):
     assert len(adapted) == 6 * 2 + 1
 
 
-def test_head_is_positionwise(model):
+def test_head_is_positionwise_and_the_model_is_packed(model, tmp_path, recwarn):
     assert has_positionwise_head(model, HARDWARE)
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert type(supervised_trainer(model, HARDWARE, args=arguments)).__name__ == "PackedTrainer"
+    assert not [warning for warning in recwarn if "position-wise head" in str(warning.message)]
 
 
 # Chat

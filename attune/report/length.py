@@ -72,9 +72,12 @@ def correlation_with_words(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str
     Args:
         ours, theirs, metric: as of `at_matched_length`.
     """
+    import numpy as np
+
     known = known_to_both(ours, theirs, metric)
-    one, other = (side[known][metric].rank().corr(side[known][WORDS].rank()) for side in (ours, theirs))
-    return float(one + other) / 2
+    # A constant has no correlation: NaN, without a warning.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.mean([side[metric].rank().corr(side[WORDS].rank()) for side in (ours[known], theirs[known])]))
 
 
 def known_to_both(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> Any:

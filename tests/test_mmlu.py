@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import factory
+import jinja2
 import pandas as pd
 import pytest
 import torch
@@ -102,6 +103,18 @@ def test_batching_does_not_change_answers(subjects, tokenizer):
     model = micro(tokenizer, 400)
     alone, together = (answers(shared_prefix_lm(model, tokenizer, size, HARDWARE), subjects) for size in (1, 64))
     assert_same(alone, together)
+
+
+def test_a_template_is_compiled_once(subjects, monkeypatch):
+    """Not for each question, as the harness does."""
+    compiled, whole = [], jinja2.Environment.compile
+    monkeypatch.setattr(
+        jinja2.Environment, "compile", lambda env, source, *more: compiled.append(source) or whole(env, source, *more)
+    )
+    for task in harness.tasks(subjects, 5)["tasks"].values():
+        task.build_all_requests()
+        assert len(task.instances) == 4 * 6
+    assert len(compiled) == len(set(compiled))
 
 
 def test_prefix_is_prefilled_once(subjects, tokenizer):

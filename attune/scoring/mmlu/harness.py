@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,6 +144,7 @@ def tasks(subjects: Mapping[str, Subject], shots: int, form: Form = "letters") -
     from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
 
+    _compile_templates_once()
     folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / FOLDERS[form]
     manager = TaskManager(include_path=folder, include_defaults=False)
     index = manager.task_index
@@ -164,6 +166,18 @@ def tasks(subjects: Mapping[str, Subject], shots: int, form: Form = "letters") -
         if len(group):
             top.add(group)
     return manager.load([top])
+
+
+@cache
+def _compile_templates_once() -> None:
+    """Keep the compiled templates of the harness's tasks.
+
+    lm_eval 0.4.13 compiles a task's template again for every question and every solved one before it, 10 ms or more a
+    question. Can go when EleutherAI/lm-evaluation-harness#1286 is closed.
+    """
+    from lm_eval import utils
+
+    utils.env.from_string = cache(utils.env.from_string)
 
 
 def _task(subject: str, form: Form) -> str:

@@ -127,6 +127,7 @@ HEALTHY = {
     "base": {
         "rouge_l": 14.58,
         "reply_words": 9.0,
+        "dist_2_per_reply": 95.0,
         "empty_share": 0.0,
         "repeated_share": 5.0,
         "preference_accuracy": 68.1,
@@ -134,6 +135,7 @@ HEALTHY = {
     "sft": {
         "rouge_l": 24.31,
         "reply_words": 6.0,
+        "dist_2_per_reply": 85.0,
         "empty_share": 0.0,
         "repeated_share": 9.4,
         "preference_accuracy": 68.1,
@@ -141,6 +143,7 @@ HEALTHY = {
     "sft-dpo": {
         "rouge_l": 20.09,
         "reply_words": 11.0,
+        "dist_2_per_reply": 97.0,
         "empty_share": 0.6,
         "repeated_share": 0.0,
         "preference_accuracy": 80.6,
@@ -158,7 +161,7 @@ def whole(changed=(), **parts):
 
 def test_a_healthy_run_has_one_sentence():
     found = whole()
-    assert sentences(found) == ["15 of 15 checked numbers are within their healthy range."] and cautions(found) == []
+    assert sentences(found) == ["17 of 17 checked numbers are within their healthy range."] and cautions(found) == []
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,11 @@ def test_a_healthy_run_has_one_sentence():
             "sft repeats itself",
             "20.6 % of the replies of sft repeat another one, of base 5.0 %: a sign of collapse.",
             {"changed": {"sft": {"repeated_share": 20.6}}},
+        ),
+        (
+            "sft-dpo loops",
+            "Of the word pairs of a reply of sft-dpo 54.9 % are distinct, of base 95.0 %: a reply says the same again",
+            {"changed": {"sft-dpo": {"dist_2_per_reply": 54.93}}},
         ),
         (
             "sft-dpo writes empty replies",
@@ -213,13 +221,13 @@ def test_a_number_outside_its_healthy_range_is_named(short, sentence, parts):
     found = whole(**parts)
     assert cautions(found) == [short]
     assert sentence in found[0].sentence
-    assert found[-1].sentence == "14 of 15 checked numbers are within their healthy range."
+    assert found[-1].sentence == "16 of 17 checked numbers are within their healthy range."
 
 
 def test_fine_tuning_that_brings_no_overlap_is_named_and_nothing_is_kept_of_it():
     found = whole(changed={"sft": {"rouge_l": 14.0}})
     assert cautions(found) == ["sft is no closer to human replies"]
-    assert sentences(found)[-1].startswith("13 of 14")
+    assert sentences(found)[-1].startswith("15 of 16")
 
 
 def test_variants_made_elsewhere_are_compared_over_common_examples():

@@ -38,10 +38,11 @@ LEAST = 20
 KEPT = 0.5
 """Share of a difference that counts as most of it."""
 # Healthy ranges. In points of the metric; as a factor of the human replies' words; as shares of pairs or of steps.
-EMPTY, REPEATED = 1.0, 5.0
+EMPTY, REPEATED, LOOPS = 1.0, 5.0, 10.0
 WORD_RANGE = 0.5, 2.0
 LONGER = 35.0, 65.0
 EARLY, TOO_EASY = 0.2, 95.0
+DISTINCT = "dist_2_per_reply"
 
 
 class Verdict(NamedTuple):
@@ -188,7 +189,7 @@ def healthy_ranges(results: Results, params: Params) -> Iterator[Check]:
 
 
 def range_of_replies(results: Results, reference: str) -> Iterator[Check]:
-    """Empty and repeated replies, which a collapse brings, and their length."""
+    """Empty replies, repeated ones, and ones that go round in circles, which a collapse brings, and their length."""
     from attune.scoring.text.overlap import lengths
 
     base = results.variants.get(reference, {})
@@ -202,6 +203,10 @@ def range_of_replies(results: Results, reference: str) -> Iterator[Check]:
             if name != reference and key in values and key in base:
                 said = f"{values[key]:.1f} % of the replies of {name} {what}, of {reference} {base[key]:.1f} %"
                 yield Check(f"{name} {short}", values[key] <= base[key] + most, f"{said}: a sign of collapse.")
+        if name != reference and DISTINCT in values and DISTINCT in base:
+            said = f"Of the word pairs of a reply of {name} {values[DISTINCT]:.1f} % are distinct, of {reference}"
+            sentence = f"{said} {base[DISTINCT]:.1f} %: a reply says the same again and again."
+            yield Check(f"{name} loops", values[DISTINCT] >= base[DISTINCT] - LOOPS, sentence)
         if WORDS in values and human:
             low, high = (factor * human for factor in WORD_RANGE)
             said = f"Replies of {name} have {values[WORDS]:.1f} words, human ones {human:.1f}"

@@ -37,12 +37,32 @@ LEAST = 20
 """Replies at matched length of both variants together, below which nothing is said about length."""
 KEPT = 0.5
 """Share of a difference that counts as most of it."""
-# Healthy ranges. In points of the metric; as a factor of the human replies' words; as shares of pairs or of steps.
-EMPTY, REPEATED, LOOPS = 1.0, 5.0, 10.0
+# Healthy ranges. As a factor of the human replies' words; as shares of pairs or of steps; in points of the metric.
 WORD_RANGE = 0.5, 2.0
 LONGER = 35.0, 65.0
 EARLY, TOO_EASY = 0.2, 95.0
-DISTINCT = "dist_2_per_reply"
+COLLAPSE = (
+    (
+        "empty_share",
+        1.0,
+        "writes empty replies",
+        "{ours:.1f} % of the replies of {name} are empty, of {reference} {base:.1f} %: a sign of collapse.",
+    ),
+    (
+        "repeated_share",
+        5.0,
+        "repeats itself",
+        "{ours:.1f} % of the replies of {name} repeat another one, of {reference} {base:.1f} %: a sign of collapse.",
+    ),
+    (
+        "dist_2_per_reply",
+        -10.0,
+        "loops",
+        "Of the word pairs of a reply of {name} {ours:.1f} % are distinct, of {reference} {base:.1f} %: "
+        "a reply says the same again and again.",
+    ),
+)
+"""Metric, points by which it may be above (if negative: below) the reference, and what is said otherwise."""
 
 
 class Verdict(NamedTuple):
@@ -194,19 +214,12 @@ def range_of_replies(results: Results, reference: str) -> Iterator[Check]:
 
     base = results.variants.get(reference, {})
     human = fmean(lengths([row["reference"] for row in next(iter(results.replies.values()))]))
-    collapse = (
-        ("empty_share", EMPTY, "are empty", "writes empty replies"),
-        ("repeated_share", REPEATED, "repeat another one", "repeats itself"),
-    )
     for name, values in results.variants.items():
-        for key, most, what, short in collapse:
+        for key, most, short, sentence in COLLAPSE:
             if name != reference and key in values and key in base:
-                said = f"{values[key]:.1f} % of the replies of {name} {what}, of {reference} {base[key]:.1f} %"
-                yield Check(f"{name} {short}", values[key] <= base[key] + most, f"{said}: a sign of collapse.")
-        if name != reference and DISTINCT in values and DISTINCT in base:
-            said = f"Of the word pairs of a reply of {name} {values[DISTINCT]:.1f} % are distinct, of {reference}"
-            sentence = f"{said} {base[DISTINCT]:.1f} %: a reply says the same again and again."
-            yield Check(f"{name} loops", values[DISTINCT] >= base[DISTINCT] - LOOPS, sentence)
+                said = sentence.format(name=name, ours=values[key], reference=reference, base=base[key])
+                bound = base[key] + most
+                yield Check(f"{name} {short}", values[key] <= bound if most > 0 else values[key] >= bound, said)
         if WORDS in values and human:
             low, high = (factor * human for factor in WORD_RANGE)
             said = f"Replies of {name} have {values[WORDS]:.1f} words, human ones {human:.1f}"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from attune.config.params import load
 from attune.config.schema import Params
@@ -33,3 +34,5 @@ if __name__ == "__main__":
     with reported():
         params = load()
         run(lambda: run_stages(sys.argv[1:], params), params.hardware)
+        threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+        print(f"threads of the group: {sum('gloo' in name for name in threads)}")

@@ -150,7 +150,7 @@ def test_what_is_said_of_ranks_that_died(tmp_path):
 def test_the_rank_that_died_first_is_named_and_not_those_that_it_took_along(tmp_path):
     said = launch.message({0: failure(0, LOST), 1: failure(1, -9), 2: failure(2, -15)}, 3, tmp_path)
     assert re.findall(r"rank \d+", said) == ["rank 1"] and "was killed by SIGKILL" in said
-    for taken_along in (-15, LOST):
+    for taken_along in (-15, 128 + 15, LOST):
         said = launch.message({0: failure(0, taken_along), 1: failure(1, 1)}, 2, tmp_path)
         assert re.findall(r"rank \d+", said) == ["rank 1"]
     # An error that all ranks have is printed once.

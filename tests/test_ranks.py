@@ -136,6 +136,12 @@ def test_stage_resumes_from_its_checkpoint(folders):
     assert "checkpoint-" in output and "rank" not in output
 
 
+def test_no_thread_of_the_group_is_left(folders):
+    _, two, _ = folders
+    # Of rank 0 and of the launcher; the log of rank 1 is gone.
+    assert re.findall("threads of the group: (.*)", (two / "two.txt").read_text()) == ["0", "0"]
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo/e1", "dpo/e2"])
 def test_same_adapter(folders, name):
     one, two = (load_file(folder / "models" / name / "adapter_model.safetensors") for folder in folders[:2])

@@ -6,6 +6,7 @@ rank 0 of 1, and the collectives return their argument. Values travel as JSON, s
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -40,7 +41,7 @@ def is_main_process() -> bool:
 def process_group(device: str) -> Iterator[None]:
     """Join the process group within the block; on GPUs each rank uses that of its local rank.
 
-    A rank that waits for a dead rank exits with status `LOST`.
+    A rank that waits for a dead rank exits with status `LOST`. No thread of the group outlives the block.
 
     Args:
         device: `compute.device`.
@@ -50,6 +51,11 @@ def process_group(device: str) -> Iterator[None]:
         return
     import torch
     import torch.distributed as dist
+
+    # Gloo's threads end with the last reference to the group. One that still holds a tensor of the last collective when
+    # the interpreter ends aborts the process (pytorch/pytorch#190489). Imported within the block, this module would
+    # hold the group in the defaults of its functions.
+    import torch.distributed.nn.functional
 
     _die_with_launcher()
     if device == "cuda":
@@ -67,6 +73,8 @@ def process_group(device: str) -> Iterator[None]:
         sys.exit(LOST)
     finally:
         dist.destroy_process_group()
+        # A trainer and its DDP wrapper, which also hold the group, refer to each other.
+        gc.collect()
 
 
 def all_gather(value: Value) -> list[Value]:

@@ -179,7 +179,7 @@ def message(failures: Mapping[int, Any], ranks: int, logs: Path) -> str:
 
 def _follows(code: int) -> int:
     """Sort key: 0 for a first cause, more for a consequence (it waited for a dead rank, or the agent stopped it)."""
-    return {LOST: 1, -signal.SIGTERM: 2}.get(code, 0)
+    return {LOST: 1, -signal.SIGTERM: 2, 128 + signal.SIGTERM: 2}.get(code, 0)
 
 
 def _last_lines(log: Path | None) -> str:

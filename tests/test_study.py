@@ -26,7 +26,7 @@ from attune.tools import study
 from attune.tools.pipeline import stages_in_order
 from attune.tools.runs import Run, folder
 from attune.tools.stage_times import read_times, time_of, write_times
-from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_settings, paired
+from attune.tools.study_differences import NOT_CACHED, Difference, differences, draws, of_values, paired
 from attune.tools.study_differences_page import section
 from attune.tools.study_plan import COLUMNS, Grid, Shown, grid, read
 from attune.tools.study_results import Row, collect, figure
@@ -297,7 +297,7 @@ def test_the_variants_of_a_table_are_compared_and_what_was_measured_otherwise_is
 def test_each_setting_is_compared_with_its_own_references():
     shown = Shown("differences", ["sft"], ["rouge_l"], reference={"b": "a", "c": ["b", "a"], "d": "e"})
     rows = [Row(f"s-{setting}", {"setting": setting, "lora.r": 2}, 1, "sft", "", {}) for setting in "abcd"]
-    compared = [(row.experiment, other and other.experiment, less) for row, other, less in of_settings(rows, shown)]
+    compared = [(row.experiment, other and other.experiment, less) for row, other, less in of_values(rows, shown)]
     assert compared == [("s-b", "s-a", "a"), ("s-c", "s-b", "b"), ("s-c", "s-a", "a"), ("s-d", None, "e")]
     runs = {row.experiment: Run("", {"context": {"targets": "last"}}, lambda file: None) for row in rows}
     left = differences(rows, shown, runs)[1]
@@ -307,8 +307,19 @@ def test_each_setting_is_compared_with_its_own_references():
     text = re.sub(" +", " ", section([one, other], {}, shown, "s"))
     assert "| c less b, 2, sft, 1 of 2 seeds | +1.50 (+0.00 to +2.00) |" in text
     assert "| b less a, 2, sft | +1.25 (-1.00 to +2.00) |" in text
-    within = replace(one, less="base", between_variants=True)
+    within = replace(one, less="base", axis=None)
     assert "| c, 2, sft less base |" in re.sub(" +", " ", section([within], {}, shown, "s"))
+
+
+def test_each_value_of_x_is_compared_with_the_reference():
+    shown = Shown("lines", ["sft"], ["rouge_l"], x="lora.r", reference={"quick": 16, "paper": 1024}).at("quick")
+    rows = [Row(f"s-{r}-{seed}", {"lora.r": r}, seed, "sft", "", {}) for r in (4, 16) for seed in (1, 2)]
+    compared = [(row.experiment, other and other.experiment, less) for row, other, less in of_values(rows, shown)]
+    assert compared == [("s-4-1", "s-16-1", "16"), ("s-4-2", "s-16-2", "16")]
+    one = Difference(rows[0].point, "sft", "16", "rouge_l", -1, 2, 0.5, {1: 1.5, 2: 1}, 9, "lora.r")
+    text = re.sub(" +", " ", section([one], {}, shown, "s"))
+    assert "\n| lora.r 4 less 16, sft | +1.25 (-1.00 to +2.00) |" in text
+    assert text.startswith("## Differences between the values of lora.r\n") and "\nTwo values of lora.r with" in text
 
 
 def test_a_metric_that_cannot_be_compared_still_counts_among_those_looked_at(tmp_path):
@@ -330,7 +341,9 @@ def test_a_metric_that_cannot_be_compared_still_counts_among_those_looked_at(tmp
         ("rouge_l]", "rouge_x]", "shown: rouge_x is no metric of the tables: "),
         ("targets: []", "targets: [evaluate@sft]", "diff_epitome of sft is written by scores@sft-epitome: add it to"),
         ("'dpo.beta=0.1,0.2'", "'dpo.loss=ipo,robust'", r"shown\.x = 'dpo\.loss' has a value that is no number: ipo"),
-        ("kind: spread", "kind: table, reference: low", "reference is of the kind differences, and this study is of"),
+        ("kind: spread", "kind: table, reference: low", "reference: the kind table compares the variants"),
+        ("kind: spread", "kind: table", "x is of the kinds lines and spread, and this study is of table"),
+        ("spread", "spread, reference: 0.3", r"reference: 0\.3 is no value of dpo\.beta at scale small: 0\.1,0\.2"),
     ],
 )
 def test_what_a_study_cannot_show_is_named_before_it_runs(files, old, new, message):
@@ -488,6 +501,10 @@ def test_studies_run_in_dvcs_queue_and_their_pages_hold_the_results(small):
     assert "| dpo.beta=0.1, sft |  2.700 ± 0.141 | 10.00 ± 0.00 |" in page
     assert Path("reports/studies/small.svg").read_text().startswith("<svg")
     assert Path("reports/studies/small.png").read_bytes().startswith(b"\x89PNG")
+    Path("studies/small.yaml").write_text(STUDY.replace("x: dpo.beta", "x: dpo.beta, reference: 0.1"))
+    collect("small", read("small"), settings(), study.done(settings().name))
+    page = Path("reports/studies/small.md").read_text()
+    assert "| dpo.beta 0.2 less 0.1, sft | +2.700 (+2.600 to +2.800)** | +0.00 (+0.00 to +0.00) |" in page
     shown = dvc("plots", "show", "--json")["data"]["Small"][0]["content"]
     assert [(one["dpo.beta"], one["field"], one["dvc_inferred_y_value"]) for one in shown["data"]["values"]] == [
         (row["dpo.beta"], metric, row[metric]) for metric in ("diff_epitome", "rouge_l") for row in rows

@@ -1,4 +1,4 @@
-"""The paired differences of a study's settings, or of its variants, with intervals over seeds and examples.
+"""The paired differences of a study's settings, values of x or variants, with intervals over seeds and examples.
 
 Runs of two settings with the same seed differ in the settings alone, and answer the same examples, as do the variants
 of a run. So the difference of each seed is paired by example, and the mean over the seeds is resampled in both: seeds,
@@ -42,10 +42,10 @@ Measured = tuple[float, float, float, dict[int, float], int]
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of a variant at a point of the grid, less that of `less`, the reference setting or another variant: the
-    mean over seeds, its 95 % interval, the p-value, the difference of each seed, and the number of examples that any of
-    them has. `between_variants`: `less` is a variant. `corrected` is the p-value corrected for the number of metrics
-    (Holm 1979), `matched` the difference at matched length."""
+    """A metric of a variant at a point of the grid, less that of `less`, the reference or another variant: the mean
+    over seeds, its 95 % interval, the p-value, the difference of each seed, and the number of examples that any of them
+    has. `axis` is that of which `less` is a value; None: `less` is a variant. `corrected` is the p-value corrected for
+    the number of metrics (Holm 1979), `matched` the difference at matched length."""
 
     point: dict[str, Any]
     variant: str
@@ -56,7 +56,7 @@ class Difference:
     p: float
     by_seed: dict[int, float]
     examples: int
-    between_variants: bool = False
+    axis: str | None = SETTING
     corrected: float | None = None
     matched: Matched | None = None
 
@@ -93,7 +93,7 @@ def differences(
         columns = [(scorer_of(key), key) for key in shown.every]
         matched = of_metrics(sides, columns, targets, draws(len(sides), RESAMPLES), RESAMPLES_SEED)
         made = {
-            key: Difference(dict(point), variant, less, key, *measured[key], between_variants=not shown.reference)
+            key: Difference(dict(point), variant, less, key, *measured[key], shown.compared)
             for key in shown.every
             if key in measured
         }
@@ -122,7 +122,7 @@ def _compared_rows(
 ) -> dict[tuple[Any, str, str], list[tuple[Row, Row]]]:
     """(Point, variant, what it is compared with) to both rows of each seed; `left` gets the rows without another."""
     groups: dict[tuple[Any, str, str], list[tuple[Row, Row]]] = {}
-    for row, other, less in of_settings(rows, shown) if shown.reference else of_variants(rows, shown):
+    for row, other, less in of_variants(rows, shown) if shown.compared is None else of_values(rows, shown):
         if other is None:
             left.setdefault(f"{less} has not finished with the same seed and values", []).append(row.experiment)
         else:
@@ -151,12 +151,17 @@ def _sides(
     return ours, alike
 
 
-def of_settings(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row | None, str]]:
-    """Each row that has a reference, the row of each such setting if it has finished, and the setting's name."""
-    of = {(row.point[SETTING], _others(row.point), row.variant, row.seed): row for row in rows}
+def of_values(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row | None, str]]:
+    """Each row that has a reference, the row of each such setting or value of x if it has finished, and its name."""
+    axis = str(shown.compared)
+
+    def others(row: Row) -> tuple[Any, ...]:
+        return row.variant, row.seed, *(item for item in row.point.items() if item[0] != axis)
+
+    of = {(row.point[axis], others(row)): row for row in rows}
     for row in rows:
-        for less in shown.references_of(row.point[SETTING]):
-            yield row, of.get((less, _others(row.point), row.variant, row.seed)), less
+        for less in shown.references_of(row.point[axis]):
+            yield row, of.get((less, others(row))), less if isinstance(less, str) else f"{less:g}"
 
 
 def of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, str]]:
@@ -166,10 +171,6 @@ def of_variants(rows: Sequence[Row], shown: Shown) -> Iterator[tuple[Row, Row, s
         for less in shown.variants[: shown.variants.index(row.variant)]:
             if other := of.get((row.experiment, less)):
                 yield row, other, less
-
-
-def _others(point: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((key, value) for key, value in point.items() if key != SETTING)
 
 
 def scores(run: Run, variant: str, scorers: Sequence[str]) -> dict[str, pd.DataFrame]:

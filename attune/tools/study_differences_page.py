@@ -32,10 +32,10 @@ def as_csv(found: Sequence[Difference]) -> str:
 
 def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], shown: Shown, name: str) -> str:
     """The differences as a section of the study's page, and what is left out."""
-    of_settings = shown.reference is not None
-    parts = ["## Differences between the settings" if of_settings else "## Differences between the variants"]
+    what = {None: "variants", SETTING: "settings"}.get(shown.compared, f"values of {shown.compared}")
+    parts = [f"## Differences between the {what}"]
     if found:
-        sides = "Two settings with the same seed" if of_settings else "Of the same run"
+        sides = "Of the same run" if shown.compared is None else f"Two {what} with the same seed"
         main = ", ".join(COLUMNS[key][0].rstrip(" ↑↓") for key in shown.metrics)
         seeds = max(len(one.by_seed) for one in found)
         parts += [
@@ -47,7 +47,7 @@ def section(found: Sequence[Difference], left: Mapping[str, Sequence[str]], show
         ]
         parts += _at_matched_length(found, shown)
     elif not left:
-        parts.append(f"No two {'settings' if of_settings else 'variants'} that are compared have finished with a seed.")
+        parts.append(f"No two {what} that are compared have finished with a seed.")
     parts += [f"Not compared, since {reason}: {', '.join(dict.fromkeys(names))}." for reason, names in left.items()]
     return "\n\n".join(parts)
 
@@ -99,15 +99,15 @@ def _few(seeds: int) -> str:
 
 def label(one: Difference) -> str:
     """A row of the table."""
-    return _compared(one) if one.between_variants else f"{_compared(one)}, {one.variant}"
+    return _compared(one) if one.axis is None else f"{_compared(one)}, {one.variant}"
 
 
 def _compared(one: Difference) -> str:
     """The two sides, and what they have in common but for a setting's variant."""
-    if not one.between_variants:
-        sides = [f"{value} less {one.less}" if key == SETTING else str(value) for key, value in one.point.items()]
-    else:
-        sides = [*map(str, one.point.values()), f"{one.variant} less {one.less}"]
+    if one.axis is None:
+        return ", ".join([*map(str, one.point.values()), f"{one.variant} less {one.less}"])
+    name = "" if one.axis == SETTING else f"{one.axis} "
+    sides = (f"{name}{value} less {one.less}" if key == one.axis else str(value) for key, value in one.point.items())
     return ", ".join(sides)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -42,7 +42,8 @@ class Shown:
     """The results to report: `metrics` of `variants`, whose p-values are corrected together; `also`, without a claim.
 
     `lines` and `spread` are over the param `x`; `differences` are those of the settings to `reference`, one setting for
-    all others or one or several for each, and with `table` those of the variants.
+    all others or one or several for each, and with `table` those of the variants. With `lines` and `spread` the
+    `reference` is the value of `x` that the others are compared with, of all scales or of each, or there is none.
     """
 
     kind: Literal["table", "lines", "spread", "differences"]
@@ -50,7 +51,7 @@ class Shown:
     metrics: Annotated[list[Name], Field(min_length=1)]
     also: list[Name] = field(default_factory=list)
     x: str | None = None
-    reference: Setting | dict[Setting, Setting | list[Setting]] | None = None
+    reference: float | Setting | dict[Setting, float | Setting | list[Setting]] | None = None
 
     @property
     def every(self) -> list[str]:
@@ -62,17 +63,28 @@ class Shown:
         """Those that measure the metrics."""
         return list(dict.fromkeys(map(scorer_of, self.every)))
 
+    def at(self, scale: str) -> Shown:
+        """What is shown at a scale, which may have a reference of its own."""
+        if self.x is None or not isinstance(self.reference, dict):
+            return self
+        return Shown(**vars(self) | {"reference": self.reference.get(scale)})
+
+    @property
+    def compared(self) -> str | None:
+        """The axis of which `reference` is a value; without one variants are compared."""
+        return None if self.reference is None else self.x or SETTING
+
     @property
     def references(self) -> set[str]:
         """The settings that `reference` names."""
         if isinstance(self.reference, dict):
-            return {*self.reference, *(name for setting in self.reference for name in self.references_of(setting))}
+            return {*self.reference, *(str(name) for one in self.reference for name in self.references_of(one))}
         return {str(self.reference)}
 
-    def references_of(self, setting: str) -> list[str]:
-        """The settings that `setting` is compared with."""
-        named = self.reference.get(setting, []) if isinstance(self.reference, dict) else self.reference
-        return [name for name in ([named] if isinstance(named, str) else named or []) if name != setting]
+    def references_of(self, value: Any) -> list[float | str]:
+        """The settings, or the value of `x`, that a setting or a value is compared with."""
+        named = self.reference.get(value, []) if isinstance(self.reference, dict) else self.reference
+        return [one for one in (named if isinstance(named, list) else [named]) if one not in (None, value)]
 
 
 @section
@@ -182,25 +194,30 @@ def _check_shown(study: Study, path: Path) -> None:
             stage = metrics_file(scorer_of(metric), variant).stage
             if study.targets and stage not in study.targets:
                 raise UserError(f"{path}: shown: {metric} of {variant} is written by {stage}: add it to targets")
-    if shown.reference is not None and shown.kind != "differences":
-        raise UserError(f"{path}: shown.reference is of the kind differences, and this study is of {shown.kind}")
+    if shown.kind == "table" and shown.reference is not None:
+        raise UserError(f"{path}: shown.reference: the kind table compares the variants; settings are of differences")
+    if (shown.x is not None) != (shown.kind in ("lines", "spread")):
+        raise UserError(f"{path}: shown.x is of the kinds lines and spread, and this study is of {shown.kind}")
 
 
 def _check_x(study: Study, scale: Scale, found: Grid, path: Path) -> None:
-    """Check that the x of a figure is an axis of numbers.
+    """Check that the x of a figure is an axis of numbers, and the reference one of them.
 
     Raises:
         UserError: it is not.
     """
-    x = study.shown.x
+    x, reference = study.shown.x, study.shown.at(scale).reference
     if x not in set(found.axes) - {SEED}:
         axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
         raise UserError(f"{path}: shown.x = {x!r} is no axis of scale {scale} other than the seed: {axes}")
-    for value in _pairs(study.scales[scale])[str(x)].split(","):
+    values = _pairs(study.scales[scale])[str(x)]
+    for value in values.split(","):
         try:
             float(value)
         except ValueError:
             raise UserError(f"{path}: shown.x = {x!r} has a value that is no number: {value}") from None
+    if reference is not None and reference not in [float(value) for value in values.split(",")]:
+        raise UserError(f"{path}: shown.reference: {reference} is no value of {x} at scale {scale}: {values}")
 
 
 def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:

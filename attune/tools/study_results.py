@@ -49,7 +49,8 @@ class Row:
 def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -> None:
     """Write `reports/studies/<name>.csv`, `.md`, `.svg` and `.png`.
 
-    With the kinds `table` and `differences` also `<name>.differences.csv`, whose differences the figure shows.
+    Where settings, values of x or variants are compared, also `<name>.differences.csv`; with the kinds `table` and
+    `differences` the figure shows these.
 
     Args:
         name: of the study.
@@ -79,13 +80,15 @@ def collect(name: str, study: Study, grid: Grid, revisions: Mapping[str, str]) -
     texts = {"csv": as_csv(rows, list(rows[0].point), study.shown.every)}
     settings = [run.params for run in runs.values()]
     below = [beside_paper(name, settings, study.shown.every)] if name in PAPERS else []
-    if study.shown.kind in ("differences", "table"):
-        found, left = differences(rows, study.shown, runs)
+    of_lines = study.shown.x is not None
+    drawn = figure(study, rows) if of_lines else {}
+    shown = study.shown.at(grid.scale)
+    if shown.reference is not None or not of_lines:
+        found, left = differences(rows, shown, runs)
         texts["differences.csv"] = study_differences_page.as_csv(found)
-        below.append(study_differences_page.section(found, left, study.shown, name))
-        drawn = study_differences_page.figure(found, study.shown) if found else {}
-    else:
-        drawn = figure(study, rows)
+        below.append(study_differences_page.section(found, left, shown, name))
+        if found and not of_lines:
+            drawn = study_differences_page.figure(found, shown)
     command = " ".join(["python -m attune study collect", name, *grid.options])
     texts["md"] = "\n\n".join([page(name, study, command, rows, bool(drawn), signature), *below]) + "\n"
     for ending, text in texts.items():

@@ -184,7 +184,7 @@ def _check_shown(study: Study, path: Path) -> None:
     """Check that each metric is one of the tables, and that `targets` write it.
 
     Raises:
-        UserError: it is not, they do not, or there is a reference where no settings are compared.
+        UserError: it is not, they do not, or there is a reference or an x that the kind does not have.
     """
     shown = study.shown
     if unknown := [metric for metric in shown.every if metric not in COLUMNS]:
@@ -196,6 +196,9 @@ def _check_shown(study: Study, path: Path) -> None:
                 raise UserError(f"{path}: shown: {metric} of {variant} is written by {stage}: add it to targets")
     if shown.kind == "table" and shown.reference is not None:
         raise UserError(f"{path}: shown.reference: the kind table compares the variants; settings are of differences")
+    named = {*shown.reference} if shown.x is not None and isinstance(shown.reference, dict) else set()
+    if odd := sorted(named - {*study.scales}):
+        raise UserError(f"{path}: shown.reference: {odd[0]} is no scale of the study: {', '.join(study.scales)}")
     if (shown.x is not None) != (shown.kind in ("lines", "spread")):
         raise UserError(f"{path}: shown.x is of the kinds lines and spread, and this study is of {shown.kind}")
 

@@ -342,6 +342,7 @@ def test_a_metric_that_cannot_be_compared_still_counts_among_those_looked_at(tmp
         ("targets: []", "targets: [evaluate@sft]", "diff_epitome of sft is written by scores@sft-epitome: add it to"),
         ("'dpo.beta=0.1,0.2'", "'dpo.loss=ipo,robust'", r"shown\.x = 'dpo\.loss' has a value that is no number: ipo"),
         ("kind: spread", "kind: table, reference: low", "reference: the kind table compares the variants"),
+        (", x: dpo.beta", "", r"shown\.x = None is no axis of scale small other than the seed: dpo\.beta"),
         ("kind: spread", "kind: table", "x is of the kinds lines and spread, and this study is of table"),
         ("spread", "spread, reference: {smal: 0.1}", r"reference: smal is no scale of the study: small"),
         ("spread", "spread, reference: 0.3", r"reference: 0\.3 is no value of dpo\.beta at scale small: 0\.1,0\.2"),

@@ -199,7 +199,7 @@ def _check_shown(study: Study, path: Path) -> None:
     named = {*shown.reference} if shown.x is not None and isinstance(shown.reference, dict) else set()
     if odd := sorted(named - {*study.scales}):
         raise UserError(f"{path}: shown.reference: {odd[0]} is no scale of the study: {', '.join(study.scales)}")
-    if (shown.x is not None) != (shown.kind in ("lines", "spread")):
+    if shown.x is not None and shown.kind not in ("lines", "spread"):
         raise UserError(f"{path}: shown.x is of the kinds lines and spread, and this study is of {shown.kind}")
 
 
@@ -213,14 +213,15 @@ def _check_x(study: Study, scale: Scale, found: Grid, path: Path) -> None:
     if x not in set(found.axes) - {SEED}:
         axes = ", ".join(key for key in found.axes if key != SEED) or "there is none"
         raise UserError(f"{path}: shown.x = {x!r} is no axis of scale {scale} other than the seed: {axes}")
-    values = _pairs(study.scales[scale])[str(x)]
-    for value in values.split(","):
+    values = _pairs(study.scales[scale])[str(x)].split(",")
+    numbers = []
+    for value in values:
         try:
-            float(value)
+            numbers.append(float(value))
         except ValueError:
             raise UserError(f"{path}: shown.x = {x!r} has a value that is no number: {value}") from None
-    if reference is not None and reference not in [float(value) for value in values.split(",")]:
-        raise UserError(f"{path}: shown.reference: {reference} is no value of {x} at scale {scale}: {values}")
+    if reference is not None and reference not in numbers:
+        raise UserError(f"{path}: shown.reference: {reference} is no value of {x} at scale {scale}: {','.join(values)}")
 
 
 def grid(name: str, study: Study, scale: str, overrides: Sequence[str]) -> Grid:

@@ -11,7 +11,7 @@ from faults.pipeline import Run, start, steps_seen
 from helpers import ROOT
 from ranks_run import run_stages
 from safetensors.torch import load_file
-from test_ranks import OVERRIDES, history, make, rank_of
+from test_ranks import OVERRIDES, assert_same_metrics, history, make, rank_of
 
 from attune.config.params import compose, load
 from attune.models.loading import load_base
@@ -68,11 +68,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("stage", ["sft-sft", "dpo-e1", "dpo-e2"])
 def test_same_losses(folders, stage):
     one, two = (history(folder, stage) for folder in folders)
-    assert len(one) >= 2 and len(one) == len(two)
-    for log, other in zip(one, two, strict=True):
-        # Of a pair with equal replies the margin is 0, and rounding decides whether it is right.
-        assert log.pop("rewards/accuracies", 0) == pytest.approx(other.pop("rewards/accuracies", 0), abs=0.1)
-        assert log == pytest.approx(other, rel=RELATIVE, abs=1e-6)
+    assert_same_metrics(one, two, RELATIVE)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo/e1", "dpo/e2"])

@@ -3,6 +3,7 @@
     python -m benchmarks.generate                    # the headline, about 14 minutes on two cores
     python -m benchmarks.generate one-at-a-time      # about 5 minutes
     python -m benchmarks.generate thousand           # about an hour
+    LLAMA_SERVER=build/bin/llama-server python -m benchmarks.generate llama-server    # about 5 minutes
 
 SmolLM2-135M-Instruct, prompts of EmpatheticDialogues' test split (below CORPORA_DIR, else of the embedded sample),
 greedy, to the end of the reply or 48 tokens. A thousand random prompts, sorted by length, make batches of 32; a round
@@ -10,7 +11,8 @@ of the headline has a batch of long prompts and a batch of short ones, and `thou
 peers are `generate` with its dynamic and with its static cache, on weights in the precision that both sides compute in,
 as users of transformers load them. Our side is what the stage does: weights in fp32, autocast, and the same prompts in
 batches of similar length. `one-at-a-time` calls `generate` once for each prompt, as the examples of transformers do. No
-two rounds share a prompt.
+two rounds share a prompt. The peer of `llama-server` is llama.cpp's server on the GGUF file itself, whose 4-bit weights
+it multiplies as they are (`benchmarks/llama_server.py`); it is sent 32 prompts at a time.
 
 The peaks of memory are those of processes that answer the longest prompts, ours with the log-probabilities of the human
 replies, which the stage computes as well.
@@ -30,7 +32,9 @@ from attune.data.examples import examples
 from attune.data.keyed import random_subset
 from attune.generation.generate import generate_replies, replies_and_logps
 from attune.models.chat_template import encode_completion, encode_prompt
+from attune.models.weights import checked_gguf
 from benchmarks import measure
+from benchmarks.llama_server import LlamaServer
 
 PROMPTS = 1000
 Batch = list[list[int]]
@@ -58,6 +62,7 @@ CASES = {
     "headline": Case(2),
     "one-at-a-time": Case(16, 1, ("dynamic",)),
     "thousand": Case(PROMPTS // 32, rounds=1),
+    "llama-server": Case(2, peers=("llama_server",)),
 }
 
 
@@ -87,6 +92,15 @@ class Sides:
 
     def static(self, batches: Sequence[Batch]) -> None:
         self.peer("static", batches)
+
+    @cached_property
+    def server(self) -> LlamaServer:
+        params = self.setting.params
+        gguf, room = checked_gguf(params.model), params.generate.max_length
+        return LlamaServer(gguf, self.case.size, room, params.hardware.threads)
+
+    def llama_server(self, batches: Sequence[Batch]) -> None:
+        self.replies["llama_server"] += self.server.answers(list(chain(*batches)), self.longest)
 
     def peer(self, side: str, batches: Sequence[Batch]) -> None:
         """transformers' `generate`, a batch a call, with the cache `side`, of the batch's size."""
@@ -148,17 +162,19 @@ def measured(setting: measure.Setting, case: Case) -> dict[str, Any]:
     }
 
 
-def alone(setting: measure.Setting, case: Case, side: str) -> None:
-    """Answer the longest prompts: ours as many as two of its batches hold, a peer a batch."""
+def alone(setting: measure.Setting, case: Case, side: str) -> int | None:
+    """Answer the longest prompts: ours as many as two of its batches hold, a peer a batch. Gives a server's peak."""
     prompts, _ = contexts_of(setting)
     hardware, longest = setting.params.hardware, setting.params.generate.max_new_tokens
+    sides = Sides(setting, case)
     if side != "ours":
-        getattr(Sides(setting, case), side)([[prompt for prompt, _ in prompts[: case.size]]])
-        return
+        getattr(sides, side)([[prompt for prompt, _ in prompts[: case.size]]])
+        return sides.server.peak() if side == "llama_server" else None
     some = prompts[: 2 * hardware.batch_tokens // (len(prompts[0][0]) + longest)]
     given = [[encode_completion(setting.tokenizer, one.context, one.target).reply] for _, one in some]
     texts = [prompt for prompt, _ in some]
-    replies_and_logps(Sides(setting, case).model, setting.tokenizer, texts, given, longest, hardware)
+    replies_and_logps(sides.model, setting.tokenizer, texts, given, longest, hardware)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,7 @@ CORPORA = Path(os.environ.get("CORPORA_DIR") or "../shared/data")
 SAMPLE = Path("data/sample/empatheticdialogues")
 RECIPE = ["recipe=empo", "model=smollm2"]
 ROUNDS = 3
+KILLED = "killed"  # in place of a peak
 SMOLLM2 = "SmolLM2-135M"
 # What a model with random weights has in place of SmolLM2-135M's configuration; heads of 64, one of keys for three.
 SHAPES: dict[str, dict[str, int]] = {
@@ -115,7 +117,7 @@ def run(
     doc: str | None,
     cases: Mapping[str, Any],
     measured: Callable[[Any, Any], dict[str, Any]],
-    alone: Callable[[Any, Any, str], object] | None = None,
+    alone: Callable[[Any, Any, str], int | None] | None = None,
     argv: Sequence[str] | None = None,
     start: Callable[[], Any] = set_up,
 ) -> None:
@@ -127,7 +129,8 @@ def run(
         cases: the headline first. Of each `sides` names ours and the peers, and `tiny()` is the same on a model of a
             few weights and few data, to try the code.
         measured: the figures of a case: `over` (peer to `compared`), `unit`, and more.
-        alone: runs a side on the data that need most memory; None: memory is not measured.
+        alone: runs a side on the data that need most memory, and gives the peak if another process has it; None:
+            memory is not measured.
         argv: None: the process's.
         start: gives what `measured` and `alone` take first.
     """
@@ -143,14 +146,13 @@ def run(
         case = cases[key].tiny() if given.tiny else cases[key]
         if given.memory:
             assert alone is not None
-            alone(setting, case, given.memory)
-            print(peak())
+            print(alone(setting, case, given.memory) or peak())
             return
         figures = measured(setting, case)
         free_memory()
         if alone is not None and given.tiny:
             # In this process: what it holds is no result.
-            figures["peak_memory_mib"] = {side: (alone(setting, case, side), peak())[1] for side in case.sides}
+            figures["peak_memory_mib"] = {side: alone(setting, case, side) or peak() for side in case.sides}
         elif alone is not None:
             command = (f"benchmarks.{name}", key, "--memory")
             figures["peak_memory_mib"] = {side: peak_memory(*command, side) for side in case.sides}
@@ -325,22 +327,28 @@ def matmul_rate(dtype: str, size: int = 2048, repeats: int = 10) -> float:
     return 2 * size**3 / min(seconds(lambda: one @ other) for _ in range(repeats))
 
 
-def peak_memory(module: str, *arguments: str) -> int:
+def peak_memory(module: str, *arguments: str) -> int | str:
     """Peak resident memory in MiB of `python -m module arguments`, run to its end in a process of its own.
 
     Imports, model and data are part of it. The process prints its `peak` at its end.
+
+    Returns:
+        `KILLED` if it was, as Linux does where memory ends: the rates of the case, which took minutes, are kept.
 
     Raises:
         CalledProcessError: the process failed; what it wrote to stderr has been seen.
     """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        return KILLED
+    done.check_returncode()
     return int(done.stdout.splitlines()[-1])
 
 
-def peak() -> int:
-    """The most MiB that this process has held."""
+def peak(process: int | str = "self") -> int:
+    """The most MiB that this process, or the one with that id, has held."""
     # Not ru_maxrss, in which Linux leaves what the process that started this one held.
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
     return int(kib) // 1024

@@ -32,6 +32,7 @@ PEERS = {
     "plain": "plain loop",
     "dynamic": "transformers generate, dynamic cache",
     "static": "transformers generate, static cache",
+    "llama_server": "llama.cpp's server, 4-bit weights",
     "hflm": "lm-evaluation-harness, HFLM",
     "one_by_one": "one pair at a time",
     "in_memory": "the definition on a list in memory",

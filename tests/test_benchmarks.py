@@ -11,8 +11,10 @@ from helpers import ROOT, random_classifiers
 
 from attune.corpora.readers import empathetic_dialogues
 from attune.data.dialogue import write_dialogues
+from attune.runtime.errors import UserError
 from attune.runtime.io import write_frame
 from benchmarks import dpo, generate, losses, measure, mmlu, scoring, sft
+from benchmarks.llama_server import LlamaServer
 from benchmarks.page import PAGE, page
 
 CASES = {
@@ -92,6 +94,21 @@ def test_a_case_leaves_the_others_but_those_that_are_no_more(tmp_path):
         ("batch-4", 5.0),
     ]
     assert all("torch" in case["machine"] for case in cases.values())
+
+
+@pytest.mark.parametrize(
+    ("code", "found"), [("print(7)", 7), ("import os; os.kill(os.getpid(), 9)", "killed")], ids=["ended", "killed"]
+)
+def test_a_side_that_memory_does_not_hold_has_no_peak(code, found, tmp_path, monkeypatch):
+    (tmp_path / "held.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert measure.peak_memory("held") == found
+
+
+def test_a_server_that_is_not_there_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA_SERVER", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"LLAMA_SERVER=.*none is no program: .* how it is built"):
+        LlamaServer(tmp_path / "model.gguf", 2, 64, 1)
 
 
 def test_rounds_share_nothing_and_need_enough(monkeypatch):

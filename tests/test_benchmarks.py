@@ -107,7 +107,7 @@ def test_a_side_that_memory_does_not_hold_has_no_peak(code, found, tmp_path, mon
 
 def test_a_server_that_is_not_there_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMA_SERVER", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"LLAMA_SERVER=.*none is no program: .* how it is built"):
+    with pytest.raises(UserError, match=r"LLAMA_SERVER=.*none names no program: .* how it is built"):
         LlamaServer(tmp_path / "model.gguf", 2, 64, 1)
 
 

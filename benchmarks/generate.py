@@ -3,7 +3,7 @@
     python -m benchmarks.generate                    # the headline, about 14 minutes on two cores
     python -m benchmarks.generate one-at-a-time      # about 5 minutes
     python -m benchmarks.generate thousand           # about an hour
-    LLAMA_SERVER=build/bin/llama-server python -m benchmarks.generate llama-server    # about 5 minutes
+    LLAMA_SERVER=build/bin/llama-server python -m benchmarks.generate llama-server    # about 8 minutes
 
 SmolLM2-135M-Instruct, prompts of EmpatheticDialogues' test split (below CORPORA_DIR, else of the embedded sample),
 greedy, to the end of the reply or 48 tokens. A thousand random prompts, sorted by length, make batches of 32; a round

@@ -10,7 +10,6 @@ The package index has it as source only, in that of `llama-cpp-python` (`vendor/
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import socket
 import subprocess
@@ -19,14 +18,15 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
+
+from openai import OpenAI
 
 from attune.runtime.errors import UserError
 from benchmarks.measure import peak
 
 VARIABLE = "LLAMA_SERVER"
-# Seconds that the model may take to load.
+# Seconds that loading the model, or an answer, may take.
 PATIENCE = 60
 
 
@@ -47,6 +47,7 @@ class LlamaServer:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         self.url, self.pool = f"http://127.0.0.1:{port}", ThreadPoolExecutor(slots)
+        self.client = OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=PATIENCE)
         options = {"model": gguf, "port": port, "parallel": slots, "ctx-size": slots * room, "threads": threads}
         command = [program, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,9 +75,5 @@ class LlamaServer:
         return peak(self.process.pid)
 
     def _answer(self, ids: list[int], longest: int) -> str:
-        asked: dict[str, Any] = {"prompt": ids, "n_predict": longest, "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/completion", json.dumps(asked).encode(), headers)
-        ) as response:
-            return str(json.load(response)["content"]).strip()
+        done = self.client.completions.create(model="", prompt=ids, max_tokens=longest, temperature=0)
+        return done.choices[0].text.strip()

@@ -427,7 +427,7 @@ def test_seeds_may_have_other_examples():
 
 
 def test_show_prints_what_would_be_queued_and_how_long_it_takes(whole, capsys):
-    study.main(["show", "small", "seed=7"])
+    study.main(["show", "small", "--scale", "small", "seed=7"])
     name = settings().name
     assert capsys.readouterr().out.startswith(
         f"dvc exp run --queue --name {name} -S lora.r=4 -S dpo.beta=0.1,0.2 -S seed=7\nfinished: none\n"

@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("names", nargs="+", metavar="name", help="the folder to write; with `pairs` keys of rounds")
     parser.add_argument("--dtype", choices=DTYPES, help="of a variant's weights; default: fp32")
     parser.add_argument("-o", "--out", type=Path, help="with `pairs`: the file to write, .jsonl")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.what != "pairs":
         if arguments.out or len(arguments.names) > 1:
             parser.error("a variant is exported to one folder, without -o")

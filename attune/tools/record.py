@@ -387,7 +387,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("name", nargs="?", help="of the record: docs/results/<name>.json")
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: recipe=empo model=smollm2")
     parser.add_argument("--published", action="store_true", help="score EmPO's published replies instead")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.published and arguments.name:
         parser.error("--published runs no recipe: leave the name out")
     # Before hours of work.

@@ -364,7 +364,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--no-models", action="store_true", help="only what needs neither encoder nor classifier")
     parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write all numbers and signatures")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     params, names = load(), column_names(arguments.column)
     # All files are read before any is scored, which takes longer.
     loaded = [(path, *read(path, names)) for path in arguments.files]

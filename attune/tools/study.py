@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="as of `dvc exp run -S`: seed=7 generate.limit=100")
     parser.add_argument("--scale", default=SMALL, choices=get_args(Scale))
     parser.add_argument("-j", "--jobs", type=int, default=1, help="for run: parallel experiments; default: 1")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.jobs < 1:
         parser.error(f"argument -j/--jobs: {arguments.jobs} experiments at a time: at least 1")
     study = read(arguments.name)

@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the GPU; default: that of this machine")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="folder with the base model's config.json")
     parser.add_argument("--teraflops", type=float, metavar="RATE", help="TFLOP/s that a GPU reaches in training")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.teraflops is not None and not arguments.teraflops > 0:
         parser.error(f"--teraflops {arguments.teraflops:g}: must be above 0")
     params = composed(arguments.overrides)

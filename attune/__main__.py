@@ -42,12 +42,12 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
     for name, (_, line) in COMMANDS.items():
         commands.add_parser(name, help=line, add_help=False)
-    if not argv:
-        parser.print_help()
-        return
-    # The arguments after it are the command's, whose module is imported only now.
-    parser.parse_args(argv[:1])
     with reported():
+        if not argv:
+            parser.print_help()
+            return
+        # The arguments after it are the command's, whose module is imported only now.
+        parser.parse_args(argv[:1])
         import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 

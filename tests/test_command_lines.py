@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,16 @@ def test_every_tool_is_a_command():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
     assert modules == {module for module, _ in COMMANDS.values()}
     assert not [path for path in Path(ROOT / "attune/tools").rglob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_left_is_no_error(unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    code = "from attune.runtime.errors import reported\nwith reported():\n    print('line')"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(write, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 import sys
@@ -63,11 +64,13 @@ class Stopped(KeyboardInterrupt):
 def reported() -> Iterator[None]:
     """Print a `UserError` as its message alone and exit with 1; any other exception is a bug: print its traceback.
 
-    A full or read-only disk is reported in the same way; SIGTERM and Ctrl-C exit with 128 + their number.
+    A full or read-only disk is reported in the same way; SIGTERM and Ctrl-C exit with 128 + their number. If nobody
+    reads the output any more, as with `| head`, exits without a word, as if by SIGPIPE.
     """
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         _exit(f"error: {error}", 1)
     except KeyboardInterrupt as error:
@@ -75,6 +78,10 @@ def reported() -> Iterator[None]:
         kept = f": {error}" if str(error) else ""
         _exit(f"stopped by {signal.Signals(number).name}{kept}", 128 + number)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            # What is left in the buffer goes nowhere, else Python complains when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         if error.errno not in STORAGE:
             raise
         # Only errors of opening a file hold its name.
@@ -172,6 +179,13 @@ def _number(error: BaseException) -> int | None:
                 return number
     # A later write of torch.save fails without a number: "[enforce fail at inline_container.cc:672]".
     return errno.ENOSPC if "inline_container.cc" in message and "unexpected pos" in message else None
+
+
+def _is_output_closed() -> bool:
+    poll = select.poll()
+    # Without a mask it answers errors alone.
+    poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

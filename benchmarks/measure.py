@@ -138,7 +138,7 @@ def run(
     parser.add_argument("cases", nargs="*", metavar="case", help=f"some of {', '.join(cases)}; all; none: the first")
     parser.add_argument("--tiny", type=Path, metavar="FOLDER", help="try the code on tiny models; results into FOLDER")
     parser.add_argument("--memory", metavar="SIDE", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     if unknown := [one for one in given.cases if one not in (*cases, "all")]:
         parser.error(f"{unknown[0]} is none of the cases {', '.join(cases)}, all")
     setting = start()

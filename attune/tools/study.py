@@ -5,11 +5,11 @@
     python -m attune study collect empo-figure3       # write the finished experiments as csv, table and figure
 
 Studies are the files of `studies/`. Most have the scales `small` (the default; two cores, hours) and `paper` (a GPU);
-some have `quick` (two cores, an hour or two), `empo-steps`, `counselling-replies` and `attune` have it alone:
-`--scale quick`. Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues the
-product of the values, for each of the study's settings; `setting=random,policy` chooses some. The queue survives when
-this command is stopped: `dvc queue start` continues it, and `dvc queue status` shows its progress. Stages that have run
-before, in any experiment, come from DVC's run cache.
+some have `quick` (two cores, an hour or two), `counselling-replies` and `attune` have it alone: `--scale quick`.
+Overrides after the name replace those of the scale: `seed=7 generate.limit=100`. DVC queues the product of the values,
+for each of the study's settings; `setting=opposite,random` chooses some. The queue survives when this command is
+stopped: `dvc queue start` continues it, and `dvc queue status` shows its progress. Stages that have run before, in any
+experiment, come from DVC's run cache.
 """
 
 from __future__ import annotations

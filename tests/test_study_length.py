@@ -55,8 +55,9 @@ def test_without_a_common_length_there_is_none():
 
 
 def test_only_scores_of_replies_are_compared():
-    ours, theirs = ({"text": one[["reply_words"]].assign(preference_accuracy=1.0), "epitome": one[["level_er"]]}
-                    for one in sides(1, 0.5))  # fmt: skip
+    questions = pd.DataFrame({"mmlu": [1.0, 0.0]}, index=["astronomy/0", "astronomy/1"])
+    ours, theirs = ({"text": one[["reply_words"]].assign(preference_accuracy=1.0), "epitome": one[["level_er"]],
+                     "mmlu": questions} for one in sides(1, 0.5))  # fmt: skip
     columns = [("text", "reply_words"), ("text", "preference_accuracy"), ("text", "bleu_4"), ("epitome", "level_er"),
                ("mmlu", "mmlu")]  # fmt: skip
     assert set(of_metrics({13: (ours, theirs)}, columns, "last", draws(1, 500), 0)) == {"level_er"}

@@ -74,7 +74,7 @@ def of_metrics(
     draws: Numbers,
     seed: int,
 ) -> dict[str, Matched]:
-    """`at_length` of each metric that has a score by example on both sides.
+    """`at_length` of each metric that has a score by reply on both sides: those of MMLU are by question.
 
     Args:
         pairs: seed to the scores of both sides, by scorer; those of `text` have the words.
@@ -87,7 +87,7 @@ def of_metrics(
             key: (_scores(ours, scorer, metric), _scores(theirs, scorer, metric))
             for key, (ours, theirs) in pairs.items()
         }
-        if all(of_replies(metric, side) for pair in sides.values() for side in pair):
+        if all(len(side) and of_replies(metric, side) for pair in sides.values() for side in pair):
             one = at_length(sides, metric, targets, draws, seed)
             if one is not None:
                 found[metric] = one

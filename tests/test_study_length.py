@@ -52,6 +52,9 @@ def test_seeds_have_their_own_examples_and_a_missing_score_is_left_out():
 def test_without_a_common_length_there_is_none():
     ours, theirs = scores(20, 1.0), scores(3, 0.0)
     assert at_length({13: (ours, theirs)}, "level_er", "last", draws(1, 500), 0) is None
+    unknown = ours.assign(level_er=np.nan)
+    for pairs in ({13: (ours, unknown)}, {13: (ours, ours), 14: (ours, unknown)}):
+        assert at_length(pairs, "level_er", "last", draws(len(pairs), 500), 0) is None
 
 
 def test_only_scores_of_replies_are_compared():

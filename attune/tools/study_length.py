@@ -39,7 +39,10 @@ def at_length(sides: Sides, metric: str, targets: Any, draws: Numbers, seed: int
     for key, (ours, theirs) in sides.items():
         known = ours[metric].dropna().index.intersection(theirs[metric].dropna().index).sort_values()
         shared[key] = (ours.loc[known], theirs.loc[known])
-    edges = class_edges([side for pair in shared.values() for side in pair if len(side)])
+    # MMLU's scores are by question: none has words.
+    if not all(len(ours) for ours, _ in shared.values()):
+        return None
+    edges = class_edges([side for pair in shared.values() for side in pair])
     measured = {key: within_classes(*pair, metric=metric, edges=edges) for key, pair in shared.items()}
     if not all(replies for _, replies in measured.values()):
         return None
@@ -74,7 +77,7 @@ def of_metrics(
     draws: Numbers,
     seed: int,
 ) -> dict[str, Matched]:
-    """`at_length` of each metric that has a score by reply on both sides: those of MMLU are by question.
+    """`at_length` of each metric that has a score by example on both sides.
 
     Args:
         pairs: seed to the scores of both sides, by scorer; those of `text` have the words.
@@ -87,7 +90,7 @@ def of_metrics(
             key: (_scores(ours, scorer, metric), _scores(theirs, scorer, metric))
             for key, (ours, theirs) in pairs.items()
         }
-        if all(len(side) and of_replies(metric, side) for pair in sides.values() for side in pair):
+        if all(of_replies(metric, side) for pair in sides.values() for side in pair):
             one = at_length(sides, metric, targets, draws, seed)
             if one is not None:
                 found[metric] = one
